@@ -1,0 +1,15 @@
+//! Every decision of the daemon, and no I/O: values in, values out.
+//!
+//! A core is `handle(input, now)`, `next_output()` and `next_deadline()`; time and randomness are arguments
+//! (ADR 2). One task of the daemon owns one core. Start reading at [`catalog`], then [`membership`].
+//! Does not know tokio, quinn, files, environment, or how time is read.
+
+pub mod admission;
+pub mod catalog;
+pub mod dial;
+pub mod fuzz;
+pub mod membership;
+pub mod select;
+pub mod time;
+pub mod trust;
+pub mod vip;

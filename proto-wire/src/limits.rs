@@ -1,0 +1,132 @@
+//! Every bound of the protocol, with the reason for its value.
+//!
+//! Owns: the numbers. Must not know: who checks them. Driven by: all decoders and caches.
+
+use std::time::Duration;
+
+/// Longest DNS label (RFC 1035 2.3.4).
+pub const MAX_LABEL_BYTES: usize = 63;
+
+/// Most bytes any serialized value may claim while it is decoded. bincode without a limit aborts the
+/// process on 25 hostile bytes (measured), so no call is without this one; each kind has a smaller own.
+pub const MAX_DECODE_BYTES: usize = 65_536;
+
+/// Longest fragment or head: fits one QUIC datagram at the 1,200-byte starting MTU.
+pub const MAX_ADVERT_BYTES: usize = 1_100;
+
+/// Longest card: an Ed25519 leaf with claims is about 700 bytes, eight addresses add 200.
+pub const MAX_CARD_BYTES: usize = 2_048;
+
+/// Most fragments of one node: 64 x 1,100 bytes hold about 700 records.
+pub const MAX_FRAGMENTS: u16 = 64;
+
+/// Most records in one fragment: 64 is more than 1,100 bytes can hold, so the byte limit acts first.
+pub const MAX_RECORDS_PER_FRAGMENT: usize = 64;
+
+/// Most ports of one record.
+pub const MAX_PORTS: usize = 16;
+
+/// Most groups a record names in its visibility.
+pub const MAX_VISIBLE_GROUPS: usize = 32;
+
+/// Most metadata pairs of one record, and the longest key and value in bytes.
+pub const MAX_METADATA: usize = 32;
+/// Longest metadata key, bytes.
+pub const MAX_METADATA_KEY_BYTES: usize = 63;
+/// Longest metadata value, bytes.
+pub const MAX_METADATA_VALUE_BYTES: usize = 128;
+
+/// Most addresses in a card or a peer hint.
+pub const MAX_ADDRESSES: usize = 8;
+
+/// Most labels of a node and their longest text together, bytes (design section 6).
+pub const MAX_NODE_LABELS_BYTES: usize = 200;
+
+/// Most relays named in a card (design section 10: two are used, room for a change-over).
+pub const MAX_RELAYS: usize = 4;
+
+/// Longest leaf certificate. Ed25519 leaves are 420-700 bytes; a card must stay below its own limit.
+pub const MAX_LEAF_BYTES: usize = 1_200;
+
+/// Longest certificate of any kind that is read from a peer.
+pub const MAX_CERTIFICATE_BYTES: usize = 2_048;
+
+/// Longest payload of a control frame: one full state or repair message (design section 5).
+pub const MAX_FRAME_BYTES: usize = 65_000;
+
+/// Longest join request or reply.
+pub const MAX_JOIN_BYTES: usize = 8_192;
+
+/// Longest open request of a flow.
+pub const MAX_OPEN_BYTES: usize = 512;
+
+/// Longest token payload before its signature; the text is then below 1,000 characters.
+pub const MAX_TOKEN_BYTES: usize = 512;
+
+/// Most addresses in a token (design section 4).
+pub const MAX_TOKEN_ADDRESSES: usize = 4;
+
+/// Longest statement.
+pub const MAX_STATEMENT_BYTES: usize = 2_560;
+
+/// Longest SWIM packet: header and gossip fit one QUIC datagram at the starting MTU.
+pub const MAX_SWIM_BYTES: usize = 1_100;
+
+/// Most adverts in one frame, and most ids in one repair message (33 bytes each at the most).
+pub const MAX_ADVERTS_PER_FRAME: usize = 256;
+/// Most advert ids in one repair frame: 1,300 x 50 bytes stay below [`MAX_FRAME_BYTES`].
+pub const MAX_IDS_PER_FRAME: usize = 1_300;
+
+/// Most members in one full-state message: 1,500 x 40 bytes stay below [`MAX_FRAME_BYTES`].
+pub const MAX_MEMBERS_PER_FRAME: usize = 1_500;
+
+/// Most nodes a push may ask its receiver to pass it on to.
+pub const MAX_FORWARD: usize = 64;
+
+/// Most nodes a catalog holds; more are refused and counted.
+pub const MAX_NODES: usize = 10_000;
+
+/// Most records a node registers for itself.
+pub const MAX_OWN_RECORDS: usize = 512;
+
+/// Most adverts kept while their card or issuer is unknown, and for how long (design section 6).
+pub const MAX_HELD: usize = 1_000;
+/// How long an advert is held.
+pub const HELD_FOR: Duration = Duration::from_secs(600);
+
+/// How long a head counts from its receipt; refreshed each [`HEAD_REFRESH`]. Bounds how long a dead node
+/// can be answered even if membership is wrong.
+pub const LEASE: Duration = Duration::from_secs(3_600);
+/// How often a head is published without a change.
+pub const HEAD_REFRESH: Duration = Duration::from_secs(1_200);
+
+/// How long fragments of an older epoch stay after a newer head (design section 6).
+pub const OLD_EPOCH_GRACE: Duration = Duration::from_secs(10);
+
+/// How long entries of a silent node are kept, then dropped.
+pub const FORGET_AFTER: Duration = Duration::from_secs(24 * 3_600);
+/// Age from which entries of a silent node are no longer offered to others.
+pub const OFFER_UNTIL: Duration = Duration::from_secs(23 * 3_600);
+
+/// Adverts of one origin accepted from one peer: rate per second and burst (design section 6).
+pub const ADVERT_RATE: f64 = 64.0;
+/// Burst of the same.
+pub const ADVERT_BURST: f64 = 256.0;
+
+/// Most client bytes held until an instance has answered its status byte (design section 9).
+pub const MAX_EARLY_BYTES: usize = 65_536;
+
+/// Inbound handshakes that wait for a decision: one machine's worth of peers, not a flood's.
+pub const MAX_INCOMING: usize = 256;
+
+/// Longest wait for a handshake and the first hello.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Join requests in progress at an issuer.
+pub const MAX_JOINING: usize = 8;
+
+/// Flows one peer may have open towards this node (design section 16).
+pub const MAX_FLOWS_PER_PEER: u32 = 16_384;
+
+/// Greatest epoch taken from anyone: beyond it only a broken or hostile node can be.
+pub const MAX_EPOCH: u64 = 1 << 44;

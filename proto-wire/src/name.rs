@@ -1,0 +1,209 @@
+//! Names: one LDH label each, parsed once at the border and valid ever after.
+//!
+//! Owns: the grammar of service, group, node, instance, port, zone, region and mesh names.
+//! Must not know: DNS packets, which names exist. Driven by: configuration, command line, decoders.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{NameError, limits::MAX_LABEL_BYTES};
+
+/// Names no service, group or node may have: they are words of the zone's own grammar.
+const RESERVED: [&str; 2] = ["node", "direct"];
+
+/// A DNS label: 1..=63 bytes of `a-z 0-9 -`, no hyphen at either end (RFC 1123 2.1). Always lower case.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Label(Box<str>);
+
+impl Label {
+    /// Returns the text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Label {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        parse(text, "label", &[])
+    }
+}
+
+fn parse(text: &str, what: &'static str, reserved: &[&str]) -> Result<Label, NameError> {
+    let error = |why| Err(NameError { what, text: text.chars().take(80).collect(), why });
+    if text.is_empty() {
+        return error("it is empty");
+    }
+    if text.len() > MAX_LABEL_BYTES {
+        return error("it is longer than 63 characters");
+    }
+    if text.contains('.') {
+        return error("it must be one DNS label, without dots");
+    }
+    if text.starts_with('_') {
+        return error("names that start with `_` are reserved");
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-') {
+        return error("use only a-z, 0-9 and `-`");
+    }
+    if text.starts_with('-') || text.ends_with('-') {
+        return error("it must not begin or end with `-`");
+    }
+    if reserved.contains(&text) {
+        return error("the word is reserved for the mesh zone; choose another");
+    }
+    Ok(Label(text.into()))
+}
+
+macro_rules! text_traits {
+    ($name:ident) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+
+            fn try_from(text: String) -> Result<Self, NameError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.as_str().to_owned()
+            }
+        }
+    };
+}
+
+text_traits!(Label);
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $reserved:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Label);
+
+        impl $name {
+            /// Returns the text.
+            pub fn as_str(&self) -> &str {
+                self.0.as_str()
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                parse(text, $what, $reserved).map(Self)
+            }
+        }
+
+        text_traits!($name);
+    };
+}
+
+name!(
+    /// A name that clients call, for example `orders-db`.
+    ServiceName, "service name", &RESERVED
+);
+name!(
+    /// A named set of nodes whose services share a scope: a Kubernetes cluster, a VNET, a site.
+    GroupName, "group name", &RESERVED
+);
+name!(
+    /// The name of a node, unique in its group by convention; the id is what identifies it.
+    NodeName, "node name", &RESERVED
+);
+name!(
+    /// One registered provider of a service on a node; the node's name unless given.
+    InstanceName, "instance name", &[]
+);
+name!(
+    /// A port of a service; an unnamed port is named by its number.
+    PortName, "port name", &[]
+);
+name!(
+    /// A small failure domain.
+    ZoneName, "zone name", &[]
+);
+name!(
+    /// A large failure domain.
+    RegionName, "region name", &[]
+);
+name!(
+    /// The display name of a mesh; its identity is the mesh id.
+    MeshName, "mesh name", &[]
+);
+
+impl From<&NodeName> for InstanceName {
+    fn from(node: &NodeName) -> Self {
+        Self(node.0.clone())
+    }
+}
+
+impl From<u16> for PortName {
+    fn from(number: u16) -> Self {
+        Self(Label(number.to_string().into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_of_letters_digits_and_hyphens_are_names() {
+        for text in ["a", "orders-db", "0", "x1-2", &"a".repeat(63)] {
+            assert_eq!(text.parse::<ServiceName>().map(|name| name.to_string()), Ok(text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn everything_else_is_refused_with_the_rule_it_breaks() {
+        let cases = [
+            ("", "empty"),
+            ("a.b", "dots"),
+            ("Orders", "a-z"),
+            ("-a", "begin or end"),
+            ("a-", "begin or end"),
+            ("_tcp", "reserved"),
+            ("node", "reserved"),
+            ("direct", "reserved"),
+            ("caf\u{e9}", "a-z"),
+            ("a b", "a-z"),
+        ];
+        for (text, rule) in cases {
+            let error = text.parse::<ServiceName>().expect_err(text).to_string();
+            assert!(error.contains(rule), "{error} should mention {rule}");
+        }
+        assert!("a".repeat(64).parse::<ServiceName>().is_err());
+    }
+
+    #[test]
+    fn instances_may_use_words_that_are_reserved_for_services() {
+        assert!("node".parse::<InstanceName>().is_ok());
+        assert!("node".parse::<GroupName>().is_err());
+        assert_eq!(PortName::from(5432).as_str(), "5432");
+    }
+
+    #[test]
+    fn a_decoded_name_is_checked_like_a_parsed_one() {
+        let bytes = crate::codec::encode("test", &"Not A Label", 64).expect("short");
+        assert!(crate::codec::decode::<ServiceName>("test", &bytes, 64).is_err());
+    }
+}
