@@ -1,0 +1,249 @@
+//! Who belongs to the mesh: certificates judged against the trust bundle.
+//!
+//! Owns: the one check of a leaf certificate, for TLS handshakes and for cards alike, and Ed25519 signatures.
+//! Must not know: TLS sessions, files, how time is read. Driven by: the TLS verifiers, the catalog, the joiner.
+//!
+//! X.509 name constraints cannot hold URI names (rustls-webpki refuses every URI under any constraint), so
+//! scope and identity are checked here, after the chain.
+
+use ring::signature::{ED25519, UnparsedPublicKey};
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+
+use gossamer_wire::limits::{MAX_CERTIFICATE_BYTES, MAX_LEAF_BYTES};
+use gossamer_wire::token::Claims;
+use gossamer_wire::{GroupName, MeshId, NodeId, NodeName};
+
+/// Object identifier of the claims extension: private, not critical (design section 4).
+pub const CLAIMS_OID: &[u64] = &[1, 3, 6, 1, 4, 1, 61_999, 1, 1];
+const CLAIMS_OID_TEXT: &str = "1.3.6.1.4.1.61999.1.1";
+
+/// Most clock difference between two nodes, seconds; short-lived leaves allow a tenth of their lifetime.
+const MAX_SKEW_SECONDS: u64 = 300;
+
+/// Signs bytes with the node's key. Ed25519: the same bytes always give the same signature.
+pub trait Sign: Send {
+    /// Returns the 64-byte signature.
+    fn sign(&self, bytes: &[u8]) -> [u8; 64];
+}
+
+/// Why a certificate is not one of a member. The peer's fault unless the clocks differ.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum TrustError {
+    /// It is not a certificate, or longer than any of ours.
+    #[error("the certificate does not parse")]
+    Malformed,
+    /// No path to a root of this mesh.
+    #[error("the certificate was not issued in this mesh: {0}")]
+    Chain(String),
+    /// Past its end.
+    #[error("the certificate ended {0} s ago; the node must renew it, or a clock is wrong")]
+    Expired(u64),
+    /// Before its start.
+    #[error("the certificate begins in {0} s: a clock is wrong")]
+    NotYet(u64),
+    /// The name in it is not `spiffe://<mesh id>/group/<group>/node/<name>` of this mesh.
+    #[error("the certificate names no node of this mesh")]
+    Name,
+    /// The claims in it do not decode.
+    #[error("the claims in the certificate do not decode")]
+    Claims,
+    /// The key is not Ed25519.
+    #[error("the certificate's key is not Ed25519")]
+    Key,
+    /// No certificate was shown.
+    #[error("no certificate was shown")]
+    None,
+    /// The root at the other end is not the one the token pins.
+    #[error("the other end does not belong to the mesh of this token")]
+    Pin,
+}
+
+/// What a verified leaf says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// The node: the hash of its key.
+    pub node: NodeId,
+    /// Its name.
+    pub name: NodeName,
+    /// Its group.
+    pub group: GroupName,
+    /// What it may do.
+    pub claims: Claims,
+    /// Its public key, which signs its adverts.
+    pub public_key: [u8; 32],
+    /// Seconds since the Unix epoch of its end.
+    pub not_after: u64,
+}
+
+/// Roots and issuers of a mesh.
+#[derive(Clone, Debug)]
+pub struct TrustBundle {
+    mesh: MeshId,
+    roots: Vec<CertificateDer<'static>>,
+    anchors: Vec<TrustAnchor<'static>>,
+    issuers: Vec<CertificateDer<'static>>,
+}
+
+impl TrustBundle {
+    /// Makes a bundle of DER certificates.
+    ///
+    /// # Errors
+    /// The state directory's fault: a root does not parse.
+    pub fn new(mesh: MeshId, roots: Vec<Vec<u8>>, issuers: Vec<Vec<u8>>) -> Result<Self, TrustError> {
+        let roots: Vec<_> = roots.into_iter().map(CertificateDer::from).collect();
+        let anchors: Result<Vec<_>, _> = roots
+            .iter()
+            .map(|root| webpki::anchor_from_trusted_cert(root).map(|anchor| anchor.to_owned()))
+            .collect();
+        Ok(Self {
+            mesh,
+            anchors: anchors.map_err(|_| TrustError::Malformed)?,
+            roots,
+            issuers: issuers.into_iter().map(CertificateDer::from).collect(),
+        })
+    }
+
+    /// Returns the mesh it stands for.
+    pub const fn mesh(&self) -> MeshId {
+        self.mesh
+    }
+
+    /// Returns the root certificates.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
+    /// Returns the issuer certificates.
+    pub fn issuers(&self) -> &[CertificateDer<'static>] {
+        &self.issuers
+    }
+
+    /// Judges a leaf: chain to a root, validity with skew, one SPIFFE name of this mesh, Ed25519 key, claims.
+    /// `shown` are issuer certificates the peer sent along. `wall` is seconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// The first check that fails; nothing is changed.
+    pub fn verify(
+        &self,
+        leaf: &[u8],
+        shown: &[CertificateDer<'_>],
+        wall: u64,
+    ) -> Result<Leaf, TrustError> {
+        if leaf.len() > MAX_LEAF_BYTES || shown.iter().any(|der| der.len() > MAX_CERTIFICATE_BYTES) {
+            return Err(TrustError::Malformed);
+        }
+        let (read, at) = read_leaf(leaf, self.mesh, wall)?;
+        let der = CertificateDer::from(leaf);
+        let end_entity = EndEntityCert::try_from(&der).map_err(|_| TrustError::Malformed)?;
+        let issuers: Vec<CertificateDer<'_>> = self.issuers.iter().chain(shown).cloned().collect();
+        for usage in [KeyUsage::client_auth(), KeyUsage::server_auth()] {
+            end_entity
+                .verify_for_usage(
+                    &[webpki::ring::ED25519],
+                    &self.anchors,
+                    &issuers,
+                    UnixTime::since_unix_epoch(std::time::Duration::from_secs(at)),
+                    usage,
+                    None,
+                    None,
+                )
+                .map_err(|error| TrustError::Chain(error.to_string()))?;
+        }
+        Ok(read)
+    }
+
+    /// Builds the bundle a joiner may trust from the chain an issuer showed: only the certificate whose SPKI
+    /// hash is the token's pin is a root, and the leaf must chain to it.
+    ///
+    /// # Errors
+    /// [`TrustError::Pin`] when the pinned root is not in the chain, or any fault of the leaf.
+    pub fn pinned(
+        mesh: MeshId,
+        pin: &[u8; 32],
+        chain: &[CertificateDer<'_>],
+        wall: u64,
+    ) -> Result<(Self, Leaf), TrustError> {
+        let (leaf, rest) = chain.split_first().ok_or(TrustError::None)?;
+        let is_pinned = |der: &&CertificateDer<'_>| spki_hash(der).is_ok_and(|hash| hash == *pin);
+        let root = rest.iter().find(is_pinned).ok_or(TrustError::Pin)?;
+        let issuers = rest.iter().filter(|der| *der != root).map(|der| der.to_vec()).collect();
+        let bundle = Self::new(mesh, vec![root.to_vec()], issuers)?;
+        let leaf = bundle.verify(leaf, &[], wall)?;
+        Ok((bundle, leaf))
+    }
+}
+
+/// Returns whether `signature` is the key's over `bytes`.
+pub fn signature_holds(public_key: &[u8; 32], bytes: &[u8], signature: &[u8]) -> bool {
+    UnparsedPublicKey::new(&ED25519, public_key).verify(bytes, signature).is_ok()
+}
+
+/// Returns SHA-256 of the SubjectPublicKeyInfo of a certificate.
+///
+/// # Errors
+/// It is not a certificate.
+pub fn spki_hash(der: &[u8]) -> Result<[u8; 32], TrustError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| TrustError::Malformed)?;
+    Ok(Sha256::digest(certificate.public_key().raw).into())
+}
+
+/// Returns the node id of an Ed25519 public key.
+pub fn node_id(public_key: &[u8; 32]) -> NodeId {
+    NodeId::of_spki(&[&ED25519_SPKI_PREFIX[..], public_key].concat())
+}
+
+/// DER of a SubjectPublicKeyInfo up to the key (RFC 8410 section 4).
+pub const ED25519_SPKI_PREFIX: [u8; 12] =
+    [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+/// Reads a leaf without its chain, and the time at which the chain is to be checked.
+fn read_leaf(der: &[u8], mesh: MeshId, wall: u64) -> Result<(Leaf, u64), TrustError> {
+    let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| TrustError::Malformed)?;
+    if !rest.is_empty() {
+        return Err(TrustError::Malformed);
+    }
+    let spki = certificate.public_key().raw;
+    let public_key: [u8; 32] = spki
+        .strip_prefix(&ED25519_SPKI_PREFIX)
+        .and_then(|key| key.try_into().ok())
+        .ok_or(TrustError::Key)?;
+    let (group, name) = spiffe_name(&certificate, mesh)?;
+    let claims = match certificate.extensions().iter().find(|ext| ext.oid.to_id_string() == CLAIMS_OID_TEXT) {
+        Some(extension) => Claims::decode(extension.value).map_err(|_| TrustError::Claims)?,
+        None => Claims::default(),
+    };
+    let second = |time: i64| u64::try_from(time).unwrap_or(0);
+    let start = second(certificate.validity().not_before.timestamp());
+    let end = second(certificate.validity().not_after.timestamp());
+    let skew = MAX_SKEW_SECONDS.min(end.saturating_sub(start) / 10);
+    if wall > end + skew {
+        return Err(TrustError::Expired(wall - end));
+    }
+    if wall + skew < start {
+        return Err(TrustError::NotYet(start - wall));
+    }
+    let leaf = Leaf { node: NodeId::of_spki(spki), name, group, claims, public_key, not_after: end };
+    Ok((leaf, wall.clamp(start, end)))
+}
+
+/// Reads the one name of a leaf, `spiffe://<mesh id>/group/<group>/node/<name>`.
+fn spiffe_name(
+    certificate: &X509Certificate<'_>,
+    mesh: MeshId,
+) -> Result<(GroupName, NodeName), TrustError> {
+    let names = certificate.subject_alternative_name().ok().flatten().ok_or(TrustError::Name)?;
+    let [GeneralName::URI(uri)] = names.value.general_names[..] else { return Err(TrustError::Name) };
+    let path = uri.strip_prefix(&format!("spiffe://{mesh}/group/")).ok_or(TrustError::Name)?;
+    let (group, name) = path.split_once("/node/").ok_or(TrustError::Name)?;
+    let parsed = group.parse().and_then(|group| name.parse().map(|name| (group, name)));
+    parsed.map_err(|_| TrustError::Name)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

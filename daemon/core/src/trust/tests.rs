@@ -1,0 +1,201 @@
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PublicKeyData as _, SanType,
+};
+use time::{Duration, OffsetDateTime};
+
+use super::*;
+
+/// Any moment: certificates of these tests are made around it.
+pub(crate) const WALL: u64 = 1_800_000_000;
+
+/// A mesh with one root and one issuer.
+pub(crate) struct Authority {
+    pub(crate) mesh: MeshId,
+    pub(crate) root: Vec<u8>,
+    pub(crate) issuer_der: Vec<u8>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A node's key pair; signs with ring as the daemon does.
+pub(crate) struct Key {
+    pub(crate) pair: KeyPair,
+    signer: ring::signature::Ed25519KeyPair,
+}
+
+impl Key {
+    pub(crate) fn new() -> Self {
+        let pair = KeyPair::generate_for(&PKCS_ED25519).expect("key");
+        let signer = ring::signature::Ed25519KeyPair::from_pkcs8_maybe_unchecked(&pair.serialize_der());
+        Self { signer: signer.expect("pkcs8"), pair }
+    }
+}
+
+impl Sign for Key {
+    fn sign(&self, bytes: &[u8]) -> [u8; 64] {
+        self.signer.sign(bytes).as_ref().try_into().expect("64 bytes")
+    }
+}
+
+fn at(seconds: i64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(WALL as i64 + seconds).expect("time")
+}
+
+fn authority_params(path: u8) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::CommonName, format!("ca {path}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.not_before = at(-3_600);
+    params.not_after = at(31_536_000);
+    params
+}
+
+pub(crate) fn leaf_params(mesh: MeshId, group: &str, name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let uri = format!("spiffe://{mesh}/group/{group}/node/{name}");
+    params.subject_alt_names = vec![SanType::URI(uri.try_into().expect("ascii"))];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.not_before = at(-300);
+    params.not_after = at(86_400);
+    params
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let root_key = KeyPair::generate_for(&PKCS_ED25519).expect("key");
+        let mesh = MeshId::of_spki(&root_key.subject_public_key_info());
+        let root = authority_params(1).self_signed(&root_key).expect("root").der().to_vec();
+        let root_issuer = Issuer::new(authority_params(1), root_key);
+        let key = KeyPair::generate_for(&PKCS_ED25519).expect("key");
+        let issuer_der = authority_params(0).signed_by(&key, &root_issuer).expect("issuer").der().to_vec();
+        Self { mesh, root, issuer_der, issuer: Issuer::new(authority_params(0), key) }
+    }
+
+    pub(crate) fn bundle(&self) -> TrustBundle {
+        TrustBundle::new(self.mesh, vec![self.root.clone()], vec![self.issuer_der.clone()]).expect("bundle")
+    }
+
+    pub(crate) fn issue(&self, params: CertificateParams, key: &KeyPair) -> Vec<u8> {
+        params.signed_by(key, &self.issuer).expect("leaf").der().to_vec()
+    }
+
+    pub(crate) fn leaf(&self, group: &str, name: &str, key: &Key) -> Vec<u8> {
+        self.issue(leaf_params(self.mesh, group, name), &key.pair)
+    }
+}
+
+#[test]
+fn a_leaf_of_the_mesh_says_who_the_node_is() {
+    let authority = Authority::new();
+    let key = Key::new();
+    let claims = Claims { services: vec!["web-*".to_owned()], ..Claims::default() };
+    let mut params = leaf_params(authority.mesh, "west", "vm-b");
+    let content = claims.encode().expect("fits");
+    params.custom_extensions = vec![CustomExtension::from_oid_content(CLAIMS_OID, content)];
+    let leaf = authority.bundle().verify(&authority.issue(params, &key.pair), &[], WALL).expect("valid");
+    assert_eq!((leaf.group.as_str(), leaf.name.as_str()), ("west", "vm-b"));
+    assert_eq!(leaf.claims, claims);
+    assert_eq!(leaf.node, node_id(&leaf.public_key));
+    assert!(signature_holds(&leaf.public_key, b"x", &key.sign(b"x")));
+    assert!(!signature_holds(&leaf.public_key, b"y", &key.sign(b"x")));
+}
+
+#[test]
+fn an_issuer_the_bundle_does_not_hold_may_be_shown() {
+    let authority = Authority::new();
+    let leaf = authority.leaf("west", "vm-b", &Key::new());
+    let bundle = TrustBundle::new(authority.mesh, vec![authority.root.clone()], vec![]).expect("bundle");
+    assert!(matches!(bundle.verify(&leaf, &[], WALL), Err(TrustError::Chain(_))));
+    assert!(bundle.verify(&leaf, &[authority.issuer_der.clone().into()], WALL).is_ok());
+}
+
+#[test]
+fn leaves_of_other_meshes_and_self_signed_ones_are_refused() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let key = Key::new();
+    // Another root may well write our mesh id into its leaves.
+    let foreign = theirs.issue(leaf_params(ours.mesh, "west", "vm-b"), &key.pair);
+    let shown = [theirs.issuer_der.clone().into(), theirs.root.clone().into()];
+    assert!(matches!(ours.bundle().verify(&foreign, &shown, WALL), Err(TrustError::Chain(_))));
+    let own = leaf_params(ours.mesh, "west", "vm-b").self_signed(&key.pair).expect("leaf");
+    assert!(matches!(ours.bundle().verify(own.der(), &[], WALL), Err(TrustError::Chain(_))));
+    let named = theirs.leaf("west", "vm-b", &key);
+    assert_eq!(ours.bundle().verify(&named, &[], WALL), Err(TrustError::Name));
+}
+
+#[test]
+fn each_fault_of_a_leaf_is_refused() {
+    let authority = Authority::new();
+    let key = Key::new();
+    let break_it = |change: &dyn Fn(&mut CertificateParams)| {
+        let mut params = leaf_params(authority.mesh, "west", "vm-b");
+        change(&mut params);
+        authority.bundle().verify(&authority.issue(params, &key.pair), &[], WALL)
+    };
+    let uri = |text: String| SanType::URI(text.try_into().expect("ascii"));
+    let mesh = authority.mesh;
+    assert!(matches!(break_it(&|p| p.not_after = at(-200)), Err(TrustError::Expired(200))));
+    assert!(matches!(break_it(&|p| p.not_before = at(400)), Err(TrustError::NotYet(400))));
+    assert_eq!(break_it(&|p| p.subject_alt_names.clear()), Err(TrustError::Name));
+    let twice = |p: &mut CertificateParams| p.subject_alt_names.push(p.subject_alt_names[0].clone());
+    assert_eq!(break_it(&twice), Err(TrustError::Name));
+    let nested = |p: &mut CertificateParams| {
+        p.subject_alt_names = vec![uri(format!("spiffe://{mesh}/group/a/b/node/c"))];
+    };
+    assert_eq!(break_it(&nested), Err(TrustError::Name));
+    let junk = |p: &mut CertificateParams| {
+        p.custom_extensions = vec![CustomExtension::from_oid_content(CLAIMS_OID, vec![255; 9])];
+    };
+    assert_eq!(break_it(&junk), Err(TrustError::Claims));
+    let authority_leaf = |p: &mut CertificateParams| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    assert!(matches!(break_it(&authority_leaf), Err(TrustError::Chain(_))));
+    let one_way = |p: &mut CertificateParams| {
+        p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    };
+    assert!(matches!(break_it(&one_way), Err(TrustError::Chain(_))));
+}
+
+#[test]
+fn keys_other_than_ed25519_and_junk_are_refused() {
+    let authority = Authority::new();
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("key");
+    let leaf = authority.issue(leaf_params(authority.mesh, "west", "vm-b"), &key);
+    assert_eq!(authority.bundle().verify(&leaf, &[], WALL), Err(TrustError::Key));
+    assert_eq!(authority.bundle().verify(b"junk", &[], WALL), Err(TrustError::Malformed));
+    assert_eq!(authority.bundle().verify(&[0x30; 5_000], &[], WALL), Err(TrustError::Malformed));
+}
+
+#[test]
+fn small_clock_differences_are_forgiven_and_large_ones_named() {
+    let authority = Authority::new();
+    let leaf = authority.leaf("west", "vm-b", &Key::new());
+    let end = WALL + 86_400;
+    assert!(authority.bundle().verify(&leaf, &[], end + 299).is_ok());
+    assert_eq!(authority.bundle().verify(&leaf, &[], end + 301), Err(TrustError::Expired(301)));
+    assert!(authority.bundle().verify(&leaf, &[], WALL - 599).is_ok());
+    assert_eq!(authority.bundle().verify(&leaf, &[], WALL - 700), Err(TrustError::NotYet(400)));
+}
+
+#[test]
+fn a_joiner_anchors_on_the_pinned_root_only() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let leaf = ours.leaf("west", "vm-a", &Key::new());
+    let chain: Vec<CertificateDer<'_>> =
+        vec![leaf.into(), ours.issuer_der.clone().into(), ours.root.clone().into()];
+    let pin = spki_hash(&ours.root).expect("certificate");
+    let (bundle, leaf) = TrustBundle::pinned(ours.mesh, &pin, &chain, WALL).expect("pinned");
+    assert_eq!(bundle.roots().len(), 1);
+    assert_eq!(leaf.name.as_str(), "vm-a");
+    let other = spki_hash(&theirs.root).expect("certificate");
+    assert!(matches!(TrustBundle::pinned(ours.mesh, &other, &chain, WALL), Err(TrustError::Pin)));
+    // The right root beside a leaf that does not chain to it.
+    let mut mixed = chain.clone();
+    mixed[0] = theirs.issue(leaf_params(ours.mesh, "west", "vm-a"), &Key::new().pair).into();
+    assert!(matches!(TrustBundle::pinned(ours.mesh, &pin, &mixed, WALL), Err(TrustError::Chain(_))));
+}

@@ -1,0 +1,160 @@
+//! Tasks: named, tracked, stopped in stages. The only module that spawns.
+//!
+//! Owns: the tracker, the stop tokens, the first failure. Must not know: what tasks do.
+//! Driven by: `app`, which makes one stage per part and stops them in reverse order.
+
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+/// A group of tasks that stop together. Clones are handles to the same group.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    /// Cancelled when any task of any stage ends early.
+    failed: CancellationToken,
+    first_failure: Arc<OnceLock<&'static str>>,
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        Self {
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            failed: CancellationToken::new(),
+            first_failure: Arc::default(),
+        }
+    }
+}
+
+impl Stage {
+    /// Makes another stage that shares only the report of failures.
+    #[must_use]
+    pub fn next(&self) -> Self {
+        Self {
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            failed: self.failed.clone(),
+            first_failure: Arc::clone(&self.first_failure),
+        }
+    }
+
+    /// Runs a task for the life of the stage. Its end before [`Stage::stop`] is a failure of the daemon, also
+    /// when it panics.
+    pub fn spawn<F>(&self, name: &'static str, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let guard = FailureGuard { stage: self.clone(), name };
+        let task = async move {
+            task.await;
+            drop(guard);
+        };
+        self.spawn_tracked(task.instrument(tracing::debug_span!("task", name)));
+    }
+
+    /// Runs a task that may end at any time: one connection, one flow.
+    pub fn spawn_short<F>(&self, name: &'static str, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.spawn_tracked(task.instrument(tracing::debug_span!("task", name)));
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
+    fn spawn_tracked<F>(&self, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        drop(tokio::spawn(self.tasks.track_future(task)));
+    }
+
+    /// Runs a blocking function, for example an fsync, on tokio's blocking threads.
+    pub async fn blocking<T, F>(function: F) -> T
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
+        let handle = tokio::task::spawn_blocking(function);
+        match handle.await {
+            Ok(value) => value,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Returns the token that is cancelled when the stage must stop.
+    pub const fn stopping(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Resolves when any task of any stage has ended early, with its name.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn failure(&self) -> &'static str {
+        self.failed.cancelled().await;
+        self.first_failure.get().copied().unwrap_or("unknown")
+    }
+
+    /// Asks all tasks to stop and waits for them at most `deadline`. Returns how many are left.
+    pub async fn stop(&self, deadline: Duration) -> usize {
+        self.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(deadline, self.tasks.wait()).await.is_err() {
+            tracing::warn!(left = self.tasks.len(), "tasks did not stop in time");
+        }
+        self.tasks.len()
+    }
+}
+
+/// Reports the end of a task unless its stage is stopping; dropped also when the task panics.
+struct FailureGuard {
+    stage: Stage,
+    name: &'static str,
+}
+
+impl Drop for FailureGuard {
+    fn drop(&mut self) {
+        if !self.stage.stop.is_cancelled() {
+            let _ = self.stage.first_failure.set(self.name);
+            tracing::error!(task = self.name, "task ended early");
+            self.stage.failed.cancel();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_ends_early_is_named() {
+        let stage = Stage::default();
+        stage.next().spawn("worker", async {});
+        assert_eq!(stage.failure().await, "worker");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_named() {
+        let stage = Stage::default();
+        stage.spawn("worker", async { panic!("on purpose") });
+        assert_eq!(stage.failure().await, "worker");
+    }
+
+    #[tokio::test]
+    async fn stopping_ends_all_tasks_and_is_no_failure() {
+        let stage = Stage::default();
+        for _ in 0..100 {
+            let stop = stage.stopping().clone();
+            stage.spawn("worker", async move { stop.cancelled().await });
+        }
+        assert_eq!(stage.stop(Duration::from_secs(5)).await, 0);
+        assert!(stage.first_failure.get().is_none());
+    }
+}
