@@ -1,0 +1,245 @@
+//! Settings: `gossamer.toml`, `GOSSAMER_*` and flags become one checked value.
+//!
+//! Owns: the keys, their defaults and their order of precedence (flags, environment, file, defaults).
+//! Must not know: sockets, tasks, what a setting does. Driven by: `cli`, before anything starts.
+//!
+//! Every fault is collected and all are reported together, each with its place and its remedy.
+
+mod fault;
+mod file;
+mod host;
+mod keys;
+mod slot;
+mod values;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use gossamer_core::catalog::Imports;
+use gossamer_core::vip::Pool;
+use gossamer_wire::{RegionName, ZoneName};
+
+pub use fault::{ConfigError, Fault, nearest};
+pub use host::Host;
+pub use keys::KEYS;
+pub use slot::{Slot, SlotChoice, SlotClaim, SlotError, claim};
+pub use values::LogFormat;
+
+use values::Values;
+
+/// Longest path of a unix socket, bytes: `sun_path` holds 108 with its end mark (unix(7)).
+pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// UDP port of mesh traffic of slot 0; slot N adds 10 N.
+pub const MESH_PORT: u16 = 4677;
+
+/// What the command line says; text as typed. `None` where a flag is absent.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--config`.
+    pub config: Option<PathBuf>,
+    /// The other flags, by the key they stand for, for example `("listen", "0.0.0.0:4677")`.
+    pub keys: Vec<(&'static str, String)>,
+}
+
+/// The merged sources, before a slot is chosen. Always valid.
+#[derive(Clone, Debug)]
+pub struct Config {
+    values: Values,
+    sources: BTreeMap<&'static str, String>,
+    host: Host,
+    file: PathBuf,
+}
+
+/// What the daemon runs with. Nothing in it changes while it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Which of the ten daemons of a machine this is.
+    pub slot: Slot,
+    /// Where mesh traffic arrives. Default `[::]`, or `0.0.0.0` without IPv6, port 4677 + 10 x slot.
+    pub listen: SocketAddr,
+    /// Addresses to publish beside those of the interfaces. At most 8.
+    pub advertise: Vec<SocketAddr>,
+    /// Services of other groups that stand behind the short name here. Default none.
+    pub import: Imports,
+    /// The small failure domain of this node.
+    pub zone: Option<ZoneName>,
+    /// The large failure domain of this node.
+    pub region: Option<RegionName>,
+    /// The mesh zone, lower case, without a final dot. Default `mesh.internal`.
+    pub dns_zone: String,
+    /// Where DNS is answered; `None`: `<pool>.0.53`, port 53, else 4653.
+    pub dns_address: Option<SocketAddr>,
+    /// The pool of virtual addresses. Default 127.(240 + slot).0.0/16.
+    pub vip_pool: Pool,
+    /// Most detailed log level that is written. Default `info`.
+    pub log_level: tracing::Level,
+    /// How log lines look. Default `text`.
+    pub log_format: LogFormat,
+    /// The local API's socket.
+    pub socket: PathBuf,
+    /// The state directory.
+    pub state_dir: PathBuf,
+}
+
+impl Config {
+    /// Reads and merges all sources.
+    ///
+    /// # Errors
+    /// The operator's fault: every fault of every source, also of values that a stronger source replaces.
+    pub fn load(flags: &Flags, host: &Host) -> Result<Self, ConfigError> {
+        let mut faults = Vec::new();
+        let mut values = Values::default();
+        let mut sources = BTreeMap::new();
+        let path = config_file(flags, host);
+        for given in file::read(&path, config_is_chosen(flags, host), &mut faults)
+            .into_iter()
+            .chain(keys::from_environment(host))
+            .chain(keys::from_flags(flags))
+        {
+            match values.assign(given.key, &given.raw) {
+                Ok(()) => drop(sources.insert(given.key, given.place)),
+                Err((why, fix)) => faults.push(Fault { place: given.place, why, fix }),
+            }
+        }
+        let config = Self { values, sources, host: host.clone(), file: path };
+        config.check_paths(&mut faults);
+        if faults.is_empty() { Ok(config) } else { Err(ConfigError { faults }) }
+    }
+
+    /// Returns which slot was asked for.
+    pub const fn slot(&self) -> SlotChoice {
+        match self.values.slot {
+            Some(slot) => slot,
+            None => SlotChoice::Fixed(Slot::FIRST),
+        }
+    }
+
+    /// Returns the configuration file, whether or not it exists.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Returns the environment and file system facts the settings were made with.
+    pub const fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Fills in what no source gave, for one slot.
+    pub fn settings(&self, slot: Slot) -> Settings {
+        let values = &self.values;
+        let port = MESH_PORT + 10 * u16::from(slot.number());
+        let any: IpAddr =
+            if self.host.has_ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let listen = values.listen.map_or_else(|| SocketAddr::new(any, port), |listen| listen.or_port(port));
+        let state_dir = self.state_dir(slot).unwrap_or_default();
+        Settings {
+            slot,
+            listen,
+            advertise: values.advertise.iter().map(|address| address.or_port(listen.port())).collect(),
+            import: values.import.clone(),
+            zone: values.zone.clone(),
+            region: values.region.clone(),
+            dns_zone: values.dns_zone.clone().unwrap_or_else(|| "mesh.internal".to_owned()),
+            dns_address: values.dns_address.map(|address| address.or_port(53)),
+            vip_pool: values.vip_pool.unwrap_or_else(|| Pool::of_slot(slot.number())),
+            log_level: values.log_level.unwrap_or(tracing::Level::INFO),
+            log_format: values.log_format.unwrap_or(LogFormat::Text),
+            socket: self.socket(slot, &state_dir),
+            state_dir,
+        }
+    }
+
+    /// Returns where the value of a key came from: a place as in faults, or `default`.
+    pub fn source(&self, key: &str) -> &str {
+        self.sources.get(key).map_or("default", String::as_str)
+    }
+
+    fn state_dir(&self, slot: Slot) -> Option<PathBuf> {
+        if let Some(dir) = &self.values.state_dir {
+            return Some(dir.clone());
+        }
+        let base = self.host.state_home()?;
+        Some(base.join(slot.suffixed("gossamer")))
+    }
+
+    fn socket(&self, slot: Slot, state_dir: &Path) -> PathBuf {
+        if let Some(socket) = &self.values.socket {
+            return socket.clone();
+        }
+        let name = format!("{}.sock", slot.suffixed("gossamer"));
+        self.host.runtime_dir().unwrap_or_else(|| state_dir.to_owned()).join(name)
+    }
+
+    /// Checks what can only be known once all sources are merged.
+    fn check_paths(&self, faults: &mut Vec<Fault>) {
+        let Some(state_dir) = self.state_dir(Slot::LAST) else {
+            faults.push(Fault {
+                place: "state_dir".to_owned(),
+                why: "there is no default, since neither XDG_STATE_HOME nor HOME is set".to_owned(),
+                fix: "pass --state-dir DIR".to_owned(),
+            });
+            return;
+        };
+        let socket = self.socket(Slot::LAST, &state_dir);
+        let length = socket.as_os_str().len();
+        if length > MAX_SOCKET_PATH_BYTES {
+            faults.push(Fault {
+                place: self.sources.get("socket").cloned().unwrap_or_else(|| "socket".to_owned()),
+                why: format!(
+                    "{} is {length} bytes long, a unix socket path has at most {MAX_SOCKET_PATH_BYTES}",
+                    socket.display()
+                ),
+                fix: "pass a shorter --socket PATH".to_owned(),
+            });
+        }
+    }
+}
+
+impl Settings {
+    /// Returns where DNS is to be answered, best first: the chosen address, or port 53 and then 4653.
+    pub fn dns_candidates(&self) -> Vec<SocketAddr> {
+        if let Some(address) = self.dns_address {
+            return vec![address];
+        }
+        let (base, _) = self.vip_pool.network();
+        let host = Ipv4Addr::from_bits(base.to_bits() + 53);
+        [53, 4653].into_iter().map(|port| SocketAddr::new(host.into(), port)).collect()
+    }
+
+    /// Returns every key with its value as the file would hold it.
+    pub fn entries(&self) -> Vec<(&'static str, String)> {
+        let quote = |text: &dyn std::fmt::Display| format!("\"{text}\"");
+        let list = |items: Vec<String>| format!("[{}]", items.join(", "));
+        let option = |value: Option<String>| value.unwrap_or_else(|| "\"\"".to_owned());
+        let dns = self.dns_candidates().first().map(|address| quote(address));
+        vec![
+            ("advertise", list(self.advertise.iter().map(|address| quote(address)).collect())),
+            ("dns.address", option(dns)),
+            ("dns.zone", quote(&self.dns_zone)),
+            ("import", list(self.import.0.iter().map(|import| quote(import)).collect())),
+            ("listen", quote(&self.listen)),
+            ("log.format", quote(&self.log_format)),
+            ("log.level", quote(&self.log_level.to_string().to_lowercase())),
+            ("node.region", option(self.region.as_ref().map(|region| quote(region)))),
+            ("node.zone", option(self.zone.as_ref().map(|zone| quote(zone)))),
+            ("slot", self.slot.number().to_string()),
+            ("socket", quote(&self.socket.display())),
+            ("state_dir", quote(&self.state_dir.display())),
+            ("vip.pool", quote(&self.vip_pool)),
+        ]
+    }
+}
+
+fn config_is_chosen(flags: &Flags, host: &Host) -> bool {
+    flags.config.is_some() || host.variable("GOSSAMER_CONFIG").is_some()
+}
+
+fn config_file(flags: &Flags, host: &Host) -> PathBuf {
+    let chosen = flags.config.clone().or_else(|| host.variable("GOSSAMER_CONFIG").map(PathBuf::from));
+    chosen.unwrap_or_else(|| host.config_home().join("gossamer.toml"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+//! Rules of settings: faults, precedence, defaults.
+
+use super::*;
+
+fn user() -> Host {
+    let variables = [("HOME", "/home/u"), ("XDG_RUNTIME_DIR", "/run/user/1000")];
+    Host {
+        is_root: false,
+        has_ipv6: true,
+        name: "vm-a".to_owned(),
+        variables: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+    }
+}
+
+fn with_file(text: &str, flags: Flags, mut host: Host) -> Result<Config, ConfigError> {
+    let dir = tempfile::tempdir().expect("scratch");
+    let path = dir.path().join("gossamer.toml");
+    std::fs::write(&path, text).expect("writes");
+    host.variables.insert("GOSSAMER_CONFIG".to_owned(), path.display().to_string());
+    Config::load(&flags, &host)
+}
+
+fn flag(key: &'static str, value: &str) -> Flags {
+    Flags { config: None, keys: vec![(key, value.to_owned())] }
+}
+
+fn faults(text: &str) -> Vec<String> {
+    let error = with_file(text, Flags::default(), user()).expect_err(text);
+    error.faults.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn an_ordinary_user_gets_their_own_directories() {
+    let config = Config::load(&Flags::default(), &user()).expect("no file is fine");
+    let settings = config.settings(Slot::FIRST);
+    assert_eq!(settings.state_dir, Path::new("/home/u/.local/state/gossamer"));
+    assert_eq!(settings.socket, Path::new("/run/user/1000/gossamer.sock"));
+    assert_eq!(config.file(), Path::new("/home/u/.config/gossamer/gossamer.toml"));
+    assert_eq!(settings.listen.to_string(), "[::]:4677");
+    assert_eq!(settings.dns_zone, "mesh.internal");
+    assert_eq!(settings.vip_pool.to_string(), "127.240.0.0/16");
+    assert_eq!(
+        settings.dns_candidates().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["127.240.0.53:53", "127.240.0.53:4653"]
+    );
+}
+
+#[test]
+fn root_gets_the_directories_of_the_system() {
+    let root = Host { is_root: true, ..Host::default() };
+    let config = Config::load(&Flags::default(), &root).expect("loads");
+    let settings = config.settings(Slot::FIRST);
+    assert_eq!(settings.state_dir, Path::new("/var/lib/gossamer"));
+    assert_eq!(settings.socket, Path::new("/run/gossamer/gossamer.sock"));
+    assert_eq!(settings.listen.to_string(), "0.0.0.0:4677");
+}
+
+#[test]
+fn a_slot_carries_its_number_everywhere() {
+    let config = Config::load(&flag("slot", "3"), &user()).expect("loads");
+    let SlotChoice::Fixed(slot) = config.slot() else { panic!("chosen") };
+    let settings = config.settings(slot);
+    assert_eq!(settings.state_dir, Path::new("/home/u/.local/state/gossamer-3"));
+    assert_eq!(settings.socket, Path::new("/run/user/1000/gossamer-3.sock"));
+    assert_eq!(settings.listen.port(), 4707);
+    assert_eq!(settings.vip_pool.to_string(), "127.243.0.0/16");
+    assert_eq!(settings.dns_candidates()[0].to_string(), "127.243.0.53:53");
+}
+
+#[test]
+fn without_a_runtime_directory_the_socket_is_in_the_state_directory() {
+    let mut host = user();
+    host.variables.remove("XDG_RUNTIME_DIR");
+    let config = Config::load(&flag("state_dir", "/tmp/a"), &host).expect("loads");
+    assert_eq!(config.settings(Slot::FIRST).socket, Path::new("/tmp/a/gossamer.sock"));
+}
+
+#[test]
+fn flags_beat_the_environment_which_beats_the_file() {
+    let text = "listen = \"192.0.2.1:1\"\n[dns]\nzone = \"file.example\"\n[log]\nlevel = \"debug\"\n";
+    let mut host = user();
+    host.variables.insert("GOSSAMER_LISTEN".to_owned(), "192.0.2.1:2".to_owned());
+    host.variables.insert("GOSSAMER_DNS_ZONE".to_owned(), "Env.Example.".to_owned());
+    let config = with_file(text, flag("listen", "192.0.2.1:3"), host).expect("loads");
+    let settings = config.settings(Slot::FIRST);
+    assert_eq!(settings.listen.port(), 3);
+    assert_eq!(settings.dns_zone, "env.example");
+    assert_eq!(settings.log_level, tracing::Level::DEBUG);
+    assert_eq!(config.source("listen"), "--listen");
+    assert_eq!(config.source("dns.zone"), "GOSSAMER_DNS_ZONE");
+    assert!(config.source("log.level").ends_with("gossamer.toml: log.level"));
+    assert_eq!(config.source("vip.pool"), "default");
+}
+
+#[test]
+fn all_faults_are_reported_at_once() {
+    let text = "lisen = \"0.0.0.0:1\"\nimport = [\"orders\"]\n[dns]\nzone = \"local\"\nadress = \"x\"\n[vip]\npool = 7\n";
+    let mut host = user();
+    host.variables.insert("GOSSAMER_LOG_LEVEL".to_owned(), "inof".to_owned());
+    let error = with_file(text, flag("slot", "12"), host).expect_err("seven faults");
+    assert_eq!(error.faults.len(), 7, "{error}");
+    let text = error.to_string();
+    for words in
+        ["fix: write listen", "orders@west", "mDNS", "fix: write dns.address", "vip.pool", "fix: write info"]
+    {
+        assert!(text.contains(words), "{words} is missing in:\n{text}");
+    }
+    assert!(
+        text.ends_with("--slot: \"12\" is no slot: write 0 to 9 or auto; fix: correct the value"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_fault_names_the_file_and_the_key() {
+    let [fault] = &faults("[node]\nzone = \"Not A Label\"")[..] else { panic!("one fault") };
+    assert!(fault.contains("gossamer.toml: node.zone: "), "{fault}");
+}
+
+#[test]
+fn a_key_outside_its_section_is_found() {
+    assert!(faults("level = \"info\"")[0].ends_with("fix: write log.level"));
+    assert!(faults("[logs]\nlevel = \"info\"")[0].contains("there is no such key"));
+}
+
+#[test]
+fn values_of_the_wrong_shape_are_refused() {
+    for (text, words) in [
+        ("listen = true", "boolean"),
+        ("listen = [\"a\"]", "one value"),
+        ("listen = \"localhost:1\"", "no IP address"),
+        ("listen = \"0.0.0.0:0\"", "no IP address"),
+        ("advertise = [\"0.0.0.0\"]", "nobody can dial"),
+        ("advertise = [1]", "quote each item"),
+        ("[log]\nformat = \"xml\"", "text, json"),
+        ("state_dir = \"\"", "empty"),
+        ("import = [\"Or ders@west\"]", "not a service pattern"),
+        ("import = [\"orders@West\"]", "a-z"),
+        ("listen = ", "not TOML"),
+    ] {
+        let all = faults(text);
+        assert!(all.len() == 1 && all[0].contains(words), "{text}: {all:?}");
+    }
+}
+
+#[test]
+fn broken_toml_is_named_by_line() {
+    let [fault] = &faults("slot = 1\nlisten == 2\n")[..] else { panic!("one fault") };
+    assert!(fault.contains("gossamer.toml:2: this is not TOML"), "{fault}");
+}
+
+#[test]
+fn a_chosen_file_must_exist() {
+    let flags = Flags { config: Some("/nonexistent/x.toml".into()), keys: Vec::new() };
+    let error = Config::load(&flags, &user()).expect_err("missing").to_string();
+    assert!(error.contains("/nonexistent/x.toml") && error.contains("--config"), "{error}");
+}
+
+#[test]
+fn a_socket_path_must_fit_the_kernel() {
+    let long = format!("/tmp/{}", "x".repeat(103));
+    let error = Config::load(&flag("socket", &long), &user()).expect_err("too long").to_string();
+    assert!(error.starts_with("--socket: ") && error.contains("108 bytes"), "{error}");
+    assert!(Config::load(&flag("socket", &long[..107]), &user()).is_ok());
+}
+
+#[test]
+fn without_a_home_a_state_directory_must_be_named() {
+    let error = Config::load(&Flags::default(), &Host::default()).expect_err("no home").to_string();
+    assert!(error.contains("--state-dir"), "{error}");
+}
+
+#[test]
+fn addresses_take_the_mesh_port_when_they_name_none() {
+    let flags = Flags {
+        config: None,
+        keys: vec![
+            ("listen", "0.0.0.0:5000".to_owned()),
+            ("advertise", "203.0.113.7, [2001:db8::7]:9, ::1".to_owned()),
+            ("dns.address", "127.0.0.1".to_owned()),
+        ],
+    };
+    let settings = Config::load(&flags, &user()).expect("loads").settings(Slot::FIRST);
+    let advertised: Vec<_> = settings.advertise.iter().map(ToString::to_string).collect();
+    assert_eq!(advertised, ["203.0.113.7:5000", "[2001:db8::7]:9", "[::1]:5000"]);
+    assert_eq!(settings.dns_candidates(), ["127.0.0.1:53".parse().expect("an address")]);
+}
+
+#[test]
+fn every_key_is_shown() {
+    let settings = Config::load(&Flags::default(), &user()).expect("loads").settings(Slot::FIRST);
+    let keys: Vec<_> = settings.entries().into_iter().map(|(key, _)| key).collect();
+    assert_eq!(keys, KEYS);
+}
+
+#[test]
+fn what_is_shown_can_be_written_to_the_file() {
+    let first = Config::load(&flag("import", "orders@west"), &user()).expect("loads").settings(Slot::FIRST);
+    let mut text = String::new();
+    for (key, value) in first.entries() {
+        if value != "\"\"" && key != "dns.address" {
+            text.push_str(&format!("{key} = {value}\n"));
+        }
+    }
+    let again = with_file(&text, Flags::default(), user()).expect(&text).settings(Slot::FIRST);
+    assert_eq!(again, first);
+}

@@ -1,0 +1,214 @@
+//! The meaning of each key's value.
+//!
+//! Owns: parsing and ranges, one place per key. Must not know: where values come from, defaults.
+//! Driven by: `config`, weakest source first, so that later assignments win.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use gossamer_core::catalog::Imports;
+use gossamer_core::vip::{Pool, PoolError};
+use gossamer_wire::limits::MAX_ADDRESSES;
+use gossamer_wire::{Label, RegionName, ZoneName};
+
+use super::fault::nearest;
+use super::keys::Raw;
+use super::slot::SlotChoice;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One line for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// What the sources gave; `None` or empty where none did.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Values {
+    pub(super) slot: Option<SlotChoice>,
+    pub(super) listen: Option<HostPort>,
+    pub(super) advertise: Vec<HostPort>,
+    pub(super) import: Imports,
+    pub(super) zone: Option<ZoneName>,
+    pub(super) region: Option<RegionName>,
+    pub(super) dns_zone: Option<String>,
+    pub(super) dns_address: Option<HostPort>,
+    pub(super) vip_pool: Option<Pool>,
+    pub(super) log_level: Option<tracing::Level>,
+    pub(super) log_format: Option<LogFormat>,
+    pub(super) socket: Option<PathBuf>,
+    pub(super) state_dir: Option<PathBuf>,
+}
+
+/// An address whose port may be left to the default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HostPort {
+    ip: IpAddr,
+    port: Option<u16>,
+}
+
+impl HostPort {
+    pub(super) fn or_port(self, default: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port.unwrap_or(default))
+    }
+}
+
+/// What is wrong with a value, and what to write.
+type Wrong = (String, String);
+
+impl Values {
+    /// Takes a value; the key must be one of `KEYS`.
+    pub(super) fn assign(&mut self, key: &str, raw: &Raw) -> Result<(), Wrong> {
+        match key {
+            "advertise" => self.advertise = addresses(raw)?,
+            "dns.address" => self.dns_address = Some(text(raw).and_then(host_port)?),
+            "dns.zone" => self.dns_zone = Some(text(raw).and_then(dns_zone)?),
+            "import" => {
+                let patterns = list(raw)?;
+                self.import = Imports(patterns.iter().map(|item| parsed(item)).collect::<Result<_, _>>()?);
+            }
+            "listen" => self.listen = Some(text(raw).and_then(host_port)?),
+            "log.format" => self.log_format = Some(word(raw, &LOG_FORMATS)?),
+            "log.level" => self.log_level = Some(word(raw, &LOG_LEVELS)?),
+            "node.region" => self.region = Some(text(raw).and_then(parsed)?),
+            "node.zone" => self.zone = Some(text(raw).and_then(parsed)?),
+            "slot" => self.slot = Some(slot(raw)?),
+            "socket" => self.socket = Some(text(raw).and_then(path)?),
+            "state_dir" => self.state_dir = Some(text(raw).and_then(path)?),
+            "vip.pool" => self.vip_pool = Some(text(raw).and_then(pool)?),
+            other => return Err((format!("{other} is no key"), "remove it".to_owned())),
+        }
+        Ok(())
+    }
+}
+
+const LOG_LEVELS: [(&str, tracing::Level); 5] = [
+    ("error", tracing::Level::ERROR),
+    ("warn", tracing::Level::WARN),
+    ("info", tracing::Level::INFO),
+    ("debug", tracing::Level::DEBUG),
+    ("trace", tracing::Level::TRACE),
+];
+
+const LOG_FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+fn text(raw: &Raw) -> Result<&str, Wrong> {
+    match raw {
+        Raw::Text(text) => Ok(text),
+        Raw::List(_) => {
+            Err(("a list stands where one value is expected".to_owned(), "write one value".to_owned()))
+        }
+        Raw::Number(number) => {
+            Err((format!("the number {number} stands where text is expected"), "quote the value".to_owned()))
+        }
+    }
+}
+
+/// Lists are comma-separated where the source has text only.
+fn list(raw: &Raw) -> Result<Vec<String>, Wrong> {
+    match raw {
+        Raw::List(items) => Ok(items.clone()),
+        Raw::Text(text) => Ok(text.split(',').map(|item| item.trim().to_owned()).collect()),
+        Raw::Number(_) => {
+            Err(("a number stands where a list is expected".to_owned(), "write [\"..\"]".to_owned()))
+        }
+    }
+}
+
+fn addresses(raw: &Raw) -> Result<Vec<HostPort>, Wrong> {
+    let items = list(raw)?;
+    if items.len() > MAX_ADDRESSES {
+        return Err((
+            format!("{} addresses are more than the {MAX_ADDRESSES} a node may publish", items.len()),
+            "keep those that others can reach".to_owned(),
+        ));
+    }
+    let addresses: Vec<_> = items.iter().map(|item| host_port(item)).collect::<Result<_, _>>()?;
+    match addresses.iter().find(|address| address.ip.is_unspecified()) {
+        Some(any) => Err((
+            format!("nobody can dial {}", any.ip),
+            "write an address of this machine that others can reach".to_owned(),
+        )),
+        None => Ok(addresses),
+    }
+}
+
+fn host_port(text: &str) -> Result<HostPort, Wrong> {
+    if let Ok(ip) = text.trim_matches(['[', ']']).parse() {
+        return Ok(HostPort { ip, port: None });
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(HostPort { ip: address.ip(), port: Some(address.port()) }),
+        _ => Err((
+            format!("{text:?} is no IP address with an optional port"),
+            "write for example 192.0.2.7:4677 or [2001:db8::7]:4677".to_owned(),
+        )),
+    }
+}
+
+fn dns_zone(text: &str) -> Result<String, Wrong> {
+    let zone = text.trim_end_matches('.').to_ascii_lowercase();
+    let fix = || "write a zone of your own, for example mesh.internal".to_owned();
+    if ["local", "internal", "cluster.local"].contains(&zone.as_str()) {
+        return Err((format!("{zone} belongs to others (mDNS, ICANN, Kubernetes)"), fix()));
+    }
+    if zone.len() > 100 {
+        return Err(("the zone is longer than 100 characters, no name would fit below it".to_owned(), fix()));
+    }
+    for label in zone.split('.') {
+        label.parse::<Label>().map_err(|error| (error.to_string(), fix()))?;
+    }
+    Ok(zone)
+}
+
+fn slot(raw: &Raw) -> Result<SlotChoice, Wrong> {
+    let text = match raw {
+        Raw::Number(number) => number.to_string(),
+        Raw::Text(_) | Raw::List(_) => text(raw)?.to_owned(),
+    };
+    parsed(&text)
+}
+
+fn path(text: &str) -> Result<PathBuf, Wrong> {
+    if text.is_empty() || text.contains('\0') {
+        return Err(("the path is empty or holds a zero byte".to_owned(), "write a path".to_owned()));
+    }
+    Ok(PathBuf::from(text))
+}
+
+fn pool(text: &str) -> Result<Pool, Wrong> {
+    text.parse()
+        .map_err(|error: PoolError| (error.to_string(), "write for example 127.240.0.0/16".to_owned()))
+}
+
+fn word<T: Copy>(raw: &Raw, words: &[(&str, T)]) -> Result<T, Wrong> {
+    let given = text(raw)?.to_ascii_lowercase();
+    if let Some((_, value)) = words.iter().find(|(word, _)| *word == given) {
+        return Ok(*value);
+    }
+    let all: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+    let fix = nearest(&given, all.iter().copied())
+        .map_or_else(|| format!("write one of {}", all.join(", ")), |near| format!("write {near}"));
+    Err((format!("{given:?} is none of {}", all.join(", ")), fix))
+}
+
+fn parsed<T>(text: &str) -> Result<T, Wrong>
+where
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    text.parse().map_err(|error: T::Err| (error.to_string(), "correct the value".to_owned()))
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}
