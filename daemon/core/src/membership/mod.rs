@@ -1,0 +1,388 @@
+//! Who is a member and whether it lives: SWIM by foca, and what the bare crate lacks (design section 5).
+//!
+//! Owns: the members, their states, all SWIM timers, the exchange of full states, this node's generation.
+//! Must not know: addresses, connections beyond "is there one", records, clocks. Driven by: the gossip task.
+//!
+//! Added to foca: the sender of a packet is the peer of its connection; a stale verdict about a member that has
+//! refuted is dropped; an accused member is told so at once; states are compared and exchanged; a pause of this
+//! node is not held against others; leaving differs from dying.
+
+mod codec;
+mod config;
+mod effects;
+mod event;
+mod exchange;
+mod fuzz;
+mod packet;
+mod peers;
+mod table;
+mod timers;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use foca::{Foca, NoCustomBroadcast, State, Timer};
+use gossamer_wire::limits::MAX_NODES;
+use gossamer_wire::swim::{Identity, SwimMember, SwimMessage, SwimState};
+use gossamer_wire::{DecodeError, Generation, NodeId};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use codec::{LeanCodec, Life, next_generation};
+use effects::Effects;
+use packet::Packet;
+use peers::Peers;
+use table::{LEFT, Table};
+use timers::{Due, Timers};
+
+pub use config::MembershipConfig;
+pub use event::{Input, Output};
+pub use table::{Cause, MemberState, MemberView};
+
+/// The members of the mesh as one node knows them.
+pub struct Membership {
+    config: MembershipConfig,
+    swim: Swim,
+    rng: StdRng,
+    timers: Timers,
+    table: Table,
+    peers: Peers,
+    /// Whom foca probes: its failure shows when the next probe starts.
+    probed: Option<NodeId>,
+    outputs: VecDeque<Output>,
+    has_left: bool,
+}
+
+type Swim = Foca<Life, LeanCodec, StdRng, NoCustomBroadcast>;
+
+/// Who brought a change about.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Peer(NodeId),
+    OwnProbes,
+}
+
+impl Membership {
+    /// Makes the membership of a node that knows nobody yet. `me.generation` must be above that of any earlier
+    /// start. Same `rng`, inputs and times, same outputs.
+    pub fn new(config: MembershipConfig, me: Identity, mut rng: StdRng, now: Instant) -> Self {
+        let swim = Foca::new(Life(me), config.foca(), StdRng::from_rng(&mut rng), LeanCodec);
+        let mut membership = Self {
+            config,
+            swim,
+            rng,
+            timers: Timers::default(),
+            table: Table::default(),
+            peers: Peers::default(),
+            probed: None,
+            outputs: VecDeque::new(),
+            has_left: false,
+        };
+        membership.schedule_exchange(now);
+        membership
+    }
+
+    /// Takes in what happened. Poll [`Self::next_output`] afterwards.
+    pub fn handle(&mut self, input: Input, now: Instant) {
+        if self.has_left {
+            return;
+        }
+        self.notice_pause(now);
+        match input {
+            Input::Packet { from, bytes } => {
+                let result = self.handle_packet(from, &bytes, now);
+                self.refuse(from, result);
+            }
+            Input::Members { from, members, reply } => {
+                let result = self.handle_members(from, members, reply, now);
+                self.refuse(from, result);
+            }
+            Input::MemberHash { from, hash } => self.handle_hash(from, hash, now),
+            Input::Connected { peer } => self.handle_connected(peer, now),
+            Input::Disconnected { peer } => self.peers.disconnect(peer),
+            Input::Leave => self.leave(),
+        }
+    }
+
+    /// Does what is due at or before `now`. Early and repeated calls do nothing. Poll [`Self::next_output`]
+    /// afterwards.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.notice_pause(now);
+        while let Some(due) = self.timers.pop(now) {
+            match due {
+                Due::Foca(timer) => self.handle_timer(timer, now),
+                Due::Exchange => self.exchange(now),
+                Due::Compare(peer) if self.peers.contains(peer) => self.send_hash(peer),
+                Due::Compare(_) => {}
+            }
+        }
+    }
+
+    /// Returns the next thing to do, in order. Poll until `None`.
+    pub fn next_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Returns when [`Self::handle_timeout`] has something to do; `None` only after [`Input::Leave`].
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// Returns all other members in order of id, those that are gone for
+    /// [`MembershipConfig::remove_down_after`].
+    pub fn members(&self) -> impl Iterator<Item = MemberView> {
+        self.table.iter().copied()
+    }
+
+    /// Returns this node's identity; [`Output::Renewed`] tells of changes.
+    pub fn me(&self) -> Identity {
+        self.swim.identity().0
+    }
+
+    fn handle_packet(&mut self, from: NodeId, bytes: &[u8], now: Instant) -> Result<(), DecodeError> {
+        let mut packet = Packet::parse(bytes)?;
+        self.admit_sender(from)?;
+        self.heed_claims(from, Some(packet.header.to), &packet.members, now)?;
+        let is_announce = packet.header.message == SwimMessage::Announce;
+        if packet.header.to < self.me().generation && !is_announce {
+            // foca ignores what is meant for an earlier life; the sender has to learn of this one.
+            self.announce(from, now);
+            return Ok(());
+        }
+        self.retain_useful(&mut packet.members);
+        let touched = touched(from, &packet.members);
+        let named = packet.name(from, self.me().node);
+        let result =
+            self.drive(Source::Peer(from), touched, now, |swim, effects| swim.handle_data(&named, effects));
+        result.map_err(|error| DecodeError::Malformed { what: "swim packet", why: error.to_string() })
+    }
+
+    fn handle_connected(&mut self, peer: NodeId, now: Instant) {
+        if peer == self.me().node {
+            return;
+        }
+        self.peers.connect(peer);
+        if self.table.is_up(peer) {
+            self.send_hash(peer);
+        } else {
+            self.announce(peer, now);
+            self.send_full_state(peer, now);
+        }
+    }
+
+    /// Tells every peer on its reliable stream, as one entry: down, at an incarnation that says why.
+    /// foca's own way would reach three of them, by datagram, and not say why.
+    fn leave(&mut self) {
+        let entry = SwimMember { identity: self.me(), incarnation: LEFT, state: SwimState::Down };
+        for peer in self.peers.iter().collect::<Vec<_>>() {
+            self.send_members(peer, vec![entry.clone()], false);
+        }
+        self.has_left = true;
+        self.timers.clear();
+    }
+
+    fn handle_timer(&mut self, timer: Timer<Life>, now: Instant) {
+        let touched = match &timer {
+            Timer::ChangeSuspectToDown { member_id, incarnation, .. } => {
+                if !self.is_suspect(member_id, *incarnation) {
+                    return;
+                }
+                vec![member_id.0.node]
+            }
+            Timer::ProbeRandomMember(_) => self.probed.take().into_iter().collect(),
+            Timer::RemoveDown(life) => vec![life.0.node],
+            Timer::SendIndirectProbe { .. }
+            | Timer::PeriodicAnnounce(_)
+            | Timer::PeriodicAnnounceDown(_)
+            | Timer::PeriodicGossip(_) => Vec::new(),
+        };
+        let result =
+            self.drive(Source::OwnProbes, touched, now, |swim, effects| swim.handle_timer(timer, effects));
+        log(result);
+    }
+
+    /// Whether the member is still under the very suspicion. foca alone goes by the incarnation, so a verdict
+    /// could tell a member that has just refuted that it is down.
+    fn is_suspect(&self, life: &Life, incarnation: u16) -> bool {
+        self.swim.iter_members().any(|member| {
+            member.id() == life && member.incarnation() == incarnation && member.state() == State::Suspect
+        })
+    }
+
+    /// Notices that this node has not run for a while (suspend, stopped process). Its timers then go on where
+    /// they stood, suspects get their full time, and some peers are asked what happened.
+    fn notice_pause(&mut self, now: Instant) {
+        let Some(due) = self.timers.next() else { return };
+        if now.saturating_duration_since(due) < PAUSE {
+            return;
+        }
+        tracing::debug!(took = ?now.saturating_duration_since(due), "this node was paused");
+        let first = now + self.config.probe_rtt;
+        self.timers.resume(first, first + self.config.suspicion);
+        for peer in self.peers.some(ASKED_AFTER_PAUSE, &mut self.rng, |_| true) {
+            self.announce(peer, now);
+            self.send_full_state(peer, now);
+        }
+    }
+
+    /// Renews this node's identity if the peer knows a later life of it than the present one.
+    fn heed_claims(
+        &mut self,
+        from: NodeId,
+        addressed: Option<Generation>,
+        members: &[SwimMember],
+        now: Instant,
+    ) -> Result<(), DecodeError> {
+        let me = self.me();
+        let told = members.iter().map(|member| member.identity).filter(|identity| identity.node == me.node);
+        let claimed = told.map(|identity| identity.generation).chain(addressed).max();
+        let Some(claimed) = claimed.filter(|claimed| *claimed > me.generation) else { return Ok(()) };
+        let generation = next_generation(claimed)
+            .ok_or(DecodeError::Unknown { what: "epoch of this node", value: claimed.epoch })?;
+        let result = self.drive(Source::Peer(from), Vec::new(), now, |swim, effects| {
+            effects.renewed = Some(generation);
+            swim.change_identity(Life(Identity { generation, ..me }), effects)
+        });
+        log(result);
+        Ok(())
+    }
+
+    fn admit_sender(&self, from: NodeId) -> Result<(), DecodeError> {
+        if from == self.me().node {
+            return Err(DecodeError::Malformed { what: "swim packet", why: "sent by this node".into() });
+        }
+        if self.table.get(from).is_none() && self.table.len() >= MAX_NODES {
+            let len = self.table.len() + 1;
+            return Err(DecodeError::TooMany { what: "members", len, limit: MAX_NODES });
+        }
+        Ok(())
+    }
+
+    /// Drops claims about other lives of this node, and unknown nodes beyond the limit.
+    fn retain_useful(&self, members: &mut Vec<SwimMember>) {
+        let me = self.me();
+        // One place is kept for the sender.
+        let mut room = MAX_NODES.saturating_sub(self.table.len() + 1);
+        members.retain(|member| {
+            if member.identity.node == me.node {
+                return member.identity == me;
+            }
+            let is_known = self.table.get(member.identity.node).is_some();
+            let is_kept = is_known || room > 0;
+            room = room.saturating_sub(usize::from(!is_known));
+            is_kept
+        });
+    }
+
+    /// Runs foca and turns what it wants into outputs and timers.
+    fn drive(
+        &mut self,
+        source: Source,
+        touched: Vec<NodeId>,
+        now: Instant,
+        call: impl FnOnce(&mut Swim, &mut Effects) -> Result<(), foca::Error>,
+    ) -> Result<(), foca::Error> {
+        let mut effects = Effects::default();
+        let mut result = call(&mut self.swim, &mut effects);
+        if let Some(generation) = effects.renewed {
+            self.outputs.push_back(Output::Renewed(generation));
+            // Without this foca probes nobody until the next packet comes.
+            let woken = self.swim.apply_many(std::iter::empty(), false, &mut effects);
+            result = result.and(woken);
+        }
+        let me = self.me().node;
+        for change in self.table.update(self.swim.iter_membership_state(), touched, now) {
+            let view = change.view;
+            let cause = source.cause(view.node);
+            let (node, generation) = (view.node, view.generation);
+            self.outputs.push_back(Output::Changed {
+                node,
+                from: change.before,
+                to: view.state,
+                generation,
+                cause,
+            });
+        }
+        for (to, named) in effects.packets {
+            // A peer may name this node's earlier life as the target of a probe.
+            if let Some(bytes) = packet::strip(&named, me)
+                && to != me
+            {
+                self.outputs.push_back(Output::Packet { to, bytes: bytes.to_vec() });
+            }
+        }
+        for (after, timer) in effects.timers {
+            match &timer {
+                Timer::SendIndirectProbe { probed_id, .. } => self.probed = Some(probed_id.0.node),
+                Timer::ChangeSuspectToDown { member_id, incarnation, .. } => {
+                    self.accuse(member_id.0, *incarnation);
+                }
+                _ => {}
+            }
+            self.timers.push(now + after, Due::Foca(timer));
+        }
+        result
+    }
+
+    /// Tells a node that this one is there; it answers with members.
+    fn announce(&mut self, node: NodeId, now: Instant) {
+        let generation = self.table.get(node).map(|view| view.generation).unwrap_or_default();
+        let to = Life(Identity { node, generation });
+        let result =
+            self.drive(Source::OwnProbes, Vec::new(), now, |swim, effects| swim.announce(to, effects));
+        log(result);
+    }
+
+    fn refuse(&mut self, from: NodeId, result: Result<(), DecodeError>) {
+        if let Err(error) = result {
+            self.outputs.push_back(Output::Refused { from, error });
+        }
+    }
+}
+
+impl fmt::Debug for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Membership")
+            .field("me", &self.me())
+            .field("members", &self.table.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Source {
+    fn cause(self, node: NodeId) -> Cause {
+        match self {
+            Self::Peer(peer) if peer == node => Cause::Itself,
+            Self::Peer(peer) => Cause::Peer(peer),
+            Self::OwnProbes => Cause::Silence,
+        }
+    }
+}
+
+/// Returns the nodes a message can change: its sender and those it tells of.
+fn touched(from: NodeId, members: &[SwimMember]) -> Vec<NodeId> {
+    members.iter().map(|member| member.identity.node).chain([from]).collect()
+}
+
+/// foca's complaints about timers are of no consequence: it recovers with the next probe.
+fn log(result: Result<(), foca::Error>) {
+    if let Err(err) = result {
+        tracing::debug!(%err, "swim step skipped");
+    }
+}
+
+/// Feeds any bytes to a small mesh's member as a packet and as a full state. Must return for all of them.
+pub fn fuzz(bytes: &[u8]) {
+    fuzz::run(bytes);
+}
+
+/// A deadline missed by more than this means that this node, not the others, was away. Well above what a
+/// loaded machine delays a task by, well below the time after which others hold this node for dead and gone.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// How many peers are asked after a pause; each tells all it knows.
+const ASKED_AFTER_PAUSE: usize = 3;

@@ -1,0 +1,223 @@
+//! The connected peers, and which of them seem to see other members than this node does.
+//!
+//! Owns: who is connected, who is in doubt since when, what the compared hash covers.
+//! Must not know: SWIM. Driven by: `Membership`.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use gossamer_wire::NodeId;
+use gossamer_wire::swim::{Identity, SwimMember, SwimState};
+use rand::rngs::StdRng;
+use rand::seq::IteratorRandom;
+use sha2::{Digest, Sha256};
+
+/// What a peer's hash calls for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nothing.
+    Agree,
+    /// Compare again after [`COMPARE_AFTER`]: news may be on its way.
+    Doubt,
+    /// Still different after that: exchange the full state.
+    Differ,
+}
+
+/// Pause between two comparisons with a peer in doubt. Each side waits it once, so a difference lasts at least
+/// twice this before anything is sent: gossip needs under a second.
+pub(super) const COMPARE_AFTER: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Peer {
+    doubted: Option<Instant>,
+    told: Option<Instant>,
+}
+
+/// The connected peers.
+#[derive(Debug, Default)]
+pub(super) struct Peers(BTreeMap<NodeId, Peer>);
+
+impl Peers {
+    /// Adds a peer, forgetting what an earlier connection taught.
+    pub(super) fn connect(&mut self, node: NodeId) {
+        self.0.insert(node, Peer::default());
+    }
+
+    /// Removes a peer.
+    pub(super) fn disconnect(&mut self, node: NodeId) {
+        self.0.remove(&node);
+    }
+
+    /// Judges whether a comparison of hashes calls for anything.
+    pub(super) fn judge(&mut self, node: NodeId, is_equal: bool, now: Instant) -> Verdict {
+        let Some(peer) = self.0.get_mut(&node) else { return Verdict::Agree };
+        let age = peer.doubted.map(|since| now.saturating_duration_since(since));
+        let (doubted, verdict) = match age {
+            _ if is_equal => (None, Verdict::Agree),
+            Some(age) if age < COMPARE_AFTER => (peer.doubted, Verdict::Agree),
+            Some(age) if age < DOUBT_LASTS => (None, Verdict::Differ),
+            Some(_) | None => (Some(now), Verdict::Doubt),
+        };
+        peer.doubted = doubted;
+        verdict
+    }
+
+    /// Notes that the full state goes to a peer.
+    pub(super) fn tell(&mut self, node: NodeId, now: Instant) {
+        if let Some(peer) = self.0.get_mut(&node) {
+            *peer = Peer { doubted: None, told: Some(now) };
+        }
+    }
+
+    /// Ends the doubt about a peer: its state has just come.
+    pub(super) fn settle(&mut self, node: NodeId) {
+        if let Some(peer) = self.0.get_mut(&node) {
+            peer.doubted = None;
+        }
+    }
+
+    /// Whether the full state went to a peer a moment ago.
+    pub(super) fn is_told(&self, node: NodeId, now: Instant) -> bool {
+        let told = self.0.get(&node).and_then(|peer| peer.told);
+        told.is_some_and(|at| now.saturating_duration_since(at) < COMPARE_AFTER)
+    }
+
+    /// Whether a peer is connected.
+    pub(super) fn contains(&self, node: NodeId) -> bool {
+        self.0.contains_key(&node)
+    }
+
+    /// Returns all, in order of id.
+    pub(super) fn iter(&self) -> impl Iterator<Item = NodeId> {
+        self.0.keys().copied()
+    }
+
+    /// Returns at most `count` of those that `filter` admits, drawn at random.
+    pub(super) fn some(
+        &self,
+        count: usize,
+        rng: &mut StdRng,
+        filter: impl Fn(NodeId) -> bool,
+    ) -> Vec<NodeId> {
+        self.iter().filter(|node| filter(*node)).sample(rng, count)
+    }
+}
+
+/// Hashes who is up: `up` in order of id, with this node. Down members are left out because nodes forget them
+/// at different times; one that is up here and down there makes a difference all the same.
+pub(super) fn member_hash(up: impl Iterator<Item = Identity>) -> u64 {
+    let mut hash = Sha256::new();
+    for identity in up {
+        hash.update(identity.node.as_bytes());
+        hash.update(identity.generation.epoch.to_be_bytes());
+        hash.update(identity.generation.renewals.to_be_bytes());
+    }
+    hash.finalize().iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+}
+
+/// Keeps of `mine` what a peer that holds `theirs` would learn from: it ignores down members it does not know.
+pub(super) fn news(mine: Vec<SwimMember>, theirs: &[SwimMember]) -> Vec<SwimMember> {
+    let key = |member: &SwimMember| (member.identity, member.state == SwimState::Down);
+    let known: BTreeMap<NodeId, _> =
+        theirs.iter().map(|member| (member.identity.node, key(member))).collect();
+    let is_news = |member: &SwimMember| match known.get(&member.identity.node) {
+        Some(theirs) => *theirs != key(member),
+        None => member.state != SwimState::Down,
+    };
+    mine.into_iter().filter(is_news).collect()
+}
+
+/// A doubt older than this is a new one: hashes come from one random peer in ten seconds.
+const DOUBT_LASTS: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use gossamer_wire::Generation;
+    use rand::SeedableRng;
+
+    use super::super::tests::start;
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn node(n: u8) -> NodeId {
+        NodeId::from_bytes([n; 16])
+    }
+
+    fn member(n: u8, epoch: u64, state: SwimState) -> SwimMember {
+        let identity = Identity { node: node(n), generation: Generation::of_epoch(epoch) };
+        SwimMember { identity, incarnation: 0, state }
+    }
+
+    fn connected() -> Peers {
+        let mut peers = Peers::default();
+        (1..=9).for_each(|n| peers.connect(node(n)));
+        peers
+    }
+
+    #[test]
+    fn one_difference_is_a_doubt_and_two_in_time_are_a_difference() {
+        let (now, mut peers) = (start(), connected());
+        assert_eq!(peers.judge(node(1), false, now), Verdict::Doubt);
+        assert_eq!(peers.judge(node(1), false, now + SECOND / 2), Verdict::Agree);
+        assert_eq!(peers.judge(node(1), false, now + 2 * SECOND), Verdict::Differ);
+        assert_eq!(peers.judge(node(1), false, now + 3 * SECOND), Verdict::Doubt);
+    }
+
+    #[test]
+    fn agreement_and_age_end_a_doubt() {
+        let (now, mut peers) = (start(), connected());
+        peers.judge(node(1), false, now);
+        assert_eq!(peers.judge(node(1), true, now + SECOND), Verdict::Agree);
+        assert_eq!(peers.judge(node(1), false, now + 2 * SECOND), Verdict::Doubt);
+        assert_eq!(peers.judge(node(1), false, now + 60 * SECOND), Verdict::Doubt);
+    }
+
+    #[test]
+    fn hashes_of_strangers_call_for_nothing() {
+        let mut peers = connected();
+        peers.disconnect(node(1));
+        assert_eq!(peers.judge(node(1), false, start()), Verdict::Agree);
+    }
+
+    #[test]
+    fn a_peer_counts_as_told_for_a_moment_of_the_same_connection() {
+        let (now, mut peers) = (start(), connected());
+        peers.tell(node(1), now);
+        assert!(peers.is_told(node(1), now + SECOND / 2));
+        assert!(!peers.is_told(node(1), now + SECOND));
+        peers.connect(node(1));
+        assert!(!peers.is_told(node(1), now + SECOND / 2));
+    }
+
+    #[test]
+    fn some_draws_different_peers_the_filter_admits() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut drawn = connected().some(3, &mut rng, |peer| peer != node(1));
+        drawn.sort_unstable();
+        drawn.dedup();
+        assert_eq!(drawn.len(), 3);
+        assert!(!drawn.contains(&node(1)));
+        assert_eq!(connected().some(3, &mut rng, |peer| peer == node(2)), [node(2)]);
+    }
+
+    #[test]
+    fn the_hash_depends_on_node_epoch_and_renewals() {
+        let one = Identity { node: node(1), generation: Generation::of_epoch(1) };
+        let two = Identity { node: node(2), ..one };
+        let renewed = Identity { generation: one.generation.renewed(), ..one };
+        let restarted = Identity { generation: Generation::of_epoch(2), ..one };
+        let hashes = [one, two, renewed, restarted].map(|identity| member_hash([identity].into_iter()));
+        assert_eq!(std::collections::BTreeSet::from(hashes).len(), 4);
+        assert_eq!(member_hash([one].into_iter()), hashes[0]);
+    }
+
+    #[test]
+    fn news_leaves_out_what_the_peer_has_or_would_ignore() {
+        let up = |n| member(n, 1, SwimState::Alive);
+        let down = |n| member(n, 1, SwimState::Down);
+        let mine = vec![up(1), up(2), down(3), down(4), member(5, 2, SwimState::Alive)];
+        let theirs = [up(1), up(3), up(5)];
+        assert_eq!(news(mine, &theirs), [up(2), down(3), member(5, 2, SwimState::Alive)]);
+    }
+}

@@ -1,0 +1,16 @@
+//! Membership as a whole: one node against hand-made peers, and meshes in virtual time.
+//!
+//! Owns: the clauses of design section 5 as tests. Must not know: foca's inside. Driven by: cargo test.
+
+mod faults;
+mod mesh;
+mod peer;
+mod sim;
+
+use std::time::Instant;
+
+/// A moment to count from.
+#[allow(clippy::disallowed_methods, reason = "an Instant has no other source, and no test depends on it")]
+pub(super) fn start() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,413 @@
+//! One node against hand-made peers: what it sends, what it refuses, what nobody can make it believe.
+
+use std::time::{Duration, Instant};
+
+use gossamer_wire::frame::Frame;
+use gossamer_wire::limits::{MAX_EPOCH, MAX_MEMBERS_PER_FRAME, MAX_NODES, MAX_SWIM_BYTES};
+use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
+use gossamer_wire::{DecodeError, Generation, NodeId};
+use proptest::prelude::*;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use super::start;
+use crate::membership::{Cause, Input, MemberState, Membership, MembershipConfig, Output, fuzz};
+
+const ME: u8 = 1;
+const PEER: u8 = 2;
+const SECOND: Duration = Duration::from_secs(1);
+
+fn node(n: u8) -> NodeId {
+    NodeId::from_bytes([n; 16])
+}
+
+fn identity(n: u8, epoch: u64) -> Identity {
+    Identity { node: node(n), generation: Generation::of_epoch(epoch) }
+}
+
+fn entry(n: u8, epoch: u64, state: SwimState) -> SwimMember {
+    SwimMember { identity: identity(n, epoch), incarnation: 0, state }
+}
+
+/// A node of epoch 5 that has just started.
+struct Probe {
+    membership: Membership,
+    now: Instant,
+}
+
+impl Probe {
+    fn new() -> Self {
+        let now = start();
+        let rng = StdRng::seed_from_u64(1);
+        Self { membership: Membership::new(MembershipConfig::default(), identity(ME, 5), rng, now), now }
+    }
+
+    /// Connected to `PEER`, of epoch 1, which has said hello.
+    fn with_peer() -> Self {
+        let mut probe = Self::new();
+        probe.give(Input::Connected { peer: node(PEER) });
+        probe.packet(PEER, SwimMessage::Gossip, vec![]);
+        probe
+    }
+
+    fn give(&mut self, input: Input) -> Vec<Output> {
+        self.membership.handle(input, self.now);
+        self.outputs()
+    }
+
+    fn packet(&mut self, from: u8, message: SwimMessage, members: Vec<SwimMember>) -> Vec<Output> {
+        let to = self.membership.me().generation;
+        self.packet_to(to, from, message, members)
+    }
+
+    fn packet_to(
+        &mut self,
+        to: Generation,
+        from: u8,
+        message: SwimMessage,
+        members: Vec<SwimMember>,
+    ) -> Vec<Output> {
+        let header = SwimHeader { from: Generation::of_epoch(1), incarnation: 0, to, message };
+        let mut bytes = swim::encode(&header).expect("fits");
+        if !members.is_empty() {
+            bytes.extend((members.len() as u16).to_be_bytes());
+            members.iter().for_each(|member| bytes.extend(swim::encode(member).expect("fits")));
+        }
+        self.give(Input::Packet { from: node(from), bytes })
+    }
+
+    fn members(&mut self, from: u8, members: Vec<SwimMember>, reply: bool) -> Vec<Output> {
+        self.give(Input::Members { from: node(from), members, reply })
+    }
+
+    fn outputs(&mut self) -> Vec<Output> {
+        std::iter::from_fn(|| self.membership.next_output()).collect()
+    }
+
+    /// Lets the timers run and drops what they put out.
+    fn run(&mut self, length: Duration) {
+        let end = self.now + length;
+        while let Some(due) = self.membership.next_deadline().filter(|due| *due <= end) {
+            self.now = due;
+            self.membership.handle_timeout(due);
+            self.outputs();
+        }
+        self.now = end;
+    }
+
+    fn state(&self, n: u8) -> Option<MemberState> {
+        self.membership.members().find(|view| view.node == node(n)).map(|view| view.state)
+    }
+}
+
+fn refusal(outputs: &[Output]) -> Option<&DecodeError> {
+    outputs.iter().find_map(|output| match output {
+        Output::Refused { error, .. } => Some(error),
+        _ => None,
+    })
+}
+
+fn messages_to(outputs: &[Output], to: u8) -> Vec<SwimMessage> {
+    let packets = outputs.iter().filter_map(|output| match output {
+        Output::Packet { to: receiver, bytes } if *receiver == node(to) => Some(bytes),
+        _ => None,
+    });
+    packets.map(|bytes| swim::decode_header(bytes).expect("whole").0.message).collect()
+}
+
+fn frames(outputs: &[Output]) -> Vec<Frame> {
+    let frames = outputs.iter().filter_map(|output| match output {
+        Output::Frame { frame, .. } => Some(frame.clone()),
+        _ => None,
+    });
+    frames.collect()
+}
+
+#[test]
+fn whoever_sends_a_packet_is_who_is_alive() {
+    let mut probe = Probe::new();
+    let outputs = probe.packet(PEER, SwimMessage::Gossip, vec![]);
+    let (generation, cause) = (Generation::of_epoch(1), Cause::Itself);
+    let changed = Output::Changed { node: node(PEER), from: None, to: MemberState::Alive, generation, cause };
+    assert_eq!(outputs, [changed]);
+}
+
+#[test]
+fn a_packet_cannot_name_another_sender() {
+    // The same bytes speak for whoever sends them: there is no field that could name another.
+    let mut probe = Probe::new();
+    for sender in [PEER, 3] {
+        probe.packet(sender, SwimMessage::Gossip, vec![]);
+    }
+    let known: Vec<_> = probe.membership.members().map(|view| view.node).collect();
+    assert_eq!(known, [node(PEER), node(3)]);
+    let outputs = probe.packet(PEER, SwimMessage::Ping(7), vec![]);
+    assert_eq!(messages_to(&outputs, PEER), [SwimMessage::Ack(7)]);
+}
+
+#[test]
+fn a_packet_in_this_nodes_own_name_is_refused() {
+    let mut probe = Probe::new();
+    let outputs = probe.packet(ME, SwimMessage::Gossip, vec![]);
+    assert!(refusal(&outputs).is_some());
+    assert!(refusal(&probe.members(ME, vec![], true)).is_some());
+    assert_eq!(probe.membership.members().count(), 0);
+}
+
+#[test]
+fn garbage_is_refused_and_changes_nothing() {
+    let mut probe = Probe::with_peer();
+    for bytes in [vec![], vec![0xff; 40], vec![0; MAX_SWIM_BYTES + 1], b"GET / HTTP/1.1".to_vec()] {
+        let outputs = probe.give(Input::Packet { from: node(9), bytes });
+        assert!(refusal(&outputs).is_some() && outputs.len() == 1, "{outputs:?}");
+    }
+    assert_eq!(probe.membership.members().count(), 1);
+}
+
+#[test]
+fn what_others_say_is_known_as_theirs() {
+    let mut probe = Probe::with_peer();
+    let outputs = probe.packet(PEER, SwimMessage::Gossip, vec![entry(3, 1, SwimState::Suspect)]);
+    let (generation, cause) = (Generation::of_epoch(1), Cause::Peer(node(PEER)));
+    let changed = Output::Changed { node: node(3), from: None, to: MemberState::Suspect, generation, cause };
+    assert_eq!(outputs, [changed]);
+}
+
+#[test]
+fn a_suspicion_of_this_node_is_refuted() {
+    let mut probe = Probe::with_peer();
+    let outputs = probe.packet(PEER, SwimMessage::Ping(1), vec![entry(ME, 5, SwimState::Suspect)]);
+    let incarnations = outputs.iter().filter_map(|output| match output {
+        Output::Packet { bytes, .. } => Some(swim::decode_header(bytes).expect("whole").0.incarnation),
+        _ => None,
+    });
+    assert!(incarnations.eq([1, 1]), "gossip and ack: {outputs:?}");
+}
+
+#[test]
+fn a_claim_that_this_node_is_down_makes_it_renew_itself() {
+    let mut probe = Probe::with_peer();
+    let outputs = probe.packet(PEER, SwimMessage::TurnUndead, vec![]);
+    let renewed = Generation { epoch: 5, renewals: 1 };
+    assert_eq!(outputs.first(), Some(&Output::Renewed(renewed)));
+    assert_eq!(probe.membership.me().generation, renewed);
+    let by_frame = probe.members(
+        PEER,
+        vec![SwimMember { identity: probe.membership.me(), incarnation: 0, state: SwimState::Down }],
+        false,
+    );
+    assert_eq!(by_frame.first(), Some(&Output::Renewed(renewed.renewed())));
+}
+
+#[test]
+fn claims_about_earlier_lives_of_this_node_mean_nothing() {
+    let mut probe = Probe::with_peer();
+    for state in [SwimState::Alive, SwimState::Suspect, SwimState::Down] {
+        assert_eq!(probe.packet(PEER, SwimMessage::Gossip, vec![entry(ME, 4, state)]), []);
+        assert_eq!(probe.members(PEER, vec![entry(ME, 4, state)], false), []);
+    }
+    assert_eq!(probe.state(ME), None);
+}
+
+#[test]
+fn a_claim_about_a_later_life_of_this_node_makes_it_go_above() {
+    for state in [SwimState::Alive, SwimState::Suspect, SwimState::Down] {
+        let mut probe = Probe::with_peer();
+        let outputs = probe.members(PEER, vec![entry(ME, 8, state)], false);
+        assert_eq!(outputs.first(), Some(&Output::Renewed(Generation { epoch: 8, renewals: 1 })));
+        assert_eq!(probe.state(ME), None);
+    }
+    let mut probe = Probe::with_peer();
+    let outputs = probe.packet_to(Generation::of_epoch(6), PEER, SwimMessage::Ping(1), vec![]);
+    assert_eq!(outputs.first(), Some(&Output::Renewed(Generation { epoch: 6, renewals: 1 })));
+}
+
+#[test]
+fn a_life_above_which_there_is_none_is_refused() {
+    let mut probe = Probe::with_peer();
+    let generation = Generation { epoch: MAX_EPOCH, renewals: (1 << 20) - 1 };
+    let last =
+        SwimMember { identity: Identity { node: node(ME), generation }, ..entry(ME, 1, SwimState::Alive) };
+    assert!(refusal(&probe.members(PEER, vec![last], false)).is_some());
+    assert_eq!(probe.membership.me(), identity(ME, 5));
+}
+
+#[test]
+fn a_packet_for_an_earlier_life_is_answered_with_an_announce() {
+    let mut probe = Probe::with_peer();
+    let outputs = probe.packet_to(Generation::of_epoch(4), PEER, SwimMessage::Ping(1), vec![]);
+    assert_eq!(messages_to(&outputs, PEER), [SwimMessage::Announce]);
+}
+
+#[test]
+fn a_new_peer_gets_an_announce_and_the_full_state() {
+    let outputs = Probe::new().give(Input::Connected { peer: node(PEER) });
+    assert_eq!(messages_to(&outputs, PEER), [SwimMessage::Announce]);
+    let members = vec![entry(ME, 5, SwimState::Alive)];
+    assert_eq!(frames(&outputs), [Frame::Members { members, reply: true }]);
+}
+
+#[test]
+fn a_peer_known_as_alive_gets_the_hash_only() {
+    let mut probe = Probe::with_peer();
+    let outputs = probe.give(Input::Connected { peer: node(PEER) });
+    assert!(matches!(outputs[..], [Output::Frame { frame: Frame::MemberHash(_), .. }]), "{outputs:?}");
+    assert_eq!(probe.give(Input::Connected { peer: node(ME) }), [], "itself");
+}
+
+#[test]
+fn a_lasting_difference_of_hashes_is_answered_with_the_full_state() {
+    let mut probe = Probe::with_peer();
+    let hash = |probe: &mut Probe| probe.give(Input::MemberHash { from: node(PEER), hash: 1 });
+    assert_eq!(hash(&mut probe), []);
+    probe.now += SECOND;
+    probe.membership.handle_timeout(probe.now);
+    assert!(frames(&probe.outputs()).iter().any(|frame| matches!(frame, Frame::MemberHash(_))));
+    probe.now += SECOND;
+    assert!(matches!(frames(&hash(&mut probe))[..], [Frame::Members { reply: true, .. }]));
+}
+
+#[test]
+fn equal_views_have_equal_hashes() {
+    let mut probe = Probe::with_peer();
+    let mut other = Probe::new();
+    other.membership =
+        Membership::new(MembershipConfig::default(), identity(PEER, 1), StdRng::seed_from_u64(2), other.now);
+    let from = node(PEER);
+    other.give(Input::Connected { peer: node(ME) });
+    other.members(ME, vec![entry(ME, 5, SwimState::Alive)], false);
+    let outputs = other.give(Input::Connected { peer: node(ME) });
+    let [Frame::MemberHash(hash)] = frames(&outputs)[..] else { panic!("{outputs:?}") };
+    for _ in 0..5 {
+        assert_eq!(probe.give(Input::MemberHash { from, hash }), []);
+        probe.now += SECOND;
+    }
+}
+
+#[test]
+fn a_full_state_is_answered_with_what_its_sender_lacks() {
+    let mut probe = Probe::with_peer();
+    probe.packet(
+        PEER,
+        SwimMessage::Gossip,
+        vec![entry(3, 1, SwimState::Alive), entry(4, 1, SwimState::Alive)],
+    );
+    probe.now += 2 * SECOND;
+    let theirs = vec![entry(PEER, 1, SwimState::Alive), entry(3, 1, SwimState::Alive)];
+    let outputs = probe.members(PEER, theirs, true);
+    let members = vec![entry(4, 1, SwimState::Alive), entry(ME, 5, SwimState::Alive)];
+    assert_eq!(frames(&outputs), [Frame::Members { members, reply: false }]);
+}
+
+#[test]
+fn a_full_state_teaches_who_is_up_but_neither_suspicion_nor_strangers_deaths() {
+    let mut probe = Probe::with_peer();
+    let states = [SwimState::Alive, SwimState::Suspect, SwimState::Down];
+    let members = (3..).zip(states).map(|(n, state)| entry(n, 1, state)).collect();
+    probe.members(PEER, members, false);
+    let seen = [3, 4, 5].map(|n| probe.state(n));
+    assert_eq!(seen, [Some(MemberState::Alive), Some(MemberState::Alive), None]);
+    probe.members(PEER, vec![entry(3, 1, SwimState::Down)], false);
+    assert_eq!(probe.state(3), Some(MemberState::Down));
+}
+
+#[test]
+fn an_accused_peer_is_told_so_on_its_stream() {
+    let mut probe = Probe::with_peer();
+    let accusation = Frame::Members { members: vec![entry(PEER, 1, SwimState::Suspect)], reply: false };
+    for _ in 0..40 {
+        probe.now = probe.membership.next_deadline().expect("something is due");
+        probe.membership.handle_timeout(probe.now);
+        if frames(&probe.outputs()).contains(&accusation) {
+            assert_eq!(probe.state(PEER), Some(MemberState::Suspect));
+            return;
+        }
+    }
+    panic!("never told");
+}
+
+#[test]
+fn early_and_repeated_timeouts_do_nothing() {
+    let mut probe = Probe::with_peer();
+    let due = probe.membership.next_deadline().expect("something is due");
+    probe.membership.handle_timeout(due - Duration::from_nanos(1));
+    assert_eq!((probe.outputs(), probe.membership.next_deadline()), (vec![], Some(due)));
+    probe.membership.handle_timeout(due);
+    let next = probe.membership.next_deadline();
+    probe.outputs();
+    probe.membership.handle_timeout(due);
+    assert_eq!((probe.outputs(), probe.membership.next_deadline()), (vec![], next));
+}
+
+#[test]
+fn a_silent_peer_is_down_and_its_next_packet_tells_it_so() {
+    let mut probe = Probe::with_peer();
+    probe.run(5 * SECOND);
+    assert_eq!(probe.state(PEER), Some(MemberState::Down));
+    let outputs = probe.packet(PEER, SwimMessage::Ping(1), vec![]);
+    assert_eq!(messages_to(&outputs, PEER), [SwimMessage::TurnUndead]);
+}
+
+#[test]
+fn a_peer_that_says_it_leaves_has_left() {
+    let mut probe = Probe::with_peer();
+    let mut leaver = Probe::new();
+    leaver.membership =
+        Membership::new(MembershipConfig::default(), identity(PEER, 1), StdRng::seed_from_u64(2), leaver.now);
+    leaver.give(Input::Connected { peer: node(ME) });
+    let outputs = leaver.give(Input::Leave);
+    let [Frame::Members { members, reply: false }] = &frames(&outputs)[..] else { panic!("{outputs:?}") };
+    probe.members(PEER, members.clone(), false);
+    assert_eq!(probe.state(PEER), Some(MemberState::Left));
+}
+
+#[test]
+fn a_node_that_left_does_nothing_more() {
+    let mut probe = Probe::with_peer();
+    probe.give(Input::Leave);
+    assert_eq!(probe.packet(PEER, SwimMessage::Ping(1), vec![]), []);
+    assert_eq!(probe.give(Input::Connected { peer: node(3) }), []);
+    assert_eq!(probe.membership.next_deadline(), None);
+    probe.membership.handle_timeout(probe.now + 60 * SECOND);
+    assert_eq!(probe.outputs(), []);
+}
+
+#[test]
+fn disconnected_peers_get_no_frames() {
+    let mut probe = Probe::with_peer();
+    probe.give(Input::Disconnected { peer: node(PEER) });
+    assert_eq!(probe.give(Input::MemberHash { from: node(PEER), hash: 1 }), []);
+    assert_eq!(probe.give(Input::Leave), []);
+}
+
+#[test]
+fn members_beyond_the_limit_are_refused() {
+    let mut probe = Probe::with_peer();
+    let strangers = (0..2 * MAX_NODES as u64).map(|n| SwimMember {
+        identity: Identity { node: NodeId::of_spki(&n.to_be_bytes()), generation: Generation::of_epoch(1) },
+        incarnation: 0,
+        state: SwimState::Alive,
+    });
+    let strangers: Vec<_> = strangers.collect();
+    for part in strangers.chunks(MAX_MEMBERS_PER_FRAME).take(9) {
+        probe.members(PEER, part.to_vec(), false);
+    }
+    assert_eq!(probe.membership.members().count(), MAX_NODES - 1, "one place is for a sender");
+    assert_eq!(refusal(&probe.packet(9, SwimMessage::Gossip, vec![])), None);
+    let outputs = probe.packet(8, SwimMessage::Gossip, vec![]);
+    assert!(matches!(refusal(&outputs), Some(DecodeError::TooMany { .. })), "{outputs:?}");
+    assert_eq!(probe.membership.members().count(), MAX_NODES);
+    assert_eq!(refusal(&probe.packet(PEER, SwimMessage::Gossip, vec![])), None, "those known may go on");
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fuzz(&bytes);
+    }
+
+    #[test]
+    fn no_small_numbers_make_it_panic(bytes in proptest::collection::vec(0_u8..12, 0..80)) {
+        fuzz(&bytes);
+    }
+}
