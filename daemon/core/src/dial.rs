@@ -1,0 +1,326 @@
+//! Whom to dial, where, and when.
+//!
+//! Owns: the addresses of other nodes, what became of dials, back-off and pace; which of two connections stays.
+//! Must not know: sockets, certificates, SWIM. Driven by: the task that keeps one control connection per pair.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use gossamer_wire::NodeId;
+use gossamer_wire::limits::{MAX_ADDRESSES, MAX_NODES};
+use rand::RngExt;
+use rand::rngs::StdRng;
+
+#[cfg(test)]
+mod tests;
+
+/// Where addresses come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The node's card: all its addresses, in its order. Replaces those of earlier cards.
+    Card,
+    /// An inbound connection, a token or the disk: kept beside the card's, newest first.
+    Hint,
+}
+
+/// What membership says of a node, which decides how long its back-off grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// A member: worth a dial every half minute.
+    Live,
+    /// Down, gone, or only remembered: worth one every ten minutes, for ever.
+    Silent,
+}
+
+/// A dial to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dial {
+    /// Who must answer.
+    pub node: NodeId,
+    /// Where, best first; at least one.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// Which of two connections with one peer stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// The one that was there.
+    First,
+    /// The one that has just come.
+    Second,
+}
+
+/// Every node this one may dial.
+#[derive(Debug)]
+pub struct DialBook {
+    me: NodeId,
+    rng: StdRng,
+    entries: BTreeMap<NodeId, Entry>,
+    /// Nodes that wait for their dial.
+    waiting: BTreeSet<(Instant, NodeId)>,
+    in_flight: usize,
+    /// When the pace allows the next dial.
+    next_slot: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    card: Vec<SocketAddr>,
+    hints: Vec<SocketAddr>,
+    standing: Standing,
+    failures: u32,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// No address is known, or enough other silent nodes wait.
+    Idle,
+    Waiting(Instant),
+    Dialing,
+    Connected(Instant),
+}
+
+impl DialBook {
+    /// Makes an empty book. Same `rng` and calls, same dials.
+    pub fn new(me: NodeId, rng: StdRng) -> Self {
+        Self { me, rng, entries: BTreeMap::new(), waiting: BTreeSet::new(), in_flight: 0, next_slot: None }
+    }
+
+    /// Takes in addresses of a node; those nobody can dial are dropped. A node not known before is dialled at
+    /// once and counts as [`Standing::Silent`] until [`Self::set_standing`] says otherwise. A full book
+    /// ([`MAX_NODES`]) takes no further nodes.
+    pub fn learn(&mut self, node: NodeId, addresses: &[SocketAddr], source: Source, now: Instant) {
+        let is_full = self.entries.len() >= MAX_NODES && !self.entries.contains_key(&node);
+        if node == self.me || is_full {
+            return;
+        }
+        let addresses = addresses.iter().filter_map(|address| dialable(*address));
+        let entry = self.entries.entry(node).or_insert_with(Entry::new);
+        match source {
+            Source::Card => entry.card = addresses.take(MAX_ADDRESSES).collect(),
+            Source::Hint => {
+                for address in addresses {
+                    entry.hints.retain(|known| *known != address);
+                    entry.hints.insert(0, address);
+                }
+                entry.hints.truncate(MAX_HINTS);
+            }
+        }
+        match (entry.state, entry.addresses().is_empty()) {
+            (State::Idle, false) => self.set_state(node, State::Waiting(now)),
+            (State::Waiting(_), true) => self.set_state(node, State::Idle),
+            _ => {}
+        }
+        self.limit_silent();
+    }
+
+    /// Takes in what membership says. A node that turns live is dialled at once.
+    pub fn set_standing(&mut self, node: NodeId, standing: Standing, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&node) else { return };
+        let turns_live = entry.standing == Standing::Silent && standing == Standing::Live;
+        entry.standing = standing;
+        if turns_live {
+            entry.failures = 0;
+            let can_wait = matches!(entry.state, State::Waiting(_) | State::Idle);
+            if can_wait && !entry.addresses().is_empty() {
+                self.set_state(node, State::Waiting(now));
+            }
+        }
+        self.limit_silent();
+    }
+
+    /// A control connection is up, whoever dialled it.
+    pub fn connected(&mut self, node: NodeId, now: Instant) {
+        if node != self.me {
+            self.entries.entry(node).or_insert_with(Entry::new);
+            self.set_state(node, State::Connected(now));
+        }
+    }
+
+    /// The last control connection with the node is gone. One that lasted starts the back-off anew.
+    pub fn disconnected(&mut self, node: NodeId, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&node) else { return };
+        let State::Connected(since) = entry.state else { return };
+        if now.saturating_duration_since(since) >= LASTING {
+            entry.failures = 0;
+        }
+        self.back_off(node, now);
+    }
+
+    /// A dial came to nothing.
+    pub fn failed(&mut self, node: NodeId, now: Instant) {
+        if self.entries.get(&node).is_some_and(|entry| matches!(entry.state, State::Dialing)) {
+            self.back_off(node, now);
+        }
+    }
+
+    /// Drops a node, for example an evicted one. A dial under way still counts until then.
+    pub fn forget(&mut self, node: NodeId) {
+        self.set_state(node, State::Idle);
+        self.entries.remove(&node);
+    }
+
+    /// Returns the next dial that is due, `None` when there is none, too many are under way, or the pace says
+    /// wait. Each dial returned must end in [`Self::connected`], [`Self::failed`] or [`Self::forget`].
+    pub fn next_dial(&mut self, now: Instant) -> Option<Dial> {
+        if self.next_deadline()? > now {
+            return None;
+        }
+        let (_, node) = *self.waiting.first()?;
+        let addresses = self.entries.get(&node)?.addresses();
+        self.set_state(node, State::Dialing);
+        self.next_slot = Some(now + PACE);
+        self.wake_silent(now);
+        Some(Dial { node, addresses })
+    }
+
+    /// Returns when [`Self::next_dial`] has something; `None` while it waits for an answer or a node.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        if self.in_flight >= MAX_IN_FLIGHT {
+            return None;
+        }
+        let (due, _) = self.waiting.first()?;
+        Some(self.next_slot.map_or(*due, |slot| slot.max(*due)))
+    }
+
+    fn back_off(&mut self, node: NodeId, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&node) else { return };
+        let pause = entry.pause(&mut self.rng);
+        entry.failures = entry.failures.saturating_add(1);
+        let state = if entry.addresses().is_empty() { State::Idle } else { State::Waiting(now + pause) };
+        self.set_state(node, state);
+        self.limit_silent();
+    }
+
+    /// The only place that changes a state: `waiting` and `in_flight` follow it.
+    fn set_state(&mut self, node: NodeId, state: State) {
+        let Some(entry) = self.entries.get_mut(&node) else { return };
+        match std::mem::replace(&mut entry.state, state) {
+            State::Waiting(due) => {
+                self.waiting.remove(&(due, node));
+            }
+            State::Dialing => self.in_flight -= 1,
+            State::Idle | State::Connected(_) => {}
+        }
+        match state {
+            State::Waiting(due) => {
+                self.waiting.insert((due, node));
+            }
+            State::Dialing => self.in_flight += 1,
+            State::Idle | State::Connected(_) => {}
+        }
+    }
+
+    /// Sets the silent node with the most failures aside while too many wait.
+    fn limit_silent(&mut self) {
+        let waiting = self.entries.iter().filter(|(_, entry)| entry.is_silent_and_waits());
+        if waiting.clone().count() > MAX_SILENT {
+            let worst = waiting.max_by_key(|(node, entry)| (entry.failures, **node)).map(|(node, _)| *node);
+            worst.into_iter().for_each(|node| self.set_state(node, State::Idle));
+        }
+    }
+
+    /// Lets the silent node with the fewest failures of those set aside wait in the place that became free,
+    /// so that in the end each gets its turn.
+    fn wake_silent(&mut self, now: Instant) {
+        let waiting = self.entries.values().filter(|entry| entry.is_silent_and_waits()).count();
+        let aside = self.entries.iter_mut().filter(|(_, entry)| entry.is_set_aside());
+        let Some((node, entry)) = aside.min_by_key(|(node, entry)| (entry.failures, **node)) else { return };
+        if waiting < MAX_SILENT {
+            let pause = if entry.failures == 0 { Duration::ZERO } else { entry.pause(&mut self.rng) };
+            let node = *node;
+            self.set_state(node, State::Waiting(now + pause));
+        }
+    }
+}
+
+impl Entry {
+    fn new() -> Self {
+        Self {
+            card: Vec::new(),
+            hints: Vec::new(),
+            standing: Standing::Silent,
+            failures: 0,
+            state: State::Idle,
+        }
+    }
+
+    /// Returns the card's addresses, then the hints that add to them.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        let hints = self.hints.iter().filter(|hint| !self.card.contains(hint));
+        self.card.iter().chain(hints).copied().collect()
+    }
+
+    /// Draws the pause after one more failure.
+    fn pause(&self, rng: &mut StdRng) -> Duration {
+        let longest = match self.standing {
+            Standing::Live => LONGEST_LIVE,
+            Standing::Silent => LONGEST_SILENT,
+        };
+        let doubled = SHORTEST.saturating_mul(1 << self.failures.min(16));
+        doubled.min(longest).mul_f64(rng.random_range(0.5..1.5))
+    }
+
+    fn is_silent_and_waits(&self) -> bool {
+        self.standing == Standing::Silent && matches!(self.state, State::Waiting(_))
+    }
+
+    fn is_set_aside(&self) -> bool {
+        self.standing == Standing::Silent && matches!(self.state, State::Idle) && !self.addresses().is_empty()
+    }
+}
+
+/// Decides between two connections with `peer`, of which the first was there when the second came. Both ends
+/// come to the same answer: when both dialled, the connection dialled by the smaller node id stays; when one
+/// dialled twice, its later one, because it would not dial while the first is of use to it.
+pub fn keep_which(me: NodeId, peer: NodeId, first_dialer: NodeId, second_dialer: NodeId) -> Keep {
+    if first_dialer != second_dialer && first_dialer == me.min(peer) { Keep::First } else { Keep::Second }
+}
+
+/// Returns the address in its plain form if a packet to it can reach another node. Loopback can: several
+/// daemons may share a machine.
+fn dialable(address: SocketAddr) -> Option<SocketAddr> {
+    let ip = address.ip().to_canonical();
+    let has_no_scope = matches!(address, SocketAddr::V6(v6) if v6.scope_id() == 0);
+    let is_link_local = match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() && has_no_scope,
+    };
+    let is_bad = address.port() == 0
+        || ip.is_unspecified()
+        || ip.is_multicast()
+        || ip == IpAddr::V4(Ipv4Addr::BROADCAST)
+        || is_link_local;
+    match ip {
+        _ if is_bad => None,
+        IpAddr::V4(_) => Some(SocketAddr::new(ip, address.port())),
+        IpAddr::V6(_) => Some(address),
+    }
+}
+
+/// Addresses kept beside a card's: where the node was seen, and what tokens and the disk say.
+const MAX_HINTS: usize = 4;
+
+/// Pause between two dials: at most 50 a second, because a handshake costs both sides up to 0.9 ms and 4.4 KB.
+const PACE: Duration = Duration::from_millis(20);
+
+/// Dials under way at once. With a 3 s handshake limit and dead addresses only, 21 dials a second remain.
+const MAX_IN_FLIGHT: usize = 64;
+
+/// Silent nodes that wait for a dial at once; the rest are set aside and take turns. Bounds the dials into the
+/// void: with longest pauses, about one in ten seconds.
+const MAX_SILENT: usize = 64;
+
+/// First pause after a failure, before jitter.
+const SHORTEST: Duration = Duration::from_millis(250);
+
+/// Longest pause for a live member, before jitter: its other links carry it meanwhile.
+const LONGEST_LIVE: Duration = Duration::from_secs(30);
+
+/// Longest pause for a silent node, before jitter.
+const LONGEST_SILENT: Duration = Duration::from_secs(600);
+
+/// A connection that lasted this long was a good one; a shorter one counts as a failure.
+const LASTING: Duration = Duration::from_secs(30);

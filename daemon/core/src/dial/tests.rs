@@ -1,0 +1,290 @@
+//! The clauses of the dial policy.
+
+use rand::SeedableRng;
+
+use super::*;
+
+const ME: u8 = 100;
+const SECOND: Duration = Duration::from_secs(1);
+
+#[allow(clippy::disallowed_methods, reason = "an Instant has no other source, and no test depends on it")]
+fn start() -> Instant {
+    Instant::now()
+}
+
+fn node(n: u8) -> NodeId {
+    NodeId::from_bytes([n; 16])
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
+}
+
+fn book() -> DialBook {
+    DialBook::new(node(ME), StdRng::seed_from_u64(1))
+}
+
+/// A book that knows one live node, `1`.
+fn book_of_one(now: Instant) -> DialBook {
+    let mut book = book();
+    book.learn(node(1), &[address("192.0.2.1:4677")], Source::Card, now);
+    book.set_standing(node(1), Standing::Live, now);
+    book
+}
+
+/// A book that knows this many live nodes.
+fn book_of(count: u8, now: Instant) -> DialBook {
+    let mut book = book();
+    for n in 0..count {
+        book.learn(node(n), &[address("192.0.2.1:4677")], Source::Card, now);
+        book.set_standing(node(n), Standing::Live, now);
+    }
+    book
+}
+
+/// Takes every dial until `end`, moving from deadline to deadline; each fails at once if `fails`.
+fn dials(book: &mut DialBook, end: Instant, fails: bool) -> Vec<(Instant, NodeId)> {
+    let mut dials = Vec::new();
+    while let Some(now) = book.next_deadline().filter(|now| *now <= end) {
+        let dial = book.next_dial(now).expect("the deadline is for a dial");
+        dials.push((now, dial.node));
+        if fails {
+            book.failed(dial.node, now);
+        }
+    }
+    dials
+}
+
+#[test]
+fn a_node_is_dialled_once_where_its_card_says() {
+    let now = start();
+    let mut book = book_of_one(now);
+    let dial = Dial { node: node(1), addresses: vec![address("192.0.2.1:4677")] };
+    assert_eq!(book.next_deadline(), Some(now));
+    assert_eq!(book.next_dial(now), Some(dial));
+    assert_eq!((book.next_dial(now + 60 * SECOND), book.next_deadline()), (None, None));
+}
+
+#[test]
+fn nobody_dials_itself_or_a_node_without_addresses() {
+    let now = start();
+    let mut book = book();
+    book.learn(node(ME), &[address("192.0.2.1:4677")], Source::Card, now);
+    book.learn(node(1), &[], Source::Card, now);
+    book.connected(node(ME), now);
+    assert_eq!((book.next_dial(now), book.next_deadline()), (None, None));
+    book.learn(node(1), &[address("192.0.2.1:4677")], Source::Hint, now);
+    assert!(book.next_dial(now).is_some());
+}
+
+#[test]
+fn a_connected_node_is_not_dialled_whoever_dialled() {
+    let now = start();
+    let mut book = book_of_one(now);
+    book.connected(node(1), now);
+    assert_eq!(book.next_dial(now + 60 * SECOND), None);
+    book.learn(node(1), &[address("192.0.2.9:1")], Source::Card, now);
+    assert_eq!(book.next_dial(now + 60 * SECOND), None);
+}
+
+#[test]
+fn a_lost_connection_is_dialled_again_within_half_a_second() {
+    let now = start();
+    let mut book = book_of_one(now);
+    book.connected(node(1), now);
+    book.disconnected(node(1), now + 60 * SECOND);
+    let wait = book.next_deadline().expect("waits") - (now + 60 * SECOND);
+    assert!(wait >= SHORTEST / 2 && wait <= SHORTEST * 3 / 2, "{wait:?}");
+}
+
+#[test]
+fn connections_that_do_not_last_are_dialled_ever_more_rarely() {
+    let mut now = start();
+    let mut book = book_of_one(now);
+    for _ in 0..10 {
+        book.connected(node(1), now);
+        now += SECOND;
+        book.disconnected(node(1), now);
+    }
+    assert!(book.next_deadline().expect("waits") - now >= LONGEST_LIVE / 2);
+}
+
+#[test]
+fn at_most_fifty_dials_a_second_and_sixty_four_at_once() {
+    let now = start();
+    let mut book = book_of(90, now);
+    let first = dials(&mut book, now + SECOND, false);
+    assert_eq!(first.len(), 51, "one at once, then fifty");
+    assert!(first.windows(2).all(|pair| pair[1].0 - pair[0].0 >= PACE));
+    assert_eq!(first.len() + dials(&mut book, now + 60 * SECOND, false).len(), MAX_IN_FLIGHT);
+    assert_eq!(book.next_deadline(), None);
+    book.failed(node(0), now + 60 * SECOND);
+    book.connected(node(1), now + 60 * SECOND);
+    book.forget(node(2));
+    assert_eq!(dials(&mut book, now + 60 * SECOND + 2 * PACE, false).len(), 3);
+}
+
+#[test]
+fn pauses_double_with_jitter_up_to_their_longest() {
+    let now = start();
+    for (standing, longest) in [(Standing::Live, LONGEST_LIVE), (Standing::Silent, LONGEST_SILENT)] {
+        let mut book = book_of_one(now);
+        book.set_standing(node(1), standing, now);
+        let times: Vec<_> =
+            dials(&mut book, now + 4 * 3_600 * SECOND, true).into_iter().map(|(at, _)| at).collect();
+        for (n, pair) in times.windows(2).enumerate() {
+            let base = SHORTEST.saturating_mul(1 << n.min(16)).min(longest);
+            let pause = pair[1] - pair[0];
+            assert!(pause >= base / 2 && pause <= base * 3 / 2, "{n}: {pause:?} around {base:?}");
+        }
+        let last = times.last().expect("dialled");
+        assert!(now + 4 * 3_600 * SECOND - *last <= longest * 3 / 2, "never given up");
+    }
+}
+
+#[test]
+fn a_silent_node_that_turns_live_is_dialled_at_once() {
+    let now = start();
+    let mut book = book_of_one(now);
+    book.set_standing(node(1), Standing::Silent, now);
+    dials(&mut book, now + 3_600 * SECOND, true);
+    let later = now + 3_601 * SECOND;
+    book.set_standing(node(1), Standing::Live, later);
+    assert!(book.next_dial(later).is_some());
+}
+
+#[test]
+fn at_most_sixty_four_silent_nodes_wait_and_live_ones_do_not_count() {
+    let now = start();
+    let mut book = book_of(30, now);
+    for n in 101..200 {
+        book.learn(node(n), &[address("192.0.2.1:4677")], Source::Hint, now);
+    }
+    assert_eq!(book.waiting.len(), 30 + MAX_SILENT);
+    dials(&mut book, now + 600 * SECOND, true);
+    assert!(book.waiting.len() <= 30 + MAX_SILENT);
+}
+
+#[test]
+fn silent_nodes_take_turns_for_ever() {
+    let now = start();
+    let mut book = book();
+    for n in 101..250 {
+        book.learn(node(n), &[address("192.0.2.1:4677")], Source::Hint, now);
+    }
+    let times = dials(&mut book, now + 24 * 3_600 * SECOND, true);
+    for n in 101..250 {
+        let last_hours = now + 18 * 3_600 * SECOND;
+        assert!(times.iter().any(|(at, id)| *id == node(n) && *at > last_hours), "{n}");
+    }
+    let last_hour = times.iter().filter(|(at, _)| *at > now + 23 * 3_600 * SECOND).count();
+    assert!(last_hour < 600, "{last_hour} dials in the last hour");
+}
+
+#[test]
+fn a_node_set_aside_is_dialled_at_once_when_it_turns_live() {
+    let now = start();
+    let mut book = book();
+    for n in 101..250 {
+        book.learn(node(n), &[address("192.0.2.1:4677")], Source::Hint, now);
+    }
+    dials(&mut book, now + 3_600 * SECOND, true);
+    let aside = book.entries.iter().find(|(_, entry)| entry.is_set_aside()).map(|(node, _)| *node);
+    let aside = aside.expect("some are set aside");
+    let later = now + 3_601 * SECOND;
+    book.set_standing(aside, Standing::Live, later);
+    let next: Vec<_> = dials(&mut book, later + SECOND, false).into_iter().map(|(_, id)| id).collect();
+    assert!(next.contains(&aside));
+}
+
+#[test]
+fn a_later_card_replaces_an_earlier_one_and_hints_stay() {
+    let now = start();
+    let mut book = book_of_one(now);
+    let (seen, moved) = (address("198.51.100.7:5"), address("192.0.2.2:4677"));
+    book.learn(node(1), &[seen], Source::Hint, now);
+    book.learn(node(1), &[moved], Source::Card, now);
+    assert_eq!(book.next_dial(now).map(|dial| dial.addresses), Some(vec![moved, seen]));
+}
+
+#[test]
+fn eight_card_addresses_and_the_four_newest_hints_are_kept_once_each() {
+    let now = start();
+    let mut book = book();
+    let many = |from: u16| (from..from + 20).map(|port| SocketAddr::new([192, 0, 2, 1].into(), port));
+    book.learn(node(1), &many(1).collect::<Vec<_>>(), Source::Card, now);
+    for hint in many(101).chain([address("192.0.2.1:120"), address("192.0.2.1:1")]) {
+        book.learn(node(1), &[hint], Source::Hint, now);
+    }
+    let ports: Vec<_> =
+        book.next_dial(now).expect("due").addresses.iter().map(|address| address.port()).collect();
+    assert_eq!(ports, [1, 2, 3, 4, 5, 6, 7, 8, 120, 119, 118]);
+}
+
+#[test]
+fn addresses_nobody_can_dial_are_dropped() {
+    for bad in [
+        "0.0.0.0:1",
+        "[::]:1",
+        "224.0.0.1:1",
+        "[ff02::1]:1",
+        "255.255.255.255:1",
+        "192.0.2.1:0",
+        "169.254.169.254:1",
+        "[fe80::1]:1",
+        "[::ffff:0.0.0.0]:1",
+        "[::ffff:169.254.1.1]:1",
+        "[::ffff:224.0.0.1]:1",
+    ] {
+        assert_eq!(dialable(address(bad)), None, "{bad}");
+    }
+    for good in ["127.0.0.1:1", "10.0.0.1:1", "[::1]:1", "[2001:db8::1]:1", "[fe80::1%2]:1"] {
+        assert_eq!(dialable(address(good)), Some(address(good)), "{good}");
+    }
+    assert_eq!(dialable(address("[::ffff:192.0.2.1]:7")), Some(address("192.0.2.1:7")));
+}
+
+#[test]
+fn a_card_without_usable_addresses_stops_the_dials() {
+    let now = start();
+    let mut book = book_of_one(now);
+    book.learn(node(1), &[address("0.0.0.0:1")], Source::Card, now);
+    assert_eq!((book.next_dial(now), book.next_deadline()), (None, None));
+}
+
+#[test]
+fn reports_nobody_asked_for_change_nothing() {
+    let now = start();
+    let mut book = book_of_one(now);
+    book.failed(node(1), now);
+    book.disconnected(node(1), now);
+    book.failed(node(9), now);
+    book.disconnected(node(9), now);
+    book.set_standing(node(9), Standing::Live, now);
+    book.forget(node(9));
+    assert_eq!(book.next_deadline(), Some(now));
+    assert_eq!(book.entries.len(), 1);
+}
+
+#[test]
+fn both_ends_of_a_simultaneous_dial_keep_the_one_of_the_smaller_id() {
+    let (small, great) = (node(1), node(2));
+    for (me, peer) in [(small, great), (great, small)] {
+        assert_eq!(keep_which(me, peer, small, great), Keep::First);
+        assert_eq!(keep_which(me, peer, great, small), Keep::Second);
+    }
+}
+
+#[test]
+fn of_two_connections_one_node_dialled_the_later_stays() {
+    for dialer in [node(1), node(2)] {
+        assert_eq!(keep_which(node(1), node(2), dialer, dialer), Keep::Second);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_dials() {
+    let now = start();
+    let run = || dials(&mut book_of(20, now), now + 60 * SECOND, true);
+    assert_eq!(run(), run());
+}
