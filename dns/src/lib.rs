@@ -1,1 +1,39 @@
-//! placeholder
+//! Names and answers: turns DNS questions about the mesh zone into DNS answers.
+//!
+//! Data in: a request's bytes, and what a [`Directory`] knows about services, instances and nodes. Data out: a
+//! response's bytes. It does not know gossip, adverts, access rules or how a VIP listener is opened, and it
+//! forwards nothing: names of others are refused at once.
+//!
+//! A question passes these modules in this order; all but the last are pure:
+//!
+//! ```text
+//! request (bytes -> question) -> place (name -> what it may stand for) -> answer (+ order, records)
+//!         -> response (records -> bytes that fit);        server: sockets, tasks, deadlines
+//! ```
+//!
+//! Start reading at [`answer()`]; [`resolve()`] is the same without a wire.
+
+mod answer;
+mod directory;
+mod fuzz;
+mod metrics;
+mod order;
+mod place;
+mod records;
+mod request;
+mod resolve;
+mod response;
+#[cfg(test)]
+mod scripted;
+mod zone;
+
+pub use answer::{Answer, ExtendedError, Question, answer, targets};
+pub use directory::{Directory, InstanceEntry, ServiceEntry, Target, VipAnswer};
+pub use fuzz::fuzz_query;
+pub use hickory_proto::op::ResponseCode;
+pub use hickory_proto::rr::{Name, RData, Record, RecordType};
+pub use metrics::{DnsCounts, DnsMetrics, Outcome};
+pub use request::{Intake, Request, respond};
+pub use resolve::{Resolution, ResolveError, ResolvedRecord, parse_question, resolve};
+pub use response::{Response, UDP_PAYLOAD_BYTES};
+pub use zone::{Zone, ZoneError};

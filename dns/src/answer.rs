@@ -1,0 +1,311 @@
+//! Answers: what the mesh says to one question.
+//!
+//! Owns: which records answer which name and type, NXDOMAIN against NODATA, glue. Must not know: messages,
+//! sizes, sockets. Driven by: `server` and `fuzz` through `request`; `resolve`.
+
+use std::net::IpAddr;
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::rdata::PTR;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+use gossamer_wire::{PortName, Transport};
+
+use crate::order::{self, Family};
+use crate::place::Spot;
+use crate::records::{self, LIVE_TTL, NEGATIVE_TTL, VIP_TTL};
+use crate::{Directory, InstanceEntry, Target, VipAnswer, Zone};
+
+/// A question of class IN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The name as asked; its case comes back in the answer.
+    pub name: Name,
+    /// The type as asked.
+    pub record_type: RecordType,
+}
+
+/// The answer to one [`Question`], before it is fitted to a message.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// NOERROR, NXDOMAIN or REFUSED.
+    pub rcode: ResponseCode,
+    /// Records of the asked name and type, best first. Empty with NOERROR means NODATA.
+    pub answers: Vec<Record>,
+    /// The SOA in negative answers (RFC 2308), else empty.
+    pub authorities: Vec<Record>,
+    /// Addresses of names in `answers`; may be left out freely.
+    pub additionals: Vec<Record>,
+    /// Why nothing was answered, when there is more to say than the code.
+    pub extended: Option<ExtendedError>,
+}
+
+/// An extended DNS error (RFC 8914).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtendedError {
+    /// The info code.
+    pub code: u16,
+    /// For people.
+    pub text: String,
+}
+
+impl ExtendedError {
+    /// The info code for a VIP that must not be answered: "Blocked", RFC 8914 4.16.
+    pub const BLOCKED: u16 = 15;
+}
+
+impl Answer {
+    fn empty(rcode: ResponseCode) -> Self {
+        Self { rcode, answers: Vec::new(), authorities: Vec::new(), additionals: Vec::new(), extended: None }
+    }
+
+    fn negative(rcode: ResponseCode, apex: &Name, zone: &Zone) -> Self {
+        Self { authorities: vec![records::soa(apex, zone, NEGATIVE_TTL)], ..Self::empty(rcode) }
+    }
+
+    pub(crate) fn failure() -> Self {
+        Self::empty(ResponseCode::ServFail)
+    }
+}
+
+/// Answers a question from what the directory holds. `rotation` decides whose turn it is among equals.
+pub fn answer(question: &Question, directory: &dyn Directory, zone: &Zone, rotation: u32) -> Answer {
+    let transfer = matches!(question.record_type, RecordType::AXFR | RecordType::IXFR);
+    let Some(place) = zone.locate(&question.name).filter(|_| !transfer) else {
+        return Answer::empty(ResponseCode::Refused);
+    };
+
+    let mesh = Mesh { directory, zone, rotation };
+    let found = match question.record_type {
+        // RFC 8482 4.1: one of the sets that exist.
+        RecordType::ANY => {
+            let sets: Option<Vec<_>> =
+                ANY_TYPES.iter().map(|kind| mesh.look_up(&place.apex, &place.spot, *kind)).collect();
+            sets.map(|sets| sets.into_iter().find(|set| !set.data.is_empty()).unwrap_or_default())
+        }
+        kind => mesh.look_up(&place.apex, &place.spot, kind),
+    };
+
+    let Some(found) = found else {
+        return Answer::negative(ResponseCode::NXDomain, &place.apex, zone);
+    };
+    if found.data.is_empty() {
+        let extended = found.blocked.map(|text| ExtendedError { code: ExtendedError::BLOCKED, text });
+        return Answer { extended, ..Answer::negative(ResponseCode::NoError, &place.apex, zone) };
+    }
+    let record = |data| Record::from_rdata(question.name.clone(), found.ttl, data);
+    Answer {
+        answers: found.data.into_iter().map(record).collect(),
+        additionals: found.glue,
+        ..Answer::empty(ResponseCode::NoError)
+    }
+}
+
+/// Lists the targets whose VIP the answer may hold, for [`Directory::prepare`]: one for an address question,
+/// those with glue for SRV, none for anything else.
+pub fn targets(question: &Question, directory: &dyn Directory, zone: &Zone, rotation: u32) -> Vec<Target> {
+    let mesh = Mesh { directory, zone, rotation };
+    let asks = |kind| question.record_type == kind || question.record_type == RecordType::ANY;
+    match zone.locate(&question.name).map(|place| place.spot) {
+        Some(Spot::Named(target)) if target.has_vip() && asks(RecordType::A) => vec![target],
+        Some(Spot::Port(base, transport, port)) if base.has_vip() && asks(RecordType::SRV) => {
+            let listed = mesh.listed(&base, transport, &port).unwrap_or_default();
+            listed.iter().take(MAX_GLUE).map(|(instance, _)| instance.target(false)).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What one name holds of one type.
+#[derive(Debug, Default)]
+struct Found {
+    data: Vec<RData>,
+    ttl: u32,
+    glue: Vec<Record>,
+    /// Why `data` is empty although the type belongs to the name.
+    blocked: Option<String>,
+}
+
+impl Found {
+    fn new(data: impl IntoIterator<Item = RData>, ttl: u32) -> Self {
+        Self { data: data.into_iter().collect(), ttl, ..Self::default() }
+    }
+}
+
+/// The mesh as one question sees it.
+struct Mesh<'a> {
+    directory: &'a dyn Directory,
+    zone: &'a Zone,
+    rotation: u32,
+}
+
+impl Mesh<'_> {
+    /// Returns what the name holds of the type, or `None` when there is no such name.
+    fn look_up(&self, apex: &Name, spot: &Spot, kind: RecordType) -> Option<Found> {
+        match spot {
+            Spot::Absent => None,
+            Spot::Apex => Some(self.apex(apex, kind)),
+            Spot::Branch => Some(Found::default()),
+            Spot::Named(target) => self.named(target, kind),
+            Spot::Ports(base, transport) => {
+                let has_port = |entry: &InstanceEntry| entry.ports.iter().any(|port| port.1 == *transport);
+                self.instances(base)?.iter().any(has_port).then(Found::default)
+            }
+            Spot::Port(base, transport, port) => {
+                let held = self.instances(base)?;
+                let exists = held.iter().any(|instance| instance.port(port, *transport).is_some());
+                exists.then(|| self.services(base, *transport, port, kind))
+            }
+            Spot::Pointer(vip) => {
+                let target = self.directory.pointer(*vip)?;
+                let name = (kind == RecordType::PTR).then(|| self.zone.name_of(&target)).flatten();
+                Some(Found::new(name.map(|name| RData::PTR(PTR(name))), VIP_TTL))
+            }
+        }
+    }
+
+    fn apex(&self, apex: &Name, kind: RecordType) -> Found {
+        let server = IpAddr::V4(self.zone.server_address());
+        let forward = apex == self.zone.origin();
+        match kind {
+            RecordType::SOA => Found::new([records::soa(apex, self.zone, VIP_TTL).data], VIP_TTL),
+            RecordType::NS => Found {
+                glue: vec![Record::from_rdata(self.zone.origin().clone(), VIP_TTL, records::address(server))],
+                ..Found::new([records::name_server(self.zone)], VIP_TTL)
+            },
+            RecordType::A if forward => Found::new([records::address(server)], VIP_TTL),
+            _ => Found::default(),
+        }
+    }
+
+    fn named(&self, target: &Target, kind: RecordType) -> Option<Found> {
+        match target {
+            Target::Service { service, group, direct } => {
+                let Some(entry) = self.directory.service(service, group.as_ref()) else {
+                    return self.is_branch(target).then(Found::default);
+                };
+                Some(match kind {
+                    RecordType::TXT => Found::new(records::text(&entry.metadata), LIVE_TTL),
+                    _ if *direct => self.direct(entry.instances, kind),
+                    _ => vip(entry.vip, kind),
+                })
+            }
+            Target::Instance { service, group, instance, direct } => {
+                let entry = self.directory.instance(service, group, instance)?;
+                Some(match kind {
+                    RecordType::TXT => Found::new(records::text(&entry.metadata), LIVE_TTL),
+                    _ if *direct => self.direct(vec![entry], kind),
+                    _ => vip(entry.vip, kind),
+                })
+            }
+            Target::Node(node) => Some(addresses(&self.directory.node(node)?, kind)),
+        }
+    }
+
+    /// Returns whether a name that is no service is that of a group, beneath which services are.
+    fn is_branch(&self, target: &Target) -> bool {
+        let Target::Service { service, group: None, .. } = target else { return false };
+        service.as_str().parse().is_ok_and(|group| self.directory.has_group(&group))
+    }
+
+    fn direct(&self, instances: Vec<InstanceEntry>, kind: RecordType) -> Found {
+        let usable = order::usable(instances, self.rotation);
+        addresses(usable.iter().flat_map(|instance| &instance.addresses), kind)
+    }
+
+    fn instances(&self, base: &Target) -> Option<Vec<InstanceEntry>> {
+        match base {
+            Target::Service { service, group, .. } => {
+                Some(self.directory.service(service, group.as_ref())?.instances)
+            }
+            Target::Instance { service, group, instance, .. } => {
+                Some(vec![self.directory.instance(service, group, instance)?])
+            }
+            Target::Node(_) => None,
+        }
+    }
+
+    /// Returns the usable instances that have the port, with its number, in order.
+    fn listed(
+        &self,
+        base: &Target,
+        transport: Transport,
+        port: &PortName,
+    ) -> Option<Vec<(InstanceEntry, u16)>> {
+        let with_port = |instance: InstanceEntry| {
+            let number = instance.port(port, transport)?;
+            Some((instance, number))
+        };
+        Some(order::usable(self.instances(base)?, self.rotation).into_iter().filter_map(with_port).collect())
+    }
+
+    fn services(&self, base: &Target, transport: Transport, port: &PortName, kind: RecordType) -> Found {
+        if kind != RecordType::SRV {
+            return Found::default();
+        }
+        let direct = !base.has_vip();
+        let mut found = Found { ttl: LIVE_TTL, ..Found::default() };
+        for (index, (instance, number)) in
+            self.listed(base, transport, port).unwrap_or_default().iter().enumerate()
+        {
+            let vip = match &instance.vip {
+                _ if direct => None,
+                VipAnswer::Address(vip) => Some(*vip),
+                VipAnswer::Blocked(why) => {
+                    found.blocked.get_or_insert_with(|| why.clone());
+                    continue;
+                }
+            };
+            let Some(name) = self.zone.name_of(&instance.target(direct)) else { continue };
+            if index < MAX_GLUE {
+                match vip {
+                    Some(vip) => found.glue.push(record(&name, VIP_TTL, records::address(vip.into()))),
+                    None => found.glue.extend(own_addresses(&name, &instance.addresses)),
+                }
+            }
+            found.data.push(records::service(instance.nearness, instance.weight, *number, name));
+        }
+        found
+    }
+}
+
+/// Returns a VIP as A data; it has no other types.
+fn vip(vip: VipAnswer, kind: RecordType) -> Found {
+    match vip {
+        VipAnswer::Address(vip) if kind == RecordType::A => {
+            Found::new([records::address(vip.into())], VIP_TTL)
+        }
+        VipAnswer::Address(_) => Found::default(),
+        VipAnswer::Blocked(why) => Found { blocked: Some(why), ..Found::default() },
+    }
+}
+
+/// Returns own addresses of the family that the type asks for.
+fn addresses<'a>(all: impl IntoIterator<Item = &'a IpAddr>, kind: RecordType) -> Found {
+    let family = match kind {
+        RecordType::A => Family::V4,
+        RecordType::AAAA => Family::V6,
+        _ => return Found::default(),
+    };
+    Found::new(order::addresses(all, family).into_iter().map(records::address), LIVE_TTL)
+}
+
+fn own_addresses(name: &Name, all: &[IpAddr]) -> Vec<Record> {
+    let both = [Family::V4, Family::V6].into_iter().flat_map(|family| order::addresses(all, family));
+    both.map(|address| record(name, LIVE_TTL, records::address(address))).collect()
+}
+
+fn record(name: &Name, ttl: u32, data: RData) -> Record {
+    Record::from_rdata(name.clone(), ttl, data)
+}
+
+/// Targets of one SRV answer that get their addresses along. About as many as fit a datagram of 1232 bytes;
+/// it also bounds the VIP listeners that one question can open.
+const MAX_GLUE: usize = 16;
+
+/// What ANY is answered with, most wanted first.
+const ANY_TYPES: [RecordType; 6] =
+    [RecordType::A, RecordType::AAAA, RecordType::SRV, RecordType::PTR, RecordType::SOA, RecordType::TXT];
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! Fuzz body: the whole way from a request's bytes to a response's, without sockets.
+//!
+//! Owns: what must hold for any bytes. Must not know: where the bytes come from.
+//! Driven by: the fuzz crate, and the tests below over a seeded corpus.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use gossamer_wire::{GroupName, InstanceName, NodeName, ServiceName, Transport};
+use hickory_proto::op::{Message, MessageType};
+use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+
+use crate::response::UDP_PAYLOAD_BYTES;
+use crate::{Directory, InstanceEntry, Response, ServiceEntry, Target, VipAnswer, Zone, respond};
+
+/// Answers `bytes` over both transports, from a mesh where nearly every name exists.
+///
+/// # Panics
+/// When a response is not a well-formed answer to `bytes` that the client can take: a bug.
+pub fn fuzz_query(bytes: &[u8]) {
+    let Ok(zone) = Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16) else { return };
+    let rotation = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    for transport in [Transport::Udp, Transport::Tcp] {
+        if let Some(response) = respond(bytes, transport, &Plenty, &zone, rotation) {
+            check(bytes, &response, transport);
+        }
+    }
+}
+
+fn check(bytes: &[u8], response: &Response, transport: Transport) {
+    let mut decoder = BinDecoder::new(&response.bytes);
+    let reply = Message::read(&mut decoder);
+    assert!(decoder.is_empty(), "bytes after the response");
+    let reply = match reply {
+        Ok(reply) => reply,
+        Err(error) => panic!("a response that does not decode: {error}"),
+    };
+
+    assert_eq!(reply.metadata.message_type, MessageType::Response);
+    assert_eq!(bytes.get(..2), response.bytes.get(..2), "another id");
+    assert_eq!(reply.metadata.truncation, response.truncated);
+    let Ok(asked) = Message::from_vec(bytes) else { return };
+    if let (Some(query), Some(again)) = (asked.queries.first(), reply.queries.first()) {
+        assert!(query.name.eq_case(&again.name), "the question came back changed");
+        assert_eq!(query.query_type, again.query_type);
+    }
+    if !reply.queries.is_empty() {
+        assert_eq!(asked.edns.is_some(), reply.edns.is_some(), "EDNS is answered with EDNS");
+    }
+    if transport == Transport::Udp {
+        let offered = asked.edns.map_or(512, |edns| edns.max_payload());
+        let limit = offered.clamp(512, UDP_PAYLOAD_BYTES);
+        assert!(response.bytes.len() <= usize::from(limit), "{} bytes, limit {limit}", response.bytes.len());
+    }
+}
+
+/// A mesh where every service has as many instances as its name has bytes, squared.
+struct Plenty;
+
+#[async_trait::async_trait]
+impl Directory for Plenty {
+    async fn prepare(&self, _: &Target) {}
+
+    fn service(&self, service: &ServiceName, group: Option<&GroupName>) -> Option<ServiceEntry> {
+        if service.as_str().starts_with("no") {
+            return None;
+        }
+        let count = service.as_str().len().pow(2).min(1000);
+        let group = group.cloned().or_else(|| "west".parse().ok())?;
+        let named = |number: usize| self.instance(service, &group, &format!("i{number}").parse().ok()?);
+        Some(ServiceEntry {
+            vip: VipAnswer::Address(Ipv4Addr::new(127, 240, 1, 1)),
+            instances: (0..count).filter_map(named).collect(),
+            metadata: vec![("k".to_owned(), "v".repeat(count)); count.min(32)],
+        })
+    }
+
+    fn instance(
+        &self,
+        service: &ServiceName,
+        group: &GroupName,
+        instance: &InstanceName,
+    ) -> Option<InstanceEntry> {
+        let number = instance.as_str().trim_start_matches('i').parse::<u16>().unwrap_or(0);
+        let [high, low] = number.to_be_bytes();
+        let blocked = || VipAnswer::Blocked("held by another program ".repeat(20));
+        Some(InstanceEntry {
+            service: service.clone(),
+            group: group.clone(),
+            instance: instance.clone(),
+            usable: number % 7 != 6,
+            vip: if number == 5 { blocked() } else { VipAnswer::Address([127, 240, high, low].into()) },
+            addresses: vec![
+                IpAddr::from([10, 0, high, low]),
+                IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, number]),
+            ],
+            ports: vec![(80.into(), Transport::Tcp, 80), (53.into(), Transport::Udp, 53)],
+            nearness: u8::try_from(number % 4).unwrap_or(0),
+            weight: number,
+            metadata: Vec::new(),
+        })
+    }
+
+    fn node(&self, _: &NodeName) -> Option<Vec<IpAddr>> {
+        Some(vec![IpAddr::from([10, 0, 0, 1])])
+    }
+
+    fn has_group(&self, _: &GroupName) -> bool {
+        true
+    }
+
+    fn pointer(&self, vip: Ipv4Addr) -> Option<Target> {
+        let service = format!("s{}", vip.octets()[3]).parse().ok()?;
+        Some(Target::Service { service, group: None, direct: false })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::str::FromStr;
+
+    use hickory_proto::op::{Edns, OpCode, Query};
+    use hickory_proto::rr::{DNSClass, Name, RecordType};
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+
+    const NAMES: [&str; 14] = [
+        "mesh.internal.",
+        "a.mesh.internal.",
+        "a-service-with-a-longer-name.mesh.internal.",
+        "oRdErS.WeSt.mesh.internal.",
+        "i5.orders.west.mesh.internal.",
+        "i5.orders.west.direct.mesh.internal.",
+        "orders-and-more.direct.mesh.internal.",
+        "_80._tcp.orders-of-all-the-world.mesh.internal.",
+        "_53._udp.orders.west.direct.mesh.internal.",
+        "_80._tcp.i5.orders.west.mesh.internal.",
+        "_tcp.orders.mesh.internal.",
+        "n1.node.mesh.internal.",
+        "4.3.240.127.in-addr.arpa.",
+        "example.com.",
+    ];
+
+    const TYPES: [RecordType; 10] = [
+        RecordType::A,
+        RecordType::AAAA,
+        RecordType::SRV,
+        RecordType::TXT,
+        RecordType::SOA,
+        RecordType::NS,
+        RecordType::PTR,
+        RecordType::ANY,
+        RecordType::AXFR,
+        RecordType::OPT,
+    ];
+
+    fn query(random: &mut StdRng) -> Vec<u8> {
+        let name = Name::from_str(NAMES[random.random_range(0..NAMES.len())]).expect("valid");
+        let mut query = Query::query(name, TYPES[random.random_range(0..TYPES.len())]);
+        if random.random_ratio(1, 10) {
+            query.set_query_class(DNSClass::from(random.random::<u16>()));
+        }
+        let opcode = if random.random_ratio(1, 10) { random.random_range(0..16) } else { 0 };
+        let mut message = Message::new(random.random(), MessageType::Query, OpCode::from_u8(opcode));
+        message.add_query(query);
+        if random.random_bool(0.5) {
+            let mut edns = Edns::new();
+            edns.set_max_payload(random.random()).set_version(u8::from(random.random_ratio(1, 10)));
+            edns.set_dnssec_ok(random.random());
+            message.set_edns(edns);
+        }
+        message.to_vec().expect("small")
+    }
+
+    #[test]
+    fn well_formed_questions_get_well_formed_answers() {
+        let mut random = StdRng::seed_from_u64(1);
+        for _ in 0..2_000 {
+            fuzz_query(&query(&mut random));
+        }
+    }
+
+    #[test]
+    fn damaged_questions_do_no_harm() {
+        let mut random = StdRng::seed_from_u64(2);
+        for _ in 0..20_000 {
+            let mut bytes = query(&mut random);
+            for _ in 0..random.random_range(1..6) {
+                let at = random.random_range(0..bytes.len());
+                match random.random_range(0..4) {
+                    0 => bytes[at] = random.random(),
+                    1 => bytes[at] ^= 1 << random.random_range(0..8),
+                    2 => bytes.truncate(at.max(1)),
+                    _ => bytes.insert(at, random.random()),
+                }
+            }
+            fuzz_query(&bytes);
+        }
+    }
+
+    #[test]
+    fn questions_cut_at_every_byte_do_no_harm() {
+        let mut random = StdRng::seed_from_u64(3);
+        let bytes = query(&mut random);
+        for end in 0..=bytes.len() {
+            fuzz_query(&bytes[..end]);
+        }
+    }
+
+    #[test]
+    fn noise_does_no_harm() {
+        let mut random = StdRng::seed_from_u64(4);
+        for length in 0..600 {
+            let bytes: Vec<u8> = (0..length).map(|_| random.random()).collect();
+            fuzz_query(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_header_that_claims_65535_questions_reserves_nothing() {
+        let mut bytes = [0; 12];
+        bytes[4..6].copy_from_slice(&[0xff, 0xff]);
+        let zone = Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16).expect("valid");
+        let response = respond(&bytes, Transport::Tcp, &Plenty, &zone, 0).expect("answered");
+        assert_eq!(response.outcome, crate::Outcome::FormErr);
+        fuzz_query(&bytes);
+    }
+}

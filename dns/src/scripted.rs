@@ -1,0 +1,149 @@
+//! A small scripted mesh for tests.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Mutex;
+
+use gossamer_wire::{GroupName, InstanceName, NodeName, ServiceName, Transport};
+
+use crate::{Directory, InstanceEntry, ServiceEntry, Target, VipAnswer, Zone};
+
+/// Answers from a table; remembers what was prepared.
+#[derive(Debug, Default)]
+pub(crate) struct Scripted {
+    services: BTreeMap<(ServiceName, Option<GroupName>), ServiceEntry>,
+    instances: BTreeMap<(ServiceName, GroupName, InstanceName), InstanceEntry>,
+    nodes: BTreeMap<NodeName, Vec<IpAddr>>,
+    pointers: BTreeMap<Ipv4Addr, Target>,
+    pub(crate) prepared: Mutex<Vec<Target>>,
+}
+
+impl Scripted {
+    /// Adds a service under its own name and under that of each group its instances are in.
+    pub(crate) fn with(self, name: &str, vip: VipAnswer, instances: Vec<InstanceEntry>) -> Self {
+        let groups: Vec<_> = instances.iter().map(|instance| instance.group.clone()).collect();
+        groups
+            .iter()
+            .fold(self, |mesh, group| {
+                let of_group = instances.iter().filter(|instance| instance.group == *group).cloned();
+                let group_vip = VipAnswer::Address(Ipv4Addr::new(127, 240, 200, 1));
+                mesh.with_entry(name, Some(group.clone()), group_vip, of_group.collect())
+            })
+            .with_entry(name, None, vip, instances)
+    }
+
+    /// Adds an entry under one name only.
+    pub(crate) fn with_entry(
+        mut self,
+        name: &str,
+        group: Option<GroupName>,
+        vip: VipAnswer,
+        instances: Vec<InstanceEntry>,
+    ) -> Self {
+        let service: ServiceName = name.parse().expect("valid");
+        for entry in &instances {
+            let key = (entry.service.clone(), entry.group.clone(), entry.instance.clone());
+            self.instances.insert(key, entry.clone());
+        }
+        if let (VipAnswer::Address(vip), None) = (&vip, &group) {
+            let target = Target::Service { service: service.clone(), group: None, direct: false };
+            self.pointers.insert(*vip, target);
+        }
+        let metadata = vec![("version".to_owned(), "7".to_owned())];
+        self.services.insert((service, group), ServiceEntry { vip, instances, metadata });
+        self
+    }
+
+    pub(crate) fn with_node(mut self, name: &str, addresses: &[&str]) -> Self {
+        let addresses = addresses.iter().map(|address| address.parse().expect("valid"));
+        self.nodes.insert(name.parse().expect("valid"), addresses.collect());
+        self
+    }
+}
+
+#[async_trait::async_trait]
+impl Directory for Scripted {
+    async fn prepare(&self, target: &Target) {
+        self.prepared.lock().expect("not poisoned").push(target.clone());
+    }
+
+    fn service(&self, service: &ServiceName, group: Option<&GroupName>) -> Option<ServiceEntry> {
+        self.services.get(&(service.clone(), group.cloned())).cloned()
+    }
+
+    fn instance(
+        &self,
+        service: &ServiceName,
+        group: &GroupName,
+        instance: &InstanceName,
+    ) -> Option<InstanceEntry> {
+        self.instances.get(&(service.clone(), group.clone(), instance.clone())).cloned()
+    }
+
+    fn node(&self, node: &NodeName) -> Option<Vec<IpAddr>> {
+        self.nodes.get(node).cloned()
+    }
+
+    fn has_group(&self, group: &GroupName) -> bool {
+        self.services.keys().any(|(_, named)| named.as_ref() == Some(group))
+    }
+
+    fn pointer(&self, vip: Ipv4Addr) -> Option<Target> {
+        self.pointers.get(&vip).cloned()
+    }
+}
+
+/// A usable instance with port `pg` 5432/tcp; address and VIP are made of its name.
+pub(crate) fn instance(service: &str, group: &str, name: &str) -> InstanceEntry {
+    let [high, low] =
+        name.bytes().fold(7_u16, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())).to_be_bytes();
+    InstanceEntry {
+        service: service.parse().expect("valid"),
+        group: group.parse().expect("valid"),
+        instance: name.parse().expect("valid"),
+        usable: true,
+        vip: VipAnswer::Address(Ipv4Addr::new(127, 240, high, low)),
+        addresses: vec![IpAddr::from([10, 0, high, low])],
+        ports: vec![("pg".parse().expect("valid"), Transport::Tcp, 5432)],
+        nearness: 0,
+        weight: 100,
+        metadata: vec![("role".to_owned(), "primary".to_owned())],
+    }
+}
+
+/// `orders` in west (db-1 near, db-2 farther and dual-stack, db-3 dead) and, by its group only, in east;
+/// `stolen` whose VIP is blocked; `idle` with a dead instance; nodes n1 and n6.
+pub(crate) fn mesh() -> Scripted {
+    let two = InstanceEntry {
+        nearness: 2,
+        weight: 50,
+        addresses: vec![IpAddr::from([10, 0, 0, 2]), "fd00::2".parse().expect("valid")],
+        ..instance("orders", "west", "db-2")
+    };
+    let three = InstanceEntry { usable: false, ..instance("orders", "west", "db-3") };
+    let blocked = || VipAnswer::Blocked("port 80 is held by nginx (pid 7)".to_owned());
+    let stolen = InstanceEntry { vip: blocked(), ..instance("stolen", "west", "web-1") };
+    let idle = InstanceEntry { usable: false, ..instance("idle", "west", "i-1") };
+    let east = VipAnswer::Address(Ipv4Addr::new(127, 240, 201, 1));
+    Scripted::default()
+        .with("orders", vip(9), vec![instance("orders", "west", "db-1"), two, three])
+        .with_entry(
+            "orders",
+            Some("east".parse().expect("valid")),
+            east,
+            vec![instance("orders", "east", "e")],
+        )
+        .with("stolen", blocked(), vec![stolen])
+        .with("idle", vip(10), vec![idle])
+        .with_node("n1", &["10.0.0.1", "192.0.2.1"])
+        .with_node("n6", &["fd00::6"])
+}
+
+/// The VIP `127.240.100.<last>`.
+pub(crate) fn vip(last: u8) -> VipAnswer {
+    VipAnswer::Address(Ipv4Addr::new(127, 240, 100, last))
+}
+
+pub(crate) fn zone() -> Zone {
+    Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16).expect("valid")
+}
