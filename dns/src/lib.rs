@@ -25,6 +25,7 @@ mod resolve;
 mod response;
 #[cfg(test)]
 mod scripted;
+mod server;
 mod zone;
 
 pub use answer::{Answer, ExtendedError, Question, answer, targets};
@@ -36,4 +37,5 @@ pub use metrics::{DnsCounts, DnsMetrics, Outcome};
 pub use request::{Intake, Request, respond};
 pub use resolve::{Resolution, ResolveError, ResolvedRecord, parse_question, resolve};
 pub use response::{Response, UDP_PAYLOAD_BYTES};
+pub use server::{DnsServer, SourceRule};
 pub use zone::{Zone, ZoneError};
