@@ -1,0 +1,429 @@
+//! The book: what is registered on this node, what is known about its targets, and what the mesh is told.
+//!
+//! Owns: registrations, their verdicts, the content of the state file. Must not know: files, sockets, clocks.
+//! Driven by: `task`, which writes a [`Draft`] durably before it is adopted.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use gossamer_wire::advert::{HEADER_BYTES, SIGNATURE_BYTES};
+use gossamer_wire::limits::{MAX_ADVERT_BYTES, MAX_FRAGMENTS, MAX_OWN_RECORDS, MAX_RECORDS_PER_FRAGMENT};
+use gossamer_wire::{Health, InstanceName, PortName, ServiceRecord, Transport};
+
+use super::health::Verdict;
+use super::listeners::Listeners;
+use super::request::{ExposeError, ExposeRequest, Exposed, WithdrawError, WithdrawRequest, Withdrawn};
+use super::spec::{Key, PortSpec, Rules, Spec, Stored, StoredService, VERSION};
+use super::{Change, LocalService, Target};
+
+/// What a finished check says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Probe {
+    /// Somebody accepted the connection.
+    pub(super) passed: bool,
+    /// The address is one of this machine.
+    pub(super) is_local: bool,
+}
+
+/// What is checked: one TCP target of one registration. A replaced registration is another one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct CheckId {
+    key: Key,
+    port: usize,
+    run: u64,
+    /// Where to connect.
+    pub(super) addr: SocketAddr,
+}
+
+/// A registration and what is known about it.
+#[derive(Clone, Debug)]
+struct Entry {
+    spec: Arc<Spec>,
+    /// One per port of the spec.
+    watches: Vec<Watch>,
+    /// Unique per adopted content.
+    run: u64,
+}
+
+/// What is known about a port's target.
+#[derive(Clone, Copy, Debug)]
+struct Watch {
+    /// `None` until the first check, and for ever without one (UDP).
+    verdict: Option<Verdict>,
+    is_local: bool,
+    wildcard: Option<bool>,
+}
+
+/// All registrations.
+#[derive(Debug)]
+pub(super) struct Book {
+    rules: Rules,
+    entries: BTreeMap<Key, Entry>,
+    /// Registrations of earlier starts that break today's rules: kept on disk, not offered.
+    barred: BTreeMap<Key, StoredService>,
+    next_run: u64,
+}
+
+/// Registrations as they are to be, before they are durable.
+#[derive(Clone, Debug)]
+pub(super) struct Draft {
+    specs: BTreeMap<Key, Arc<Spec>>,
+    barred: BTreeMap<Key, StoredService>,
+    is_changed: bool,
+}
+
+/// A request that was put into a draft, to be answered when the draft is durable.
+#[derive(Clone, Debug)]
+pub(super) struct Planned {
+    spec: Arc<Spec>,
+    replaced: bool,
+}
+
+impl Book {
+    /// Makes the book from the state file. Returns what is barred, with the reason.
+    ///
+    /// # Errors
+    /// What is wrong with the file: nothing of it may be used.
+    pub(super) fn restore(
+        rules: Rules,
+        stored: Option<Stored>,
+    ) -> Result<(Self, Vec<(Key, ExposeError)>), String> {
+        let mut book = Self { rules, entries: BTreeMap::new(), barred: BTreeMap::new(), next_run: 0 };
+        let mut faults = Vec::new();
+        let Some(stored) = stored else { return Ok((book, faults)) };
+        if stored.version != VERSION {
+            return Err(format!("version {} was written by another version of gossamer", stored.version));
+        }
+        for service in stored.services {
+            let key = service.spec.key();
+            if book.entries.contains_key(&key) || book.barred.contains_key(&key) {
+                return Err(format!("instance {} of {} is in it twice", key.1, key.0));
+            }
+            match service.spec.check(&book.rules) {
+                Ok(()) => book.insert(service.spec.into(), &service.wildcard_ports),
+                Err(fault @ (ExposeError::NotAllowed { .. } | ExposeError::Target { .. })) => {
+                    book.barred.insert(key.clone(), service);
+                    faults.push((key, fault));
+                }
+                Err(fault) => return Err(fault.to_string()),
+            }
+        }
+        if book.entries.len() + book.barred.len() > MAX_OWN_RECORDS {
+            return Err(format!("it holds more than {MAX_OWN_RECORDS} services"));
+        }
+        Ok((book, faults))
+    }
+
+    /// Makes a draft equal to the book.
+    pub(super) fn draft(&self) -> Draft {
+        let specs = self.entries.iter().map(|(key, entry)| (key.clone(), Arc::clone(&entry.spec)));
+        Draft { specs: specs.collect(), barred: self.barred.clone(), is_changed: false }
+    }
+
+    /// Returns the rules requests are judged by.
+    pub(super) const fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// Takes a durable draft over. Entries with the same content keep what is known about them. Returns
+    /// what changed and which checks are to be run first.
+    pub(super) fn adopt(&mut self, draft: Draft) -> (Vec<Change>, Vec<CheckId>) {
+        let mut changes = Vec::new();
+        for (key, entry) in &self.entries {
+            if !draft.specs.contains_key(key) {
+                let was = if entry.is_passing() { "passing" } else { "failing" };
+                changes.push(Change::new(key, was, "withdrawn", "gossamer withdraw"));
+            }
+        }
+        self.entries.retain(|key, _| draft.specs.contains_key(key));
+        self.barred = draft.barred;
+        let mut fresh = Vec::new();
+        for (key, spec) in draft.specs {
+            let known = self.entries.get(&key);
+            if known.is_some_and(|entry| entry.spec == spec) {
+                continue;
+            }
+            changes.push(Change::new(
+                &key,
+                if known.is_some() { "registered" } else { "absent" },
+                if known.is_some() { "replaced" } else { "registered" },
+                "gossamer expose",
+            ));
+            self.insert(spec, &[]);
+            fresh.extend(self.checks_of(&key));
+        }
+        (changes, fresh)
+    }
+
+    /// Takes the result of a check. Returns the change of the instance's verdict, and nothing when the check
+    /// was one of a registration that is gone.
+    pub(super) fn observe(&mut self, check: &CheckId, probe: Probe) -> Option<Change> {
+        let entry = self.entries.get_mut(&check.key).filter(|entry| entry.run == check.run)?;
+        let before = entry.is_passing();
+        let watch = entry.watches.get_mut(check.port)?;
+        match &mut watch.verdict {
+            Some(verdict) => drop(verdict.observe(probe.passed)),
+            none => *none = Some(Verdict::first(probe.passed)),
+        }
+        watch.is_local |= probe.is_local;
+        let after = entry.is_passing();
+        let words = |passing| if passing { "passing" } else { "failing" };
+        let cause = match probe.passed {
+            true => format!("{} accepts connections", check.addr),
+            false => format!("{} does not accept connections", check.addr),
+        };
+        (before != after).then(|| Change::new(&check.key, words(before), words(after), &cause))
+    }
+
+    /// Takes a reading of the machine's listeners. Returns whether anything was learned.
+    pub(super) fn observe_listeners(&mut self, listeners: &Listeners) -> bool {
+        let mut learned = false;
+        for entry in self.entries.values_mut() {
+            for (port, watch) in entry.spec.ports.iter().zip(&mut entry.watches) {
+                if port.transport != Transport::Tcp || !watch.is_local {
+                    continue;
+                }
+                let seen = listeners.is_wildcard(entry.spec.addr(port));
+                if seen.is_some() && seen != watch.wildcard {
+                    watch.wildcard = seen;
+                    learned = true;
+                }
+            }
+        }
+        learned
+    }
+
+    /// Returns whether a registration and its check still exist.
+    pub(super) fn has(&self, check: &CheckId) -> bool {
+        self.entries.get(&check.key).is_some_and(|entry| entry.run == check.run)
+    }
+
+    /// Returns the checks of all registrations.
+    pub(super) fn checks(&self) -> Vec<CheckId> {
+        self.entries.keys().flat_map(|key| self.checks_of(key)).collect()
+    }
+
+    /// Returns everything the mesh is told, sorted by service and instance.
+    pub(super) fn records(&self) -> Vec<ServiceRecord> {
+        self.entries.values().map(Entry::record).collect()
+    }
+
+    /// Returns records and targets, sorted by service and instance.
+    pub(super) fn services(&self) -> Vec<LocalService> {
+        let service = |entry: &Entry| LocalService { record: entry.record(), targets: entry.targets() };
+        self.entries.values().map(service).collect()
+    }
+
+    /// Returns the content of the state file for a draft, with what is known about wildcard ports.
+    pub(super) fn stored(&self, draft: &Draft) -> Stored {
+        let stored = |(key, spec): (&Key, &Arc<Spec>)| StoredService {
+            spec: Spec::clone(spec),
+            wildcard_ports: self
+                .entries
+                .get(key)
+                .filter(|entry| entry.spec == *spec)
+                .map(Entry::wildcard_ports)
+                .unwrap_or_default(),
+        };
+        let services = draft.specs.iter().map(stored).chain(draft.barred.values().cloned());
+        Stored { version: VERSION, services: services.collect() }
+    }
+
+    /// Answers an expose request whose draft was adopted.
+    pub(super) fn exposed(&self, planned: &Planned) -> Exposed {
+        // A later request of the same draft may have replaced or withdrawn it: then nothing is known of it.
+        let known = self.entries.get(&planned.spec.key()).filter(|entry| entry.spec == planned.spec);
+        let entry = known.cloned().unwrap_or_else(|| Entry::new(Arc::clone(&planned.spec), &[], 0));
+        let targets = entry.targets();
+        let silent = targets.iter().filter(|target| !target.healthy);
+        let warning = |target: &Target| {
+            format!(
+                "nobody listens on {}: the service will be offered as soon as the check passes",
+                target.addr
+            )
+        };
+        let is_checked = targets.iter().any(|target| target.transport == Transport::Tcp);
+        Exposed {
+            record: entry.record(),
+            target: targets.iter().map(|target| target.addr).collect(),
+            replaced: planned.replaced,
+            warnings: silent.map(warning).collect(),
+            check: if is_checked { "TCP connect each 5 s" } else { "none for UDP" },
+        }
+    }
+
+    fn insert(&mut self, spec: Arc<Spec>, wildcard_ports: &[PortName]) {
+        let key = spec.key();
+        self.entries.insert(key, Entry::new(spec, wildcard_ports, self.next_run));
+        self.next_run += 1;
+    }
+
+    fn checks_of(&self, key: &Key) -> Vec<CheckId> {
+        let Some(entry) = self.entries.get(key) else { return Vec::new() };
+        let ports = entry.spec.ports.iter().enumerate();
+        let tcp = ports.filter(|(_, port)| port.transport == Transport::Tcp);
+        tcp.map(|(index, port)| CheckId {
+            key: key.clone(),
+            port: index,
+            run: entry.run,
+            addr: entry.spec.addr(port),
+        })
+        .collect()
+    }
+}
+
+impl Entry {
+    fn new(spec: Arc<Spec>, wildcard_ports: &[PortName], run: u64) -> Self {
+        let watch = |port: &PortSpec| Watch {
+            verdict: None,
+            is_local: spec.target.is_loopback(),
+            wildcard: wildcard_ports.contains(&port.name).then_some(true),
+        };
+        Self { watches: spec.ports.iter().map(watch).collect(), spec, run }
+    }
+
+    /// An instance passes while every checked target does: a client may use any of its ports.
+    fn is_passing(&self) -> bool {
+        self.spec.ports.iter().zip(&self.watches).all(|(port, watch)| watch.is_healthy(port))
+    }
+
+    fn record(&self) -> ServiceRecord {
+        self.spec.record(if self.is_passing() { Health::Passing } else { Health::Failing })
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        let target = |(port, watch): (&PortSpec, &Watch)| Target {
+            addr: self.spec.addr(port),
+            transport: port.transport,
+            port: port.number,
+            healthy: watch.is_healthy(port),
+            visibility: self.spec.visibility.clone(),
+            wildcard: watch.wildcard,
+        };
+        self.spec.ports.iter().zip(&self.watches).map(target).collect()
+    }
+
+    fn wildcard_ports(&self) -> Vec<PortName> {
+        let ports = self.spec.ports.iter().zip(&self.watches);
+        ports.filter(|(_, watch)| watch.wildcard == Some(true)).map(|(port, _)| port.name.clone()).collect()
+    }
+}
+
+impl Watch {
+    fn is_healthy(&self, port: &PortSpec) -> bool {
+        match port.transport {
+            Transport::Tcp => self.verdict.is_some_and(Verdict::is_passing),
+            Transport::Udp => true,
+        }
+    }
+}
+
+impl Draft {
+    /// Returns whether it differs from the book it was made of.
+    pub(super) const fn is_changed(&self) -> bool {
+        self.is_changed
+    }
+
+    /// Puts a registration in.
+    ///
+    /// # Errors
+    /// The request breaks a rule; the draft is as before.
+    pub(super) fn expose(&mut self, request: ExposeRequest, rules: &Rules) -> Result<Planned, ExposeError> {
+        let spec = Arc::new(Spec::of(request, rules)?);
+        let key = spec.key();
+        let before = self.specs.get(&key);
+        if before == Some(&spec) {
+            return Ok(Planned { spec, replaced: false });
+        }
+        let replaced = before.is_some() || self.barred.contains_key(&key);
+        if !replaced && self.specs.len() + self.barred.len() >= MAX_OWN_RECORDS {
+            return Err(ExposeError::TooMany);
+        }
+        let previous = self.specs.insert(key.clone(), Arc::clone(&spec));
+        if !fits_fragments(self.specs.values()) {
+            match previous {
+                Some(spec) => drop(self.specs.insert(key, spec)),
+                None => drop(self.specs.remove(&key)),
+            }
+            return Err(ExposeError::NoRoom);
+        }
+        self.barred.remove(&key);
+        self.is_changed = true;
+        Ok(Planned { spec, replaced })
+    }
+
+    /// Takes registrations out.
+    ///
+    /// # Errors
+    /// There is none of that name; the draft is as before.
+    pub(super) fn withdraw(&mut self, request: &WithdrawRequest) -> Result<Withdrawn, WithdrawError> {
+        let is_meant = |(service, instance): &&Key| {
+            *service == request.service && request.instance.as_ref().is_none_or(|asked| asked == instance)
+        };
+        let keys: Vec<Key> = self.specs.keys().chain(self.barred.keys()).filter(is_meant).cloned().collect();
+        if keys.is_empty() {
+            return Err(self.unknown(request));
+        }
+        for key in &keys {
+            self.specs.remove(key);
+            self.barred.remove(key);
+        }
+        self.is_changed = true;
+        let mut instances: Vec<InstanceName> = keys.into_iter().map(|(_, instance)| instance).collect();
+        instances.sort();
+        Ok(Withdrawn { instances })
+    }
+
+    fn unknown(&self, request: &WithdrawRequest) -> WithdrawError {
+        let what = match &request.instance {
+            Some(instance) => format!("instance `{instance}` of `{}`", request.service),
+            None => format!("`{}`", request.service),
+        };
+        let named = |(service, instance): &Key| match *service == request.service {
+            true => format!("{service} --instance {instance}"),
+            false => service.to_string(),
+        };
+        let mut known: Vec<String> = self.specs.keys().map(named).collect();
+        known.dedup();
+        let left = known.len().saturating_sub(MAX_NAMED);
+        known.truncate(MAX_NAMED);
+        if left > 0 {
+            known.push(format!("{left} more"));
+        }
+        let known = if known.is_empty() { "nothing".to_owned() } else { known.join(", ") };
+        WithdrawError::Unknown { what, known }
+    }
+}
+
+/// Services an error names before it only counts them: one line of a terminal.
+const MAX_NAMED: usize = 8;
+
+/// Returns whether the records can be told in the fragments a node has, each record into the first fragment
+/// with room. The catalog may hold them in another order and place; it has the last word.
+fn fits_fragments<'a>(specs: impl Iterator<Item = &'a Arc<Spec>>) -> bool {
+    let mut fragments: Vec<(usize, usize)> = Vec::new();
+    for spec in specs {
+        let Ok(len) = spec.encoded_len() else { return false };
+        let len = len + ENTRY_OVERHEAD_BYTES;
+        let room = |(used, count): &&mut (usize, usize)| {
+            *used + len <= FRAGMENT_BYTES && *count < MAX_RECORDS_PER_FRAGMENT
+        };
+        match fragments.iter_mut().find(room) {
+            Some((used, count)) => {
+                *used += len;
+                *count += 1;
+            }
+            None => fragments.push((len, 1)),
+        }
+    }
+    fragments.len() <= usize::from(MAX_FRAGMENTS)
+}
+
+/// What a fragment has for entries: all but header, signature and the count.
+const FRAGMENT_BYTES: usize = MAX_ADVERT_BYTES - HEADER_BYTES - SIGNATURE_BYTES - 1;
+/// Kind and length of an entry, the length at its longest.
+const ENTRY_OVERHEAD_BYTES: usize = 1 + 3;
+
+#[cfg(test)]
+mod tests;

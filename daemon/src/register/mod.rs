@@ -1,0 +1,203 @@
+//! The registry of this node's own services: what it offers, where flows for it go, whether it is healthy.
+//!
+//! Owns: the handle of the one owner task, the snapshot of targets. Must not know: gossip, DNS, the wire of
+//! the local API. Driven by: `api` (requests), `app` (start); read by `relay` and `vips`.
+//!
+//! A request is on disk and given to the catalog before it is answered. Start reading at `book`, which holds
+//! every rule and does no I/O; `task` is the loop around it.
+
+mod book;
+mod checks;
+mod health;
+mod listeners;
+mod request;
+mod spec;
+mod target;
+mod task;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot};
+
+use gossamer_wire::{InstanceName, PortName, ServiceName, ServiceRecord, Transport, Visibility};
+
+pub use request::{
+    ExposeError, ExposeRequest, Exposed, PortRequest, WithdrawError, WithdrawRequest, Withdrawn,
+};
+pub use spec::Rules;
+pub use target::{Denial, DenyList};
+
+use crate::store::{Store, StoreError};
+use crate::supervise::Stage;
+use book::Book;
+use checks::{Checks, Pace};
+use task::{Command, Task};
+
+/// Asks the registry. Clones are handles to the same one.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    commands: mpsc::Sender<Command>,
+    targets: TargetsReader,
+}
+
+/// Requests that wait for the owner task. Two batches: one is written while the other one gathers; when it
+/// is full, callers wait.
+const WAITING_REQUESTS: usize = 128;
+
+impl Registry {
+    /// Registers an instance of a service, or replaces it. `Ok` means: on disk and given to the catalog.
+    ///
+    /// # Errors
+    /// See [`ExposeError`]; nothing changed unless it says so.
+    ///
+    /// # Cancel safety
+    /// A cancelled request may still be carried out; repeating it is harmless.
+    pub async fn expose(&self, request: ExposeRequest) -> Result<Exposed, ExposeError> {
+        let (answer, answered) = oneshot::channel();
+        let command = Command::Expose(Box::new(request), answer);
+        self.commands.send(command).await.map_err(|_| ExposeError::Stopping)?;
+        answered.await.unwrap_or(Err(ExposeError::Stopping))
+    }
+
+    /// Withdraws a service. `Ok` means: on disk and given to the catalog.
+    ///
+    /// # Errors
+    /// See [`WithdrawError`]; nothing changed unless it says so.
+    ///
+    /// # Cancel safety
+    /// A cancelled request may still be carried out.
+    pub async fn withdraw(&self, request: WithdrawRequest) -> Result<Withdrawn, WithdrawError> {
+        let (answer, answered) = oneshot::channel();
+        let command = Command::Withdraw(request, answer);
+        self.commands.send(command).await.map_err(|_| WithdrawError::Stopping)?;
+        answered.await.unwrap_or(Err(WithdrawError::Stopping))
+    }
+
+    /// Returns read access to services and targets.
+    pub fn targets(&self) -> TargetsReader {
+        self.targets.clone()
+    }
+}
+
+/// Read access to this node's services; clones are cheap and see later changes.
+#[derive(Clone, Debug)]
+pub struct TargetsReader(Arc<ArcSwap<Vec<LocalService>>>);
+
+/// An instance this node offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalService {
+    /// What the other nodes are told.
+    pub record: ServiceRecord,
+    /// Where its flows go, one per port of the record, in its order.
+    pub targets: Vec<Target>,
+}
+
+/// Where the flows of one port go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Where the program listens. Judge it by the [`DenyList`] again before it is dialled.
+    pub addr: SocketAddr,
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// What clients connect to.
+    pub port: u16,
+    /// The verdict of its check; always `true` for UDP.
+    pub healthy: bool,
+    /// Who may call it.
+    pub visibility: Visibility,
+    /// Whether its program listens on the wildcard address of this machine, as last seen while it listened,
+    /// also before a restart of the daemon; `None` when that was never seen.
+    pub wildcard: Option<bool>,
+}
+
+impl TargetsReader {
+    /// Finds the target of a port by names, as an open request gives them.
+    pub fn lookup(&self, service: &ServiceName, instance: &InstanceName, port: &PortName) -> Option<Target> {
+        let services = self.0.load();
+        let wanted = (service, instance);
+        let at = services
+            .binary_search_by(|local| (&local.record.service, &local.record.instance).cmp(&wanted))
+            .ok()?;
+        let local = services.get(at)?;
+        let index = local.record.ports.iter().position(|known| known.name == *port)?;
+        local.targets.get(index).cloned()
+    }
+
+    /// Returns all services, sorted by service and instance.
+    pub fn all(&self) -> Arc<Vec<LocalService>> {
+        self.0.load_full()
+    }
+}
+
+/// A change of an instance's state, for the event log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The service.
+    pub service: ServiceName,
+    /// The instance.
+    pub instance: InstanceName,
+    /// The state before, one word.
+    pub was: &'static str,
+    /// The state after, one word.
+    pub now: &'static str,
+    /// Why.
+    pub cause: String,
+}
+
+impl Change {
+    fn new((service, instance): &spec::Key, was: &'static str, now: &'static str, cause: &str) -> Self {
+        Self { service: service.clone(), instance: instance.clone(), was, now, cause: cause.to_owned() }
+    }
+}
+
+/// Restores the registrations and starts the owner task.
+///
+/// `records` gets the complete set of records first thing and after each change, in order; a request is
+/// answered when its set was taken. `events` is called for each change; it must not block.
+///
+/// # Errors
+/// The state file is damaged or cannot be read; nothing was started.
+pub fn start(
+    stage: &Stage,
+    store: Store,
+    rules: Rules,
+    records: mpsc::Sender<Vec<ServiceRecord>>,
+    events: impl Fn(Change) + Send + 'static,
+) -> Result<Registry, StoreError> {
+    start_at(stage, store, rules, records, events, Pace::default())
+}
+
+fn start_at(
+    stage: &Stage,
+    store: Store,
+    rules: Rules,
+    records: mpsc::Sender<Vec<ServiceRecord>>,
+    events: impl Fn(Change) + Send + 'static,
+    pace: Pace,
+) -> Result<Registry, StoreError> {
+    let stored = store.read_json(spec::FILE)?;
+    let damaged = |why| StoreError::Damaged { path: store.dir().join(spec::FILE), why };
+    let (book, barred) = Book::restore(rules, stored).map_err(damaged)?;
+    for ((service, instance), fault) in barred {
+        tracing::warn!(%service, %instance, err = %fault, "a registered service is not offered");
+    }
+    let snapshot = Arc::new(ArcSwap::from_pointee(book.services()));
+    let (commands, asked) = mpsc::channel(WAITING_REQUESTS);
+    let targets = TargetsReader(Arc::clone(&snapshot));
+    let task = Task {
+        book,
+        checks: Checks::new(pace),
+        store,
+        commands: asked,
+        snapshot,
+        records,
+        events: Box::new(events),
+    };
+    stage.spawn("registry", task.run(stage.stopping().clone()));
+    Ok(Registry { commands, targets })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+//! A registration: a request that was checked, as it is kept on disk.
+//!
+//! Owns: the checks of a request and the form of the file. Must not know: health, other registrations.
+//! Driven by: `book`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use gossamer_wire::token::Claims;
+use gossamer_wire::{
+    DecodeError, Health, InstanceName, NodeName, Port, PortName, ServiceName, ServiceRecord, Transport,
+    Tries, Visibility,
+};
+
+use super::request::{ExposeError, ExposeRequest, PortRequest};
+use super::target::DenyList;
+
+/// What this node may offer, and under which name.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// The default instance name.
+    pub node: NodeName,
+    /// What the certificate allows.
+    pub claims: Claims,
+    /// Where no service may point.
+    pub denied: DenyList,
+}
+
+/// What identifies a registration.
+pub(super) type Key = (ServiceName, InstanceName);
+
+/// A registration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Spec {
+    pub(super) service: ServiceName,
+    pub(super) instance: InstanceName,
+    pub(super) target: IpAddr,
+    pub(super) ports: Vec<PortSpec>,
+    pub(super) visibility: Visibility,
+    pub(super) weight: u16,
+    pub(super) metadata: Vec<(String, String)>,
+}
+
+/// One port of a registration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PortSpec {
+    pub(super) name: PortName,
+    pub(super) number: u16,
+    pub(super) target_port: u16,
+    pub(super) transport: Transport,
+}
+
+impl Spec {
+    /// Checks a request by itself.
+    pub(super) fn of(request: ExposeRequest, rules: &Rules) -> Result<Self, ExposeError> {
+        let mut visibility = request.visibility;
+        if let Visibility::Groups(groups) = &mut visibility {
+            // The same groups in another order are the same content.
+            groups.sort();
+            groups.dedup();
+        }
+        let port = |port: PortRequest| PortSpec {
+            name: port.name.unwrap_or_else(|| port.number.into()),
+            number: port.number,
+            target_port: port.target_port.unwrap_or(port.number),
+            transport: port.transport,
+        };
+        let spec = Self {
+            service: request.service,
+            instance: request.instance.unwrap_or_else(|| (&rules.node).into()),
+            target: request.target.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)).to_canonical(),
+            ports: request.ports.into_iter().map(port).collect(),
+            visibility,
+            weight: request.weight,
+            metadata: request.metadata,
+        };
+        spec.check(rules)?;
+        Ok(spec)
+    }
+
+    /// Checks everything that does not depend on other registrations.
+    pub(super) fn check(&self, rules: &Rules) -> Result<(), ExposeError> {
+        let service = || self.service.clone();
+        if !rules.claims.allow_service(self.service.as_str()) {
+            let allowed = rules.claims.services.join(", ");
+            return Err(ExposeError::NotAllowed { service: service(), allowed });
+        }
+        if self.ports.is_empty() {
+            return Err(ExposeError::NoPort { service: service() });
+        }
+        self.encoded_len()?;
+        for port in &self.ports {
+            let target = self.addr(port);
+            rules.denied.check(target).map_err(|why| ExposeError::Target { target, why })?;
+        }
+        Ok(())
+    }
+
+    /// Returns the bytes of its record, after the checks of records.
+    pub(super) fn encoded_len(&self) -> Result<usize, ExposeError> {
+        let record = self.record(Health::Passing);
+        record.check().map_err(|error| match error {
+            DecodeError::Malformed { why, .. } => ExposeError::Record(why),
+            error => ExposeError::Record(error.to_string()),
+        })?;
+        let bytes = record.encode().map_err(|error| ExposeError::Record(error.to_string()))?;
+        Ok(bytes.len())
+    }
+
+    pub(super) fn key(&self) -> Key {
+        (self.service.clone(), self.instance.clone())
+    }
+
+    /// Returns where the program of a port listens.
+    pub(super) const fn addr(&self, port: &PortSpec) -> SocketAddr {
+        SocketAddr::new(self.target, port.target_port)
+    }
+
+    /// Returns what other nodes are told.
+    pub(super) fn record(&self, health: Health) -> ServiceRecord {
+        let port = |port: &PortSpec| Port {
+            name: port.name.clone(),
+            number: port.number,
+            transport: port.transport,
+        };
+        ServiceRecord {
+            service: self.service.clone(),
+            instance: self.instance.clone(),
+            ports: self.ports.iter().map(port).collect(),
+            visibility: self.visibility.clone(),
+            health,
+            weight: self.weight,
+            tries: Tries::default(),
+            metadata: self.metadata.clone(),
+        }
+    }
+}
+
+/// The state file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stored {
+    pub(super) version: u32,
+    pub(super) services: Vec<StoredService>,
+}
+
+/// One registration in the state file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StoredService {
+    #[serde(flatten)]
+    pub(super) spec: Spec,
+    /// Ports whose program was last seen on the wildcard address. Kept, because the daemon must leave such
+    /// a port free on its VIPs also when it starts before the program.
+    #[serde(default)]
+    pub(super) wildcard_ports: Vec<PortName>,
+}
+
+/// Name of the state file.
+pub(super) const FILE: &str = "services.json";
+/// The version of the state file that is written and read.
+pub(super) const VERSION: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::super::target::Denial;
+    use super::super::tests::{request, rules};
+    use super::*;
+
+    #[test]
+    fn what_is_not_asked_for_gets_its_default() {
+        let spec = Spec::of(request("orders", 5432), &rules()).expect("valid");
+        assert_eq!(spec.instance.as_str(), "vm-b");
+        assert_eq!(spec.addr(&spec.ports[0]), "127.0.0.1:5432".parse().expect("address"));
+        let record = spec.record(Health::Failing);
+        assert_eq!(record.ports[0].name.as_str(), "5432");
+        assert_eq!(record.health, Health::Failing);
+    }
+
+    #[test]
+    fn the_target_port_is_kept_from_the_mesh() {
+        let mut asked = request("web", 80);
+        asked.ports[0].target_port = Some(8080);
+        asked.target = Some("10.0.0.7".parse().expect("address"));
+        let spec = Spec::of(asked, &rules()).expect("valid");
+        assert_eq!(spec.addr(&spec.ports[0]), "10.0.0.7:8080".parse().expect("address"));
+        assert_eq!(spec.record(Health::Passing).ports[0].number, 80);
+    }
+
+    #[test]
+    fn names_outside_the_claims_are_refused_with_the_way_out() {
+        let mut rules = rules();
+        rules.claims.services = vec!["web-*".to_owned()];
+        assert!(Spec::of(request("web-1", 80), &rules).is_ok());
+        let error = Spec::of(request("orders", 80), &rules).expect_err("outside").to_string();
+        assert!(error.contains("web-*") && error.contains("--allow-service orders"), "{error}");
+    }
+
+    #[test]
+    fn targets_of_the_deny_list_are_refused_also_when_written_as_ipv6() {
+        for target in ["169.254.169.254", "::ffff:169.254.169.254"] {
+            let mut asked = request("secrets", 80);
+            asked.target = Some(target.parse().expect("address"));
+            let error = Spec::of(asked, &rules()).expect_err("denied");
+            assert!(matches!(error, ExposeError::Target { why: Denial::Metadata, .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_port_is_judged_and_not_only_the_first() {
+        let mut asked = request("web", 80);
+        asked.ports.push(PortRequest { number: 443, target_port: Some(4677), ..asked.ports[0].clone() });
+        let error = Spec::of(asked, &rules()).expect_err("own port").to_string();
+        assert!(error.contains("127.0.0.1:4677") && error.contains("gossamer daemon"), "{error}");
+    }
+
+    #[test]
+    fn broken_records_are_refused_in_words() {
+        type Break = fn(&mut ExposeRequest);
+        let broken: [(Break, &str); 6] = [
+            (|asked| asked.ports.clear(), "has no port"),
+            (|asked| asked.ports.push(asked.ports[0].clone()), "appears twice"),
+            (|asked| asked.ports[0].number = 0, "port 0"),
+            (|asked| asked.ports[0].target_port = Some(0), "port 0"),
+            (|asked| asked.metadata = vec![("a=b".to_owned(), String::new())], "metadata key"),
+            (|asked| asked.metadata = (0..9).map(|n| (n.to_string(), "v".repeat(120))).collect(), "bytes"),
+        ];
+        for (break_it, words) in broken {
+            let mut asked = request("orders", 5432);
+            break_it(&mut asked);
+            let error = Spec::of(asked, &rules()).expect_err(words).to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_order_of_groups_is_no_content() {
+        let group = |text: &str| text.parse().expect("name");
+        let with = |groups| ExposeRequest { visibility: Visibility::Groups(groups), ..request("web", 80) };
+        let one = Spec::of(with(vec![group("b"), group("a"), group("b")]), &rules()).expect("valid");
+        let two = Spec::of(with(vec![group("a"), group("b")]), &rules()).expect("valid");
+        assert_eq!(one, two);
+    }
+}

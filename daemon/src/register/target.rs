@@ -1,0 +1,207 @@
+//! Where a registered service may point: the deny list.
+//!
+//! Owns: which addresses are never a target. Must not know: services, sockets.
+//! Driven by: `book` at registration, and the relay again at dial time.
+//!
+//! Without it `expose` would let a member reach what only this host may reach: the cloud's metadata service,
+//! the daemon's own ports, or another node's service through the VIP pool.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use thiserror::Error;
+
+/// Why an address is no target. The operator's fault; nothing was registered or dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Denial {
+    /// `0.0.0.0` or `::`.
+    #[error("it is no address of a program; name one, for example 127.0.0.1")]
+    Unspecified,
+    /// Multicast.
+    #[error("it is a multicast address")]
+    Multicast,
+    /// `255.255.255.255`.
+    #[error("it is the broadcast address")]
+    Broadcast,
+    /// `169.254.0.0/16` or `fe80::/10`.
+    #[error("it is a link-local address")]
+    LinkLocal,
+    /// A cloud's metadata service.
+    #[error("it is a cloud's metadata service, which only this host may ask")]
+    Metadata,
+    /// Port 0.
+    #[error("port 0 cannot be called")]
+    PortZero,
+    /// A port of this daemon.
+    #[error("it is a port of this gossamer daemon")]
+    OwnListener,
+    /// An address inside the VIP pool.
+    #[error("it is inside the VIP pool, so the service would lead back into the mesh")]
+    Pool,
+}
+
+/// Addresses that no target may have.
+#[derive(Clone, Debug)]
+pub struct DenyList {
+    own: Vec<SocketAddr>,
+    pool: Ipv4Addr,
+    pool_mask: u32,
+}
+
+impl DenyList {
+    /// Makes a list. `own` are the daemon's listeners (mesh, DNS, API); one on the unspecified address
+    /// denies its port on every address. The pool is `pool`/`prefix`, prefix 0..=32.
+    pub fn new(own: Vec<SocketAddr>, pool: Ipv4Addr, prefix: u8) -> Self {
+        let pool_mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
+        Self { own: own.into_iter().map(canonical).collect(), pool, pool_mask }
+    }
+
+    /// Judges a target, whichever way its IPv4 address is written in IPv6.
+    ///
+    /// # Errors
+    /// The first rule it breaks.
+    pub fn check(&self, target: SocketAddr) -> Result<(), Denial> {
+        let target = canonical(target);
+        if target.port() == 0 {
+            return Err(Denial::PortZero);
+        }
+        check_address(target.ip())?;
+        if let IpAddr::V4(ip) = target.ip()
+            && u32::from(ip) & self.pool_mask == u32::from(self.pool) & self.pool_mask
+        {
+            return Err(Denial::Pool);
+        }
+        let is_own = |own: &SocketAddr| {
+            own.port() == target.port() && (own.ip().is_unspecified() || own.ip() == target.ip())
+        };
+        if self.own.iter().any(is_own) { Err(Denial::OwnListener) } else { Ok(()) }
+    }
+}
+
+fn check_address(ip: IpAddr) -> Result<(), Denial> {
+    if METADATA.contains(&ip) {
+        return Err(Denial::Metadata);
+    }
+    if ip.is_unspecified() {
+        return Err(Denial::Unspecified);
+    }
+    if ip.is_multicast() {
+        return Err(Denial::Multicast);
+    }
+    let (broadcast, link_local) = match ip {
+        // All of 0.0.0.0/8 is "this host": Linux connects to itself.
+        IpAddr::V4(ip) if ip.octets()[0] == 0 => return Err(Denial::Unspecified),
+        IpAddr::V4(ip) => (ip.is_broadcast(), ip.is_link_local()),
+        IpAddr::V6(ip) => (false, ip.is_unicast_link_local()),
+    };
+    match (broadcast, link_local) {
+        (true, _) => Err(Denial::Broadcast),
+        (_, true) => Err(Denial::LinkLocal),
+        _ => Ok(()),
+    }
+}
+
+/// Takes the IPv4 address out of an IPv6 form that leads to it: mapped (RFC 4291 2.5.5.2), compatible
+/// (2.5.5.1) and the well-known NAT64 prefix (RFC 6052 2.1).
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    let IpAddr::V6(ip) = addr.ip() else { return addr };
+    let [a, b, c, d, e, f, high, low] = ip.segments();
+    let embedded = match [a, b, c, d, e, f] {
+        [0, 0, 0, 0, 0, 0xffff] | [0x64, 0xff9b, 0, 0, 0, 0] => true,
+        // `::` and `::1` are IPv6 addresses of their own.
+        [0, 0, 0, 0, 0, 0] => high != 0,
+        _ => false,
+    };
+    if embedded {
+        let bits = u32::from(high) << 16 | u32::from(low);
+        SocketAddr::new(Ipv4Addr::from(bits).into(), addr.port())
+    } else {
+        SocketAddr::new(ip.into(), addr.port())
+    }
+}
+
+/// Metadata services that are not link-local by themselves, and the one that is, for its better error:
+/// AWS/Azure/Google/OpenStack, AWS and Google over IPv6, Azure's wire server, Alibaba, Oracle.
+const METADATA: [IpAddr; 6] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list() -> DenyList {
+        let own = ["0.0.0.0:4677", "127.240.0.53:53", "127.0.0.1:4678"];
+        let own = own.iter().map(|text| text.parse().expect("address")).collect();
+        DenyList::new(own, Ipv4Addr::new(127, 240, 0, 0), 16)
+    }
+
+    fn denial(target: &str) -> Option<Denial> {
+        list().check(target.parse().expect(target)).err()
+    }
+
+    #[test]
+    fn programs_of_this_host_and_its_networks_are_targets() {
+        for target in [
+            "127.0.0.1:5432",
+            "[::1]:5432",
+            "[::ffff:127.0.0.1]:5432",
+            "10.0.0.7:80",
+            "172.17.0.2:6379",
+            "192.168.1.10:22",
+            "[fd00:1::5]:443",
+            "127.241.0.1:80",
+            "127.0.0.2:4678",
+        ] {
+            assert_eq!(denial(target), None, "{target}");
+        }
+    }
+
+    #[test]
+    fn every_other_address_is_denied_by_its_rule() {
+        for (target, rule) in [
+            ("0.0.0.0:80", Denial::Unspecified),
+            ("0.1.2.3:80", Denial::Unspecified),
+            ("[::]:80", Denial::Unspecified),
+            ("[::ffff:0.0.0.0]:80", Denial::Unspecified),
+            ("224.0.0.251:5353", Denial::Multicast),
+            ("[ff02::fb]:5353", Denial::Multicast),
+            ("255.255.255.255:80", Denial::Broadcast),
+            ("169.254.1.1:80", Denial::LinkLocal),
+            ("[fe80::1]:80", Denial::LinkLocal),
+            ("[::ffff:169.254.1.1]:80", Denial::LinkLocal),
+            ("169.254.169.254:80", Denial::Metadata),
+            ("[::ffff:169.254.169.254]:80", Denial::Metadata),
+            ("[::169.254.169.254]:80", Denial::Metadata),
+            ("[64:ff9b::169.254.169.254]:80", Denial::Metadata),
+            ("[fd00:ec2::254]:80", Denial::Metadata),
+            ("168.63.129.16:80", Denial::Metadata),
+            ("100.100.100.200:80", Denial::Metadata),
+            ("127.0.0.1:0", Denial::PortZero),
+            ("127.0.0.1:4677", Denial::OwnListener),
+            ("10.0.0.7:4677", Denial::OwnListener),
+            ("[::1]:4677", Denial::OwnListener),
+            ("127.0.0.1:4678", Denial::OwnListener),
+            ("[::ffff:127.0.0.1]:4678", Denial::OwnListener),
+            ("127.240.0.53:53", Denial::Pool),
+            ("127.240.7.9:5432", Denial::Pool),
+            ("[::ffff:127.240.7.9]:5432", Denial::Pool),
+        ] {
+            assert_eq!(denial(target), Some(rule), "{target}");
+        }
+    }
+
+    #[test]
+    fn the_length_of_the_pool_prefix_is_kept() {
+        let target = "240.95.1.1:80".parse().expect("address");
+        let pool = Ipv4Addr::new(240, 80, 0, 0);
+        assert_eq!(DenyList::new(Vec::new(), pool, 12).check(target), Err(Denial::Pool));
+        assert_eq!(DenyList::new(Vec::new(), pool, 16).check(target), Ok(()));
+        assert_eq!(DenyList::new(Vec::new(), pool, 32).check(target), Ok(()));
+        assert_eq!(DenyList::new(Vec::new(), pool, 0).check(target), Err(Denial::Pool));
+    }
+}

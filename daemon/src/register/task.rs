@@ -1,0 +1,199 @@
+//! The owner task of the registry: collects requests, writes them, publishes them, answers.
+//!
+//! Owns: the book, and the order "on disk, given to the catalog, answered".
+//! Must not know: who asks, rules of registration, verdicts. Driven by: requests and finished checks.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use gossamer_wire::ServiceRecord;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::book::{Book, Draft, Planned};
+use super::checks::{Checks, Done};
+use super::request::{ExposeError, ExposeRequest, Exposed, WithdrawError, WithdrawRequest, Withdrawn};
+use super::spec::{FILE, Stored};
+use super::{Change, LocalService};
+use crate::store::{Store, StoreError};
+use crate::supervise::Stage;
+
+/// A request with the way back to who asked.
+#[derive(Debug)]
+pub(super) enum Command {
+    Expose(Box<ExposeRequest>, oneshot::Sender<Result<Exposed, ExposeError>>),
+    Withdraw(WithdrawRequest, oneshot::Sender<Result<Withdrawn, WithdrawError>>),
+}
+
+/// Most requests that share one write: more would only make the first of them wait.
+const MAX_BATCH: usize = 64;
+
+/// A request that waits for its draft to be durable.
+enum Waiting {
+    Expose(Planned, oneshot::Sender<Result<Exposed, ExposeError>>),
+    Withdraw(Withdrawn, oneshot::Sender<Result<Withdrawn, WithdrawError>>),
+}
+
+pub(super) struct Task {
+    pub(super) book: Book,
+    pub(super) checks: Checks,
+    pub(super) store: Store,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) snapshot: Arc<ArcSwap<Vec<LocalService>>>,
+    pub(super) records: mpsc::Sender<Vec<ServiceRecord>>,
+    pub(super) events: Box<dyn Fn(Change) + Send>,
+}
+
+enum Input {
+    Stop,
+    Checked(Done),
+    Asked(Command),
+}
+
+impl Task {
+    /// Runs until the stage stops. What was restored is checked before it is published.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let restored = self.book.checks();
+        self.check_first(restored).await;
+        self.publish().await;
+        self.checks.schedule_scan();
+        loop {
+            // Finished checks come first: they are few and cheap, and requests may come without end.
+            let input = tokio::select! {
+                biased;
+                () = stop.cancelled() => Input::Stop,
+                done = self.checks.next() => Input::Checked(done),
+                Some(command) = self.commands.recv() => Input::Asked(command),
+            };
+            match input {
+                Input::Stop => return,
+                Input::Checked(done) => self.take_check(done).await,
+                Input::Asked(first) => self.commit(first).await,
+            }
+        }
+    }
+
+    /// Puts a request and those behind it into one draft, makes it durable, publishes it, answers.
+    async fn commit(&mut self, first: Command) {
+        let mut draft = self.book.draft();
+        let mut waiting = Vec::new();
+        let mut next = Some(first);
+        while let Some(command) = next {
+            waiting.extend(plan(command, &mut draft, &self.book));
+            next = if waiting.len() < MAX_BATCH { self.commands.try_recv().ok() } else { None };
+        }
+        if draft.is_changed() {
+            let stored = self.book.stored(&draft);
+            if let Err(error) = self.write(stored).await {
+                tracing::warn!(err = %error, "a registration could not be written");
+                return refuse(waiting, &Arc::new(error));
+            }
+            let (changes, fresh) = self.book.adopt(draft);
+            self.check_first(fresh).await;
+            if !self.publish().await {
+                return; // Who waits is told that the daemon is stopping.
+            }
+            changes.into_iter().for_each(&self.events);
+        }
+        for request in waiting {
+            // Who asked may have gone; the registration stays.
+            match request {
+                Waiting::Expose(planned, answer) => drop(answer.send(Ok(self.book.exposed(&planned)))),
+                Waiting::Withdraw(withdrawn, answer) => drop(answer.send(Ok(withdrawn))),
+            }
+        }
+    }
+
+    async fn take_check(&mut self, done: Done) {
+        match done {
+            Done::Probe(id, probe) => {
+                let change = self.book.observe(&id, probe);
+                if self.book.has(&id) {
+                    self.checks.schedule(id);
+                }
+                if let Some(change) = change {
+                    self.publish().await;
+                    (self.events)(change);
+                }
+            }
+            Done::Scan(listeners) => {
+                self.checks.schedule_scan();
+                if self.book.observe_listeners(&listeners) {
+                    self.publish_targets();
+                    self.write_knowledge().await;
+                }
+            }
+        }
+    }
+
+    /// Checks targets at once, so that their first verdict is known before anybody hears of them.
+    async fn check_first(&mut self, ids: Vec<super::book::CheckId>) {
+        if ids.is_empty() {
+            return;
+        }
+        let (probes, listeners) = self.checks.first(ids).await;
+        for (id, probe) in probes {
+            self.book.observe(&id, probe);
+            self.checks.schedule(id);
+        }
+        if self.book.observe_listeners(&listeners) {
+            self.write_knowledge().await;
+        }
+    }
+
+    /// Gives targets to the relay and records to the catalog, in this order: a flow finds its target.
+    /// Returns whether the catalog took them; it does until the daemon stops.
+    async fn publish(&mut self) -> bool {
+        self.publish_targets();
+        self.records.send(self.book.records()).await.is_ok()
+    }
+
+    fn publish_targets(&self) {
+        self.snapshot.store(Arc::new(self.book.services()));
+    }
+
+    /// Writes what was learned about listeners. Nobody was promised that: a failure is only reported.
+    async fn write_knowledge(&mut self) {
+        let stored = self.book.stored(&self.book.draft());
+        if let Err(error) = self.write(stored).await {
+            tracing::warn!(err = %error, "what listens on the targets' ports could not be written");
+        }
+    }
+
+    async fn write(&mut self, stored: Stored) -> Result<(), StoreError> {
+        let store = self.store.clone();
+        Stage::blocking(move || store.write_json(FILE, &stored)).await
+    }
+}
+
+/// Puts a request into the draft, or answers it at once when it breaks a rule.
+fn plan(command: Command, draft: &mut Draft, book: &Book) -> Option<Waiting> {
+    match command {
+        Command::Expose(request, answer) => match draft.expose(*request, book.rules()) {
+            Ok(planned) => Some(Waiting::Expose(planned, answer)),
+            Err(error) => {
+                let _ = answer.send(Err(error));
+                None
+            }
+        },
+        Command::Withdraw(request, answer) => match draft.withdraw(&request) {
+            Ok(withdrawn) => Some(Waiting::Withdraw(withdrawn, answer)),
+            Err(error) => {
+                let _ = answer.send(Err(error));
+                None
+            }
+        },
+    }
+}
+
+/// Tells everybody who waits that nothing was registered or withdrawn.
+fn refuse(waiting: Vec<Waiting>, error: &Arc<StoreError>) {
+    for request in waiting {
+        match request {
+            Waiting::Expose(_, answer) => drop(answer.send(Err(ExposeError::NotDurable(Arc::clone(error))))),
+            Waiting::Withdraw(_, answer) => {
+                drop(answer.send(Err(WithdrawError::NotDurable(Arc::clone(error)))));
+            }
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The registry as a running task over a real state directory and real sockets.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use gossamer_wire::Health;
+use gossamer_wire::token::Claims;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+
+use super::*;
+
+pub(super) fn rules() -> Rules {
+    let own = vec!["0.0.0.0:4677".parse().expect("address")];
+    Rules {
+        node: "vm-b".parse().expect("name"),
+        claims: Claims::default(),
+        denied: DenyList::new(own, Ipv4Addr::new(127, 240, 0, 0), 16),
+    }
+}
+
+pub(super) fn request(service: &str, port: u16) -> ExposeRequest {
+    let port = PortRequest { name: None, number: port, target_port: None, transport: Transport::Tcp };
+    ExposeRequest {
+        service: service.parse().expect("name"),
+        instance: None,
+        ports: vec![port],
+        target: None,
+        visibility: Visibility::Own,
+        metadata: Vec::new(),
+        weight: 100,
+    }
+}
+
+/// A registry with what stands for the catalog and the event log.
+struct Running {
+    stage: Stage,
+    registry: Registry,
+    records: mpsc::Receiver<Vec<ServiceRecord>>,
+    events: mpsc::Receiver<Change>,
+}
+
+/// More than any test publishes.
+const ENOUGH: usize = 1_024;
+
+/// Longest a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Running {
+    fn start(dir: &Path) -> Self {
+        let (records, published) = mpsc::channel(ENOUGH);
+        let (told, events) = mpsc::channel(ENOUGH);
+        let stage = Stage::default();
+        let events_in = move |change| told.try_send(change).expect("room");
+        let pace = Pace {
+            interval: Duration::from_millis(20),
+            timeout: Duration::from_millis(200),
+            first_timeout: Duration::from_millis(200),
+        };
+        let store = Store::open(dir).expect("opens");
+        let registry = start_at(&stage, store, rules(), records, events_in, pace).expect("starts");
+        Self { stage, registry, records: published, events }
+    }
+
+    async fn stop(self) {
+        assert_eq!(self.stage.stop(PATIENCE).await, 0);
+    }
+
+    /// Returns the next set of records, service and health each.
+    async fn published(&mut self) -> Vec<(String, Health)> {
+        let records = timeout(PATIENCE, self.records.recv()).await.expect("in time").expect("running");
+        records.into_iter().map(|record| (record.service.to_string(), record.health)).collect()
+    }
+
+    async fn expose(&self, request: ExposeRequest) -> Exposed {
+        self.registry.expose(request).await.expect("registers")
+    }
+}
+
+async fn listener() -> (TcpListener, u16) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let port = listener.local_addr().expect("bound").port();
+    (listener, port)
+}
+
+fn file(dir: &Path) -> String {
+    std::fs::read_to_string(dir.join(spec::FILE)).unwrap_or_default()
+}
+
+fn withdrawal(service: &str) -> WithdrawRequest {
+    WithdrawRequest { service: service.parse().expect("name"), instance: None }
+}
+
+#[tokio::test]
+async fn an_answered_request_is_on_disk_in_the_catalog_and_in_the_snapshot() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let mut running = Running::start(&dir.path().join("state"));
+    assert_eq!(running.published().await, []);
+    let (_listener, port) = listener().await;
+    let exposed = running.expose(request("orders", port)).await;
+    assert!(file(&dir.path().join("state")).contains("\"orders\""));
+    assert_eq!(exposed.record.health, Health::Passing);
+    assert_eq!(exposed.check, "TCP connect each 5 s");
+    let published = running.records.try_recv().expect("published before the answer");
+    assert_eq!(published, std::slice::from_ref(&exposed.record));
+    let target = running.registry.targets().lookup(
+        &exposed.record.service,
+        &"vm-b".parse().expect("name"),
+        &port.into(),
+    );
+    let target = target.expect("known");
+    assert_eq!((target.addr, target.healthy), (exposed.target[0], true));
+    assert_eq!(target.wildcard, Some(false));
+    assert_eq!(running.events.try_recv().expect("told").now, "registered");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_is_not_acknowledged_and_not_published() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let state = dir.path().join("state");
+    let mut running = Running::start(&state);
+    assert_eq!(running.published().await, []);
+    std::fs::remove_dir_all(&state).expect("removes");
+    let error = running.registry.expose(request("orders", 5432)).await.expect_err("no directory");
+    assert!(matches!(error, ExposeError::NotDurable(_)), "{error}");
+    let error = running.registry.withdraw(withdrawal("orders")).await.expect_err("never registered");
+    assert!(matches!(error, WithdrawError::Unknown { .. }), "{error}");
+    assert!(running.records.try_recv().is_err());
+    assert!(running.registry.targets().all().is_empty());
+    std::fs::create_dir(&state).expect("is mended");
+    running.expose(request("orders", 5432)).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_failed_withdrawal_leaves_the_service_offered() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let state = dir.path().join("state");
+    let running = Running::start(&state);
+    running.expose(request("orders", 5432)).await;
+    std::fs::remove_dir_all(&state).expect("removes");
+    let error = running.registry.withdraw(withdrawal("orders")).await.expect_err("no directory");
+    assert!(matches!(error, WithdrawError::NotDurable(_)), "{error}");
+    assert_eq!(running.registry.targets().all().len(), 1);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_restart_offers_what_was_acknowledged_and_nothing_withdrawn() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let (_listener, port) = listener().await;
+    let running = Running::start(&dir.path().join("state"));
+    running.expose(request("orders", port)).await;
+    running.expose(request("web", port)).await;
+    running.registry.withdraw(withdrawal("web")).await.expect("withdraws");
+    assert!(!file(&dir.path().join("state")).contains("\"web\""));
+    drop(running.registry);
+    running.stage.stop(PATIENCE).await;
+
+    let mut running = Running::start(&dir.path().join("state"));
+    assert_eq!(running.registry.targets().all().len(), 1, "known before anything is published");
+    assert_eq!(running.published().await, [("orders".to_owned(), Health::Passing)]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_damaged_file_stops_the_start_and_is_left_as_it_is() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let store = Store::open(&dir.path().join("state")).expect("opens");
+    store.write(spec::FILE, b"{\"version\":1,").expect("writes");
+    let start = || {
+        let (records, _) = mpsc::channel(1);
+        start(&Stage::default(), store.clone(), rules(), records, |_| ())
+    };
+    let error = start().expect_err("damaged").to_string();
+    assert!(error.contains("services.json is damaged"), "{error}");
+    assert_eq!(store.read(spec::FILE).expect("reads").as_deref(), Some(&b"{\"version\":1,"[..]));
+    store.write(spec::FILE, br#"{"version":9,"services":[]}"#).expect("writes");
+    let error = start().expect_err("newer").to_string();
+    assert!(error.contains("version 9"), "{error}");
+}
+
+#[tokio::test]
+async fn equal_content_is_answered_without_a_write_or_a_new_set() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let state = dir.path().join("state");
+    let mut running = Running::start(&state);
+    running.expose(request("orders", 5432)).await;
+    assert!(running.published().await.is_empty());
+    assert_eq!(running.published().await.len(), 1);
+    std::fs::remove_dir_all(&state).expect("removes");
+    let again = running.expose(request("orders", 5432)).await;
+    assert!(!again.replaced);
+    assert!(again.warnings[0].contains("nobody listens"));
+    assert!(running.records.try_recv().is_err());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn requests_that_queue_share_a_write() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let mut running = Running::start(&dir.path().join("state"));
+    let names: Vec<String> = (0..100).map(|n| format!("s{n}")).collect();
+    let asked = names.iter().map(|name| running.registry.expose(request(name, 5432)));
+    for answer in futures_util::future::join_all(asked).await {
+        answer.expect("registers");
+    }
+    assert_eq!(running.registry.targets().all().len(), 100);
+    for name in &names {
+        assert!(file(&dir.path().join("state")).contains(&format!("\"{name}\"")));
+    }
+    let mut sets = 0;
+    while running.records.try_recv().is_ok() {
+        sets += 1;
+    }
+    assert!(sets <= 10, "{sets} sets for 100 requests");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn one_refused_request_does_not_spoil_the_batch() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let running = Running::start(&dir.path().join("state"));
+    let denied = request("mesh", 4677);
+    let (good, bad, other) = tokio::join!(
+        running.registry.expose(request("orders", 5432)),
+        running.registry.expose(denied),
+        running.registry.expose(request("web", 80)),
+    );
+    assert!(good.is_ok() && other.is_ok());
+    assert!(matches!(bad, Err(ExposeError::Target { why: Denial::OwnListener, .. })));
+    assert_eq!(running.registry.targets().all().len(), 2);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn verdicts_follow_the_program_and_go_out_as_records() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let mut running = Running::start(&dir.path().join("state"));
+    let (program, port) = listener().await;
+    running.expose(request("orders", port)).await;
+    assert_eq!(running.published().await, []);
+    assert_eq!(running.published().await, [("orders".to_owned(), Health::Passing)]);
+    let addr = program.local_addr().expect("bound");
+    drop(program);
+    assert_eq!(running.published().await, [("orders".to_owned(), Health::Failing)]);
+    let _program = TcpListener::bind(addr).await.expect("comes back");
+    assert_eq!(running.published().await, [("orders".to_owned(), Health::Passing)]);
+    let mut told = Vec::new();
+    while let Ok(change) = running.events.try_recv() {
+        told.push(change.now);
+    }
+    assert_eq!(told[..2], ["registered", "failing"]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_withdrawn_service_is_checked_no_more() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let running = Running::start(&dir.path().join("state"));
+    let (program, port) = listener().await;
+    running.expose(request("orders", port)).await;
+    running.registry.withdraw(withdrawal("orders")).await.expect("withdraws");
+    // Drain what connected before; then the pace of 20 ms would show a check that still runs.
+    while timeout(Duration::from_millis(300), program.accept()).await.is_ok() {}
+    assert!(running.registry.targets().all().is_empty());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn after_the_stop_requests_are_told_so() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let running = Running::start(&dir.path().join("state"));
+    let registry = running.registry.clone();
+    running.stop().await;
+    assert!(matches!(registry.expose(request("web", 80)).await, Err(ExposeError::Stopping)));
+    assert!(matches!(registry.withdraw(withdrawal("web")).await, Err(WithdrawError::Stopping)));
+}
+
+#[tokio::test]
+async fn without_a_catalog_nobody_is_told_that_a_service_is_offered() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let mut running = Running::start(&dir.path().join("state"));
+    running.published().await;
+    running.records.close();
+    let answer = running.registry.expose(request("web", 80)).await;
+    assert!(matches!(answer, Err(ExposeError::Stopping)), "{answer:?}");
+    running.stop().await;
+}
