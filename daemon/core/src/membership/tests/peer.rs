@@ -95,6 +95,37 @@ impl Probe {
         self.now = end;
     }
 
+    /// Lets the timers run while every peer answers its probes; returns the frames sent.
+    fn run_answered(&mut self, length: Duration) -> Vec<Frame> {
+        let (end, mut sent) = (self.now + length, Vec::new());
+        while let Some(due) = self.membership.next_deadline().filter(|due| *due <= end) {
+            self.now = due;
+            self.membership.handle_timeout(due);
+            let outputs = self.outputs();
+            sent.extend(frames(&outputs));
+            for peer in [PEER, 3] {
+                for message in messages_to(&outputs, peer) {
+                    if let SwimMessage::Ping(probe) = message {
+                        self.packet(peer, SwimMessage::Ack(probe), vec![]);
+                    }
+                }
+            }
+        }
+        self.now = end;
+        sent
+    }
+
+    /// Lets time pass until the peer is suspect, because it does not answer.
+    fn suspect_peer(&mut self) {
+        let end = self.now + 2 * SECOND;
+        while self.now < end && self.state(PEER) != Some(MemberState::Suspect) {
+            self.now = self.membership.next_deadline().expect("something is due");
+            self.membership.handle_timeout(self.now);
+            self.outputs();
+        }
+        assert_eq!(self.state(PEER), Some(MemberState::Suspect));
+    }
+
     fn state(&self, n: u8) -> Option<MemberState> {
         self.membership.members().find(|view| view.node == node(n)).map(|view| view.state)
     }
@@ -197,6 +228,13 @@ fn a_claim_that_this_node_is_down_makes_it_renew_itself() {
         false,
     );
     assert_eq!(by_frame.first(), Some(&Output::Renewed(renewed.renewed())));
+}
+
+#[test]
+fn a_node_that_renewed_itself_goes_on_probing_without_being_spoken_to() {
+    let mut probe = Probe::with_peer();
+    probe.packet(PEER, SwimMessage::TurnUndead, vec![]);
+    probe.suspect_peer();
 }
 
 #[test]
@@ -337,6 +375,72 @@ fn early_and_repeated_timeouts_do_nothing() {
     probe.outputs();
     probe.membership.handle_timeout(due);
     assert_eq!((probe.outputs(), probe.membership.next_deadline()), (vec![], next));
+}
+
+#[test]
+fn a_peer_in_the_middle_of_a_probe_is_not_blamed_for_a_pause_of_this_node() {
+    let mut probe = Probe::with_peer();
+    probe.run(Duration::from_millis(600));
+    probe.now += 20 * SECOND;
+    probe.membership.handle_timeout(probe.now);
+    let asked = probe.outputs();
+    assert_eq!(messages_to(&asked, PEER), [SwimMessage::Announce]);
+    assert!(matches!(frames(&asked)[..], [Frame::Members { reply: true, .. }]));
+    assert_eq!(probe.state(PEER), Some(MemberState::Alive));
+}
+
+#[test]
+fn a_suspect_has_its_full_time_after_a_pause_of_this_node() {
+    let mut probe = Probe::with_peer();
+    probe.suspect_peer();
+    probe.now += 20 * SECOND;
+    probe.membership.handle_timeout(probe.now);
+    probe.run(2 * SECOND);
+    assert_eq!(probe.state(PEER), Some(MemberState::Suspect));
+    probe.run(SECOND);
+    assert_eq!(probe.state(PEER), Some(MemberState::Down));
+}
+
+#[test]
+fn a_short_delay_of_this_node_is_no_pause() {
+    let mut probe = Probe::with_peer();
+    probe.suspect_peer();
+    probe.run(3 * SECOND);
+    assert_eq!(probe.state(PEER), Some(MemberState::Down));
+}
+
+#[test]
+fn a_suspicion_nobody_ends_is_told_to_the_suspect_in_the_end() {
+    let mut probe = Probe::with_peer();
+    probe.give(Input::Connected { peer: node(3) });
+    probe.packet(3, SwimMessage::Gossip, vec![entry(PEER, 1, SwimState::Suspect)]);
+    let accusation = Frame::Members { members: vec![entry(PEER, 1, SwimState::Suspect)], reply: false };
+    assert!(!probe.run_answered(5 * SECOND).contains(&accusation));
+    assert!(probe.run_answered(20 * SECOND).contains(&accusation));
+    assert_eq!(probe.state(PEER), Some(MemberState::Suspect));
+}
+
+#[test]
+fn one_connected_live_peer_in_ten_seconds_gets_the_hash() {
+    let mut probe = Probe::with_peer();
+    probe.packet(3, SwimMessage::Gossip, vec![]);
+    let frames = probe.run_answered(100 * SECOND);
+    assert!((8..=12).contains(&frames.len()), "{}", frames.len());
+    assert!(frames.iter().all(|frame| matches!(frame, Frame::MemberHash(_))));
+}
+
+#[test]
+fn a_connected_peer_that_is_down_is_told_of_this_node_again() {
+    let mut probe = Probe::with_peer();
+    probe.run(5 * SECOND);
+    assert_eq!(probe.state(PEER), Some(MemberState::Down));
+    let mut announced = 0;
+    for _ in 0..5 {
+        probe.now = probe.membership.next_deadline().expect("something is due");
+        probe.membership.handle_timeout(probe.now);
+        announced += messages_to(&probe.outputs(), PEER).len();
+    }
+    assert!(announced >= 1);
 }
 
 #[test]
