@@ -1,1 +1,25 @@
-//! placeholder
+//! The Gossamer daemon: sockets, tasks, files and the command line around the cores.
+//!
+//! Data flows in one line, and [`app`] reads in this order: config, identity, transport, membership, catalog,
+//! index, then dns, relay and api. Decisions are made in `gossamer-core`; what is answered, in `gossamer-dns`.
+//! Start reading at [`app`].
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests may read the clock"))]
+
+pub mod api;
+pub mod app;
+pub mod catalog;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod events;
+pub mod identity;
+pub mod index;
+pub mod membership;
+pub mod metrics;
+pub mod register;
+pub mod relay;
+pub mod resolver;
+pub mod store;
+pub mod supervise;
+pub mod telemetry;
+pub mod transport;

@@ -146,8 +146,10 @@ impl Store {
     /// As [`Store::read`], and a file that does not parse.
     pub fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StoreError> {
         let Some(bytes) = self.read(name)? else { return Ok(None) };
-        let damaged =
-            |error: serde_json::Error| StoreError::Damaged { path: self.dir.join(name), why: error.to_string() };
+        let damaged = |error: serde_json::Error| StoreError::Damaged {
+            path: self.dir.join(name),
+            why: error.to_string(),
+        };
         serde_json::from_slice(&bytes).map(Some).map_err(damaged)
     }
 
@@ -156,17 +158,14 @@ impl Store {
     /// # Errors
     /// As [`Store::write`].
     pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec_pretty(value).map_err(|error| StoreError::Damaged {
-            path: self.dir.join(name),
-            why: error.to_string(),
-        })?;
+        let bytes = serde_json::to_vec_pretty(value)
+            .map_err(|error| StoreError::Damaged { path: self.dir.join(name), why: error.to_string() })?;
         self.write(name, &bytes)
     }
 }
 
 fn check_mode(path: &Path, want: u32) -> Result<(), StoreError> {
-    let metadata =
-        fs::metadata(path).map_err(|error| StoreError::Io { path: path.to_owned(), error })?;
+    let metadata = fs::metadata(path).map_err(|error| StoreError::Io { path: path.to_owned(), error })?;
     let mode = metadata.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(StoreError::Loose { path: path.to_owned(), mode, want });

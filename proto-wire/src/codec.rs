@@ -5,6 +5,8 @@
 //!
 //! bincode's bytes are not canonical, so nothing re-encoded is ever hashed or signed: raw bytes are.
 
+#![expect(clippy::disallowed_methods, reason = "the one place that calls bincode")]
+
 use bincode::config::{self, Configuration, Limit, LittleEndian, Varint};
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -164,8 +164,10 @@ impl FromStr for Token {
         let text = text.trim();
         let bytes = Zeroizing::new(unarmour(text)?);
         let content = TokenError::Content;
-        let payload =
-            bytes.split_last_chunk::<SIGNATURE_BYTES>().ok_or(content(DecodeError::Short("token")))?.0;
+        let payload = bytes
+            .split_last_chunk::<SIGNATURE_BYTES>()
+            .ok_or_else(|| content(DecodeError::Short("token")))?
+            .0;
         let grant: Grant = codec::decode("token", payload, MAX_TOKEN_BYTES).map_err(content)?;
         at_most("token addresses", &grant.addresses, MAX_TOKEN_ADDRESSES).map_err(content)?;
         Ok(Self { grant, text: Zeroizing::new(text.to_owned()) })

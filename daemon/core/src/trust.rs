@@ -193,6 +193,12 @@ pub fn spki_hash(der: &[u8]) -> Result<[u8; 32], TrustError> {
     Ok(Sha256::digest(certificate.public_key().raw).into())
 }
 
+/// Returns the end of a certificate's validity, seconds since the Unix epoch; `None` when it does not parse.
+pub fn not_after(der: &[u8]) -> Option<u64> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    certificate.validity().not_after.timestamp().try_into().ok()
+}
+
 /// Returns the node id of an Ed25519 public key.
 pub fn node_id(public_key: &[u8; 32]) -> NodeId {
     NodeId::of_spki(&[&ED25519_SPKI_PREFIX[..], public_key].concat())

@@ -2,7 +2,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PublicKeyData as _, SanType,
 };
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 
 use super::*;
 

@@ -1,0 +1,262 @@
+//! The catalog task: drives `core::Catalog`, writes the index, keeps the catalog on disk.
+//!
+//! Owns: the catalog core and the write half of the index. Must not know: DNS, sockets.
+//! Driven by: frames of the transport, changes of membership, records of the registry, time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use gossamer_core::catalog::{CardContent, Catalog, CatalogEvent, Input, MemberLiveness, Output};
+use gossamer_core::dial::Source;
+use gossamer_core::membership::MemberState;
+use gossamer_wire::frame::AdvertCopy;
+use gossamer_wire::limits::MAX_CARD_BYTES;
+use gossamer_wire::{NodeId, ServiceName, ServiceRecord};
+
+use crate::events::{Event, EventLog};
+use crate::index::{IndexWriter, NodeSummary};
+use crate::metrics::Metrics;
+use crate::store::{Store, StoreError};
+use crate::supervise::Stage;
+use crate::transport::{Peers, ToCatalog};
+use crate::{clock, identity};
+
+/// Commands waiting for the catalog: a whole mesh of 1,000 nodes coming up at once.
+pub const COMMANDS: usize = 1_024;
+/// Record sets waiting; only the last one counts, so the registry waits for its turn.
+pub const RECORD_SETS: usize = 4;
+/// Inputs taken in one wake-up before timers run and the index is written.
+const BATCH: usize = 64;
+/// How often the catalog is written to disk while it changes, and node listings are brought up to date.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+const FILE: &str = "catalog.json";
+
+/// What other parts tell the catalog.
+#[derive(Debug)]
+pub enum Command {
+    /// Membership sees a node in this state.
+    Member {
+        /// The node.
+        node: NodeId,
+        /// Its state.
+        state: MemberState,
+    },
+}
+
+/// What the task needs.
+#[derive(Debug)]
+pub struct Parts {
+    /// The core, with the adverts of the last run.
+    pub core: Catalog,
+    /// What this node says about itself.
+    pub card: CardContent,
+    /// What the transport delivers.
+    pub inputs: mpsc::Receiver<ToCatalog>,
+    /// What membership says.
+    pub commands: mpsc::Receiver<Command>,
+    /// Complete sets of this node's records.
+    pub records: mpsc::Receiver<Vec<ServiceRecord>>,
+    /// Where frames go.
+    pub peers: Peers,
+    /// The write half of the index.
+    pub index: IndexWriter,
+    /// The state directory.
+    pub store: Store,
+    /// The event log.
+    pub events: EventLog,
+    /// The metrics.
+    pub metrics: std::sync::Arc<Metrics>,
+}
+
+/// Starts the task.
+pub fn start(stage: &Stage, parts: Parts) {
+    let stop = stage.stopping().clone();
+    let task = Task { parts, members: BTreeMap::new(), stale: BTreeSet::new(), nodes_stale: true, unsaved: false };
+    stage.spawn("catalog", async move { task.run(&stop).await });
+}
+
+/// Reads the adverts of the last run; a damaged file is set aside, for others hold the same adverts.
+///
+/// # Errors
+/// Loose permissions, or the system.
+pub fn restore(store: &Store) -> Result<Vec<AdvertCopy>, StoreError> {
+    match store.read_json::<Vec<Row>>(FILE) {
+        Ok(rows) => Ok(rows.unwrap_or_default().into_iter().filter_map(Row::copy).collect()),
+        Err(StoreError::Damaged { path, why }) => {
+            tracing::warn!(path = %path.display(), why, "the stored catalog is damaged; it is learned again");
+            store.remove(FILE).map(|()| Vec::new())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// An advert on disk, with the moment from which its age counts.
+#[derive(Debug, Serialize, Deserialize)]
+struct Row {
+    /// Seconds since the Unix epoch at which the age was 0.
+    born: u64,
+    advert: String,
+}
+
+impl Row {
+    fn copy(self) -> Option<AdvertCopy> {
+        let bytes = data_encoding::BASE64.decode(self.advert.as_bytes()).ok()?;
+        let age = clock::wall().saturating_sub(self.born).try_into().unwrap_or(u32::MAX);
+        (bytes.len() <= MAX_CARD_BYTES).then_some(AdvertCopy { age, bytes })
+    }
+
+    fn of(copy: &AdvertCopy) -> Self {
+        let born = clock::wall().saturating_sub(copy.age.into());
+        Self { born, advert: data_encoding::BASE64.encode(&copy.bytes) }
+    }
+}
+
+struct Task {
+    parts: Parts,
+    members: BTreeMap<NodeId, MemberState>,
+    /// Services whose view must be made again.
+    stale: BTreeSet<ServiceName>,
+    nodes_stale: bool,
+    unsaved: bool,
+}
+
+/// One wake-up.
+enum Wake {
+    Inputs,
+    Command(Command),
+    Records(Vec<ServiceRecord>),
+    Timeout,
+    Housekeeping,
+    Stop,
+}
+
+impl Task {
+    async fn run(mut self, stop: &tokio_util::sync::CancellationToken) {
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        self.parts.core.handle(Input::Card(self.parts.card.clone()), clock::now());
+        self.stale.extend(self.parts.core.services().cloned());
+        self.drain().await;
+        loop {
+            let deadline = self.parts.core.next_deadline();
+            let wake = tokio::select! {
+                biased;
+                () = stop.cancelled() => Wake::Stop,
+                Some(command) = self.parts.commands.recv() => Wake::Command(command),
+                Some(records) = self.parts.records.recv() => Wake::Records(records),
+                _ = self.parts.inputs.recv_many(&mut batch, BATCH) => Wake::Inputs,
+                _ = housekeeping.tick() => Wake::Housekeeping,
+                () = clock::sleep_until(deadline) => Wake::Timeout,
+            };
+            let now = clock::now();
+            match wake {
+                Wake::Inputs => batch.drain(..).for_each(|input| self.parts.core.handle(input_of(input), now)),
+                Wake::Command(Command::Member { node, state }) => {
+                    self.members.insert(node, state);
+                    self.nodes_stale = true;
+                    self.parts.core.handle(Input::Member { node, state: liveness(state) }, now);
+                }
+                Wake::Records(records) => self.parts.core.handle(Input::Publish(records), now),
+                Wake::Housekeeping => self.nodes_stale = true,
+                Wake::Timeout => {}
+                Wake::Stop => break,
+            }
+            self.parts.core.handle_timeout(now);
+            self.drain().await;
+            if matches!(wake, Wake::Housekeeping) {
+                self.save().await;
+            }
+        }
+        self.save().await;
+    }
+
+    async fn drain(&mut self) {
+        while let Some(output) = self.parts.core.next_output() {
+            match output {
+                Output::Send { to, frame } => drop(self.parts.peers.send_frame(to, &frame)),
+                Output::ServiceChanged(service) => drop(self.stale.insert(service)),
+                Output::NodeChanged(node) => {
+                    self.nodes_stale = true;
+                    if let Some(addresses) = self.parts.core.node_addresses(node) {
+                        self.parts.peers.learn(node, addresses.to_vec(), Source::Card);
+                    }
+                }
+                Output::EpochBehind { at_least } => self.raise_epoch(at_least).await,
+                Output::Event(event) => self.report(event),
+            }
+        }
+        self.write_index();
+    }
+
+    fn write_index(&mut self) {
+        let now = clock::now();
+        self.unsaved |= !self.stale.is_empty();
+        for service in std::mem::take(&mut self.stale) {
+            let view = self.parts.core.service(&service, now);
+            self.parts.index.set_service(&service, view);
+        }
+        if std::mem::take(&mut self.nodes_stale) {
+            let mut unseen = self.members.clone();
+            let summary = |view: gossamer_core::catalog::NodeView| {
+                let node = view.node;
+                NodeSummary { state: unseen.remove(&node), view: Some(view), node }
+            };
+            let mut nodes: Vec<_> = self.parts.core.nodes(now).into_iter().map(summary).collect();
+            nodes.extend(unseen.into_iter().map(|(node, state)| NodeSummary { view: None, node, state: Some(state) }));
+            self.parts.index.set_nodes(nodes);
+        }
+    }
+
+    /// Writes the adverts to disk; a fault costs only a slower start, so it is logged and tried again.
+    async fn save(&mut self) {
+        self.parts.metrics.catalog(&self.parts.core.counters());
+        if !std::mem::take(&mut self.unsaved) {
+            return;
+        }
+        let rows: Vec<_> = self.parts.core.export(clock::now()).iter().map(Row::of).collect();
+        let store = self.parts.store.clone();
+        if let Err(error) = Stage::blocking(move || store.write_json(FILE, &rows)).await {
+            tracing::warn!(%error, "the catalog could not be written");
+            self.unsaved = true;
+        }
+    }
+
+    async fn raise_epoch(&mut self, at_least: u64) {
+        let store = self.parts.store.clone();
+        match Stage::blocking(move || identity::raise_epoch(&store, at_least)).await {
+            Ok(epoch) => {
+                tracing::warn!(epoch, "others hold later adverts of this node; published again above them");
+                self.parts.core.set_epoch(epoch, clock::now());
+            }
+            Err(error) => tracing::error!(%error, "the epoch could not be raised; others ignore this node"),
+        }
+    }
+
+    fn report(&self, event: CatalogEvent) {
+        self.parts.events.push(Event::Catalog(event));
+    }
+}
+
+const fn liveness(state: MemberState) -> MemberLiveness {
+    match state {
+        MemberState::Alive => MemberLiveness::Alive,
+        MemberState::Suspect => MemberLiveness::Suspect,
+        MemberState::Down => MemberLiveness::Down,
+        MemberState::Left => MemberLiveness::Left,
+    }
+}
+
+fn input_of(message: ToCatalog) -> Input {
+    match message {
+        ToCatalog::Connected(peer) => Input::Connected(peer),
+        ToCatalog::Disconnected(peer) => Input::Disconnected(peer),
+        ToCatalog::Adverts { from, copies, forward } => Input::Adverts { from, copies, forward },
+        ToCatalog::Root { from, hash } => Input::Root { from, hash },
+        ToCatalog::Ids { from, ids, more } => Input::Ids { from, ids, more },
+        ToCatalog::Want { from, ids } => Input::Want { from, ids },
+    }
+}

@@ -1,0 +1,99 @@
+//! `init`: makes a mesh whose first node this is.
+//!
+//! Owns: root, issuer and first leaf. Must not know: sockets. Driven by: `cli init`.
+
+use thiserror::Error;
+
+use gossamer_wire::token::Claims;
+use gossamer_wire::{GroupName, MeshId, MeshName, NodeName, RegionName, ZoneName};
+
+use super::certificate::{IssuerKey, LeafSubject, make_issuer, make_root};
+use super::{About, Files, ISSUER_KEY, Identity, NodeKey, ROOT_KEY, load, save};
+use crate::store::{Store, StoreError};
+
+/// What the mesh and its first node are called.
+#[derive(Clone, Debug)]
+pub struct InitRequest {
+    /// Display name of the mesh.
+    pub mesh_name: MeshName,
+    /// Group of the node.
+    pub group: GroupName,
+    /// Name of the node.
+    pub node: NodeName,
+    /// Its small failure domain.
+    pub zone: Option<ZoneName>,
+    /// Its large failure domain.
+    pub region: Option<RegionName>,
+}
+
+/// Why no mesh was made. The state directory is as it was.
+#[derive(Debug, Error)]
+pub enum InitError {
+    /// The operator's fault: the directory belongs to a node already.
+    #[error(
+        "{dir} already holds node {name} of group {group}; start it with `gossamer run`, or choose another --state-dir"
+    )]
+    Exists {
+        /// The state directory.
+        dir: String,
+        /// The node there.
+        name: NodeName,
+        /// Its group.
+        group: GroupName,
+    },
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The system has no randomness, or a bug.
+    #[error("the certificates could not be made: {0}")]
+    Certificate(String),
+}
+
+/// Makes a mesh, or returns the identity that is there already when it is the same node.
+///
+/// # Errors
+/// See [`InitError`]; a crash in between leaves a directory without an identity, which the next call fills.
+pub fn init(store: &Store, request: &InitRequest) -> Result<Identity, InitError> {
+    if let Some(identity) = load(store)? {
+        return match identity.name() == &request.node && identity.group() == &request.group {
+            true => Ok(identity),
+            false => Err(InitError::Exists {
+                dir: store.dir().display().to_string(),
+                name: identity.name().clone(),
+                group: identity.group().clone(),
+            }),
+        };
+    }
+    let made = |error: rcgen::Error| InitError::Certificate(error.to_string());
+    let name = request.mesh_name.as_str();
+    let (root, root_issuer) = make_root(name).map_err(made)?;
+    let issuer = make_issuer(name, &root_issuer).map_err(made)?;
+    let mesh = MeshId::of_spki(&root.spki);
+    let key = NodeKey::generate()
+        .ok_or_else(|| InitError::Certificate("no randomness for the node's key".to_owned()))?;
+    let signer = IssuerKey::read(issuer.key.to_vec(), &issuer.certificate).map_err(made)?;
+    let subject =
+        LeafSubject { mesh, group: &request.group, name: &request.node, claims: &Claims::default() };
+    let leaf = signer.issue(key.public(), subject).map_err(made)?;
+
+    store.write(ROOT_KEY, &root.key)?;
+    store.write(ISSUER_KEY, &issuer.key)?;
+    save(
+        store,
+        &Files {
+            about: About {
+                version: 1,
+                mesh: mesh.to_string(),
+                mesh_name: request.mesh_name.clone(),
+                zone: request.zone.clone(),
+                region: request.region.clone(),
+                seeds: Vec::new(),
+            },
+            key: &key,
+            leaf: &leaf,
+            roots: &[root.certificate],
+            issuers: &[issuer.certificate],
+        },
+    )?;
+    load(store)?.ok_or_else(|| InitError::Certificate("the identity did not reach the disk".to_owned()))
+}

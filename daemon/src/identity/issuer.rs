@@ -1,0 +1,487 @@
+//! The issuer: mints tokens and admits joiners.
+//!
+//! Owns: the tokens file; one task reads and writes it. Must not know: membership, who is dialled.
+//! Driven by: the local API (tokens) and the transport (joiners). The decision is `core::admission`'s.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::Connection;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use gossamer_core::admission::{Request, Use, Verdict};
+use gossamer_core::trust::{Sign as _, node_id, signature_holds};
+use gossamer_wire::join::{Admitted, JoinReply, JoinRequest, PROOF_LABEL, PeerHint, Refusal};
+use gossamer_wire::limits::{MAX_ADDRESSES, MAX_JOIN_BYTES, MAX_JOINING, MAX_TOKEN_ADDRESSES};
+use gossamer_wire::token::{Claims, Grant, Token};
+use gossamer_wire::{GroupName, NodeId, TokenId};
+
+use super::certificate::LeafSubject;
+use super::ledger::{Minted, Tokens};
+use super::{Identity, IssuerKey};
+use crate::clock;
+use crate::index::IndexReader;
+use crate::metrics::Metrics;
+use crate::store::{Store, StoreError};
+use crate::supervise::Stage;
+
+/// Commands waiting for the issuer; the CLI sends one at a time, joiners are bounded by [`MAX_JOINING`].
+const COMMANDS: usize = 64;
+/// Longest join exchange after the handshake.
+const JOIN_WITHIN: Duration = Duration::from_secs(5);
+/// Members named to a joiner: enough to meet one that lives, few enough for the reply's limit.
+const HINTS: usize = 16;
+/// Tokens remembered; the oldest expired ones make room.
+const MAX_TOKENS: usize = 4_096;
+
+/// What a token shall grant.
+#[derive(Clone, Debug)]
+pub struct TokenRequest {
+    /// How long it is good.
+    pub ttl: Duration,
+    /// How many nodes may join with it; 0 is no limit.
+    pub uses: u32,
+    /// Group of the joiners; the issuer's own when `None`.
+    pub group: Option<GroupName>,
+    /// Pattern of their names.
+    pub node_pattern: Option<String>,
+    /// Patterns of services they may export; empty is any.
+    pub services: Vec<String>,
+    /// Whether they may relay.
+    pub relay: bool,
+    /// After how long a silent joiner is forgotten.
+    pub ephemeral: Option<Duration>,
+    /// Where the issuer can be dialled; its advertised addresses when empty.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// A minted token.
+#[derive(Clone, Debug)]
+pub struct CreatedToken {
+    /// The token; the only time its text is to be had.
+    pub token: Token,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// A token in the listing.
+#[derive(Clone, Debug)]
+pub struct TokenInfo {
+    /// Its id.
+    pub id: TokenId,
+    /// The group it admits to.
+    pub group: GroupName,
+    /// How many may join; 0 is no limit.
+    pub uses: u32,
+    /// Seconds since the Unix epoch of its end.
+    pub not_after: u64,
+    /// Who joined with it.
+    pub used_by: Vec<Use>,
+    /// Whether it was revoked.
+    pub revoked: bool,
+}
+
+/// Why there is no token, or none was revoked. Nothing has changed.
+#[derive(Debug, Error)]
+pub enum TokenError {
+    /// The operator's fault: it would be refused by every reader.
+    #[error("the token would be too long: {0}; name fewer patterns or addresses")]
+    TooLong(String),
+    /// The operator's fault: more than the token format holds.
+    #[error("a token holds at most {MAX_TOKEN_ADDRESSES} addresses, {0} were given")]
+    Addresses(usize),
+    /// The operator's fault: long multi-use tokens are only for short-lived nodes of a known kind.
+    #[error("a token without a limit of uses needs --ephemeral, --group and --name")]
+    Unlimited,
+    /// No such token was minted here.
+    #[error("no token {0} was minted on this node; `gossamer token list` shows the ids")]
+    Unknown(TokenId),
+    /// The disk refuses.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The daemon stops.
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+/// The other parts' way to the issuer. Clones are handles.
+#[derive(Clone, Debug)]
+pub struct IssuerHandle(mpsc::Sender<Command>);
+
+impl IssuerHandle {
+    /// Mints a token; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub async fn create_token(&self, request: TokenRequest) -> Result<CreatedToken, TokenError> {
+        self.call(|reply| Command::Create { request, reply }).await?
+    }
+
+    /// Lists the tokens minted here.
+    ///
+    /// # Errors
+    /// The daemon stops.
+    pub async fn list(&self) -> Result<Vec<TokenInfo>, TokenError> {
+        self.call(Command::List).await
+    }
+
+    /// Revokes a token and returns who joined with it; they stay members.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub async fn revoke(&self, id: TokenId) -> Result<Vec<Use>, TokenError> {
+        self.call(|reply| Command::Revoke { id, reply }).await?
+    }
+
+    async fn call<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, TokenError> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(command(reply)).await.map_err(|_| TokenError::Stopping)?;
+        answer.await.map_err(|_| TokenError::Stopping)
+    }
+}
+
+enum Command {
+    Create { request: TokenRequest, reply: oneshot::Sender<Result<CreatedToken, TokenError>> },
+    List(oneshot::Sender<Vec<TokenInfo>>),
+    Revoke { id: TokenId, reply: oneshot::Sender<Result<Vec<Use>, TokenError>> },
+    Admit { request: Box<Checked>, reply: oneshot::Sender<JoinReply> },
+}
+
+/// A join request whose token parses and whose proof of the key holds.
+struct Checked {
+    token: Token,
+    request: JoinRequest,
+    node: NodeId,
+}
+
+/// What the issuer needs.
+#[derive(Debug)]
+pub struct Parts {
+    /// The state directory, for the tokens file.
+    pub store: Store,
+    /// Who this node is.
+    pub identity: Arc<Identity>,
+    /// The key that admits.
+    pub issuer: Arc<IssuerKey>,
+    /// Who is a member, for names in use and for hints.
+    pub index: IndexReader,
+    /// Where this node can be dialled.
+    pub advertised: Vec<SocketAddr>,
+    /// Connections of joiners.
+    pub joiners: mpsc::Receiver<Connection>,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Starts the issuer.
+///
+/// # Errors
+/// The tokens file is damaged.
+pub fn start(stage: &Stage, parts: Parts) -> Result<IssuerHandle, StoreError> {
+    let Parts { store, identity, issuer, index, advertised, joiners, metrics } = parts;
+    let tokens = Tokens::read(&store)?;
+    let (commands, queue) = mpsc::channel(COMMANDS);
+    let desk = Desk { store, identity, issuer, index, advertised, tokens };
+    let stop = stage.stopping().clone();
+    stage.spawn("issuer", async move {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = desk.run(queue) => {}
+        }
+    });
+    stage.spawn("joiners", door(stage.clone(), joiners, commands.clone(), metrics));
+    Ok(IssuerHandle(commands))
+}
+
+/// Takes joiners, a bounded number at a time.
+async fn door(
+    stage: Stage,
+    mut joiners: mpsc::Receiver<Connection>,
+    commands: mpsc::Sender<Command>,
+    metrics: Arc<Metrics>,
+) {
+    let seats = Arc::new(tokio::sync::Semaphore::new(MAX_JOINING));
+    let stop = stage.stopping().clone();
+    loop {
+        let connection = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            Some(connection) = joiners.recv() => connection,
+            else => return,
+        };
+        let Ok(seat) = Arc::clone(&seats).acquire_owned().await else { return };
+        let (commands, metrics) = (commands.clone(), Arc::clone(&metrics));
+        stage.spawn_short("join", async move {
+            let outcome = timeout(JOIN_WITHIN, exchange(&connection, &commands)).await;
+            metrics.join(match &outcome {
+                Ok(Some(JoinReply::Admitted(_))) => "admitted",
+                Ok(Some(JoinReply::Refused(_))) => "refused",
+                Ok(None) => "malformed",
+                Err(_) => "timeout",
+            });
+            connection.close(0_u32.into(), b"done");
+            drop(seat);
+        });
+    }
+}
+
+/// Reads a request, has it judged, and answers. `None` when the joiner does not speak the protocol.
+async fn exchange(connection: &Connection, commands: &mpsc::Sender<Command>) -> Option<JoinReply> {
+    let (mut send, mut recv) = connection.accept_bi().await.ok()?;
+    let bytes = recv.read_to_end(MAX_JOIN_BYTES).await.ok()?;
+    let request = JoinRequest::decode(&bytes).ok()?;
+    let token: Token = request.token.parse().ok()?;
+    let reply = match proof_holds(connection, &request, &token) {
+        false => JoinReply::Refused(Refusal::Proof),
+        true => {
+            let node = node_id(&request.public_key);
+            let (reply, answer) = oneshot::channel();
+            let request = Box::new(Checked { token, request, node });
+            commands.send(Command::Admit { request, reply }).await.ok()?;
+            answer.await.ok()?
+        }
+    };
+    send.write_all(&reply.encode().ok()?).await.ok()?;
+    send.finish().ok()?;
+    // The joiner closes when it has stored what it got.
+    connection.closed().await;
+    Some(reply)
+}
+
+/// Returns what a joiner signs: it binds the request to its key, its token and this very TLS session.
+pub(super) fn proof_bytes(connection: &Connection, token: TokenId) -> Option<Vec<u8>> {
+    let mut binding = [0; 32];
+    connection.export_keying_material(&mut binding, b"EXPORTER-gossamer-join", b"").ok()?;
+    Some([PROOF_LABEL, token.as_bytes(), &binding].concat())
+}
+
+fn proof_holds(connection: &Connection, request: &JoinRequest, token: &Token) -> bool {
+    proof_bytes(connection, token.grant().id)
+        .is_some_and(|bytes| signature_holds(&request.public_key, &bytes, &request.proof))
+}
+
+/// The owner of the tokens.
+struct Desk {
+    store: Store,
+    identity: Arc<Identity>,
+    issuer: Arc<IssuerKey>,
+    index: IndexReader,
+    advertised: Vec<SocketAddr>,
+    tokens: Tokens,
+}
+
+impl Desk {
+    async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        while let Some(command) = queue.recv().await {
+            match command {
+                Command::Create { request, reply } => drop(reply.send(self.create(request).await)),
+                Command::List(reply) => drop(reply.send(self.list())),
+                Command::Revoke { id, reply } => drop(reply.send(self.revoke(id).await)),
+                Command::Admit { request, reply } => drop(reply.send(self.admit(&request).await)),
+            }
+        }
+    }
+
+    async fn create(&mut self, request: TokenRequest) -> Result<CreatedToken, TokenError> {
+        if request.addresses.len() > MAX_TOKEN_ADDRESSES {
+            return Err(TokenError::Addresses(request.addresses.len()));
+        }
+        let bounded =
+            request.ephemeral.is_some() && request.group.is_some() && request.node_pattern.is_some();
+        if request.uses == 0 && !bounded {
+            return Err(TokenError::Unlimited);
+        }
+        let addresses = match request.addresses.is_empty() {
+            true => self.advertised.iter().copied().take(MAX_TOKEN_ADDRESSES).collect(),
+            false => request.addresses,
+        };
+        let warnings = address_warning(&addresses).into_iter().collect();
+        let root = self.identity.trust.roots().first().map(|root| gossamer_core::trust::spki_hash(root));
+        let Some(Ok(root_pin)) = root else {
+            return Err(TokenError::TooLong("the root certificate does not parse".to_owned()));
+        };
+        let claims = Claims {
+            services: request.services,
+            relay: request.relay,
+            ephemeral_seconds: request
+                .ephemeral
+                .map_or(0, |time| time.as_secs().try_into().unwrap_or(u32::MAX)),
+        };
+        claims.encode().map_err(|error| TokenError::TooLong(error.to_string()))?;
+        let grant = Grant {
+            mesh: self.identity.mesh,
+            root_pin,
+            id: TokenId::from_bytes(rand::random()),
+            issuer: self.identity.node(),
+            not_after: clock::wall() + request.ttl.as_secs(),
+            uses: request.uses,
+            group: request.group.unwrap_or_else(|| self.identity.group().clone()),
+            node_pattern: request.node_pattern,
+            claims,
+            addresses,
+        };
+        let token = Token::build(grant, |bytes| self.identity.key.sign(bytes))
+            .map_err(|error| TokenError::TooLong(error.to_string()))?;
+        let mut tokens = self.tokens.clone();
+        make_room(&mut tokens.minted);
+        let grant = token.grant();
+        tokens.minted.push(Minted {
+            id: grant.id.to_string(),
+            group: grant.group.clone(),
+            uses: grant.uses,
+            not_after: grant.not_after,
+            revoked: false,
+        });
+        self.commit(tokens).await?;
+        Ok(CreatedToken { token, warnings })
+    }
+
+    fn list(&self) -> Vec<TokenInfo> {
+        let info = |minted: &Minted| {
+            let id = minted.id.parse().ok()?;
+            Some(TokenInfo {
+                id,
+                group: minted.group.clone(),
+                uses: minted.uses,
+                not_after: minted.not_after,
+                used_by: self.tokens.ledger.uses(id).to_vec(),
+                revoked: minted.revoked,
+            })
+        };
+        self.tokens.minted.iter().filter_map(info).collect()
+    }
+
+    async fn revoke(&mut self, id: TokenId) -> Result<Vec<Use>, TokenError> {
+        let mut tokens = self.tokens.clone();
+        let text = id.to_string();
+        let minted = tokens.minted.iter_mut().find(|minted| minted.id == text);
+        minted.ok_or(TokenError::Unknown(id))?.revoked = true;
+        self.commit(tokens).await?;
+        Ok(self.tokens.ledger.uses(id).to_vec())
+    }
+
+    /// Judges a joiner; a use is on disk before the certificate leaves (ADR 6).
+    async fn admit(&mut self, checked: &Checked) -> JoinReply {
+        match self.try_admit(checked).await {
+            Ok(admitted) => JoinReply::Admitted(Box::new(admitted)),
+            Err(refusal) => {
+                let token = checked.token.grant().id;
+                tracing::info!(%token, node = %checked.node, ?refusal, "a node was not admitted");
+                JoinReply::Refused(refusal)
+            }
+        }
+    }
+
+    async fn try_admit(&mut self, checked: &Checked) -> Result<Admitted, Refusal> {
+        let Checked { token, request, node } = checked;
+        let grant = token.grant();
+        let (signed, signature) = token.signed();
+        let signed_here = signature_holds(&self.identity.key.public(), &signed, &signature);
+        if signed_here && self.tokens.is_revoked(grant.id) {
+            return Err(Refusal::Revoked);
+        }
+        let judged = Request {
+            grant,
+            signed_here,
+            node: *node,
+            name: &request.name,
+            name_taken: self.name_taken(grant, *node, request),
+        };
+        let wall = clock::wall();
+        let verdict = self.tokens.ledger.judge(self.identity.node(), self.identity.mesh, judged, wall)?;
+        if verdict == Verdict::New {
+            let mut tokens = self.tokens.clone();
+            tokens.ledger.record(grant.id, Use { node: *node, name: request.name.clone(), at: wall });
+            self.commit(tokens).await.map_err(|error| {
+                tracing::error!(%error, "a join could not be recorded");
+                Refusal::Unavailable
+            })?;
+        }
+        let subject = LeafSubject {
+            mesh: self.identity.mesh,
+            group: &grant.group,
+            name: &request.name,
+            claims: &grant.claims,
+        };
+        let leaf = self.issuer.issue(request.public_key, subject).map_err(|error| {
+            tracing::error!(%error, "a certificate could not be made");
+            Refusal::Unavailable
+        })?;
+        let ders =
+            |list: &[rustls::pki_types::CertificateDer<'_>]| list.iter().map(|der| der.to_vec()).collect();
+        tracing::info!(token = %grant.id, %node, name = %request.name, group = %grant.group, "a node was admitted");
+        Ok(Admitted {
+            leaf,
+            issuers: ders(self.identity.trust.issuers()),
+            roots: ders(self.identity.trust.roots()),
+            mesh_name: self.identity.mesh_name.clone(),
+            group: grant.group.clone(),
+            peers: self.hints(),
+        })
+    }
+
+    fn name_taken(&self, grant: &Grant, node: NodeId, request: &JoinRequest) -> bool {
+        let in_use = |view: &gossamer_core::catalog::NodeView| view.group == grant.group && view.node != node;
+        let own = *self.identity.name() == request.name && *self.identity.group() == grant.group;
+        let nodes = self.index.nodes();
+        let alive = |id: NodeId| {
+            nodes.iter().any(|summary| summary.node == id && summary.state.is_some_and(|state| state.is_up()))
+        };
+        own || self.index.nodes_named(&request.name).iter().any(|view| in_use(view) && alive(view.node))
+    }
+
+    fn hints(&self) -> Vec<PeerHint> {
+        let own = PeerHint {
+            node: self.identity.node(),
+            addresses: self.advertised.iter().copied().take(MAX_ADDRESSES).collect(),
+        };
+        let nodes = self.index.nodes();
+        let others = nodes.iter().filter_map(|summary| {
+            let view = summary.view.as_ref()?;
+            let up = summary.state.is_some_and(|state| state.is_up());
+            (up && summary.node != own.node && !view.addresses.is_empty())
+                .then(|| PeerHint { node: summary.node, addresses: view.addresses.clone() })
+        });
+        [own.clone()].into_iter().chain(others).take(HINTS).collect()
+    }
+
+    /// Writes first, then believes.
+    async fn commit(&mut self, tokens: Tokens) -> Result<(), StoreError> {
+        let (store, to_write) = (self.store.clone(), tokens.clone());
+        Stage::blocking(move || to_write.write(&store)).await?;
+        self.tokens = tokens;
+        Ok(())
+    }
+}
+
+/// Forgets expired tokens when the list is full; their uses stay in the ledger.
+fn make_room(minted: &mut Vec<Minted>) {
+    if minted.len() >= MAX_TOKENS {
+        let now = clock::wall();
+        minted.retain(|token| token.not_after >= now);
+        let surplus = (minted.len() + 1).saturating_sub(MAX_TOKENS);
+        minted.drain(..surplus);
+    }
+}
+
+/// Warns when no other machine, or none outside this network, could reach the addresses of a token.
+fn address_warning(addresses: &[SocketAddr]) -> Option<String> {
+    let is_private = |address: &SocketAddr| match address.ip() {
+        std::net::IpAddr::V4(ip) => ip.is_private() || ip.is_link_local(),
+        std::net::IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
+    };
+    let list = || addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if addresses.is_empty() {
+        return Some("this node has no address to put into the token; add --address IP:PORT".to_owned());
+    }
+    if addresses.iter().all(|address| address.ip().is_loopback()) {
+        return Some(format!("only this machine can reach {}; for others add --address IP:PORT", list()));
+    }
+    addresses.iter().all(|address| is_private(address) || address.ip().is_loopback()).then(|| {
+        format!("{} are private addresses; from other networks add --address PUBLIC-IP:PORT", list())
+    })
+}

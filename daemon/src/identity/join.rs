@@ -1,0 +1,214 @@
+//! `join`: becomes a member with a token.
+//!
+//! Owns: the joiner's side of the exchange. Must not know: membership.
+//! Driven by: `cli join`, `run` with `GOSSAMER_TOKEN`.
+//!
+//! The key is written before the token is shown to anybody, so that a cut connection can be repeated with the
+//! same key and the token is not lost (ADR 6).
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::time::timeout;
+
+use gossamer_core::trust::{Sign as _, TrustBundle};
+use gossamer_wire::join::{Admitted, JoinReply, JoinRequest as Ask, Refusal};
+use gossamer_wire::limits::MAX_JOIN_BYTES;
+use gossamer_wire::token::{Grant, Token};
+use gossamer_wire::{NodeName, RegionName, ZoneName};
+
+use super::{About, Files, Identity, NODE_KEY, NodeKey, Seed, load, save};
+use crate::clock;
+use crate::store::{Store, StoreError};
+use crate::transport::{dial_only, joiner, tls};
+
+/// Longest exchange with one address.
+const ADDRESS_WITHIN: Duration = Duration::from_secs(5);
+
+/// What the joiner is called.
+#[derive(Clone, Debug)]
+pub struct JoinRequest {
+    /// Its name.
+    pub node: NodeName,
+    /// Its small failure domain.
+    pub zone: Option<ZoneName>,
+    /// Its large failure domain.
+    pub region: Option<RegionName>,
+}
+
+/// Why this machine did not join. Nothing but an unused key was written.
+#[derive(Debug, Error)]
+pub enum JoinError {
+    /// The directory belongs to a node of another mesh.
+    #[error(
+        "{0} already holds a node of another mesh; leave it with `gossamer leave` and remove the directory, or choose another --state-dir"
+    )]
+    OtherMesh(String),
+    /// Past its time by this machine's clock.
+    #[error("the token expired {0} s ago; make a new one with `gossamer token create`")]
+    Expired(u64),
+    /// The issuer said no.
+    #[error("{}", refusal_text(*.0))]
+    Refused(Refusal),
+    /// No address of the token answered as the issuer it names.
+    #[error(
+        "no issuer answered at {addresses} ({last}); check that the issuer runs and that UDP to it is open, or make a token with `gossamer token create --address IP:PORT`"
+    )]
+    Unreachable {
+        /// The addresses tried.
+        addresses: String,
+        /// What the last one said.
+        last: String,
+    },
+    /// The certificate that came back does not hold: the issuer's fault.
+    #[error("the issuer sent a certificate that does not hold: {0}")]
+    BadReply(String),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl JoinError {
+    /// Returns whether the token or its holder was turned away, as opposed to a fault on the way.
+    pub const fn is_denied(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Expired(_))
+    }
+}
+
+const fn refusal_text(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Foreign => "the token belongs to another mesh or was changed; get a new one from an issuer",
+        Refusal::Expired => "the token has expired; make a new one with `gossamer token create`",
+        Refusal::Used => {
+            "the token has been used by another node; make a new one with `gossamer token create`"
+        }
+        Refusal::OtherIssuer => {
+            "the token was made by another issuer; use an address of the node that made it"
+        }
+        Refusal::Name => "the token does not allow this node name; choose one it allows with --node",
+        Refusal::NameTaken => "another live node of the group has this name; choose another with --node",
+        Refusal::Proof => "the proof of this node's key did not hold; try again",
+        Refusal::Revoked => "the token was revoked; make a new one with `gossamer token create`",
+        Refusal::Unavailable => "the issuer could not record the join (is its disk full?); try again",
+    }
+}
+
+/// Joins the mesh of the token, or returns the identity that is there already when it is of the same mesh.
+///
+/// # Errors
+/// See [`JoinError`]. May be repeated: the same state directory redeems the same token again.
+pub async fn join(store: &Store, token: &Token, request: &JoinRequest) -> Result<Identity, JoinError> {
+    let grant = token.grant();
+    if let Some(identity) = load(store)? {
+        return match identity.mesh == grant.mesh {
+            true => Ok(identity),
+            false => Err(JoinError::OtherMesh(store.dir().display().to_string())),
+        };
+    }
+    let wall = clock::wall();
+    // A little grace: the issuer's clock decides.
+    if wall > grant.not_after + 300 {
+        return Err(JoinError::Expired(wall - grant.not_after));
+    }
+    let key = unused_key(store)?;
+    let mut last = "the token names no address".to_owned();
+    for address in &grant.addresses {
+        match timeout(ADDRESS_WITHIN, ask(*address, token, &key, request)).await {
+            Ok(Ok(JoinReply::Admitted(admitted))) => return accept(store, grant, &key, *admitted, request),
+            Ok(Ok(JoinReply::Refused(refusal))) => return Err(JoinError::Refused(refusal)),
+            Ok(Err(error)) => last = error.to_string(),
+            Err(_) => last = format!("no answer within {} s", ADDRESS_WITHIN.as_secs()),
+        }
+    }
+    let addresses = grant.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    Err(JoinError::Unreachable { addresses, last })
+}
+
+/// Returns the key of an earlier, cut attempt, or a new one that is on disk.
+fn unused_key(store: &Store) -> Result<NodeKey, JoinError> {
+    if let Some(key) = store.read(NODE_KEY)?.as_deref().and_then(NodeKey::read) {
+        return Ok(key);
+    }
+    let key = NodeKey::generate()
+        .ok_or_else(|| JoinError::BadReply("the system has no randomness for a key".to_owned()))?;
+    store.write(NODE_KEY, key.pkcs8())?;
+    Ok(key)
+}
+
+async fn ask(
+    address: SocketAddr,
+    token: &Token,
+    key: &NodeKey,
+    request: &JoinRequest,
+) -> io::Result<JoinReply> {
+    let grant = token.grant();
+    let tls = tls::joiner(grant.mesh, grant.root_pin, grant.issuer).map_err(io::Error::other)?;
+    let endpoint = dial_only(address)?;
+    let connecting = endpoint
+        .connect_with(joiner(tls).map_err(io::Error::other)?, address, "gossamer.invalid")
+        .map_err(io::Error::other)?;
+    let connection = connecting.await.map_err(io::Error::other)?;
+    let proof = super::issuer::proof_bytes(&connection, grant.id)
+        .ok_or_else(|| io::Error::other("the TLS session has no binding"))?;
+    let ask = Ask {
+        token: token.reveal().to_owned(),
+        public_key: key.public(),
+        proof: key.sign(&proof).to_vec(),
+        name: request.node.clone(),
+    };
+    let (mut send, mut recv) = connection.open_bi().await.map_err(io::Error::other)?;
+    send.write_all(&ask.encode().map_err(io::Error::other)?).await?;
+    send.finish().map_err(io::Error::other)?;
+    let reply = recv.read_to_end(MAX_JOIN_BYTES).await.map_err(io::Error::other)?;
+    connection.close(0_u32.into(), b"thanks");
+    endpoint.wait_idle().await;
+    JoinReply::decode(&reply).map_err(io::Error::other)
+}
+
+/// Checks what came back before anything of it is kept.
+fn accept(
+    store: &Store,
+    grant: &Grant,
+    key: &NodeKey,
+    admitted: Admitted,
+    request: &JoinRequest,
+) -> Result<Identity, JoinError> {
+    let bad = |why: &dyn std::fmt::Display| JoinError::BadReply(why.to_string());
+    let is_pinned =
+        |root: &Vec<u8>| gossamer_core::trust::spki_hash(root).is_ok_and(|hash| hash == grant.root_pin);
+    if !admitted.roots.iter().any(is_pinned) {
+        return Err(bad(&"the pinned root is not among the roots"));
+    }
+    let trust = TrustBundle::new(grant.mesh, admitted.roots.clone(), admitted.issuers.clone())
+        .map_err(|error| bad(&error))?;
+    let leaf = trust.verify(&admitted.leaf, &[], clock::wall()).map_err(|error| bad(&error))?;
+    if leaf.public_key != key.public() || leaf.group != grant.group {
+        return Err(bad(&"it names another key or group"));
+    }
+    let seeds = admitted
+        .peers
+        .iter()
+        .map(|peer| Seed { node: peer.node.to_string(), addresses: peer.addresses.clone() })
+        .chain([Seed { node: grant.issuer.to_string(), addresses: grant.addresses.clone() }])
+        .collect();
+    save(
+        store,
+        &Files {
+            about: About {
+                version: 1,
+                mesh: grant.mesh.to_string(),
+                mesh_name: admitted.mesh_name,
+                zone: request.zone.clone(),
+                region: request.region.clone(),
+                seeds,
+            },
+            key,
+            leaf: &admitted.leaf,
+            roots: &admitted.roots,
+            issuers: &admitted.issuers,
+        },
+    )?;
+    load(store)?.ok_or_else(|| bad(&"it did not reach the disk"))
+}

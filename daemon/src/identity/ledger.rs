@@ -1,0 +1,82 @@
+//! The files of an issuer: tokens it minted, and their uses.
+//!
+//! Owns: their form on disk. Must not know: what makes a token good. Driven by: the issuer task.
+
+use serde::{Deserialize, Serialize};
+
+use gossamer_core::admission::{Ledger, Use};
+use gossamer_wire::{GroupName, NodeName, TokenId};
+
+use crate::store::{Store, StoreError};
+
+const LEDGER: &str = "tokens.json";
+
+/// A token as its issuer remembers it; the secret text is not kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Minted {
+    pub(super) id: String,
+    pub(super) group: GroupName,
+    pub(super) uses: u32,
+    pub(super) not_after: u64,
+    pub(super) revoked: bool,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct File {
+    version: u32,
+    minted: Vec<Minted>,
+    uses: Vec<Row>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Row {
+    token: String,
+    node: String,
+    name: NodeName,
+    at: u64,
+}
+
+/// Tokens and uses, in memory and on disk.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tokens {
+    pub(super) minted: Vec<Minted>,
+    pub(super) ledger: Ledger,
+}
+
+impl Tokens {
+    /// Reads the file; none is an empty ledger.
+    ///
+    /// # Errors
+    /// The file is damaged: the issuer must not run, or a used token would admit again.
+    pub(super) fn read(store: &Store) -> Result<Self, StoreError> {
+        let file: File = store.read_json(LEDGER)?.unwrap_or_default();
+        let damaged = || StoreError::Damaged { path: store.dir().join(LEDGER), why: "an id".to_owned() };
+        let use_of = |row: Row| {
+            let entry = Use { node: row.node.parse().ok()?, name: row.name, at: row.at };
+            Some((row.token.parse::<TokenId>().ok()?, entry))
+        };
+        let uses: Option<Vec<_>> = file.uses.into_iter().map(use_of).collect();
+        Ok(Self { minted: file.minted, ledger: Ledger::restore(uses.ok_or_else(damaged)?) })
+    }
+
+    /// Writes the file durably.
+    ///
+    /// # Errors
+    /// The disk refuses; the old file stays.
+    pub(super) fn write(&self, store: &Store) -> Result<(), StoreError> {
+        let row = |(token, entry): (TokenId, &Use)| Row {
+            token: token.to_string(),
+            node: entry.node.to_string(),
+            name: entry.name.clone(),
+            at: entry.at,
+        };
+        let uses = self.ledger.all().map(row).collect();
+        store.write_json(LEDGER, &File { version: 1, minted: self.minted.clone(), uses })
+    }
+
+    /// Returns whether a token was revoked here.
+    pub(super) fn is_revoked(&self, id: TokenId) -> bool {
+        let id = id.to_string();
+        self.minted.iter().any(|minted| minted.revoked && minted.id == id)
+    }
+}

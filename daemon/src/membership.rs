@@ -1,0 +1,123 @@
+//! The membership task: drives `core::Membership`.
+//!
+//! Owns: the membership core. Must not know: records, sockets. Driven by: packets and frames of the transport,
+//! time, and the end of the daemon, when it tells the others that this node leaves.
+
+use std::time::Duration;
+
+use rand::SeedableRng;
+use tokio::sync::mpsc;
+
+use gossamer_core::membership::{Cause, Input, MemberState, Membership, MembershipConfig, Output};
+use gossamer_wire::NodeId;
+use gossamer_wire::swim::Identity;
+
+use crate::catalog::Command;
+use crate::clock;
+use crate::events::{Event, EventLog};
+use crate::metrics::Metrics;
+use crate::supervise::Stage;
+use crate::transport::{Peers, ToMembership};
+
+/// Inputs taken in one wake-up before timers run: a busy mesh must not starve its own probes.
+const BATCH: usize = 64;
+
+/// How long the last packets have to leave before connections are closed.
+const FAREWELL: Duration = Duration::from_millis(100);
+
+/// What the task needs.
+#[derive(Debug)]
+pub struct Parts {
+    /// This node, in this start.
+    pub me: Identity,
+    /// What the transport delivers.
+    pub inputs: mpsc::Receiver<ToMembership>,
+    /// Where packets and frames go.
+    pub peers: Peers,
+    /// Who must know of changes.
+    pub catalog: mpsc::Sender<Command>,
+    /// The event log.
+    pub events: EventLog,
+    /// The metrics.
+    pub metrics: std::sync::Arc<Metrics>,
+}
+
+/// Starts the task.
+pub fn start(stage: &Stage, parts: Parts) {
+    let stop = stage.stopping().clone();
+    let rng = rand::rngs::StdRng::from_rng(&mut rand::rng());
+    let core = Membership::new(MembershipConfig::default(), parts.me, rng, clock::now().mono);
+    let task = Task { core, parts };
+    stage.spawn("membership", async move { task.run(&stop).await });
+}
+
+struct Task {
+    core: Membership,
+    parts: Parts,
+}
+
+impl Task {
+    async fn run(mut self, stop: &tokio_util::sync::CancellationToken) {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let deadline = self.core.next_deadline();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                _ = self.parts.inputs.recv_many(&mut batch, BATCH) => {}
+                () = clock::sleep_until(deadline) => {}
+            }
+            let now = clock::now().mono;
+            for input in batch.drain(..) {
+                self.core.handle(input_of(input), now);
+            }
+            self.core.handle_timeout(now);
+            self.drain().await;
+        }
+        self.core.handle(Input::Leave, clock::now().mono);
+        self.drain().await;
+        tokio::time::sleep(FAREWELL).await;
+    }
+
+    async fn drain(&mut self) {
+        while let Some(output) = self.core.next_output() {
+            match output {
+                // A packet to a node that is not connected is lost, as any packet may be.
+                Output::Packet { to, bytes } => drop(self.parts.peers.send_packet(to, bytes)),
+                Output::Frame { to, frame } => drop(self.parts.peers.send_frame(to, &frame)),
+                Output::Changed { node, from, to, cause, .. } => self.changed(node, from, to, cause).await,
+                Output::Renewed(generation) => {
+                    tracing::info!(?generation, "somebody held this node for dead; it has renewed itself");
+                    self.parts.metrics.renewed();
+                }
+                Output::Refused { from, error } => {
+                    tracing::debug!(peer = %from, %error, "swim packet refused");
+                    self.parts.metrics.swim_refused();
+                }
+            }
+        }
+    }
+
+    async fn changed(&self, node: NodeId, from: Option<MemberState>, to: MemberState, cause: Cause) {
+        let was_up = from.is_some_and(MemberState::is_up);
+        match to.is_up() {
+            true if !was_up => self.parts.peers.up(node),
+            false if was_up => self.parts.peers.gone(node),
+            _ => {}
+        }
+        if from != Some(to) {
+            self.parts.events.push(Event::Member { node, from, to, cause });
+        }
+        let _ = self.parts.catalog.send(Command::Member { node, state: to }).await;
+    }
+}
+
+fn input_of(message: ToMembership) -> Input {
+    match message {
+        ToMembership::Connected(peer) => Input::Connected { peer },
+        ToMembership::Disconnected(peer) => Input::Disconnected { peer },
+        ToMembership::Packet { from, bytes } => Input::Packet { from, bytes },
+        ToMembership::Hash { from, hash } => Input::MemberHash { from, hash },
+        ToMembership::Members { from, members, reply } => Input::Members { from, members, reply },
+    }
+}

@@ -1,0 +1,173 @@
+//! Inbound and outbound handshakes, each in a short task with a deadline.
+//!
+//! Owns: nothing for long. Must not know: which connections are kept. Driven by: `owner`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use quinn::crypto::rustls::HandshakeData;
+use quinn::{ClientConfig, Connection, Endpoint, Incoming};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use gossamer_wire::frame::Purpose;
+use gossamer_wire::limits::HANDSHAKE_TIMEOUT;
+use gossamer_wire::{NodeId, join};
+
+use super::hello::{Greeted, HelloError, answer, greet, identify};
+use super::link::CLOSE_REFUSED;
+use super::member_alpn;
+use super::tls::Trust;
+use crate::metrics::Metrics;
+
+/// A connection that came in: a member's, greeted, or a joiner's, for the issuer.
+pub(super) enum Accepted {
+    Member(Greeted),
+    Joiner(Connection),
+}
+
+/// Completes an inbound handshake; `None` when it was refused, which is counted.
+pub(super) async fn accept(
+    incoming: Incoming,
+    trust: &Trust,
+    nonce: u64,
+    metrics: &Metrics,
+) -> Option<Accepted> {
+    let remote = incoming.remote_address();
+    let handshake = async { incoming.accept()?.await };
+    let connection = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            tracing::debug!(%remote, %error, "handshake refused");
+            metrics.handshake_refused("tls");
+            return None;
+        }
+        Err(_) => {
+            metrics.handshake_refused("timeout");
+            return None;
+        }
+    };
+    let protocol = connection
+        .handshake_data()
+        .and_then(|data| data.downcast::<HandshakeData>().ok())
+        .and_then(|data| data.protocol);
+    if protocol.as_deref() == Some(join::ALPN) {
+        return Some(Accepted::Joiner(connection));
+    }
+    if protocol.as_deref() != Some(member_alpn()) {
+        connection.close(CLOSE_REFUSED.into(), b"protocol");
+        metrics.handshake_refused("protocol");
+        return None;
+    }
+    match timeout(HANDSHAKE_TIMEOUT, answer(connection.clone(), trust, nonce)).await {
+        Ok(Ok(greeted)) => Some(Accepted::Member(greeted)),
+        Ok(Err(error)) => {
+            tracing::debug!(%remote, %error, "connection refused");
+            metrics.handshake_refused(reason(&error));
+            connection.close(CLOSE_REFUSED.into(), b"refused");
+            None
+        }
+        Err(_) => {
+            metrics.handshake_refused("timeout");
+            connection.close(CLOSE_REFUSED.into(), b"no hello");
+            None
+        }
+    }
+}
+
+const fn reason(error: &HelloError) -> &'static str {
+    match error {
+        HelloError::Trust(_) => "certificate",
+        HelloError::Decode(_) | HelloError::Encode(_) | HelloError::Purpose => "hello",
+        HelloError::Connection(_) | HelloError::Stream(_) => "connection",
+    }
+}
+
+/// How to dial.
+#[derive(Clone, Debug)]
+pub(super) struct Dialler {
+    pub(super) endpoint: Endpoint,
+    pub(super) config: ClientConfig,
+    pub(super) trust: Trust,
+    pub(super) nonce: u64,
+}
+
+impl Dialler {
+    /// Dials the addresses, each a little after the one before it (RFC 8305 section 5), and greets on the first
+    /// connection that turns out to be the wanted node; an address may belong to another machine here, for
+    /// example where networks share their ranges. Only one connection is ever greeted on: the other side keeps
+    /// the last one it hears from.
+    pub(super) async fn dial(
+        self,
+        node: NodeId,
+        addresses: Vec<SocketAddr>,
+        purpose: Purpose,
+    ) -> Option<Greeted> {
+        let staggered = |(position, address): (u32, SocketAddr)| {
+            let dialler = &self;
+            async move {
+                tokio::time::sleep(STAGGER * position).await;
+                dialler.shake_hands(node, address).await
+            }
+        };
+        let mut attempts: FuturesUnordered<_> = (0..).zip(addresses).map(staggered).collect();
+        let connection = loop {
+            match attempts.next().await? {
+                Ok(connection) => break connection,
+                Err(error) => tracing::debug!(peer = %node, %error, "dial failed"),
+            }
+        };
+        let greeting = greet(connection.clone(), &self.trust, purpose, self.nonce);
+        match timeout(HANDSHAKE_TIMEOUT, greeting).await {
+            Ok(Ok(greeted)) => Some(greeted),
+            Ok(Err(error)) => {
+                tracing::debug!(peer = %node, %error, "greeting failed");
+                connection.close(CLOSE_REFUSED.into(), b"refused");
+                None
+            }
+            Err(_) => {
+                connection.close(CLOSE_REFUSED.into(), b"no hello");
+                None
+            }
+        }
+    }
+
+    /// Completes a handshake with one address and checks that the wanted node is there.
+    async fn shake_hands(&self, node: NodeId, address: SocketAddr) -> Result<Connection, HelloError> {
+        let connecting = self
+            .endpoint
+            .connect_with(self.config.clone(), address, SERVER_NAME)
+            .map_err(|error| HelloError::Stream(std::io::Error::other(error)))?;
+        let timed_out = |_| HelloError::Connection(quinn::ConnectionError::TimedOut);
+        let connection = timeout(HANDSHAKE_TIMEOUT, connecting).await.map_err(timed_out)??;
+        if identify(&connection, &self.trust)?.node != node {
+            connection.close(CLOSE_REFUSED.into(), b"another node was meant");
+            return Err(HelloError::Purpose);
+        }
+        Ok(connection)
+    }
+}
+
+/// Between two dials to addresses of one node.
+const STAGGER: Duration = Duration::from_millis(150);
+
+/// A name is needed in the handshake and means nothing: the node id is what is verified.
+const SERVER_NAME: &str = "gossamer.invalid";
+
+/// Joiners in progress, for the issuer task.
+pub(super) type Joiners = mpsc::Sender<Connection>;
+
+/// Hands a joiner to the issuer, or closes when it is busy or this node is none.
+pub(super) fn hand_to_issuer(joiners: Option<&Joiners>, connection: Connection, metrics: &Arc<Metrics>) {
+    let given = match joiners {
+        Some(joiners) => joiners.try_send(connection).map_err(|error| error.into_inner()),
+        None => Err(connection),
+    };
+    if let Err(connection) = given {
+        metrics.handshake_refused("joiners");
+        connection.close(CLOSE_REFUSED.into(), b"busy");
+    }
+}

@@ -1,0 +1,146 @@
+//! A control connection: frames on one stream both ways, SWIM packets as datagrams.
+//!
+//! Owns: reading and writing of one connection. Must not know: which connections are kept.
+//! Driven by: `transport`, which starts one task per link.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quinn::{Connection, RecvStream, SendDatagramError, SendStream};
+use tokio::sync::mpsc;
+
+use gossamer_wire::NodeId;
+use gossamer_wire::frame::{Frame, Purpose};
+use gossamer_wire::limits::MAX_SWIM_BYTES;
+
+use super::hello::{Greeted, HelloError, read_frame};
+use super::{Inbox, ToCatalog, ToMembership};
+use crate::metrics::Metrics;
+
+/// Frames waiting for a link's stream. A full catalog of 1,000 nodes is about 12 frames; a peer that does not
+/// read loses what is above, which repair mends.
+const FRAMES: usize = 1_024;
+
+/// The sending half of a link.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) connection: Connection,
+    pub(super) nonce: u64,
+    pub(super) dialled: bool,
+    frames: mpsc::Sender<Vec<u8>>,
+}
+
+/// The receiving half, to be run in a task.
+#[derive(Debug)]
+pub(super) struct LinkIo {
+    connection: Connection,
+    node: NodeId,
+    send: SendStream,
+    recv: RecvStream,
+    frames: mpsc::Receiver<Vec<u8>>,
+}
+
+impl Link {
+    /// Splits a greeted control connection.
+    pub(super) fn new(greeted: Greeted) -> (Self, LinkIo) {
+        let Greeted { connection, peer, nonce, dialled, send, recv, .. } = greeted;
+        let (sender, frames) = mpsc::channel(FRAMES);
+        let io = LinkIo { connection: connection.clone(), node: peer.node, send, recv, frames };
+        (Self { connection, nonce, dialled, frames: sender }, io)
+    }
+
+    /// Queues a frame; `false` when the queue is full or the link has ended.
+    pub(super) fn send_frame(&self, frame: &Frame) -> bool {
+        match frame.encode() {
+            Ok(bytes) => self.frames.try_send(bytes).is_ok(),
+            Err(error) => {
+                tracing::warn!(%error, "frame not sent");
+                false
+            }
+        }
+    }
+
+    /// Sends a SWIM packet as a datagram, or on the stream when the path's datagrams are too small.
+    pub(super) fn send_packet(&self, packet: Vec<u8>) -> bool {
+        let packet = Bytes::from(packet);
+        match self.connection.send_datagram(packet.clone()) {
+            Ok(()) => true,
+            Err(SendDatagramError::TooLarge) => self.send_frame(&Frame::Swim(packet.into())),
+            Err(_) => false,
+        }
+    }
+}
+
+impl LinkIo {
+    /// Runs until the connection ends, whoever ends it.
+    pub(super) async fn run(self, inbox: Inbox, metrics: Arc<Metrics>) {
+        let Self { connection, node, send, recv, frames } = self;
+        let result = tokio::select! {
+            biased;
+            result = write(send, frames) => result,
+            result = read(node, recv, &inbox) => result,
+            result = datagrams(node, &connection, &inbox) => result,
+        };
+        if let Err(error) = result {
+            if let HelloError::Decode(_) = error {
+                metrics.bad_frame();
+                tracing::debug!(peer = %node, %error, "closing a connection");
+            }
+            connection.close(CLOSE_BAD_BYTES.into(), b"bytes refused");
+        }
+    }
+}
+
+/// Application close codes, for the other side's logs.
+pub(super) const CLOSE_BAD_BYTES: u32 = 1;
+/// Two connections between one pair: this one is given up.
+pub(super) const CLOSE_DUPLICATE: u32 = 2;
+/// Membership says the node is down, or it left.
+pub(super) const CLOSE_DOWN: u32 = 3;
+/// Nothing has used the connection for a while.
+pub(super) const CLOSE_IDLE: u32 = 4;
+/// The certificate, ALPN or hello was refused.
+pub(super) const CLOSE_REFUSED: u32 = 5;
+
+async fn write(mut send: SendStream, mut frames: mpsc::Receiver<Vec<u8>>) -> Result<(), HelloError> {
+    while let Some(frame) = frames.recv().await {
+        send.write_all(&frame).await.map_err(std::io::Error::from)?;
+    }
+    Ok(())
+}
+
+async fn read(node: NodeId, mut recv: RecvStream, inbox: &Inbox) -> Result<(), HelloError> {
+    loop {
+        let Some(frame) = read_frame(&mut recv).await? else { continue };
+        match frame {
+            Frame::Adverts { copies, forward } => {
+                inbox.catalog(ToCatalog::Adverts { from: node, copies, forward }).await;
+            }
+            Frame::Root(hash) => inbox.catalog(ToCatalog::Root { from: node, hash }).await,
+            Frame::Ids { ids, more } => inbox.catalog(ToCatalog::Ids { from: node, ids, more }).await,
+            Frame::Want(ids) => inbox.catalog(ToCatalog::Want { from: node, ids }).await,
+            Frame::MemberHash(hash) => inbox.membership(ToMembership::Hash { from: node, hash }),
+            Frame::Members { members, reply } => {
+                inbox.membership(ToMembership::Members { from: node, members, reply });
+            }
+            Frame::Swim(bytes) => inbox.membership(ToMembership::Packet { from: node, bytes }),
+            Frame::DialBack(purpose) => inbox.dial_back(node, purpose).await,
+            // Statements are exchanged from the issue that gives them effect; a second hello means nothing.
+            Frame::Statements(_) | Frame::Hello(_) => {}
+        }
+    }
+}
+
+async fn datagrams(node: NodeId, connection: &Connection, inbox: &Inbox) -> Result<(), HelloError> {
+    loop {
+        let bytes = connection.read_datagram().await?;
+        if bytes.len() <= MAX_SWIM_BYTES {
+            inbox.membership(ToMembership::Packet { from: node, bytes: bytes.into() });
+        }
+    }
+}
+
+/// What a connection is asked back for.
+pub(super) const fn is_data(purpose: Purpose) -> bool {
+    matches!(purpose, Purpose::Data)
+}

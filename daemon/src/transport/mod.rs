@@ -1,0 +1,240 @@
+//! The mesh as connections: who is connected, frames and packets to them, streams for flows.
+//!
+//! Owns: the endpoint, the links and the data connections; one task decides which are kept.
+//! Must not know: what frames and flows mean. Driven by: `app`; read by membership, catalog, relay.
+
+mod accept;
+mod data;
+mod endpoint;
+mod hello;
+mod link;
+mod owner;
+pub mod tls;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use gossamer_core::dial::Source;
+use gossamer_wire::advert::AdvertId;
+use gossamer_wire::frame::{AdvertCopy, Frame, Purpose};
+use gossamer_wire::swim::SwimMember;
+use gossamer_wire::{NodeId, frame};
+
+use crate::metrics::Metrics;
+
+pub use data::{FlowLease, FlowStream, OpenError};
+pub use endpoint::BindError;
+pub(crate) use endpoint::{dial_only, joiner};
+use link::Link;
+pub use owner::{Parts, start};
+pub use tls::Trust;
+
+/// Longest wait for a flow's stream (design section 9: then another instance is tried).
+const OPEN_WITHIN: Duration = Duration::from_secs(3);
+
+/// Commands waiting for the owner: one per node and kind at the most, for 10,000 nodes.
+const COMMANDS: usize = 16_384;
+/// What connections report to the owner.
+const INPUTS: usize = 1_024;
+/// Packets and frames waiting for membership: a second's worth at 1,000 nodes; above it SWIM tolerates loss.
+pub const MEMBERSHIP_QUEUE: usize = 4_096;
+/// Frames waiting for the catalog; when full, the links are not read.
+pub const CATALOG_QUEUE: usize = 1_024;
+/// Accepted streams waiting for the relay; when full, the data connections are not read.
+pub const FLOW_QUEUE: usize = 256;
+
+/// What membership hears from the transport.
+#[derive(Debug)]
+pub enum ToMembership {
+    /// A control connection is up.
+    Connected(NodeId),
+    /// The last control connection to the node has ended.
+    Disconnected(NodeId),
+    /// A SWIM packet.
+    Packet {
+        /// The verified sender.
+        from: NodeId,
+        /// The packet.
+        bytes: Vec<u8>,
+    },
+    /// The hash of the sender's members.
+    Hash {
+        /// The verified sender.
+        from: NodeId,
+        /// The hash.
+        hash: u64,
+    },
+    /// The sender's members.
+    Members {
+        /// The verified sender.
+        from: NodeId,
+        /// The members.
+        members: Vec<SwimMember>,
+        /// Whether it wants ours.
+        reply: bool,
+    },
+}
+
+/// What the catalog hears from the transport.
+#[derive(Debug)]
+pub enum ToCatalog {
+    /// A control connection is up.
+    Connected(NodeId),
+    /// The last control connection to the node has ended.
+    Disconnected(NodeId),
+    /// Adverts.
+    Adverts {
+        /// The verified sender.
+        from: NodeId,
+        /// The adverts.
+        copies: Vec<AdvertCopy>,
+        /// Whom to pass them on to.
+        forward: Vec<NodeId>,
+    },
+    /// The sender's root hash.
+    Root {
+        /// The verified sender.
+        from: NodeId,
+        /// The hash.
+        hash: u64,
+    },
+    /// The sender's advert ids.
+    Ids {
+        /// The verified sender.
+        from: NodeId,
+        /// The ids.
+        ids: Vec<AdvertId>,
+        /// Parts still to come.
+        more: bool,
+    },
+    /// Adverts the sender wants.
+    Want {
+        /// The verified sender.
+        from: NodeId,
+        /// The ids.
+        ids: Vec<AdvertId>,
+    },
+}
+
+/// What the owner is asked for.
+#[derive(Debug)]
+enum Command {
+    Learn { node: NodeId, addresses: Vec<SocketAddr>, source: Source },
+    Up(NodeId),
+    Gone(NodeId),
+    OpenData { node: NodeId, caller: data::Waiting },
+}
+
+/// What connections and dials report to the owner.
+#[derive(Debug)]
+enum Report {
+    Greeted(hello::Greeted),
+    DialFailed { node: NodeId, purpose: Purpose },
+    LinkEnded { node: NodeId, stable_id: usize },
+    DataEnded { node: NodeId, stable_id: usize },
+    DialBack { node: NodeId, purpose: Purpose },
+}
+
+/// Where links deliver what they read.
+#[derive(Clone, Debug)]
+struct Inbox {
+    membership: mpsc::Sender<ToMembership>,
+    catalog: mpsc::Sender<ToCatalog>,
+    reports: mpsc::Sender<Report>,
+    metrics: Arc<Metrics>,
+}
+
+impl Inbox {
+    /// Drops the message when membership is behind: SWIM expects loss, and waiting would delay probes.
+    fn membership(&self, message: ToMembership) {
+        if self.membership.try_send(message).is_err() {
+            self.metrics.membership_queue_full();
+        }
+    }
+
+    /// Waits when the catalog is behind: the peer's stream is then not read.
+    async fn catalog(&self, message: ToCatalog) {
+        let _ = self.catalog.send(message).await;
+    }
+
+    async fn dial_back(&self, node: NodeId, purpose: Purpose) {
+        let _ = self.reports.send(Report::DialBack { node, purpose }).await;
+    }
+}
+
+/// The links as they are; written by the owner only.
+type Links = Arc<ArcSwap<BTreeMap<NodeId, Arc<Link>>>>;
+
+/// The other parts' way to the transport. Clones are handles.
+#[derive(Clone, Debug)]
+pub struct Peers {
+    links: Links,
+    commands: mpsc::Sender<Command>,
+    connected: watch::Receiver<usize>,
+}
+
+impl Peers {
+    /// Queues a frame for a connected node; `false` when it is not connected or does not read.
+    pub fn send_frame(&self, to: NodeId, frame: &Frame) -> bool {
+        self.links.load().get(&to).is_some_and(|link| link.send_frame(frame))
+    }
+
+    /// Sends a SWIM packet to a connected node; `false` when it is not connected.
+    pub fn send_packet(&self, to: NodeId, packet: Vec<u8>) -> bool {
+        self.links.load().get(&to).is_some_and(|link| link.send_packet(packet))
+    }
+
+    /// Tells where a node may be dialled.
+    pub fn learn(&self, node: NodeId, addresses: Vec<SocketAddr>, source: Source) {
+        self.command(Command::Learn { node, addresses, source });
+    }
+
+    /// Tells that membership holds the node for up.
+    pub fn up(&self, node: NodeId) {
+        self.command(Command::Up(node));
+    }
+
+    /// Tells that membership holds the node for down or gone: its connections are closed, so that flows fail
+    /// at once and not by timeout.
+    pub fn gone(&self, node: NodeId) {
+        self.command(Command::Gone(node));
+    }
+
+    /// Returns how many nodes are connected.
+    pub fn connected(&self) -> usize {
+        *self.connected.borrow()
+    }
+
+    /// Opens a stream on a data connection to the node; the connection is made when there is none.
+    ///
+    /// # Errors
+    /// Nothing could be opened within 3 s; try another instance.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a stream that was opened meanwhile is reset.
+    pub async fn open_flow(&self, node: NodeId) -> Result<FlowStream, OpenError> {
+        let open = async {
+            let (caller, connection) = oneshot::channel();
+            let command = Command::OpenData { node, caller };
+            self.commands.send(command).await.map_err(|_| OpenError::Stopping)?;
+            connection.await.map_err(|_| OpenError::Unreachable)?.open().await
+        };
+        tokio::time::timeout(OPEN_WITHIN, open).await.unwrap_or(Err(OpenError::Unreachable))
+    }
+
+    fn command(&self, command: Command) {
+        if self.commands.try_send(command).is_err() {
+            tracing::warn!("the transport is behind; a hint about a node is lost");
+        }
+    }
+}
+
+/// The protocols whose connections are taken.
+const fn member_alpn() -> &'static [u8] {
+    frame::ALPN
+}

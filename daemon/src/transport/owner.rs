@@ -1,0 +1,333 @@
+//! The owner of all connections: which are dialled, kept, given up.
+//!
+//! Owns: the dial book, the links, the data pool. Must not know: what frames mean.
+//! Driven by: its inputs: handshakes done, connections ended, commands of the other parts, time.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use quinn::Connection;
+use rand::SeedableRng;
+use tokio::sync::{mpsc, watch};
+
+use gossamer_core::dial::{DialBook, Keep, Source, Standing, keep_which};
+use gossamer_wire::NodeId;
+use gossamer_wire::frame::{Frame, Purpose};
+
+use super::accept::{Accepted, Dialler, Joiners, accept, hand_to_issuer};
+use super::data::{DataConnection, Pool};
+use super::endpoint::{Endpoints, bind, widen};
+use super::hello::Greeted;
+use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE, Link, is_data};
+use super::{
+    BindError, COMMANDS, Command, FlowStream, INPUTS, Inbox, Links, Peers, Report, ToCatalog, ToMembership,
+    Trust,
+};
+use crate::clock;
+use crate::identity::Identity;
+use crate::metrics::Metrics;
+use crate::supervise::Stage;
+
+/// What the transport is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where the mesh port listens.
+    pub listen: SocketAddr,
+    /// The trust bundle; handshakes see later changes.
+    pub trust: Trust,
+    /// Key of stateless resets.
+    pub reset_key: [u8; 64],
+    /// What membership hears.
+    pub membership: mpsc::Sender<ToMembership>,
+    /// What the catalog hears.
+    pub catalog: mpsc::Sender<ToCatalog>,
+    /// Inbound flows, for the relay.
+    pub flows: mpsc::Sender<FlowStream>,
+    /// Joiners, on issuers.
+    pub joiners: Option<mpsc::Sender<Connection>>,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Binds the mesh port and starts the transport. Returns its handle and the bound address.
+///
+/// # Errors
+/// The port cannot be bound.
+pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers, SocketAddr), BindError> {
+    let endpoints = bind(parts.listen, identity, &parts.trust, &parts.reset_key)?;
+    let address = endpoints.endpoint.local_addr().unwrap_or(parts.listen);
+    let (commands, command_queue) = mpsc::channel(COMMANDS);
+    let (reports, report_queue) = mpsc::channel(INPUTS);
+    let (connected, connected_reader) = watch::channel(0);
+    let links = Links::default();
+    let peers = Peers { links: Arc::clone(&links), commands, connected: connected_reader };
+    let inbox = Inbox {
+        membership: parts.membership,
+        catalog: parts.catalog,
+        reports,
+        metrics: Arc::clone(&parts.metrics),
+    };
+    let mut owner = Owner {
+        me: identity.node(),
+        nonce: rand::random(),
+        endpoints,
+        trust: parts.trust,
+        book: DialBook::new(identity.node(), rand::rngs::StdRng::from_rng(&mut rand::rng())),
+        current: BTreeMap::new(),
+        links,
+        pool: Pool::default(),
+        inbox,
+        flows: parts.flows,
+        connected,
+        metrics: parts.metrics,
+        stage: stage.clone(),
+    };
+    for seed in &identity.seeds {
+        owner.book.learn(seed.node, &seed.addresses, Source::Hint, clock::now().mono);
+    }
+    let joiners = parts.joiners;
+    stage.spawn("accept", owner.acceptor(joiners));
+    stage.spawn("transport", owner.run(command_queue, report_queue));
+    Ok((peers, address))
+}
+
+struct Owner {
+    me: NodeId,
+    nonce: u64,
+    endpoints: Endpoints,
+    trust: Trust,
+    book: DialBook,
+    current: BTreeMap<NodeId, Arc<Link>>,
+    links: Links,
+    pool: Pool,
+    inbox: Inbox,
+    flows: mpsc::Sender<FlowStream>,
+    connected: watch::Sender<usize>,
+    metrics: Arc<Metrics>,
+    stage: Stage,
+}
+
+/// One wake-up of the owner.
+enum Input {
+    Report(Report),
+    Command(Command),
+    Timeout,
+    Stop,
+}
+
+impl Owner {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut reports: mpsc::Receiver<Report>) {
+        let stop = self.stage.stopping().clone();
+        loop {
+            let deadline = self.book.next_deadline();
+            let input = tokio::select! {
+                biased;
+                () = stop.cancelled() => Input::Stop,
+                Some(report) = reports.recv() => Input::Report(report),
+                Some(command) = commands.recv() => Input::Command(command),
+                () = clock::sleep_until(deadline) => Input::Timeout,
+            };
+            match input {
+                Input::Report(report) => self.handle_report(report).await,
+                Input::Command(command) => self.handle_command(command),
+                Input::Timeout => {}
+                Input::Stop => break,
+            }
+            self.dial_due();
+        }
+        self.endpoints.endpoint.close(CLOSE_DOWN.into(), b"leaving");
+        // Bounded by quinn: three probe timeouts.
+        self.endpoints.endpoint.wait_idle().await;
+    }
+
+    async fn handle_report(&mut self, report: Report) {
+        match report {
+            Report::Greeted(greeted) if is_data(greeted.purpose) => self.add_data(greeted),
+            Report::Greeted(greeted) => self.add_link(greeted).await,
+            Report::DialFailed { node, purpose: Purpose::Control } => {
+                self.metrics.dial_failed();
+                self.book.failed(node, clock::now().mono);
+            }
+            // Who waits goes on waiting when the peer was asked to dial.
+            Report::DialFailed { node, purpose: Purpose::Data } => {
+                if self.current.get(&node).is_none_or(|link| link.dialled) {
+                    self.pool.failed(node);
+                }
+            }
+            Report::LinkEnded { node, stable_id } => self.remove_link(node, stable_id).await,
+            Report::DataEnded { node, stable_id } => self.pool.ended(node, stable_id),
+            Report::DialBack { node, purpose } => {
+                let addresses = self.book.addresses_of(node);
+                self.dial(node, addresses, purpose);
+            }
+        }
+    }
+
+    fn handle_command(&mut self, command: Command) {
+        match command {
+            Command::Learn { node, addresses, source } => {
+                self.book.learn(node, &addresses, source, clock::now().mono);
+            }
+            Command::Up(node) => self.book.set_standing(node, Standing::Live, clock::now().mono),
+            Command::Gone(node) => {
+                self.book.set_standing(node, Standing::Silent, clock::now().mono);
+                let link = self.current.get(&node).map(|link| link.connection.clone());
+                let data = self.pool.remove(node).map(|data| data.connection);
+                for connection in link.into_iter().chain(data) {
+                    connection.close(CLOSE_DOWN.into(), b"down");
+                }
+            }
+            Command::OpenData { node, caller } => self.open_data(node, caller),
+        }
+    }
+
+    /// Keeps one control connection per pair: the newer one when the peer has restarted, else the one dialled
+    /// by the smaller node id (design section 5).
+    async fn add_link(&mut self, greeted: Greeted) {
+        let node = greeted.peer.node;
+        if node == self.me {
+            return greeted.connection.close(CLOSE_DUPLICATE.into(), b"this is the same node");
+        }
+        let mut replaced = false;
+        if let Some(old) = self.current.get(&node).filter(|old| old.connection.close_reason().is_none()) {
+            let same_process = old.nonce == greeted.nonce;
+            let dialer = |dialled: bool| if dialled { self.me } else { node };
+            let keep = keep_which(self.me, node, dialer(old.dialled), dialer(greeted.dialled));
+            if same_process && keep == Keep::First {
+                return greeted.connection.close(CLOSE_DUPLICATE.into(), b"duplicate");
+            }
+            old.connection.close(CLOSE_DUPLICATE.into(), b"duplicate");
+            replaced = same_process;
+        }
+        self.book.connected(node, clock::now().mono);
+        if !greeted.dialled {
+            let mut remote = greeted.connection.remote_address();
+            remote.set_ip(remote.ip().to_canonical());
+            self.book.learn(node, &[remote], Source::Hint, clock::now().mono);
+        }
+        let connection = greeted.connection.clone();
+        let (link, io) = Link::new(greeted);
+        self.current.insert(node, Arc::new(link));
+        self.publish_links();
+        if !replaced {
+            let _ = self.inbox.membership.send(ToMembership::Connected(node)).await;
+            let _ = self.inbox.catalog.send(ToCatalog::Connected(node)).await;
+        }
+        let (inbox, metrics) = (self.inbox.clone(), Arc::clone(&self.metrics));
+        self.stage.spawn_short("link", async move {
+            let reports = inbox.reports.clone();
+            io.run(inbox, metrics).await;
+            report_end(&reports, node, &connection).await;
+        });
+    }
+
+    async fn remove_link(&mut self, node: NodeId, stable_id: usize) {
+        let is_current = self.current.get(&node).is_some_and(|link| link.connection.stable_id() == stable_id);
+        if !is_current {
+            return;
+        }
+        self.current.remove(&node);
+        self.publish_links();
+        self.book.disconnected(node, clock::now().mono);
+        let _ = self.inbox.membership.send(ToMembership::Disconnected(node)).await;
+        let _ = self.inbox.catalog.send(ToCatalog::Disconnected(node)).await;
+    }
+
+    fn publish_links(&self) {
+        self.links.store(Arc::new(self.current.clone()));
+        self.connected.send_replace(self.current.len());
+    }
+
+    fn add_data(&mut self, greeted: Greeted) {
+        let Greeted { connection, peer, .. } = greeted;
+        widen(&connection);
+        let node = peer.node;
+        let data = DataConnection::new(connection.clone(), peer);
+        self.pool.insert(data.clone());
+        let (flows, stop) = (self.flows.clone(), self.stage.stopping().clone());
+        let reports = self.inbox.reports.clone();
+        self.stage.spawn_short("data", async move {
+            data.run(flows, stop).await;
+            let stable_id = connection.stable_id();
+            let _ = reports.send(Report::DataEnded { node, stable_id }).await;
+        });
+    }
+
+    /// The side that can dial opens the connection. When the peer dialled the control connection, it may be
+    /// the only one that can, so it is asked as well.
+    fn open_data(&mut self, node: NodeId, caller: super::data::Waiting) {
+        if !self.pool.request(node, caller) {
+            return;
+        }
+        if let Some(link) = self.current.get(&node).filter(|link| !link.dialled) {
+            link.send_frame(&Frame::DialBack(Purpose::Data));
+        }
+        let mut addresses = self.book.addresses_of(node);
+        if let Some(link) = self.current.get(&node) {
+            let mut remote = link.connection.remote_address();
+            remote.set_ip(remote.ip().to_canonical());
+            if !addresses.contains(&remote) {
+                addresses.push(remote);
+            }
+        }
+        self.dial(node, addresses, Purpose::Data);
+    }
+
+    fn dial_due(&mut self) {
+        while let Some(dial) = self.book.next_dial(clock::now().mono) {
+            self.dial(dial.node, dial.addresses, Purpose::Control);
+        }
+    }
+
+    fn dial(&self, node: NodeId, addresses: Vec<SocketAddr>, purpose: Purpose) {
+        let config = match purpose {
+            Purpose::Control => self.endpoints.control.clone(),
+            Purpose::Data => self.endpoints.data.clone(),
+        };
+        let dialler = Dialler {
+            endpoint: self.endpoints.endpoint.clone(),
+            config,
+            trust: Arc::clone(&self.trust),
+            nonce: self.nonce,
+        };
+        let reports = self.inbox.reports.clone();
+        self.stage.spawn_short("dial", async move {
+            let report = match dialler.dial(node, addresses, purpose).await {
+                Some(greeted) => Report::Greeted(greeted),
+                None => Report::DialFailed { node, purpose },
+            };
+            let _ = reports.send(report).await;
+        });
+    }
+
+    /// Returns the task that takes handshakes; each is completed in a task of its own.
+    fn acceptor(&self, joiners: Option<Joiners>) -> impl Future<Output = ()> + Send + 'static {
+        let endpoint = self.endpoints.endpoint.clone();
+        let (stage, trust, nonce) = (self.stage.clone(), Arc::clone(&self.trust), self.nonce);
+        let (reports, metrics) = (self.inbox.reports.clone(), Arc::clone(&self.metrics));
+        async move {
+            // Ends when the endpoint is closed, which is when the stage stops.
+            while let Some(incoming) = endpoint.accept().await {
+                let (trust, metrics) = (Arc::clone(&trust), Arc::clone(&metrics));
+                let (reports, joiners) = (reports.clone(), joiners.clone());
+                stage.spawn_short("handshake", async move {
+                    match accept(incoming, &trust, nonce, &metrics).await {
+                        Some(Accepted::Member(greeted)) => {
+                            let _ = reports.send(Report::Greeted(greeted)).await;
+                        }
+                        Some(Accepted::Joiner(connection)) => {
+                            hand_to_issuer(joiners.as_ref(), connection, &metrics);
+                        }
+                        None => {}
+                    }
+                });
+            }
+        }
+    }
+}
+
+async fn report_end(reports: &mpsc::Sender<Report>, node: NodeId, connection: &Connection) {
+    let stable_id = connection.stable_id();
+    let _ = reports.send(Report::LinkEnded { node, stable_id }).await;
+}
