@@ -18,7 +18,7 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}; fix: {}", self.place, self.why, self.fix)
+        write!(f, "{}: {}; {}", self.place, self.why, self.fix)
     }
 }
 

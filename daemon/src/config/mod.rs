@@ -23,7 +23,7 @@ use gossamer_wire::{RegionName, ZoneName};
 pub use fault::{ConfigError, Fault, nearest};
 pub use host::Host;
 pub use keys::KEYS;
-pub use slot::{Slot, SlotChoice, SlotClaim, SlotError, claim};
+pub use slot::{Slot, SlotChoice};
 pub use values::LogFormat;
 
 use values::Values;
