@@ -1,0 +1,444 @@
+//! One function per route: JSON in, a call of a handle, JSON out.
+//!
+//! Owns: the translation. Must not know: connections, how anything is done. Driven by: `api`.
+
+use std::time::Duration;
+
+use axum::Extension;
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Query, Request, State};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::sync::broadcast::error::RecvError;
+
+use gossamer_dns::Outcome;
+use gossamer_wire::{Transport, Visibility};
+
+use super::messages::{
+    Audience, Connect, CreateToken, CreatedToken, Expose, Exposed, ExposedPort, NodeRow, RecordRow, Resolved,
+    RevokeToken, RevokedToken, ServiceRow, Status, StatusMesh, StatusNode, TokenRow, Withdraw, Withdrawn,
+};
+use super::refusal::Refusal;
+use super::{Api, FLOW_PROTOCOL, PeerUser, views};
+use crate::clock;
+use crate::events::EventLine;
+use crate::identity::issuer::{IssuerHandle, TokenRequest};
+use crate::register::{ExposeRequest, PortRequest, WithdrawRequest};
+
+type Reply<T> = Result<Json<T>, Refusal>;
+type Sent<T> = Result<Json<T>, JsonRejection>;
+
+fn read<T>(body: Sent<T>) -> Result<T, Refusal> {
+    body.map(|Json(value)| value).map_err(|rejection| Refusal::malformed(rejection.body_text()))
+}
+
+fn ask<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
+    query.map(|Query(value)| value).map_err(|rejection| Refusal::malformed(rejection.body_text()))
+}
+
+pub(super) async fn unknown(uri: Uri) -> Refusal {
+    Refusal::not_found(format!("the local API has no {}; is this command of another version?", uri.path()))
+}
+
+pub(super) async fn expose(
+    State(api): State<Api>,
+    Extension(peer): Extension<PeerUser>,
+    body: Sent<Expose>,
+) -> Reply<Exposed> {
+    let asked = read(body)?;
+    tracing::debug!(service = %asked.service, user = peer.0, "expose");
+    let visibility = views::visibility_words(&asked.to, &api.state.about.group);
+    let exposed = api.state.registry.expose(expose_request(asked)).await?;
+    let record = exposed.record;
+    let ports = record.ports.iter().zip(exposed.target).map(|(port, target)| ExposedPort {
+        name: port.name.clone(),
+        number: port.number,
+        target,
+    });
+    let zone = api.state.zone.origin().to_ascii();
+    Ok(Json(Exposed {
+        name: format!("{}.{}", record.service, zone.trim_end_matches('.')),
+        ports: ports.collect(),
+        service: record.service,
+        instance: record.instance,
+        check: exposed.check.to_owned(),
+        visibility,
+        replaced: exposed.replaced,
+        holders: (api.state.holders)(),
+        members: views::members_alive(&api.state.index.nodes(), api.state.about.node) - 1,
+        warnings: exposed.warnings,
+    }))
+}
+
+fn expose_request(asked: Expose) -> ExposeRequest {
+    ExposeRequest {
+        service: asked.service,
+        instance: asked.instance,
+        ports: asked
+            .ports
+            .into_iter()
+            .map(|port| PortRequest {
+                name: port.name,
+                number: port.number,
+                target_port: port.target_port,
+                transport: Transport::Tcp,
+            })
+            .collect(),
+        target: asked.target,
+        visibility: match asked.to {
+            Audience::Own => Visibility::Own,
+            Audience::Groups(groups) => Visibility::Groups(groups),
+            Audience::All => Visibility::All,
+        },
+        metadata: asked.metadata.into_iter().collect(),
+        weight: asked.weight,
+    }
+}
+
+pub(super) async fn withdraw(
+    State(api): State<Api>,
+    Extension(peer): Extension<PeerUser>,
+    body: Sent<Withdraw>,
+) -> Reply<Withdrawn> {
+    let Withdraw { service, instance } = read(body)?;
+    tracing::debug!(%service, user = peer.0, "withdraw");
+    let request = WithdrawRequest { service: service.clone(), instance };
+    let withdrawn = api.state.registry.withdraw(request).await?;
+    Ok(Json(Withdrawn { service, instances: withdrawn.instances }))
+}
+
+pub(super) async fn leave(State(api): State<Api>, Extension(peer): Extension<PeerUser>) -> Json<StatusNode> {
+    tracing::info!(user = peer.0, "leaving on request");
+    api.state.stop.cancel();
+    Json(this_node(&api))
+}
+
+fn issuer(api: &Api) -> Result<&IssuerHandle, Refusal> {
+    api.state.issuer.as_ref().ok_or_else(|| {
+        Refusal::conflict("this node admits nobody; run the command on the node where `gossamer init` ran")
+    })
+}
+
+pub(super) async fn create_token(State(api): State<Api>, body: Sent<CreateToken>) -> Reply<CreatedToken> {
+    let asked = read(body)?;
+    let request = TokenRequest {
+        ttl: Duration::from_secs(asked.ttl_seconds),
+        uses: asked.uses,
+        group: asked.group,
+        node_pattern: asked.name,
+        services: asked.services,
+        relay: false,
+        ephemeral: asked.ephemeral_seconds.map(Duration::from_secs),
+        addresses: asked.addresses,
+    };
+    let created = issuer(&api)?.create_token(request).await?;
+    let grant = created.token.grant();
+    Ok(Json(CreatedToken {
+        id: grant.id.to_string(),
+        token: created.token.reveal().to_owned(),
+        group: grant.group.clone(),
+        addresses: grant.addresses.clone(),
+        warnings: created.warnings,
+    }))
+}
+
+pub(super) async fn revoke_token(State(api): State<Api>, body: Sent<RevokeToken>) -> Reply<RevokedToken> {
+    let RevokeToken { id } = read(body)?;
+    let token = id.parse().map_err(Refusal::malformed)?;
+    let used = issuer(&api)?.revoke(token).await?.len();
+    Ok(Json(RevokedToken { id, used }))
+}
+
+pub(super) async fn tokens(State(api): State<Api>) -> Reply<Vec<TokenRow>> {
+    let now = clock::wall();
+    let rows = issuer(&api)?.list().await?.into_iter().map(|token| {
+        let used = token.used_by.len();
+        let is_spent = token.uses != 0 && used >= token.uses as usize;
+        let state = match (token.revoked, is_spent, token.not_after < now) {
+            (true, _, _) => "revoked",
+            (_, true, _) => "used",
+            (_, _, true) => "expired",
+            _ => "open",
+        };
+        TokenRow {
+            id: token.id.to_string(),
+            group: token.group,
+            uses: token.uses,
+            used,
+            not_after: token.not_after,
+            state: state.to_owned(),
+        }
+    });
+    Ok(Json(rows.collect()))
+}
+
+pub(super) async fn nodes(State(api): State<Api>) -> Json<Vec<NodeRow>> {
+    let nodes = api.state.index.nodes();
+    let mut rows: Vec<_> = nodes.iter().map(|node| views::node_row(node, api.state.about.node)).collect();
+    rows.sort_by(|a, b| (&a.group, &a.name, &a.id).cmp(&(&b.group, &b.name, &b.id)));
+    Json(rows)
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ServicesQuery {
+    name: Option<gossamer_wire::ServiceName>,
+    #[serde(default)]
+    all: bool,
+}
+
+pub(super) async fn services(
+    State(api): State<Api>,
+    query: Result<Query<ServicesQuery>, QueryRejection>,
+) -> Reply<Vec<ServiceRow>> {
+    let ServicesQuery { name, all } = ask(query)?;
+    let index = &api.state.index;
+    let names = name.as_ref().map_or_else(|| index.services(), |name| vec![name.clone()]);
+    let views = names.iter().filter_map(|name| index.service(name));
+    let mut rows: Vec<_> = views.map(|view| views::service_row(&view, all)).collect();
+    rows.retain(|row| !row.instances.is_empty());
+    match name {
+        Some(name) if rows.is_empty() => {
+            let view = index.service(&name);
+            Err(match views::absence(view.as_deref(), None) {
+                views::Absence::Hidden => Refusal::denied(format!(
+                    "{name} is not visible to group {}; its exporters can widen it with gossamer expose --to",
+                    api.state.about.group
+                )),
+                views::Absence::NotImported(_) | views::Absence::Unknown => Refusal::not_found(format!(
+                    "no node exports {name}; gossamer services lists what there is"
+                )),
+            })
+        }
+        _ => Ok(Json(rows)),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ResolveQuery {
+    name: String,
+    #[serde(rename = "type")]
+    record_type: Option<String>,
+}
+
+pub(super) async fn resolve(
+    State(api): State<Api>,
+    query: Result<Query<ResolveQuery>, QueryRejection>,
+) -> Reply<Resolved> {
+    let ResolveQuery { name, record_type } = ask(query)?;
+    let (directory, zone) = (&*api.state.resolver, &*api.state.zone);
+    let question =
+        gossamer_dns::parse_question(&name, record_type.as_deref(), zone).map_err(Refusal::malformed)?;
+    for target in gossamer_dns::targets(&question, directory, zone, 0) {
+        directory.prepare(&target).await;
+    }
+    let found = gossamer_dns::resolve(&name, record_type.as_deref(), directory, zone, 0)
+        .map_err(Refusal::malformed)?;
+    let row = |record: gossamer_dns::ResolvedRecord| RecordRow {
+        name: record.name,
+        ttl: record.ttl,
+        record_type: record.record_type,
+        data: record.data,
+    };
+    let absence = if found.outcome == Outcome::NxDomain { why_absent(&api, &found.name) } else { None };
+    let blocked = found.extended.map(|extended| extended.text);
+    Ok(Json(Resolved {
+        hidden: absence.as_ref().is_some_and(|(hidden, _)| *hidden),
+        reason: absence.map(|(_, reason)| reason).or(blocked),
+        outcome: outcome_word(found.outcome).to_owned(),
+        answers: found.answers.into_iter().map(row).collect(),
+        additionals: found.additionals.into_iter().map(row).collect(),
+        name: found.name,
+    }))
+}
+
+const fn outcome_word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::NoError => "NOERROR",
+        Outcome::NoData => "NODATA",
+        Outcome::NxDomain => "NXDOMAIN",
+        Outcome::Refused => "REFUSED",
+        Outcome::ServFail => "SERVFAIL",
+        Outcome::FormErr => "FORMERR",
+        Outcome::NotImp => "NOTIMP",
+    }
+}
+
+/// Says why a name that could exist does not, and whether that is because it is hidden.
+fn why_absent(api: &Api, name: &str) -> Option<(bool, String)> {
+    let origin = api.state.zone.origin().to_ascii();
+    let relative = name.to_ascii_lowercase().strip_suffix(&origin)?.to_owned();
+    let (service, group) = views::named(&relative)?;
+    let view = api.state.index.service(&service);
+    let own = &api.state.about.group;
+    match views::absence(view.as_deref(), group.as_ref()) {
+        views::Absence::Hidden => {
+            let reason = format!(
+                "{service} exists but is not visible to group {own}; its exporter can run gossamer expose {service} --to {own}"
+            );
+            Some((true, reason))
+        }
+        views::Absence::NotImported(groups) => {
+            let group = groups.first()?;
+            let reason = format!(
+                "{service} is in group {group} and not imported; ask for {service}.{group}, or set import = [\"{service}@{group}\"]"
+            );
+            Some((false, reason))
+        }
+        views::Absence::Unknown => None,
+    }
+}
+
+pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
+    let state = &api.state;
+    let about = &state.about;
+    let nodes = state.index.nodes();
+    let vips = state.vips.ports();
+    let own = state.registry.targets().all();
+    Json(Status {
+        version: about.version.to_owned(),
+        pid: std::process::id(),
+        slot: about.slot,
+        mesh: StatusMesh { id: about.mesh.to_string(), name: about.mesh_name.clone() },
+        node: this_node(&api),
+        dns: about.dns,
+        mesh_listen: about.mesh_listen,
+        advertised: about.advertised.clone(),
+        socket: about.socket.clone(),
+        state_dir: about.state_dir.clone(),
+        members_alive: views::members_alive(&nodes, about.node),
+        services: state.index.services().len(),
+        findings: views::findings(about, &nodes, &own, &vips),
+        vips: vips.into_iter().map(views::vip_row).collect(),
+        counters: state.metrics.snapshot(),
+        issuer: about.issuer,
+    })
+}
+
+fn this_node(api: &Api) -> StatusNode {
+    let about = &api.state.about;
+    StatusNode {
+        name: about.node_name.clone(),
+        id: about.node.to_string(),
+        group: about.group.clone(),
+        zone: about.zone.clone(),
+        region: about.region.clone(),
+    }
+}
+
+pub(super) async fn metrics(State(api): State<Api>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(CONTENT_TYPE, kind)], api.state.metrics.render()).into_response()
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct EventsQuery {
+    #[serde(default)]
+    since: u64,
+    #[serde(default)]
+    follow: bool,
+}
+
+/// Replies with JSON lines; with `follow` until the daemon stops or the client goes.
+pub(super) async fn events(
+    State(api): State<Api>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let EventsQuery { since, follow } = ask(query)?;
+    let (kept, later) = api.state.events.follow(since);
+    let kept: String = kept.iter().map(json_line).collect();
+    let headers = [(CONTENT_TYPE, "application/x-ndjson")];
+    if !follow {
+        return Ok((headers, kept).into_response());
+    }
+    let stop = api.stage.stopping().clone();
+    let lines = stream::unfold((Some(kept), later, stop), |(kept, mut later, stop)| async move {
+        if let Some(kept) = kept {
+            return Some((Ok::<_, std::convert::Infallible>(Bytes::from(kept)), (None, later, stop)));
+        }
+        let line = loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return None,
+                line = later.recv() => match line {
+                    Ok(line) => break json_line(&line),
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return None,
+                },
+            }
+        };
+        Some((Ok(Bytes::from(line)), (None, later, stop)))
+    });
+    Ok((headers, Body::from_stream(lines)).into_response())
+}
+
+fn json_line(line: &EventLine) -> String {
+    serde_json::to_string(line).map(|line| line + "\n").unwrap_or_default()
+}
+
+/// Turns the connection into a flow to an instance, after checking that there is one.
+pub(super) async fn connect(
+    State(api): State<Api>,
+    query: Result<Query<Connect>, QueryRejection>,
+    mut request: Request,
+) -> Result<Response, Refusal> {
+    let to = ask(query)?;
+    let wants = request.headers().get(UPGRADE).is_some_and(|protocol| protocol == FLOW_PROTOCOL);
+    if !wants {
+        return Err(Refusal::malformed(format!("send the header Upgrade: {FLOW_PROTOCOL}")));
+    }
+    check_callable(&api, &to)?;
+    let upgrade = hyper::upgrade::on(&mut request);
+    let (relay, stop) = (api.state.relay.clone(), api.stage.stopping().clone());
+    api.stage.spawn_short("api flow", async move {
+        let Ok(upgraded) = upgrade.await else { return };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = relay.carry(to, Box::new(TokioIo::new(upgraded))) => {}
+        }
+    });
+    let headers = [(CONNECTION, "upgrade"), (UPGRADE, FLOW_PROTOCOL)];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+}
+
+/// Refuses what can be known to fail before a flow is opened.
+fn check_callable(api: &Api, to: &Connect) -> Result<(), Refusal> {
+    let view = api.state.index.service(&to.service);
+    let service = &to.service;
+    let candidates: Vec<_> = view
+        .iter()
+        .flat_map(|view| &view.instances)
+        .filter(|view| to.group.as_ref().map_or(view.imported, |group| *group == view.group))
+        .filter(|view| to.instance.as_ref().is_none_or(|instance| *instance == view.instance))
+        .collect();
+    if candidates.is_empty() {
+        return Err(match views::absence(view.as_deref(), to.group.as_ref()) {
+            views::Absence::Hidden => {
+                Refusal::denied(format!("{service} is not visible to group {}", api.state.about.group))
+            }
+            views::Absence::NotImported(groups) => Refusal::not_found(format!(
+                "{service} is not imported from {}; name the group: {service}.{}",
+                groups.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+                groups.first().map(ToString::to_string).unwrap_or_default(),
+            )),
+            views::Absence::Unknown => Refusal::not_found(format!(
+                "no node exports {service}; gossamer services lists what there is"
+            )),
+        });
+    }
+    let mut ports = candidates.iter().flat_map(|view| &view.ports);
+    let has =
+        |port: &gossamer_wire::Port| port.name == to.port || port.number.to_string() == to.port.as_str();
+    if ports.any(has) {
+        return Ok(());
+    }
+    let known: Vec<_> =
+        candidates.iter().flat_map(|view| &view.ports).map(|port| port.number.to_string()).collect();
+    Err(Refusal::not_found(format!("{service} has no port {}; it has {}", to.port, known.join(", "))))
+}

@@ -1,0 +1,409 @@
+//! What the local API says: requests and replies as JSON.
+//!
+//! Owns: the shapes, shared by server and client; `--json` prints the replies as they are.
+//! Must not know: how they are made or shown. Driven by: `api` and `cli`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use gossamer_wire::{
+    GroupName, InstanceName, MeshName, NodeName, PortName, RegionName, ServiceName, ZoneName,
+};
+use serde::{Deserialize, Serialize};
+
+/// Why a request was refused; the body of every reply that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Cause and remedy in one line.
+    pub error: String,
+}
+
+/// `POST /v1/expose`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expose {
+    /// The service.
+    pub service: ServiceName,
+    /// The instance; the node's name unless given.
+    #[serde(default)]
+    pub instance: Option<InstanceName>,
+    /// At least one port.
+    pub ports: Vec<ExposePort>,
+    /// Where the program listens; 127.0.0.1 unless given.
+    #[serde(default)]
+    pub target: Option<IpAddr>,
+    /// Who may see and call it beside the own group.
+    #[serde(default)]
+    pub to: Audience,
+    /// Free pairs, shown in TXT.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
+    /// Share of traffic among equal instances; 100 unless given.
+    #[serde(default = "full_weight")]
+    pub weight: u16,
+}
+
+const fn full_weight() -> u16 {
+    100
+}
+
+/// A port of [`Expose`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExposePort {
+    /// Its name; the number as text unless given.
+    #[serde(default)]
+    pub name: Option<PortName>,
+    /// What clients connect to.
+    pub number: u16,
+    /// What the program listens on; `number` unless given.
+    #[serde(default)]
+    pub target_port: Option<u16>,
+}
+
+/// Groups that may see a service beside the exporter's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Audience {
+    /// None.
+    #[default]
+    Own,
+    /// These.
+    Groups(Vec<GroupName>),
+    /// All.
+    All,
+}
+
+/// The answer to [`Expose`]: the registration is on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exposed {
+    /// The service.
+    pub service: ServiceName,
+    /// The instance.
+    pub instance: InstanceName,
+    /// Its name in DNS.
+    pub name: String,
+    /// Ports and where their flows go.
+    pub ports: Vec<ExposedPort>,
+    /// How its health is checked, in words.
+    pub check: String,
+    /// Who may see and call it, in words.
+    pub visibility: String,
+    /// Whether a registration with another content was replaced.
+    pub replaced: bool,
+    /// Members the record was handed to.
+    pub holders: usize,
+    /// Other members that live.
+    pub members: usize,
+    /// What the operator should know, each a sentence.
+    pub warnings: Vec<String>,
+}
+
+/// A port of [`Exposed`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExposedPort {
+    /// Its name.
+    pub name: PortName,
+    /// What clients connect to.
+    pub number: u16,
+    /// Where its flows go.
+    pub target: SocketAddr,
+}
+
+/// `POST /v1/withdraw`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Withdraw {
+    /// The service.
+    pub service: ServiceName,
+    /// One instance; all of this node unless given.
+    #[serde(default)]
+    pub instance: Option<InstanceName>,
+}
+
+/// The answer to [`Withdraw`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Withdrawn {
+    /// The service.
+    pub service: ServiceName,
+    /// What was withdrawn, sorted.
+    pub instances: Vec<InstanceName>,
+}
+
+/// `POST /v1/token`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateToken {
+    /// Seconds it lives.
+    pub ttl_seconds: u64,
+    /// How many nodes may join; 0 is no limit.
+    pub uses: u32,
+    /// The group; the issuer's own unless given.
+    #[serde(default)]
+    pub group: Option<GroupName>,
+    /// Pattern of node names; all unless given.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Patterns of services the node may export; all when empty.
+    #[serde(default)]
+    pub services: Vec<String>,
+    /// Seconds after which the silent node is forgotten.
+    #[serde(default)]
+    pub ephemeral_seconds: Option<u64>,
+    /// Where the issuer can be dialled; found out when empty.
+    #[serde(default)]
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// The answer to [`CreateToken`].
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreatedToken {
+    /// Its id, which may be logged.
+    pub id: String,
+    /// The secret.
+    pub token: String,
+    /// The group it admits to.
+    pub group: GroupName,
+    /// Where joiners will dial.
+    pub addresses: Vec<SocketAddr>,
+    /// What the operator should know, each a sentence.
+    pub warnings: Vec<String>,
+}
+
+impl fmt::Debug for CreatedToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreatedToken").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// A row of `GET /v1/tokens`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRow {
+    /// Its id.
+    pub id: String,
+    /// The group it admits to.
+    pub group: GroupName,
+    /// How many may join; 0 is no limit.
+    pub uses: u32,
+    /// How many did.
+    pub used: usize,
+    /// Seconds since the Unix epoch of its end.
+    pub not_after: u64,
+    /// `open`, `used`, `expired` or `revoked`.
+    pub state: String,
+}
+
+/// `POST /v1/token/revoke`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeToken {
+    /// Its id.
+    pub id: String,
+}
+
+/// The answer to [`RevokeToken`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedToken {
+    /// Its id.
+    pub id: String,
+    /// How many nodes joined with it; they stay members.
+    pub used: usize,
+}
+
+/// A row of `GET /v1/nodes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRow {
+    /// Its name; `None` until its card has arrived.
+    pub name: Option<NodeName>,
+    /// Its id.
+    pub id: String,
+    /// Its group; `None` until its card has arrived.
+    pub group: Option<GroupName>,
+    /// `alive`, `suspect`, `down`, `left` or `unknown`.
+    pub state: String,
+    /// Its small failure domain.
+    pub zone: Option<ZoneName>,
+    /// Its large failure domain.
+    pub region: Option<RegionName>,
+    /// Where it may be dialled.
+    pub addresses: Vec<SocketAddr>,
+    /// Seconds since it was heard of; `None` until its card has arrived.
+    pub head_age_seconds: Option<u64>,
+    /// Whether it is the node that answers.
+    pub this: bool,
+}
+
+/// A row of `GET /v1/services`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceRow {
+    /// The service.
+    pub service: ServiceName,
+    /// Its instances, nearest first.
+    pub instances: Vec<InstanceRow>,
+}
+
+/// An instance of [`ServiceRow`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRow {
+    /// The instance.
+    pub instance: InstanceName,
+    /// The node it runs on.
+    pub node: NodeName,
+    /// That node's group.
+    pub group: GroupName,
+    /// `usable`, `down`, `expired`, `failing` or `drained`.
+    pub state: String,
+    /// Ports clients may use.
+    pub ports: Vec<PortRow>,
+    /// `node`, `group`, `zone`, `region` or `any`.
+    pub nearness: String,
+    /// Whether this node's group may see and call it.
+    pub visible: bool,
+    /// Whether it is behind the short name here.
+    pub imported: bool,
+    /// The best address of its node.
+    pub address: Option<SocketAddr>,
+}
+
+/// A port of [`InstanceRow`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRow {
+    /// Its name.
+    pub name: PortName,
+    /// Its number.
+    pub number: u16,
+}
+
+/// The answer to `GET /v1/resolve`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// The full name that was looked up.
+    pub name: String,
+    /// `NOERROR`, `NODATA`, `NXDOMAIN`, `REFUSED` or `SERVFAIL`.
+    pub outcome: String,
+    /// The answer, best first.
+    pub answers: Vec<RecordRow>,
+    /// What would come along.
+    pub additionals: Vec<RecordRow>,
+    /// Why there is no answer, when more is known than the outcome.
+    pub reason: Option<String>,
+    /// The service exists, but not for this node's group.
+    pub hidden: bool,
+}
+
+/// A record of [`Resolved`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordRow {
+    /// Owner name.
+    pub name: String,
+    /// Seconds it may be cached.
+    pub ttl: u32,
+    /// For example `SRV`.
+    #[serde(rename = "type")]
+    pub record_type: String,
+    /// As in a zone file.
+    pub data: String,
+}
+
+/// The answer to `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Which of the ten daemons of the machine it is.
+    pub slot: u8,
+    /// Its mesh.
+    pub mesh: StatusMesh,
+    /// Itself.
+    pub node: StatusNode,
+    /// Where it answers DNS.
+    pub dns: SocketAddr,
+    /// Where mesh traffic arrives.
+    pub mesh_listen: SocketAddr,
+    /// Addresses it tells others to dial.
+    pub advertised: Vec<SocketAddr>,
+    /// The socket of this API.
+    pub socket: PathBuf,
+    /// Its state directory.
+    pub state_dir: PathBuf,
+    /// Members that live, itself included.
+    pub members_alive: usize,
+    /// Services it knows of.
+    pub services: usize,
+    /// Ports of virtual addresses that were used.
+    pub vips: Vec<VipRow>,
+    /// What is wrong, worst first.
+    pub findings: Vec<Finding>,
+    /// Counters since the start, summed over their labels.
+    pub counters: BTreeMap<String, u64>,
+    /// Whether it admits others.
+    pub issuer: bool,
+}
+
+/// The mesh in [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusMesh {
+    /// Its id.
+    pub id: String,
+    /// Its display name.
+    pub name: MeshName,
+}
+
+/// The node in [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusNode {
+    /// Its name.
+    pub name: NodeName,
+    /// Its id.
+    pub id: String,
+    /// Its group.
+    pub group: GroupName,
+    /// Its small failure domain.
+    pub zone: Option<ZoneName>,
+    /// Its large failure domain.
+    pub region: Option<RegionName>,
+}
+
+/// A port of a virtual address in [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipRow {
+    /// The name the address stands for.
+    pub name: String,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The port.
+    pub port: u16,
+    /// `bound`, `native`, `waiting`, `denied` or `stolen`.
+    pub state: String,
+    /// Who has a stolen port, when it can be read.
+    pub program: Option<String>,
+}
+
+/// Something that is wrong, in [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What is wrong.
+    pub text: String,
+    /// What mends it.
+    pub fix: String,
+}
+
+/// The query of `POST /v1/connect`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Connect {
+    /// The service.
+    pub service: ServiceName,
+    /// One group of it.
+    #[serde(default)]
+    pub group: Option<GroupName>,
+    /// One instance of that group.
+    #[serde(default)]
+    pub instance: Option<InstanceName>,
+    /// A port's name or number.
+    pub port: PortName,
+}

@@ -1,0 +1,228 @@
+//! The local API: what the command line asks the daemon, over a unix socket.
+//!
+//! Owns: connections, their number, and the routes. Must not know: how anything is done; handlers call handles.
+//! Driven by: `app`, which binds the socket and serves; `cli`, which is the client.
+//!
+//! Data in: HTTP/1.1 with JSON. Data out: the same; text for metrics; raw bytes of a flow after an upgrade.
+//! Start reading at the routes in [`serve`], then `handlers`; `views` turns what the daemon knows into rows.
+
+mod client;
+mod handlers;
+pub mod messages;
+mod refusal;
+mod socket;
+mod views;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::About;
+use crate::events::EventLog;
+use crate::identity::issuer::IssuerHandle;
+use crate::index::IndexReader;
+use crate::metrics::Metrics;
+use crate::register::Registry;
+use crate::relay::{PortChoice, Relay, VipPort, Vips};
+use crate::supervise::Stage;
+
+pub use client::{Client, ClientError};
+pub use socket::{BindError, bind};
+
+use messages::Connect;
+
+/// The protocol a connection is upgraded to by `POST /v1/connect`.
+pub(crate) const FLOW_PROTOCOL: &str = "gossamer-flow";
+
+/// Longest request body: a registration with all its metadata is below 16 KiB.
+const MAX_BODY_BYTES: usize = 256 << 10;
+
+/// Most connections at once; more wait. Each `forward` connection and each `events --follow` is one.
+const MAX_CONNECTIONS: usize = 128;
+
+/// Longest wait for the head of a request, so that idle connections do not use up the places.
+const HEAD_WITHIN: Duration = Duration::from_secs(10);
+
+/// What the handlers call. Handles only, made by `app`.
+pub struct ApiState {
+    /// What does not change while the daemon runs.
+    pub about: Arc<About>,
+    /// Services and nodes.
+    pub index: IndexReader,
+    /// This node's own services.
+    pub registry: Registry,
+    /// Ports of virtual addresses.
+    pub vips: Arc<dyn Ports>,
+    /// Carries flows.
+    pub relay: Arc<dyn Flows>,
+    /// What DNS answers from.
+    pub resolver: Arc<dyn gossamer_dns::Directory>,
+    /// The mesh zone.
+    pub zone: Arc<gossamer_dns::Zone>,
+    /// Tokens; `None` where this node admits nobody.
+    pub issuer: Option<IssuerHandle>,
+    /// Changes of state.
+    pub events: EventLog,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Counts the members the last change of the own records was written to.
+    pub holders: Arc<dyn Fn() -> usize + Send + Sync>,
+    /// Cancelled to leave the mesh and end the daemon.
+    pub stop: CancellationToken,
+}
+
+impl fmt::Debug for ApiState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiState").field("about", &self.about).finish_non_exhaustive()
+    }
+}
+
+/// Both directions of a client's connection.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Duplex for T {}
+
+/// Carries a client's bytes to an instance.
+pub trait Flows: Send + Sync {
+    /// Carries one flow to its end.
+    fn carry(&self, to: Connect, client: Box<dyn Duplex>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// Knows the ports of virtual addresses.
+pub trait Ports: Send + Sync {
+    /// Returns each port that was used, with its state.
+    fn ports(&self) -> Vec<VipPort>;
+}
+
+impl Flows for Relay {
+    fn carry(&self, to: Connect, client: Box<dyn Duplex>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let relay = self.clone();
+        Box::pin(async move {
+            let Connect { service, group, instance, port } = to;
+            let number = port.as_str().parse().map(PortChoice::Number);
+            let port = number.unwrap_or(PortChoice::Name(port));
+            let carried = relay.connect(&service, group.as_ref(), instance.as_ref(), port, client).await;
+            if let Err(error) = carried {
+                tracing::debug!(%service, err = %error, "a forwarded flow reached no instance");
+            }
+        })
+    }
+}
+
+impl Ports for Vips {
+    fn ports(&self) -> Vec<VipPort> {
+        Self::ports(self)
+    }
+}
+
+/// What a handler gets: the handles, and where long replies and flows run.
+#[derive(Clone, Debug)]
+struct Api {
+    state: Arc<ApiState>,
+    stage: Stage,
+}
+
+/// The user at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+struct PeerUser(u32);
+
+/// Answers requests until the stage stops; connections then end with the reply they are at.
+pub fn serve(state: Arc<ApiState>, listener: UnixListener, stage: &Stage) {
+    let api = Api { state, stage: stage.clone() };
+    stage.spawn("api", accept(api, listener));
+}
+
+fn router(api: Api) -> Router {
+    Router::new()
+        .route("/v1/expose", post(handlers::expose))
+        .route("/v1/withdraw", post(handlers::withdraw))
+        .route("/v1/leave", post(handlers::leave))
+        .route("/v1/token", post(handlers::create_token))
+        .route("/v1/token/revoke", post(handlers::revoke_token))
+        .route("/v1/tokens", get(handlers::tokens))
+        .route("/v1/nodes", get(handlers::nodes))
+        .route("/v1/services", get(handlers::services))
+        .route("/v1/resolve", get(handlers::resolve))
+        .route("/v1/status", get(handlers::status))
+        .route("/v1/events", get(handlers::events))
+        .route("/v1/metrics", get(handlers::metrics))
+        .route("/v1/connect", post(handlers::connect))
+        .fallback(handlers::unknown)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(api)
+}
+
+async fn accept(api: Api, listener: UnixListener) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let stage = api.stage.clone();
+    let router = router(api);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stage.stopping().cancelled() => return,
+            accepted = place_and_accept(&places, &listener) => accepted,
+        };
+        let Some((stream, place)) = accepted else { continue };
+        let (router, stop) = (router.clone(), stage.stopping().clone());
+        stage.spawn_short("api connection", async move {
+            converse(router, stream, stop).await;
+            drop(place);
+        });
+    }
+}
+
+/// # Cancel safety
+/// Cancel safe: a connection that is not returned was not accepted.
+async fn place_and_accept(
+    places: &Arc<Semaphore>,
+    listener: &UnixListener,
+) -> Option<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, _)) => Some((stream, place)),
+        Err(error) => {
+            tracing::warn!(err = %error, "the local API cannot accept");
+            // Out of descriptors: the next attempt would fail at once, too.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            None
+        }
+    }
+}
+
+async fn converse(router: Router, stream: UnixStream, stop: CancellationToken) {
+    let Ok(peer) = stream.peer_cred() else { return };
+    let router = router.layer(axum::Extension(PeerUser(peer.uid())));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        biased;
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(err = %error, "a connection of the local API broke");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+//! Refusals: which status stands for which failure.
+//!
+//! Owns: the mapping of the handles' errors. Must not know: exit codes of the command line.
+//! Driven by: `handlers`.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+
+use super::messages::Problem;
+use crate::identity::issuer::TokenError;
+use crate::register::{ExposeError, WithdrawError};
+
+/// A reply that is not a success.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    error: String,
+}
+
+impl Refusal {
+    /// The caller's fault: it was not understood.
+    pub(super) fn malformed(error: impl ToString) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, error: error.to_string() }
+    }
+
+    /// What was named is not there.
+    pub(super) fn not_found(error: impl ToString) -> Self {
+        Self { status: StatusCode::NOT_FOUND, error: error.to_string() }
+    }
+
+    /// What was named is there, but not for this node.
+    pub(super) fn denied(error: impl ToString) -> Self {
+        Self { status: StatusCode::FORBIDDEN, error: error.to_string() }
+    }
+
+    /// It cannot be done in the present state.
+    pub(super) fn conflict(error: impl ToString) -> Self {
+        Self { status: StatusCode::CONFLICT, error: error.to_string() }
+    }
+
+    fn failed(error: impl ToString) -> Self {
+        Self { status: StatusCode::INTERNAL_SERVER_ERROR, error: error.to_string() }
+    }
+
+    fn stopping() -> Self {
+        let error = "the daemon is stopping; try again when it runs".to_owned();
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, error }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, Json(Problem { error: self.error })).into_response()
+    }
+}
+
+impl From<ExposeError> for Refusal {
+    fn from(error: ExposeError) -> Self {
+        match error {
+            ExposeError::NotAllowed { .. } => Self::denied(error),
+            ExposeError::NoPort { .. } | ExposeError::Record(_) | ExposeError::Target { .. } => {
+                Self::malformed(error)
+            }
+            ExposeError::TooMany | ExposeError::NoRoom => Self::conflict(error),
+            ExposeError::NotDurable(_) => Self::failed(error),
+            ExposeError::Stopping => Self::stopping(),
+        }
+    }
+}
+
+impl From<WithdrawError> for Refusal {
+    fn from(error: WithdrawError) -> Self {
+        match error {
+            WithdrawError::Unknown { .. } => Self::not_found(error),
+            WithdrawError::NotDurable(_) => Self::failed(error),
+            WithdrawError::Stopping => Self::stopping(),
+        }
+    }
+}
+
+impl From<TokenError> for Refusal {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::TooLong(_) | TokenError::Addresses(_) | TokenError::Unlimited => {
+                Self::malformed(error)
+            }
+            TokenError::Unknown(_) => Self::not_found(error),
+            TokenError::Store(_) => Self::failed(error),
+            TokenError::Stopping => Self::stopping(),
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Rows: what the daemon knows, as the listings show it.
+//!
+//! Owns: the words for states, what counts as a finding. Must not know: HTTP, tables.
+//! Driven by: `handlers`. All functions are pure.
+
+use gossamer_core::catalog::{InstanceState, InstanceView, Nearness, ServiceView};
+use gossamer_core::membership::MemberState;
+use gossamer_core::vip::PortState;
+use gossamer_wire::{GroupName, NodeId, ServiceName};
+
+use super::messages::{Audience, Finding, InstanceRow, NodeRow, PortRow, ServiceRow, VipRow};
+use crate::app::About;
+use crate::index::NodeSummary;
+use crate::register::LocalService;
+use crate::relay::VipPort;
+
+pub(super) fn node_row(summary: &NodeSummary, this: NodeId) -> NodeRow {
+    let view = summary.view.as_ref();
+    let is_this = summary.node == this;
+    NodeRow {
+        name: view.map(|view| view.name.clone()),
+        id: summary.node.to_string(),
+        group: view.map(|view| view.group.clone()),
+        state: if is_this { "alive" } else { state_word(summary.state) }.to_owned(),
+        zone: view.and_then(|view| view.zone.clone()),
+        region: view.and_then(|view| view.region.clone()),
+        addresses: view.map(|view| view.addresses.clone()).unwrap_or_default(),
+        head_age_seconds: view.map(|view| view.age.as_secs()),
+        this: is_this,
+    }
+}
+
+const fn state_word(state: Option<MemberState>) -> &'static str {
+    match state {
+        Some(MemberState::Alive) => "alive",
+        Some(MemberState::Suspect) => "suspect",
+        Some(MemberState::Down) => "down",
+        Some(MemberState::Left) => "left",
+        None => "unknown",
+    }
+}
+
+/// Counts the members that live, this node included.
+pub(super) fn members_alive(nodes: &[NodeSummary], this: NodeId) -> usize {
+    let lives = |node: &&NodeSummary| {
+        node.node != this && matches!(node.state, Some(MemberState::Alive | MemberState::Suspect))
+    };
+    1 + nodes.iter().filter(lives).count()
+}
+
+pub(super) fn service_row(view: &ServiceView, with_hidden: bool) -> ServiceRow {
+    let hidden = view.hidden.iter().filter(|_| with_hidden);
+    ServiceRow {
+        service: view.service.clone(),
+        instances: view.instances.iter().chain(hidden).map(instance_row).collect(),
+    }
+}
+
+fn instance_row(view: &InstanceView) -> InstanceRow {
+    let port = |port: &gossamer_wire::Port| PortRow { name: port.name.clone(), number: port.number };
+    InstanceRow {
+        instance: view.instance.clone(),
+        node: view.node_name.clone(),
+        group: view.group.clone(),
+        state: match view.state {
+            InstanceState::Usable => "usable",
+            InstanceState::NodeDown => "down",
+            InstanceState::LeaseOver => "expired",
+            InstanceState::Failing => "failing",
+            InstanceState::Drained => "drained",
+        }
+        .to_owned(),
+        ports: view.ports.iter().map(port).collect(),
+        nearness: match view.nearness {
+            Nearness::SameNode => "node",
+            Nearness::Group => "group",
+            Nearness::Zone => "zone",
+            Nearness::Region => "region",
+            Nearness::Any => "any",
+        }
+        .to_owned(),
+        visible: view.visible,
+        imported: view.imported,
+        address: view.addresses.first().copied(),
+    }
+}
+
+pub(super) fn vip_row(port: VipPort) -> VipRow {
+    let program = match &port.state {
+        PortState::Stolen { program } => program.clone(),
+        PortState::Bound | PortState::Native | PortState::Waiting | PortState::Denied { .. } => None,
+    };
+    VipRow {
+        name: port.name.to_string(),
+        address: *port.address.ip(),
+        port: port.address.port(),
+        state: port.state.to_string(),
+        program,
+    }
+}
+
+/// Says in words who may see a service.
+pub(super) fn visibility_words(to: &Audience, own: &GroupName) -> String {
+    match to {
+        Audience::Own => format!("group {own}"),
+        Audience::Groups(groups) => {
+            let names: Vec<_> = groups.iter().map(GroupName::as_str).collect();
+            format!("groups {own}, {}", names.join(", "))
+        }
+        Audience::All => "all groups".to_owned(),
+    }
+}
+
+/// Why a name has no answer although the service exists.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Absence {
+    /// Its exporters do not admit this node's group.
+    Hidden,
+    /// It is in other groups only, which are not imported.
+    NotImported(Vec<GroupName>),
+    /// There is nothing of that name.
+    Unknown,
+}
+
+/// Judges a service name, within one group when that is named.
+pub(super) fn absence(view: Option<&ServiceView>, group: Option<&GroupName>) -> Absence {
+    let Some(view) = view else { return Absence::Unknown };
+    let counts = |instance: &&InstanceView| group.is_none_or(|group| *group == instance.group);
+    let mut groups: Vec<_> = view.instances.iter().filter(counts).map(|view| view.group.clone()).collect();
+    groups.sort();
+    groups.dedup();
+    if group.is_none() && !groups.is_empty() {
+        return Absence::NotImported(groups);
+    }
+    if view.hidden.iter().any(|instance| counts(&instance)) { Absence::Hidden } else { Absence::Unknown }
+}
+
+/// Reads service and group out of a name below the zone, whatever form it has (design section 7).
+pub(super) fn named(relative: &str) -> Option<(ServiceName, Option<GroupName>)> {
+    let labels: Vec<&str> = relative
+        .split('.')
+        .skip_while(|label| label.starts_with('_'))
+        .filter(|label| *label != "direct" && !label.is_empty())
+        .collect();
+    match labels[..] {
+        [service] => Some((service.parse().ok()?, None)),
+        [service, group] | [_, service, group] => Some((service.parse().ok()?, Some(group.parse().ok()?))),
+        _ => None,
+    }
+}
+
+/// Lists what is wrong, worst first, each with what mends it.
+pub(super) fn findings(
+    about: &About,
+    nodes: &[NodeSummary],
+    own: &[LocalService],
+    vips: &[VipPort],
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for port in vips {
+        findings.extend(port_finding(port));
+    }
+    if let Some(reason) = &about.dns_fallback_reason {
+        findings.push(Finding {
+            text: format!("DNS is answered at {} because port 53 cannot be had: {reason}", about.dns),
+            fix: format!(
+                "point the resolver at port {}, or allow port 53: setcap cap_net_bind_service+ep $(command -v gossamer)",
+                about.dns.port()
+            ),
+        });
+    }
+    for service in own {
+        for target in service.targets.iter().filter(|target| !target.healthy) {
+            findings.push(Finding {
+                text: format!("nobody listens on {} for {}", target.addr, service.record.service),
+                fix: format!("start the program, or run gossamer withdraw {}", service.record.service),
+            });
+        }
+    }
+    findings.extend(nodes.iter().filter(|node| node.node != about.node).filter_map(node_finding));
+    findings
+}
+
+fn port_finding(port: &VipPort) -> Option<Finding> {
+    let VipPort { name, address, state } = port;
+    let number = address.port();
+    match state {
+        PortState::Bound | PortState::Native | PortState::Waiting => None,
+        PortState::Denied { why } => Some(Finding {
+            text: format!("port {number} of {name} is denied: {why}"),
+            fix: format!("gossamer forward 127.0.0.1:{} {name}:{number}", forward_port(number)),
+        }),
+        PortState::Stolen { program } => Some(Finding {
+            text: format!(
+                "{} listens on *:{number} and would receive connections to {name}, so the name is not answered",
+                program.as_deref().unwrap_or("another program")
+            ),
+            fix: format!(
+                "let that program listen on 127.0.0.1, or use gossamer forward 127.0.0.1:{} {name}:{number}",
+                forward_port(number)
+            ),
+        }),
+    }
+}
+
+/// A port an ordinary user may listen on, near the one that was meant.
+const fn forward_port(number: u16) -> u16 {
+    if number < 10_000 { number + 10_000 } else { number - 1_000 }
+}
+
+fn node_finding(node: &NodeSummary) -> Option<Finding> {
+    let view = node.view.as_ref();
+    let name = view.map_or_else(|| node.node.to_string(), |view| view.name.to_string());
+    match node.state {
+        Some(MemberState::Down) => Some(Finding {
+            text: format!("node {name} is down"),
+            fix: format!("start it there with gossamer run, or open UDP to {}", address_words(node)),
+        }),
+        Some(MemberState::Suspect) => Some(Finding {
+            text: format!("node {name} is suspect: it does not answer probes"),
+            fix: "wait a few seconds, then run gossamer events".to_owned(),
+        }),
+        Some(MemberState::Alive | MemberState::Left) | None => None,
+    }
+}
+
+fn address_words(node: &NodeSummary) -> String {
+    let first = node.view.as_ref().and_then(|view| view.addresses.first());
+    first.map_or_else(|| "its mesh port".to_owned(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1 @@
+//! Rules of rows and findings.
