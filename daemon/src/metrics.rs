@@ -1,0 +1,474 @@
+//! Every metric of the daemon, in one place.
+//!
+//! Owns: names, labels and help texts. Must not know: who counts, when it is scraped.
+//! Driven by: transport, membership and issuer (events as they happen), the catalog task (its counters),
+//! `app` (what is read from other parts at each scrape), `api` (render, `status`).
+//!
+//! Label values are words of this program, never names, addresses or texts of a peer: `&'static str` says so.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use gossamer_core::catalog::{Counters, Refusal};
+use gossamer_dns::DnsCounts;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+
+/// All counters and gauges. Counters only grow, from the start of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    sources: Arc<Sources>,
+    handshakes_refused: Family<Reason, Counter>,
+    bad_frames: Counter,
+    dial_failures: Counter,
+    membership_queue_full: Counter,
+    renewals: Counter,
+    swim_refused: Counter,
+    joins: Family<Outcome, Counter>,
+}
+
+/// What other parts count or know, read at one scrape.
+#[derive(Clone, Debug, Default)]
+pub struct Readings {
+    /// The DNS part.
+    pub dns: DnsCounts,
+    /// How many members are in each state.
+    pub members: Vec<(&'static str, u64)>,
+    /// How many instances are registered on this node, by health.
+    pub registrations: Vec<(&'static str, u64)>,
+    /// How many ports of VIPs are in each state.
+    pub vip_ports: Vec<(&'static str, u64)>,
+    /// The relay.
+    pub flows: FlowCounts,
+}
+
+/// What the relay counts. All but the first only grow.
+#[derive(Clone, Debug, Default)]
+pub struct FlowCounts {
+    /// Flows open at the moment, those of local clients and of peers.
+    pub open: u64,
+    /// Flows of local clients that reached an instance.
+    pub opened: u64,
+    /// Flows of peers that reached their target.
+    pub served: u64,
+    /// Flows that were refused or failed, by reason.
+    pub refused: Vec<(&'static str, u64)>,
+    /// Instances tried in vain before another one was.
+    pub retries: u64,
+    /// Bytes from clients to services.
+    pub bytes_in: u64,
+    /// Bytes from services to clients.
+    pub bytes_out: u64,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("gossamer");
+        let sources = Arc::new(Sources::default());
+        registry.register_collector(Box::new(Arc::clone(&sources)));
+        let mut this = Self {
+            registry,
+            sources,
+            handshakes_refused: Family::default(),
+            bad_frames: Counter::default(),
+            dial_failures: Counter::default(),
+            membership_queue_full: Counter::default(),
+            renewals: Counter::default(),
+            swim_refused: Counter::default(),
+            joins: Family::default(),
+        };
+        this.register();
+        this
+    }
+}
+
+impl Metrics {
+    /// Names what is counted here. The encoder ends help texts with a full stop.
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        let refused = self.handshakes_refused.clone();
+        registry.register("handshakes_refused", "Connections refused before or at the first hello", refused);
+        for (name, help, counter) in [
+            ("bad_frames", "Connections closed for bytes no honest peer sends", &self.bad_frames),
+            ("dial_failures", "Dials that reached nobody", &self.dial_failures),
+            (
+                "membership_queue_full",
+                "SWIM packets dropped because membership was busy",
+                &self.membership_queue_full,
+            ),
+            ("identity_renewals", "Times this node refuted that it is down", &self.renewals),
+            ("swim_packets_refused", "SWIM packets dropped because they do not decode", &self.swim_refused),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+        registry.register("joins", "Join requests to this issuer by outcome", self.joins.clone());
+    }
+
+    /// Sets what is read at each scrape. The first call counts, later ones are ignored. `read` must not block.
+    pub fn read_from(&self, read: impl Fn() -> Readings + Send + Sync + 'static) {
+        let _ = self.sources.read.set(Box::new(read));
+    }
+
+    /// Counts a connection that was refused before or at its first hello.
+    pub fn handshake_refused(&self, reason: &'static str) {
+        self.handshakes_refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// Counts a connection that was closed because of bytes no honest peer sends.
+    pub fn bad_frame(&self) {
+        self.bad_frames.inc();
+    }
+
+    /// Counts a dial that reached nobody.
+    pub fn dial_failed(&self) {
+        self.dial_failures.inc();
+    }
+
+    /// Counts a SWIM packet that was dropped because membership was busy.
+    pub fn membership_queue_full(&self) {
+        self.membership_queue_full.inc();
+    }
+
+    /// Counts a renewal of this node's identity.
+    pub fn renewed(&self) {
+        self.renewals.inc();
+    }
+
+    /// Counts a SWIM packet that does not decode.
+    pub fn swim_refused(&self) {
+        self.swim_refused.inc();
+    }
+
+    /// Counts a join request by its outcome.
+    pub fn join(&self, outcome: &'static str) {
+        self.joins.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Takes the counters of the catalog over.
+    pub fn catalog(&self, counters: &Counters) {
+        self.sources.catalog.store(Arc::new(counters.clone()));
+    }
+
+    /// Returns all metrics as OpenMetrics text.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a String cannot fail");
+        text
+    }
+
+    /// Returns all metrics by name and labels, as they stand in the text: `gossamer_members{state="alive"}`.
+    pub fn snapshot(&self) -> BTreeMap<String, u64> {
+        let sample = |line: &str| {
+            let (name, value) = line.rsplit_once(' ')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        };
+        self.render().lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+/// What is not counted here but read at a scrape.
+#[derive(Default)]
+struct Sources {
+    catalog: ArcSwap<Counters>,
+    read: OnceLock<Box<dyn Fn() -> Readings + Send + Sync>>,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").field("catalog", &self.catalog).finish_non_exhaustive()
+    }
+}
+
+impl Collector for Sources {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page(encoder);
+        page.catalog(&self.catalog.load())?;
+        let readings = self.read.get().map(|read| read()).unwrap_or_default();
+        page.gauges("members", "Members by state", "state", &readings.members)?;
+        page.gauges("registrations", "Instances on this node by health", "health", &readings.registrations)?;
+        page.gauges("vip_ports", "Ports of virtual addresses by state", "state", &readings.vip_ports)?;
+        page.flows(&readings.flows)?;
+        page.dns(&readings.dns)
+    }
+}
+
+/// Writes metrics from plain numbers.
+struct Page<'a>(DescriptorEncoder<'a>);
+
+impl Page<'_> {
+    fn catalog(&mut self, counters: &Counters) -> fmt::Result {
+        self.gauge("nodes", "Nodes whose card is held", counters.nodes)?;
+        self.gauge("adverts", "Adverts stored", counters.adverts)?;
+        self.gauge("adverts_held", "Adverts that wait for a card or an issuer", counters.held)?;
+        self.gauge("adverts_quarantined", "Fragments stored but not served", counters.quarantined)?;
+        self.gauge("records_outside_claims", "Records their node may not export", counters.outside_claims)?;
+        self.counter("adverts_accepted", "Adverts of others taken", counters.accepted)?;
+        self.counter("advert_duplicates", "Copies of stored adverts", counters.duplicates)?;
+        self.counter("adverts_older", "Copies older than the stored advert", counters.older)?;
+        self.counter("advert_twins", "Adverts of a node that differ under one version", counters.twins)?;
+        let refused: Vec<_> = counters.refused.iter().map(|(why, number)| (word(*why), *number)).collect();
+        self.counters("adverts_refused", "Adverts refused", "reason", &refused)?;
+        self.counter("repairs", "Repairs this node began", counters.repairs)?;
+        self.counter("adverts_repaired", "Adverts given to peers in repairs", counters.repaired)?;
+        self.counter("records_not_published", "Own records that found no room", counters.not_published)
+    }
+
+    fn flows(&mut self, flows: &FlowCounts) -> fmt::Result {
+        self.gauge("flows_open", "Flows open", flows.open)?;
+        let opened = [("local", flows.opened), ("peer", flows.served)];
+        self.counters("flows_opened", "Flows opened by who asked", "client", &opened)?;
+        self.counters("flows_refused", "Flows refused or failed", "reason", &flows.refused)?;
+        self.counter("flow_retries", "Instances tried in vain before another one", flows.retries)?;
+        let bytes = [("in", flows.bytes_in), ("out", flows.bytes_out)];
+        self.family(
+            "flow_bytes",
+            "Bytes of flows",
+            Some(&Unit::Bytes),
+            "direction",
+            &bytes,
+            ConstCounter::new,
+        )
+    }
+
+    fn dns(&mut self, dns: &DnsCounts) -> fmt::Result {
+        self.counters("dns_responses", "DNS responses by outcome", "outcome", &outcomes(dns))?;
+        self.counter("dns_truncated", "DNS responses that did not fit", dns.truncated)?;
+        self.counter("dns_dropped", "DNS messages without a response", dns.dropped)?;
+        self.counter("dns_refused_sources", "Clients that may not ask", dns.refused_source)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.single(name, help, &ConstGauge::new(clamped(value)))
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.single(name, help, &ConstCounter::new(value))
+    }
+
+    fn single<M: EncodeMetric>(&mut self, name: &str, help: &str, metric: &M) -> fmt::Result {
+        metric.encode(self.0.encode_descriptor(name, &sentence(help), None, metric.metric_type())?)
+    }
+
+    fn gauges(&mut self, name: &str, help: &str, label: &str, values: &[(&str, u64)]) -> fmt::Result {
+        self.family(name, help, None, label, values, |value| ConstGauge::new(clamped(value)))
+    }
+
+    fn counters(&mut self, name: &str, help: &str, label: &str, values: &[(&str, u64)]) -> fmt::Result {
+        self.family(name, help, None, label, values, ConstCounter::new)
+    }
+
+    fn family<M: EncodeMetric>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        label: &str,
+        values: &[(&str, u64)],
+        metric: impl Fn(u64) -> M,
+    ) -> fmt::Result {
+        let name = unit.and_then(|unit| name.strip_suffix(&format!("_{}", unit.as_str()))).unwrap_or(name);
+        let kind = metric(0).metric_type();
+        let mut family = self.0.encode_descriptor(name, &sentence(help), unit, kind)?;
+        for (value, number) in values {
+            metric(*number).encode(family.encode_family(&[(label, *value)])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn sentence(help: &str) -> String {
+    format!("{help}.")
+}
+
+fn clamped(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Response codes in words; an answer without records of the asked type has its own.
+const fn outcomes(counts: &DnsCounts) -> [(&'static str, u64); 7] {
+    [
+        ("noerror", counts.noerror),
+        ("nodata", counts.nodata),
+        ("nxdomain", counts.nxdomain),
+        ("refused", counts.refused),
+        ("servfail", counts.servfail),
+        ("formerr", counts.formerr),
+        ("notimp", counts.notimp),
+    ]
+}
+
+const fn word(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Header => "header",
+        Refusal::Mesh => "mesh",
+        Refusal::Signature => "signature",
+        Refusal::Content => "content",
+        Refusal::Certificate => "certificate",
+        Refusal::TooManyNodes => "too_many_nodes",
+        Refusal::TooManyHeld => "too_many_held",
+        Refusal::Rate => "rate",
+        Refusal::TooOld => "too_old",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn readings() -> Readings {
+        Readings {
+            dns: DnsCounts { nodata: 7, dropped: 1, ..DnsCounts::default() },
+            members: vec![("alive", 3), ("suspect", 0)],
+            registrations: vec![("passing", 2)],
+            vip_ports: vec![("bound", 4), ("stolen", 1)],
+            flows: FlowCounts {
+                open: 1,
+                opened: 9,
+                refused: vec![("denied", 2)],
+                bytes_in: 70_000,
+                bytes_out: 5,
+                ..FlowCounts::default()
+            },
+        }
+    }
+
+    /// Returns (name, kind) of every metric that the text describes, and checks its form on the way
+    /// (OpenMetrics 1.0, the parts that `promtool` looks at).
+    fn described(text: &str) -> BTreeMap<String, String> {
+        assert!(text.ends_with("# EOF\n"), "{text}");
+        let mut kinds = BTreeMap::new();
+        let mut helped = std::collections::BTreeSet::new();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            match words[..] {
+                ["#", "HELP", name, ..] => {
+                    assert!(line.ends_with('.') && !line.ends_with(".."), "{line}");
+                    assert!(helped.insert(name.to_owned()), "{line} is there twice");
+                }
+                ["#", "TYPE", name, kind] => {
+                    assert!(
+                        kinds.insert(name.to_owned(), kind.to_owned()).is_none(),
+                        "{line} is there twice"
+                    );
+                }
+                ["#", "UNIT", name, unit] => assert!(name.ends_with(unit), "{line}"),
+                ["#", "EOF"] => {}
+                [sample, value] => {
+                    let name = sample.split('{').next().expect("a name");
+                    let family = name.strip_suffix("_total").unwrap_or(name);
+                    let kind = kinds.get(family).unwrap_or_else(|| panic!("{line} has no type"));
+                    assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+                    assert!(value.parse::<u64>().is_ok(), "{line}");
+                }
+                _ => panic!("{line}"),
+            }
+        }
+        assert!(kinds.keys().all(|name| helped.contains(name)));
+        kinds
+    }
+
+    /// Metrics where everything was counted once.
+    fn counted() -> Metrics {
+        let metrics = Metrics::default();
+        metrics.handshake_refused("tls");
+        metrics.handshake_refused("tls");
+        metrics.handshake_refused("timeout");
+        metrics.bad_frame();
+        metrics.dial_failed();
+        metrics.membership_queue_full();
+        metrics.renewed();
+        metrics.swim_refused();
+        metrics.join("admitted");
+        let refused = BTreeMap::from([(Refusal::Signature, 4)]);
+        metrics.catalog(&Counters { held: 2, accepted: 5, refused, ..Counters::default() });
+        metrics.read_from(readings);
+        metrics
+    }
+
+    #[test]
+    fn the_text_is_well_formed_and_every_name_is_ours() {
+        for (metrics, at_least) in [(Metrics::default(), 20), (counted(), 30)] {
+            let kinds = described(&metrics.render());
+            assert!(kinds.len() >= at_least, "{} {kinds:?}", kinds.len());
+            assert!(kinds.keys().all(|name| name.starts_with("gossamer_")), "{kinds:?}");
+            assert_eq!(kinds["gossamer_flow_bytes"], "counter");
+            assert_eq!(kinds["gossamer_members"], "gauge");
+        }
+    }
+
+    #[test]
+    fn what_is_counted_or_read_is_shown() {
+        let shown = counted().snapshot();
+        for (name, value) in [
+            ("gossamer_handshakes_refused_total{reason=\"tls\"}", 2),
+            ("gossamer_handshakes_refused_total{reason=\"timeout\"}", 1),
+            ("gossamer_bad_frames_total", 1),
+            ("gossamer_dial_failures_total", 1),
+            ("gossamer_membership_queue_full_total", 1),
+            ("gossamer_identity_renewals_total", 1),
+            ("gossamer_swim_packets_refused_total", 1),
+            ("gossamer_joins_total{outcome=\"admitted\"}", 1),
+            ("gossamer_adverts_held", 2),
+            ("gossamer_adverts_accepted_total", 5),
+            ("gossamer_adverts_refused_total{reason=\"signature\"}", 4),
+            ("gossamer_repairs_total", 0),
+            ("gossamer_members{state=\"alive\"}", 3),
+            ("gossamer_members{state=\"suspect\"}", 0),
+            ("gossamer_registrations{health=\"passing\"}", 2),
+            ("gossamer_vip_ports{state=\"stolen\"}", 1),
+            ("gossamer_flows_open", 1),
+            ("gossamer_flows_opened_total{client=\"local\"}", 9),
+            ("gossamer_flows_refused_total{reason=\"denied\"}", 2),
+            ("gossamer_flow_bytes_total{direction=\"in\"}", 70_000),
+            ("gossamer_dns_responses_total{outcome=\"nodata\"}", 7),
+            ("gossamer_dns_dropped_total", 1),
+        ] {
+            assert_eq!(shown.get(name), Some(&value), "{name} in {shown:#?}");
+        }
+    }
+
+    #[test]
+    fn values_are_read_again_at_each_scrape() {
+        let metrics = Metrics::default();
+        let scrapes = std::sync::atomic::AtomicU64::new(0);
+        metrics.read_from(move || {
+            let open = scrapes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Readings { flows: FlowCounts { open, ..FlowCounts::default() }, ..Readings::default() }
+        });
+        assert_eq!(metrics.snapshot()["gossamer_flows_open"], 0);
+        assert_eq!(metrics.snapshot()["gossamer_flows_open"], 1);
+    }
+
+    #[test]
+    fn the_latest_counters_of_the_catalog_are_shown() {
+        let metrics = Metrics::default();
+        assert_eq!(metrics.snapshot()["gossamer_repairs_total"], 0);
+        metrics.catalog(&Counters { repairs: 1, ..Counters::default() });
+        metrics.catalog(&Counters { repairs: 3, ..Counters::default() });
+        assert_eq!(metrics.snapshot()["gossamer_repairs_total"], 3);
+    }
+
+    #[test]
+    fn a_number_beyond_a_gauge_is_shown_as_the_most_it_can_hold() {
+        assert_eq!(clamped(u64::MAX), i64::MAX);
+        assert_eq!(clamped(7), 7);
+    }
+}

@@ -1,0 +1,127 @@
+//! Where log lines go and which ones are written.
+//!
+//! Owns: the subscriber. Must not know: what is logged. Driven by: `cli`, once, before anything else runs.
+
+use std::io;
+
+use tracing::Level;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{Layer, Registry, fmt};
+
+use crate::config::LogFormat;
+
+/// Writes log lines to standard error from here on: standard output belongs to the commands' data.
+///
+/// # Errors
+/// Somebody has installed a subscriber before; that one stays.
+pub fn install(level: Level, format: LogFormat) -> Result<(), TryInitError> {
+    tracing_subscriber::registry().with(layer(level, format, io::stderr)).try_init()
+}
+
+/// Libraries that say more than an operator wants at the level of ours: hickory and quinn describe single
+/// packets at INFO, rustls every failed handshake of a stranger at WARN.
+const CALMED: [(&str, Level); 3] =
+    [("hickory_server", Level::WARN), ("quinn", Level::WARN), ("rustls", Level::ERROR)];
+
+/// Returns what is written: our own lines up to `level`, those of loud libraries up to their own bound
+/// unless `level` asks for details.
+fn filter(level: Level) -> Targets {
+    let is_detailed = level > Level::INFO;
+    let bounds = CALMED.map(|(target, bound)| (target, if is_detailed { level } else { bound.min(level) }));
+    Targets::new().with_default(LevelFilter::from_level(level)).with_targets(bounds)
+}
+
+fn layer<W>(level: Level, format: LogFormat, writer: W) -> Box<dyn Layer<Registry> + Send + Sync>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let lines = fmt::layer().with_writer(writer).with_ansi(false);
+    match format {
+        LogFormat::Text => lines.with_filter(filter(level)).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_filter(filter(level)).boxed(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// Collects lines in memory.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut lines = self.0.lock().map_err(|_| io::ErrorKind::Other)?;
+            lines.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn written(level: Level, format: LogFormat, log: impl FnOnce()) -> String {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let layer = layer(level, format, move || writer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
+        let bytes = lines.0.lock().expect("not poisoned").clone();
+        String::from_utf8(bytes).expect("text")
+    }
+
+    fn log_everything() {
+        tracing::debug!("ours in detail");
+        tracing::info!(node = "vm-b", "ours");
+        tracing::info!(target: "quinn::connection", "a packet");
+        tracing::warn!(target: "rustls::server", "a stranger");
+        tracing::error!(target: "rustls::server", "a fault");
+    }
+
+    #[test]
+    fn loud_libraries_are_calmed_at_the_default_level() {
+        let text = written(Level::INFO, LogFormat::Text, log_everything);
+        assert!(text.contains("ours") && text.contains("a fault"), "{text}");
+        for unwanted in ["in detail", "a packet", "a stranger"] {
+            assert!(!text.contains(unwanted), "{text}");
+        }
+    }
+
+    #[test]
+    fn who_asks_for_details_gets_those_of_libraries_too() {
+        let text = written(Level::DEBUG, LogFormat::Text, log_everything);
+        for wanted in ["in detail", "a packet", "a stranger"] {
+            assert!(text.contains(wanted), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_stricter_level_binds_libraries_too() {
+        let text = written(Level::ERROR, LogFormat::Text, || {
+            log_everything();
+            tracing::warn!(target: "quinn", "a dropped packet");
+        });
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+
+    #[test]
+    fn every_json_line_is_one_object_with_its_fields() {
+        let text = written(Level::INFO, LogFormat::Json, log_everything);
+        assert_eq!(text.lines().count(), 2);
+        let first: serde_json::Value =
+            serde_json::from_str(text.lines().next().expect("a line")).expect("json");
+        assert_eq!((first["message"].as_str(), first["node"].as_str()), (Some("ours"), Some("vm-b")));
+        assert_eq!(first["level"], "INFO");
+    }
+
+    #[test]
+    fn text_has_no_terminal_codes() {
+        assert!(!written(Level::INFO, LogFormat::Text, log_everything).contains('\u{1b}'));
+    }
+}
