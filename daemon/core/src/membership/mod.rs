@@ -168,8 +168,13 @@ impl Membership {
         self.peers.connect(peer);
         if self.table.is_up(peer) {
             self.send_hash(peer);
+            return;
+        }
+        self.announce(peer, now);
+        if self.table.get(peer).is_none() && self.table.len() > FULL_STATE_TO_STRANGERS {
+            // It has what it needs from its first peer, or asks for it because it is alone.
+            self.send_hash(peer);
         } else {
-            self.announce(peer, now);
             self.send_full_state(peer, now);
         }
     }
@@ -386,3 +391,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 
 /// How many peers are asked after a pause; each tells all it knows.
 const ASKED_AFTER_PAUSE: usize = 3;
+
+/// Up to this many members a stranger gets the full state at once: it fits one packet. Above, a newcomer that
+/// connects to everybody would get everything from everybody.
+const FULL_STATE_TO_STRANGERS: usize = 50;

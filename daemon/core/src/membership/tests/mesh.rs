@@ -87,6 +87,19 @@ fn a_node_that_restarts_after_its_death_was_known_is_alive_again() {
 }
 
 #[test]
+fn a_rolling_restart_downs_nobody_and_all_see_all_after_it() {
+    let mut sim = Sim::settled(30, 26);
+    for node in 0..30 {
+        sim.kill(node);
+        sim.run(SECOND / 2);
+        sim.restart(node, 2, (node + 15) % 30);
+    }
+    let took = sim.run_until(10 * SECOND, Sim::all_see_all).expect("all see all");
+    assert!(took < SECOND, "took {took:?}");
+    assert!(sim.verdicts().is_empty(), "{:?}", sim.verdicts());
+}
+
+#[test]
 fn a_node_that_lost_its_epoch_renews_itself_above_what_others_know() {
     let mut sim = Sim::settled(5, 11);
     sim.kill(3);

@@ -294,6 +294,15 @@ fn a_peer_known_as_alive_gets_the_hash_only() {
 }
 
 #[test]
+fn a_stranger_to_a_large_mesh_gets_an_announce_and_the_hash_only() {
+    let mut probe = Probe::with_peer();
+    probe.members(PEER, (10..100).map(|n| entry(n, 1, SwimState::Alive)).collect(), false);
+    let outputs = probe.give(Input::Connected { peer: node(3) });
+    assert_eq!(messages_to(&outputs, 3), [SwimMessage::Announce]);
+    assert!(matches!(frames(&outputs)[..], [Frame::MemberHash(_)]), "{outputs:?}");
+}
+
+#[test]
 fn a_lasting_difference_of_hashes_is_answered_with_the_full_state() {
     let mut probe = Probe::with_peer();
     let hash = |probe: &mut Probe| probe.give(Input::MemberHash { from: node(PEER), hash: 1 });

@@ -101,8 +101,10 @@ impl Sim {
 
     /// Starts a killed node without memory and connects it to one peer.
     pub(super) fn restart(&mut self, node: usize, epoch: u64, peer: usize) {
-        for other in self.nodes.iter_mut().flatten() {
-            other.connected.remove(&node);
+        for other in self.running().collect::<Vec<_>>() {
+            if self.node(other).connected.remove(&node) {
+                self.deliver(other, Input::Disconnected { peer: id(node) });
+            }
         }
         self.start(node, epoch);
         self.connect(node, peer);
