@@ -1,0 +1,181 @@
+//! Ages and rates: how long ago a node was heard of, and how fast adverts may come.
+//!
+//! Owns: the arithmetic of travelling ages and the token bucket. Must not know: what is aged or counted.
+//! Driven by: `store`, `own`, `repair`, `accept`.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use gossamer_wire::NodeId;
+use gossamer_wire::limits::{ADVERT_BURST, ADVERT_RATE, FORGET_AFTER, MAX_NODES, OFFER_UNTIL};
+
+/// Seconds a copy had when it came, and when it came. Grows with the local clock only.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Age {
+    seconds: u32,
+    at: Instant,
+}
+
+impl Age {
+    pub(super) const fn received(seconds: u32, at: Instant) -> Self {
+        Self { seconds, at }
+    }
+
+    pub(super) fn at(self, now: Instant) -> Duration {
+        Duration::from_secs(self.seconds.into()) + now.saturating_duration_since(self.at)
+    }
+
+    /// Returns the seconds to hand on. Rounded up: rounded down, two nodes that keep telling each other
+    /// would hold an age still.
+    pub(super) fn to_wire(self, now: Instant) -> u32 {
+        let age = self.at(now);
+        let up = age.as_secs() + u64::from(age.subsec_nanos() > 0);
+        u32::try_from(up).unwrap_or(u32::MAX)
+    }
+
+    /// Returns when the age reaches `limit`; `None` when it has.
+    pub(super) fn reaches(self, limit: Duration, now: Instant) -> Option<Instant> {
+        let left = limit.checked_sub(self.at(now))?;
+        (!left.is_zero()).then(|| now + left)
+    }
+
+    pub(super) fn younger(self, other: Self, now: Instant) -> Self {
+        if other.at(now) < self.at(now) { other } else { self }
+    }
+}
+
+/// How long the entries of a silent node are offered and kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Patience {
+    /// Age from which they are not handed on.
+    pub(super) offer: Duration,
+    /// Age at which they are dropped.
+    pub(super) forget: Duration,
+}
+
+/// Shortest memory of an ephemeral node: its lease, else a refresh that is late would forget it.
+const MIN_FORGET: Duration = super::own::EPHEMERAL_LEASE;
+
+impl Patience {
+    /// Returns the patience for a node whose certificate claims this ephemeral lifetime; 0 is a lasting node.
+    pub(super) fn of(ephemeral_seconds: u32) -> Self {
+        if ephemeral_seconds == 0 {
+            return Self { offer: OFFER_UNTIL, forget: FORGET_AFTER };
+        }
+        let forget = Duration::from_secs(ephemeral_seconds.into()).clamp(MIN_FORGET, FORGET_AFTER);
+        Self { offer: forget * 23 / 24, forget }
+    }
+}
+
+/// A token bucket.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bucket {
+    tokens: f64,
+    at: Instant,
+    rate: f64,
+    burst: f64,
+}
+
+impl Bucket {
+    /// Makes a full bucket of `burst` tokens, refilled with `rate` tokens a second.
+    pub(super) const fn full(rate: f64, burst: f64, now: Instant) -> Self {
+        Self { tokens: burst, at: now, rate, burst }
+    }
+
+    /// Takes one token; `false` when there is none.
+    pub(super) fn take(&mut self, now: Instant) -> bool {
+        let refill = now.saturating_duration_since(self.at).as_secs_f64() * self.rate;
+        self.tokens = (self.tokens + refill).min(self.burst);
+        self.at = self.at.max(now);
+        let is_there = self.tokens >= 1.0;
+        if is_there {
+            self.tokens -= 1.0;
+        }
+        is_there
+    }
+
+    /// Returns when a token is there at the latest, reckoned from the last `take`.
+    pub(super) fn ready_at(&self) -> Instant {
+        let lack = (1.0 - self.tokens).max(0.0);
+        // A millisecond more than needed: rounding must not wake the owner before the token is there.
+        self.at + Duration::from_secs_f64(lack / self.rate) + Duration::from_millis(1)
+    }
+}
+
+/// Token buckets of what each peer gives of each owner.
+#[derive(Debug, Default)]
+pub(super) struct Rates(BTreeMap<(NodeId, NodeId), Bucket>);
+
+/// Most buckets: a joiner hears of [`MAX_NODES`] owners from a few peers at once. About 4 MiB when full.
+const MAX_RATES: usize = 4 * MAX_NODES;
+
+impl Rates {
+    /// Takes a token of (giver, owner); `false` when the giver sends too much of that owner.
+    pub(super) fn take(&mut self, giver: NodeId, owner: NodeId, now: Instant) -> bool {
+        if self.0.len() >= MAX_RATES && !self.0.contains_key(&(giver, owner)) {
+            let refilled = Duration::from_secs_f64(ADVERT_BURST / ADVERT_RATE);
+            self.0.retain(|_, bucket| now.saturating_duration_since(bucket.at) < refilled);
+            if self.0.len() >= MAX_RATES {
+                return false;
+            }
+        }
+        let bucket = || Bucket::full(ADVERT_RATE, ADVERT_BURST, now);
+        self.0.entry((giver, owner)).or_insert_with(bucket).take(now)
+    }
+
+    /// Drops the buckets of a peer.
+    pub(super) fn drop_peer(&mut self, giver: NodeId) {
+        self.0.retain(|(of, _), _| *of != giver);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_received_age_grows_with_the_local_clock() {
+        let start = crate::catalog::tests::start();
+        let age = Age::received(10, start);
+        assert_eq!(age.at(start + SECOND), 11 * SECOND);
+        assert_eq!(age.to_wire(start), 10);
+        assert_eq!(age.to_wire(start + SECOND / 2), 11);
+        assert_eq!(age.reaches(15 * SECOND, start), Some(start + 5 * SECOND));
+        assert_eq!(age.reaches(10 * SECOND, start), None);
+    }
+
+    #[test]
+    fn telling_each_other_never_makes_an_age_younger_than_the_truth() {
+        let start = crate::catalog::tests::start();
+        let (mut here, mut there) = (Age::received(0, start), Age::received(0, start));
+        for step in 1..100 {
+            let now = start + step * SECOND / 3;
+            there = there.younger(Age::received(here.to_wire(now), now), now);
+            here = here.younger(Age::received(there.to_wire(now), now), now);
+            assert!(here.at(now) >= now - start);
+        }
+    }
+
+    #[test]
+    fn an_ephemeral_node_is_forgotten_after_its_own_time() {
+        assert_eq!(Patience::of(0), Patience { offer: OFFER_UNTIL, forget: FORGET_AFTER });
+        assert_eq!(Patience::of(600).forget, 600 * SECOND);
+        assert!(Patience::of(600).offer < 600 * SECOND);
+        assert_eq!(Patience::of(1).forget, MIN_FORGET);
+        assert_eq!(Patience::of(u32::MAX).forget, FORGET_AFTER);
+    }
+
+    #[test]
+    fn a_bucket_gives_its_burst_and_then_its_rate() {
+        let start = crate::catalog::tests::start();
+        let mut bucket = Bucket::full(2.0, 3.0, start);
+        let taken = |bucket: &mut Bucket, now| (0..10).filter(|_| bucket.take(now)).count();
+        assert_eq!(taken(&mut bucket, start), 3);
+        assert!(bucket.ready_at() > start && bucket.ready_at() < start + SECOND);
+        assert!(bucket.clone().take(bucket.ready_at()));
+        assert_eq!(taken(&mut bucket, start + SECOND), 2);
+        assert_eq!(taken(&mut bucket, start + 100 * SECOND), 3);
+    }
+}
