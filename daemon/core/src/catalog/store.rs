@@ -1,0 +1,306 @@
+//! The store: adverts by owner, the names they serve, and the root hash.
+//!
+//! Owns: which advert is newest, which nodes are remembered, the hash and its recent values. Must not know:
+//! signatures, peers, what is sent. Driven by: `accept` (puts), `repair` (compares), `view` (reads).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use gossamer_wire::advert::{Advert, AdvertId, Kind, Slot};
+use gossamer_wire::frame::AdvertCopy;
+use gossamer_wire::limits::MAX_NODES;
+use gossamer_wire::{NodeId, ServiceName};
+use sha2::{Digest, Sha256};
+
+use super::age::Age;
+use super::owner::{Owner, Settled};
+use super::receive::Content;
+use super::{Key, MemberLiveness};
+use crate::time::Now;
+
+/// How long an own hash counts as recent: a peer that shows it is merely behind.
+const RECENT: Duration = Duration::from_secs(10);
+/// Most recent hashes kept: 64 changes a second for all of [`RECENT`], some owners at once.
+const MAX_RECENT: usize = 4_096;
+/// How long the epoch of a forgotten node is remembered, so that nothing older comes back.
+const REMEMBER: Duration = Duration::from_secs(7 * 24 * 3_600);
+
+/// How an advert compares with what is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// Newer, or its slot is empty.
+    New,
+    /// The very same bytes.
+    Same,
+    /// The same version with other bytes.
+    Twin,
+    /// Older than the stored one, or of an epoch that is over.
+    Older,
+}
+
+pub(super) struct Store {
+    me: NodeId,
+    owners: BTreeMap<NodeId, Owner>,
+    by_service: BTreeMap<ServiceName, BTreeSet<NodeId>>,
+    members: BTreeMap<NodeId, MemberLiveness>,
+    /// When to settle which owner again.
+    wakes: BTreeSet<(Instant, NodeId)>,
+    forgotten: BTreeMap<NodeId, (u64, Instant)>,
+    hash: u64,
+    /// Hashes that were current, and until when.
+    recent: VecDeque<(Instant, u64)>,
+}
+
+/// What settling one owner changed for readers.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    pub(super) accepted: Vec<Key>,
+    pub(super) withdrawn: Vec<Key>,
+    pub(super) services: BTreeSet<ServiceName>,
+    pub(super) is_forgotten: bool,
+}
+
+impl Store {
+    pub(super) const fn new(me: NodeId) -> Self {
+        Self {
+            me,
+            owners: BTreeMap::new(),
+            by_service: BTreeMap::new(),
+            members: BTreeMap::new(),
+            wakes: BTreeSet::new(),
+            forgotten: BTreeMap::new(),
+            hash: 0,
+            recent: VecDeque::new(),
+        }
+    }
+
+    /// Stores a judged advert that is [`Known::New`]. Returns `false` when there is no room for its owner.
+    /// Call [`Self::settle`] for the owner before the next read.
+    pub(super) fn put(&mut self, advert: Advert, content: Content, age: u32, now: Now) -> bool {
+        let node = advert.id().slot.node;
+        let age = Age::received(age, now.mono);
+        let entry_hash = hash_of(advert.id());
+        if let Some(owner) = self.owners.get_mut(&node) {
+            owner.put(advert, entry_hash, content, age, now.mono);
+            return true;
+        }
+        let Content::Card(said) = content else { return false };
+        if self.owners.len() >= MAX_NODES && node != self.me {
+            return false;
+        }
+        self.owners.insert(node, Owner::new(advert, entry_hash, *said, age));
+        true
+    }
+
+    /// Makes the stored adverts of a node at most `age` seconds old.
+    pub(super) fn make_younger(&mut self, node: NodeId, age: u32, now: Now) {
+        if let Some(owner) = self.owners.get_mut(&node) {
+            owner.make_younger(Age::received(age, now.mono), now.mono);
+        }
+    }
+
+    /// Brings everything that follows from the adverts of one node up to date.
+    pub(super) fn settle(&mut self, node: NodeId, now: Now) -> Changes {
+        let is_own = node == self.me;
+        let liveness = self.liveness(node);
+        let Some(owner) = self.owners.get_mut(&node) else { return Changes::default() };
+        let Settled { accepted, withdrawn, mut services, wake, sum_before, sum, must_go } =
+            owner.settle(is_own, liveness, now);
+        let (old_wake, new_wake) = wake;
+        old_wake.map(|at| self.wakes.remove(&(at, node)));
+        new_wake.map(|at| self.wakes.insert((at, node)));
+        for (service, _) in &accepted {
+            self.by_service.entry(service.clone()).or_default().insert(node);
+        }
+        for (service, _) in &withdrawn {
+            if !owner.serves(service) {
+                remove_from(&mut self.by_service, service, node);
+            }
+        }
+        self.set_hash(self.hash.wrapping_sub(sum_before).wrapping_add(sum), now.mono);
+        if must_go {
+            services.extend(self.forget(node, now));
+        }
+        Changes { accepted, withdrawn, services, is_forgotten: must_go }
+    }
+
+    /// Returns a node that is due to be settled again.
+    pub(super) fn next_due(&self, now: Instant) -> Option<NodeId> {
+        self.wakes.first().filter(|(at, _)| *at <= now).map(|&(_, node)| node)
+    }
+
+    /// Returns when the first node is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.wakes.first().map(|&(at, _)| at)
+    }
+
+    /// Notes what membership says; returns whether it changed.
+    pub(super) fn set_member(&mut self, node: NodeId, state: MemberLiveness) -> bool {
+        let is_gone = matches!(state, MemberLiveness::Down | MemberLiveness::Left);
+        // Membership forgets its dead; only those with entries here must be remembered as such.
+        let before = if is_gone && !self.owners.contains_key(&node) {
+            self.members.remove(&node)
+        } else {
+            self.members.insert(node, state)
+        };
+        before != Some(state)
+    }
+
+    /// Compares an advert with what is stored and remembered.
+    pub(super) fn compare(&self, advert: &Advert, now: Instant) -> Known {
+        let id = advert.id();
+        let stored = self.owners.get(&id.slot.node).and_then(|owner| owner.advert(id.slot));
+        match stored {
+            Some(stored) if stored.id() == id && stored.bytes() == advert.bytes() => Known::Same,
+            Some(stored) if stored.id() == id => Known::Twin,
+            _ if self.lacks(id, now) => Known::New,
+            _ => Known::Older,
+        }
+    }
+
+    /// Returns whether this version is newer than everything known of its slot.
+    pub(super) fn lacks(&self, id: AdvertId, now: Instant) -> bool {
+        match self.owners.get(&id.slot.node) {
+            Some(owner) => owner.lacks(id, now),
+            None => self.forgotten.get(&id.slot.node).is_none_or(|(epoch, _)| id.version.epoch >= *epoch),
+        }
+    }
+
+    /// Returns whether there is room for a node.
+    pub(super) fn has_room_for(&self, node: NodeId) -> bool {
+        self.owners.len() < MAX_NODES || self.owners.contains_key(&node) || node == self.me
+    }
+
+    pub(super) fn owner(&self, node: NodeId) -> Option<&Owner> {
+        self.owners.get(&node)
+    }
+
+    pub(super) fn owner_mut(&mut self, node: NodeId) -> Option<&mut Owner> {
+        self.owners.get_mut(&node)
+    }
+
+    pub(super) fn owners(&self) -> impl Iterator<Item = (NodeId, &Owner)> {
+        self.owners.iter().map(|(&node, owner)| (node, owner))
+    }
+
+    pub(super) fn owner_ids(&self) -> Vec<NodeId> {
+        self.owners.keys().copied().collect()
+    }
+
+    /// Returns the nodes that serve a service, with their entries.
+    pub(super) fn serving<'a>(&'a self, service: &ServiceName) -> impl Iterator<Item = (NodeId, &'a Owner)> {
+        let nodes = self.by_service.get(service).into_iter().flatten();
+        nodes.filter_map(|node| self.owners.get_key_value(node)).map(|(&node, owner)| (node, owner))
+    }
+
+    pub(super) fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.by_service.keys()
+    }
+
+    /// Returns what membership says of a node; one it never named is down.
+    pub(super) fn liveness(&self, node: NodeId) -> MemberLiveness {
+        if node == self.me {
+            return MemberLiveness::Alive;
+        }
+        self.members.get(&node).copied().unwrap_or(MemberLiveness::Down)
+    }
+
+    pub(super) fn alive_members(&self) -> impl Iterator<Item = NodeId> {
+        self.members.iter().filter(|(_, state)| **state == MemberLiveness::Alive).map(|(&node, _)| node)
+    }
+
+    /// Returns the copy of one slot, when it may be offered.
+    pub(super) fn copy(&self, slot: Slot, now: Instant) -> Option<AdvertCopy> {
+        let owner =
+            self.owners.get(&slot.node).filter(|owner| slot.node == self.me || owner.is_offered(now))?;
+        owner.advert(slot).map(|advert| self.copy_of(owner, advert, now))
+    }
+
+    /// Returns copies of all adverts of one owner: card, fragments, head.
+    pub(super) fn copies(&self, node: NodeId, now: Instant) -> Vec<AdvertCopy> {
+        let owner = self.owners.get(&node);
+        owner.into_iter().flat_map(|o| o.adverts().map(move |advert| self.copy_of(o, advert, now))).collect()
+    }
+
+    /// Returns all ids that may be offered, in the order of their slots.
+    pub(super) fn offered(&self, now: Instant) -> impl Iterator<Item = AdvertId> {
+        let offered = move |(node, owner): &(NodeId, &Owner)| *node == self.me || owner.is_offered(now);
+        self.owners().filter(offered).flat_map(|(_, owner)| owner.adverts().map(Advert::id))
+    }
+
+    pub(super) const fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// Returns whether a hash is mine, or was within the last 10 s.
+    pub(super) fn had_hash(&self, hash: u64, now: Instant) -> bool {
+        let is_recent = |until: Instant| now.saturating_duration_since(until) <= RECENT;
+        self.hash == hash || self.recent.iter().any(|&(until, old)| old == hash && is_recent(until))
+    }
+
+    fn copy_of(&self, owner: &Owner, advert: &Advert, now: Instant) -> AdvertCopy {
+        let age = if advert.id().slot.node == self.me { 0 } else { owner.age().to_wire(now) };
+        AdvertCopy { age, bytes: advert.bytes().to_vec() }
+    }
+
+    fn set_hash(&mut self, hash: u64, now: Instant) {
+        if hash == self.hash {
+            return;
+        }
+        self.recent.push_back((now, self.hash));
+        self.hash = hash;
+        while self.recent.len() > MAX_RECENT
+            || self.recent.front().is_some_and(|&(until, _)| now.saturating_duration_since(until) > RECENT)
+        {
+            self.recent.pop_front();
+        }
+    }
+
+    /// Drops a silent node and remembers its epoch. Returns the services it served.
+    fn forget(&mut self, node: NodeId, now: Now) -> BTreeSet<ServiceName> {
+        let Some(owner) = self.owners.remove(&node) else { return BTreeSet::new() };
+        owner.wake().map(|at| self.wakes.remove(&(at, node)));
+        self.members.retain(|member, state| {
+            *member != node || matches!(state, MemberLiveness::Alive | MemberLiveness::Suspect)
+        });
+        let services: BTreeSet<_> = owner.services().cloned().collect();
+        for service in &services {
+            remove_from(&mut self.by_service, service, node);
+        }
+        self.forgotten.retain(|_, (_, until)| *until > now.mono);
+        if self.forgotten.len() < MAX_NODES {
+            self.forgotten.insert(node, (owner.epoch(), now.mono + REMEMBER));
+        }
+        services
+    }
+}
+
+fn remove_from(
+    by_service: &mut BTreeMap<ServiceName, BTreeSet<NodeId>>,
+    service: &ServiceName,
+    node: NodeId,
+) {
+    if let Some(nodes) = by_service.get_mut(service) {
+        nodes.remove(&node);
+        if nodes.is_empty() {
+            by_service.remove(service);
+        }
+    }
+}
+
+/// The part of one advert in the root hash, equal on every node; heads have none.
+fn hash_of(id: AdvertId) -> u64 {
+    let kind = match id.slot.kind {
+        Kind::Card => 1_u8,
+        Kind::Records => 2,
+        Kind::Head => return 0,
+    };
+    let mut hasher = Sha256::new();
+    hasher.update(id.slot.node.as_bytes());
+    hasher.update([kind]);
+    hasher.update(id.slot.k.to_be_bytes());
+    hasher.update(id.version.epoch.to_be_bytes());
+    hasher.update(id.version.seq.to_be_bytes());
+    let digest: [u8; 32] = hasher.finalize().into();
+    digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
