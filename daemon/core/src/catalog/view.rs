@@ -1,0 +1,250 @@
+//! What readers see: services with their instances in failover order, and nodes.
+//!
+//! Owns: visibility, imports, nearness and the state of an instance, as of one moment. Must not know: adverts,
+//! peers, load, health checks. Driven by: the index of the daemon, which copies views out on `ServiceChanged`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use gossamer_wire::{
+    GroupName, Health, InstanceName, NodeId, NodeName, Port, RegionName, ServiceName, ServiceRecord, Tries,
+    ZoneName,
+};
+
+use super::owner::{Gate, Owner};
+use super::{Catalog, CatalogConfig, MemberLiveness};
+use crate::time::Now;
+
+/// How near an instance is; the order is the failover order of design section 9, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Nearness {
+    /// On this node.
+    SameNode,
+    /// On a node of the own group.
+    Group,
+    /// In the own zone.
+    Zone,
+    /// In the own region.
+    Region,
+    /// Anywhere else.
+    Any,
+}
+
+/// Whether an instance may be used, or the first reason why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstanceState {
+    /// It may.
+    Usable,
+    /// Its node is no live member.
+    NodeDown,
+    /// No head of its node came for a whole lease.
+    LeaseOver,
+    /// Its exporter's check fails.
+    Failing,
+    /// Its weight is 0.
+    Drained,
+}
+
+/// One instance as this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstanceView {
+    /// The node it runs on.
+    pub node: NodeId,
+    /// That node's name.
+    pub node_name: NodeName,
+    /// That node's group, from its certificate.
+    pub group: GroupName,
+    /// The instance.
+    pub instance: InstanceName,
+    /// Ports clients may use.
+    pub ports: Vec<Port>,
+    /// Share of traffic among equal instances.
+    pub weight: u16,
+    /// The exporter's verdict.
+    pub health: Health,
+    /// Whether it may be used.
+    pub state: InstanceState,
+    /// How near it is.
+    pub nearness: Nearness,
+    /// Its node's addresses.
+    pub addresses: Vec<SocketAddr>,
+    /// Free pairs.
+    pub metadata: Vec<(String, String)>,
+    /// Tries of the VIP function.
+    pub tries: Tries,
+    /// Whether its exporter lets this node's group see and call it.
+    pub visible: bool,
+    /// Whether it is behind the short name: of the own group, or imported.
+    pub imported: bool,
+    /// Known from disk only; no word of its node since the start.
+    pub stale: bool,
+}
+
+/// A service as this node sees it. Both lists: nearest first, then by node id and instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceView {
+    /// The service.
+    pub service: ServiceName,
+    /// Instances this node's group may see, usable or not.
+    pub instances: Vec<InstanceView>,
+    /// Instances whose exporters do not admit this node's group: for `services --all` and `trace` only.
+    pub hidden: Vec<InstanceView>,
+}
+
+/// A node as this one sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeView {
+    /// The node.
+    pub node: NodeId,
+    /// Its name, from its certificate.
+    pub name: NodeName,
+    /// Its group, from its certificate.
+    pub group: GroupName,
+    /// Its zone.
+    pub zone: Option<ZoneName>,
+    /// Its region.
+    pub region: Option<RegionName>,
+    /// Free labels.
+    pub labels: Vec<(String, String)>,
+    /// Where it may be dialled.
+    pub addresses: Vec<SocketAddr>,
+    /// Relays that keep a connection to it.
+    pub relays: Vec<NodeId>,
+    /// Its starts.
+    pub epoch: u64,
+    /// Records that count.
+    pub records: usize,
+    /// Time since it was heard of, here or where the copy came from.
+    pub age: Duration,
+    /// What is left of its lease; zero when it is over. The own lease never ends here.
+    pub lease_left: Duration,
+    /// What membership says.
+    pub liveness: MemberLiveness,
+    /// Adverts of it that wait for a card or an issuer.
+    pub held: usize,
+    /// Fragments of it whose content does not decode here.
+    pub quarantined: usize,
+    /// Records outside its claims, which are not served.
+    pub outside_claims: usize,
+    /// Whether its certificate is one of the mesh and has not ended, and it is not evicted; else its records are
+    /// not served.
+    pub trusted: bool,
+    /// End of its certificate, seconds since the Unix epoch.
+    pub not_after: u64,
+}
+
+impl Catalog {
+    /// Returns a service as it stands at `now`; `None` when no held advert of a trusted node names it.
+    pub fn service(&self, service: &ServiceName, now: Now) -> Option<ServiceView> {
+        let mut all = Vec::new();
+        for (node, owner) in self.store.serving(service) {
+            let gate = owner.gate_at(node == self.config.node, self.store.liveness(node), now);
+            if gate.is_trusted {
+                let of_service = owner.served().values().filter(|record| record.service == *service);
+                all.extend(of_service.map(|record| self.instance(node, owner, gate, record)));
+            }
+        }
+        if all.is_empty() {
+            return None;
+        }
+        // The sort is stable and owners come by node id, their records by instance.
+        all.sort_by_key(|instance: &InstanceView| instance.nearness);
+        let (instances, hidden) = all.into_iter().partition(|instance| instance.visible);
+        Some(ServiceView { service: service.clone(), instances, hidden })
+    }
+
+    /// Returns the names of all services any node offers, in order.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.store.services()
+    }
+
+    /// Returns all nodes whose card is held, by id.
+    pub fn nodes(&self, now: Now) -> Vec<NodeView> {
+        self.store.owners().map(|(node, owner)| self.node_view(node, owner, now)).collect()
+    }
+
+    /// Returns one node.
+    pub fn node(&self, node: NodeId, now: Now) -> Option<NodeView> {
+        self.store.owner(node).map(|owner| self.node_view(node, owner, now))
+    }
+
+    /// Returns where a node may be dialled; `None` while its card is not held.
+    pub fn node_addresses(&self, node: NodeId) -> Option<&[SocketAddr]> {
+        self.store.owner(node).map(|owner| owner.card().addresses.as_slice())
+    }
+
+    fn node_view(&self, node: NodeId, owner: &Owner, now: Now) -> NodeView {
+        let (card, leaf) = (owner.card().clone(), owner.leaf());
+        let liveness = self.store.liveness(node);
+        let is_own = node == self.config.node;
+        NodeView {
+            node,
+            name: leaf.name.clone(),
+            group: leaf.group.clone(),
+            zone: card.zone,
+            region: card.region,
+            labels: card.labels,
+            addresses: card.addresses,
+            relays: card.relays,
+            epoch: owner.epoch(),
+            records: owner.served().len(),
+            age: if is_own { Duration::ZERO } else { owner.age().at(now.mono) },
+            lease_left: if is_own { Duration::MAX } else { owner.lease_left(now.mono) },
+            liveness,
+            held: self.held.of_node(node),
+            quarantined: owner.quarantined().count(),
+            outside_claims: owner.outside_claims(),
+            trusted: owner.gate_at(is_own, liveness, now).is_trusted,
+            not_after: leaf.not_after,
+        }
+    }
+
+    fn instance(&self, node: NodeId, owner: &Owner, gate: Gate, record: &ServiceRecord) -> InstanceView {
+        let group = &owner.leaf().group;
+        let own_group = &self.config.group;
+        InstanceView {
+            node,
+            node_name: owner.leaf().name.clone(),
+            group: group.clone(),
+            instance: record.instance.clone(),
+            ports: record.ports.clone(),
+            weight: record.weight,
+            health: record.health,
+            state: state(gate, record),
+            nearness: nearness(&self.config, node, owner),
+            addresses: owner.card().addresses.clone(),
+            metadata: record.metadata.clone(),
+            tries: record.tries,
+            visible: record.visibility.admits(group, own_group),
+            imported: group == own_group || self.config.imports.rank(&record.service, group).is_some(),
+            stale: owner.is_stale(),
+        }
+    }
+}
+
+const fn state(gate: Gate, record: &ServiceRecord) -> InstanceState {
+    match record.health {
+        _ if !gate.is_member => InstanceState::NodeDown,
+        _ if !gate.has_lease => InstanceState::LeaseOver,
+        Health::Failing => InstanceState::Failing,
+        Health::Passing if record.weight == 0 => InstanceState::Drained,
+        Health::Passing => InstanceState::Usable,
+    }
+}
+
+/// A zone is the same when its name is and the regions do not differ.
+fn nearness(config: &CatalogConfig, node: NodeId, owner: &Owner) -> Nearness {
+    let card = owner.card();
+    let regions_meet = config.region.as_ref().zip(card.region.as_ref()).map(|(own, other)| own == other);
+    if node == config.node {
+        Nearness::SameNode
+    } else if owner.leaf().group == config.group {
+        Nearness::Group
+    } else if config.zone.is_some() && config.zone == card.zone && regions_meet != Some(false) {
+        Nearness::Zone
+    } else if regions_meet == Some(true) {
+        Nearness::Region
+    } else {
+        Nearness::Any
+    }
+}
