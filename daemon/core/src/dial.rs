@@ -176,6 +176,11 @@ impl DialBook {
         Some(Dial { node, addresses })
     }
 
+    /// Returns where a node may be dialled, best first; empty when nobody knows.
+    pub fn addresses_of(&self, node: NodeId) -> Vec<SocketAddr> {
+        self.entries.get(&node).map_or_else(Vec::new, Entry::addresses)
+    }
+
     /// Returns when [`Self::next_dial`] has something; `None` while it waits for an answer or a node.
     pub fn next_deadline(&self) -> Option<Instant> {
         if self.in_flight >= MAX_IN_FLIGHT {
