@@ -68,17 +68,22 @@ impl PortState {
     pub const fn may_be_answered(&self) -> bool {
         !matches!(self, Self::Stolen { .. })
     }
-}
 
-impl fmt::Display for PortState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+    /// Returns its name, one word.
+    pub const fn word(&self) -> &'static str {
+        match self {
             Self::Bound => "bound",
             Self::Native => "native",
             Self::Waiting => "waiting",
             Self::Denied { .. } => "denied",
             Self::Stolen { .. } => "stolen",
-        })
+        }
+    }
+}
+
+impl fmt::Display for PortState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
     }
 }
 
@@ -221,6 +226,7 @@ mod tests {
             PortState::Denied { why: String::new() },
         ];
         assert!(answered.iter().all(PortState::may_be_answered));
+        assert_eq!(answered.map(|state| state.to_string()), ["bound", "native", "waiting", "denied"]);
         assert!(!PortState::Stolen { program: None }.may_be_answered());
     }
 }
