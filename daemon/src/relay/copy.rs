@@ -1,0 +1,313 @@
+//! Copying: the bytes of one flow, both ways, until both ends are done or one breaks.
+//!
+//! Owns: half-close, resets, byte counts. Must not know: names, candidates, access.
+//! Driven by: `outbound` and `inbound`, once a flow is open.
+//!
+//! Each direction ends by itself. An error ends both at once, with a reset and never a clean end, so that no
+//! program takes half an answer for a whole one. An idle flow holds no buffer.
+
+use std::collections::VecDeque;
+use std::future::{Future, pending, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use quinn::VarInt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::net::TcpStream;
+use tokio::net::tcp;
+
+use crate::transport::FlowStream;
+
+/// One end of a flow: a local socket or a stream of a data connection.
+pub(super) trait Side: Send {
+    /// Lends the two directions.
+    fn halves(&mut self) -> (impl Source, impl Sink);
+
+    /// Makes the other program see a failure. What was not delivered is lost.
+    fn reset(&mut self);
+}
+
+/// What is read from.
+pub(super) trait Source: Send {
+    /// Returns the next bytes, `None` after a clean end.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    fn next(&mut self) -> impl Future<Output = io::Result<Option<Bytes>>> + Send;
+}
+
+/// What is written to.
+pub(super) trait Sink: Send {
+    /// Writes all bytes.
+    fn put(&mut self, bytes: Bytes) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Ends this direction cleanly.
+    fn finish(&mut self) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Resolves when the other end takes no more bytes, as far as that shows without writing.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    fn refused(&mut self) -> impl Future<Output = io::Error> + Send;
+}
+
+/// An end that is reset when it is dropped, unless it was finished: a panic or a stop is no clean end.
+#[derive(Debug)]
+pub(super) struct Guarded<S: Side> {
+    side: S,
+    is_finished: bool,
+}
+
+impl<S: Side> Guarded<S> {
+    pub(super) const fn new(side: S) -> Self {
+        Self { side, is_finished: false }
+    }
+
+    pub(super) const fn side(&mut self) -> &mut S {
+        &mut self.side
+    }
+
+    /// Lets the end be closed instead of reset.
+    pub(super) const fn finished(&mut self) {
+        self.is_finished = true;
+    }
+}
+
+impl<S: Side> Drop for Guarded<S> {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            self.side.reset();
+        }
+    }
+}
+
+/// Client bytes that came before the flow was open, to be sent (again) first.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Early {
+    pub(super) chunks: VecDeque<Bytes>,
+    /// Bytes that the service has got already.
+    pub(super) sent: u64,
+    /// Whether the client has ended its direction.
+    pub(super) is_ended: bool,
+}
+
+/// Bytes of a flow so far.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// From the client to the service.
+    pub(super) bytes_in: AtomicU64,
+    /// From the service to the client.
+    pub(super) bytes_out: AtomicU64,
+}
+
+/// Which end broke a flow.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// The client's.
+    Client(io::Error),
+    /// The service's.
+    Service(io::Error),
+}
+
+/// Copies until both directions have ended, or one breaks: then both ends are reset.
+pub(super) async fn copy<C: Side, S: Side>(
+    client: &mut Guarded<C>,
+    service: &mut Guarded<S>,
+    early: Early,
+    counts: &Counts,
+) -> Result<(), Broken> {
+    counts.bytes_in.store(early.sent, Ordering::Relaxed);
+    let (from_client, to_client) = client.side.halves();
+    let (from_service, to_service) = service.side.halves();
+    let up = async {
+        let replayed = Replayed { early, then: from_client };
+        pump(replayed, to_service, &counts.bytes_in).await.map_err(|fault| match fault {
+            Fault::Read(error) => Broken::Client(error),
+            Fault::Write(error) => Broken::Service(error),
+        })
+    };
+    let down = async {
+        pump(from_service, to_client, &counts.bytes_out).await.map_err(|fault| match fault {
+            Fault::Read(error) => Broken::Service(error),
+            Fault::Write(error) => Broken::Client(error),
+        })
+    };
+    tokio::try_join!(up, down)?;
+    client.finished();
+    service.finished();
+    Ok(())
+}
+
+enum Fault {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+async fn pump(mut from: impl Source, mut to: impl Sink, count: &AtomicU64) -> Result<(), Fault> {
+    loop {
+        let chunk = tokio::select! {
+            biased;
+            error = to.refused() => Err(Fault::Write(error)),
+            chunk = from.next() => chunk.map_err(Fault::Read),
+        };
+        let Some(chunk) = chunk? else {
+            return to.finish().await.map_err(Fault::Write);
+        };
+        let len = chunk.len() as u64;
+        to.put(chunk).await.map_err(Fault::Write)?;
+        count.fetch_add(len, Ordering::Relaxed);
+    }
+}
+
+struct Replayed<S> {
+    early: Early,
+    then: S,
+}
+
+impl<S: Source> Source for Replayed<S> {
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        match self.early.chunks.pop_front() {
+            Some(chunk) => Ok(Some(chunk)),
+            None if self.early.is_ended => Ok(None),
+            None => self.then.next().await,
+        }
+    }
+}
+
+/// A local program's stream that is no TCP socket, for example an upgraded request of the local API.
+#[derive(Debug)]
+pub(super) struct Plain<T>(pub(super) T);
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Side for Plain<T> {
+    fn halves(&mut self) -> (impl Source, impl Sink) {
+        let (read, write) = tokio::io::split(&mut self.0);
+        (Reading(read), Writing(write))
+    }
+
+    /// Such a stream knows no reset; its owner learns the failure from the flow's result.
+    fn reset(&mut self) {}
+}
+
+impl Side for TcpStream {
+    fn halves(&mut self) -> (impl Source, impl Sink) {
+        let (read, write) = self.split();
+        (Reading(read), TcpWriting(write))
+    }
+
+    /// The reset is sent when the socket is dropped.
+    fn reset(&mut self) {
+        let _ = self.set_zero_linger();
+    }
+}
+
+impl Side for FlowStream {
+    fn halves(&mut self) -> (impl Source, impl Sink) {
+        (Hop(&mut self.recv), HopWriting(&mut self.send))
+    }
+
+    fn reset(&mut self) {
+        let _ = self.send.reset(BROKEN);
+        let _ = self.recv.stop(BROKEN);
+    }
+}
+
+struct Reading<R>(R);
+
+impl<R: AsyncRead + Unpin + Send> Source for Reading<R> {
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let read = poll_fn(|context| {
+            // Lives for one poll only: a flow that waits holds no buffer.
+            let mut buffer = BytesMut::with_capacity(CHUNK);
+            let read = pin!(self.0.read_buf(&mut buffer)).poll(context);
+            read.map_ok(|_| buffer)
+        });
+        let buffer = read.await?;
+        Ok(match buffer.len() {
+            0 => None,
+            len if len < CHUNK / 2 => Some(Bytes::copy_from_slice(&buffer)),
+            _ => Some(buffer.freeze()),
+        })
+    }
+}
+
+struct Writing<W>(W);
+
+impl<W: AsyncWrite + Unpin + Send> Sink for Writing<W> {
+    async fn put(&mut self, bytes: Bytes) -> io::Result<()> {
+        self.0.write_all(&bytes).await?;
+        self.0.flush().await
+    }
+
+    async fn finish(&mut self) -> io::Result<()> {
+        self.0.shutdown().await
+    }
+
+    async fn refused(&mut self) -> io::Error {
+        pending().await
+    }
+}
+
+struct TcpWriting<'a>(tcp::WriteHalf<'a>);
+
+impl Sink for TcpWriting<'_> {
+    async fn put(&mut self, bytes: Bytes) -> io::Result<()> {
+        self.0.write_all(&bytes).await
+    }
+
+    async fn finish(&mut self) -> io::Result<()> {
+        self.0.shutdown().await
+    }
+
+    /// Sees a reset that comes after the program had ended its own direction.
+    async fn refused(&mut self) -> io::Error {
+        match self.0.ready(Interest::ERROR).await {
+            Ok(_) => io::ErrorKind::ConnectionReset.into(),
+            Err(error) => error,
+        }
+    }
+}
+
+struct Hop<'a>(&'a mut quinn::RecvStream);
+
+impl Source for Hop<'_> {
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let chunk = self.0.read_chunk(CHUNK, true).await?;
+        Ok(chunk.map(|chunk| chunk.bytes))
+    }
+}
+
+/// Returns the sending half of a hop alone.
+pub(super) const fn hop_sink(send: &mut quinn::SendStream) -> impl Sink {
+    HopWriting(send)
+}
+
+struct HopWriting<'a>(&'a mut quinn::SendStream);
+
+impl Sink for HopWriting<'_> {
+    async fn put(&mut self, bytes: Bytes) -> io::Result<()> {
+        Ok(self.0.write_chunk(bytes).await?)
+    }
+
+    async fn finish(&mut self) -> io::Result<()> {
+        self.0.finish().map_err(io::Error::from)
+    }
+
+    async fn refused(&mut self) -> io::Error {
+        match self.0.stopped().await {
+            Ok(Some(_)) => io::ErrorKind::ConnectionReset.into(),
+            Ok(None) => pending().await,
+            Err(error) => error.into(),
+        }
+    }
+}
+
+/// Most bytes moved at once: enough to make system calls cheap, small enough for thousands of busy flows.
+pub(super) const CHUNK: usize = 32 * 1_024;
+
+/// Code of the QUIC reset and stop of a broken flow.
+pub(super) const BROKEN: VarInt = VarInt::from_u32(1);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,204 @@
+//! Real sockets and QUIC streams: half-close each way, resets, early bytes, volume.
+
+use super::*;
+
+use std::sync::Arc;
+
+use crate::relay::tests::{Aside, Link, aside, tcp_pair};
+
+/// A client program, a service program, and a flow between them over a QUIC stream.
+struct Flow {
+    client: TcpStream,
+    service: TcpStream,
+    near: Aside<Result<(), Broken>>,
+    far: Aside<Result<(), Broken>>,
+    near_counts: Arc<Counts>,
+    link: Link,
+}
+
+impl Flow {
+    async fn open() -> Self {
+        Self::open_after(Early::default()).await
+    }
+
+    async fn open_after(early: Early) -> Self {
+        let link = Link::new().await;
+        let (client, at_near) = tcp_pair().await;
+        let (service, at_far) = tcp_pair().await;
+        let mut stream = link.open().await;
+        // The far end sees a stream with its first byte, as the open request is in a real flow.
+        stream.send.write_all(b"?").await.expect("open");
+        let mut accepted = link.accept("west").await;
+        accepted.recv.read_exact(&mut [0]).await.expect("first byte");
+        let near_counts = Arc::new(Counts::default());
+        let counts = Arc::clone(&near_counts);
+        let near = run(at_near, stream, early, counts);
+        let far = aside(async move {
+            let (mut peer, mut target) = (Guarded::new(accepted), Guarded::new(at_far));
+            copy(&mut peer, &mut target, Early::default(), &Counts::default()).await
+        });
+        Self { client, service, near, far, near_counts, link }
+    }
+}
+
+fn run(
+    client: TcpStream,
+    stream: FlowStream,
+    early: Early,
+    counts: Arc<Counts>,
+) -> Aside<Result<(), Broken>> {
+    let (mut client, mut stream) = (Guarded::new(client), Guarded::new(stream));
+    aside(async move { copy(&mut client, &mut stream, early, &counts).await })
+}
+
+async fn read_all(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).await?;
+    Ok(all)
+}
+
+async fn assert_reset(stream: &mut TcpStream) {
+    let error = read_all(stream).await.expect_err("a clean end hides the failure");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn the_service_may_speak_first() {
+    let mut flow = Flow::open().await;
+    flow.service.write_all(b"hello").await.expect("written");
+    let mut greeting = [0; 5];
+    flow.client.read_exact(&mut greeting).await.expect("read");
+    assert_eq!(&greeting, b"hello");
+}
+
+#[tokio::test]
+async fn a_client_that_ends_its_direction_still_gets_the_answer() {
+    let mut flow = Flow::open().await;
+    flow.client.write_all(b"question").await.expect("written");
+    flow.client.shutdown().await.expect("half-closed");
+    assert_eq!(read_all(&mut flow.service).await.expect("clean end"), b"question");
+    flow.service.write_all(b"answer").await.expect("written");
+    flow.service.shutdown().await.expect("closed");
+    assert_eq!(read_all(&mut flow.client).await.expect("clean end"), b"answer");
+    assert!(flow.near.end().await.is_ok());
+    assert!(flow.far.end().await.is_ok());
+    assert_eq!(flow.near_counts.bytes_in.load(Ordering::Relaxed), 8);
+    assert_eq!(flow.near_counts.bytes_out.load(Ordering::Relaxed), 6);
+}
+
+#[tokio::test]
+async fn a_service_that_ends_its_direction_still_gets_the_rest() {
+    let mut flow = Flow::open().await;
+    flow.service.write_all(b"go on").await.expect("written");
+    flow.service.shutdown().await.expect("half-closed");
+    assert_eq!(read_all(&mut flow.client).await.expect("clean end"), b"go on");
+    flow.client.write_all(b"the rest").await.expect("written");
+    flow.client.shutdown().await.expect("closed");
+    assert_eq!(read_all(&mut flow.service).await.expect("clean end"), b"the rest");
+    assert!(flow.near.end().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_reset_of_the_service_is_a_reset_at_the_client() {
+    let mut flow = Flow::open().await;
+    flow.service.write_all(b"half an ans").await.expect("written");
+    let mut half = [0; 11];
+    flow.client.read_exact(&mut half).await.expect("read");
+    flow.service.set_zero_linger().expect("option");
+    drop(flow.service);
+    assert_reset(&mut flow.client).await;
+    assert!(matches!(flow.far.end().await, Err(Broken::Service(_))));
+    assert!(matches!(flow.near.end().await, Err(Broken::Service(_))));
+}
+
+#[tokio::test]
+async fn a_reset_of_the_client_is_a_reset_at_the_service() {
+    let mut flow = Flow::open().await;
+    flow.client.set_zero_linger().expect("option");
+    drop(flow.client);
+    assert_reset(&mut flow.service).await;
+    assert!(matches!(flow.near.end().await, Err(Broken::Client(_))));
+    assert!(matches!(flow.far.end().await, Err(Broken::Client(_))));
+}
+
+#[tokio::test]
+async fn a_reset_after_the_clients_clean_end_is_seen_too() {
+    let mut flow = Flow::open().await;
+    flow.client.shutdown().await.expect("half-closed");
+    assert_eq!(read_all(&mut flow.service).await.expect("clean end"), b"");
+    flow.client.set_zero_linger().expect("option");
+    drop(flow.client);
+    assert!(matches!(flow.near.end().await, Err(Broken::Client(_))));
+    assert!(matches!(flow.far.end().await, Err(Broken::Client(_))));
+}
+
+#[tokio::test]
+async fn a_lost_hop_is_a_reset_at_both_programs() {
+    let mut flow = Flow::open().await;
+    flow.link.near.close(9_u32.into(), b"gone");
+    assert_reset(&mut flow.client).await;
+    assert_reset(&mut flow.service).await;
+}
+
+#[tokio::test]
+async fn a_dropped_flow_is_no_clean_end() {
+    let mut flow = Flow::open().await;
+    drop(flow.near);
+    assert_reset(&mut flow.client).await;
+    assert_reset(&mut flow.service).await;
+}
+
+#[tokio::test]
+async fn early_bytes_come_first_and_an_early_end_is_kept() {
+    let chunks = [Bytes::from_static(b"ear"), Bytes::from_static(b"ly")].into();
+    let mut flow = Flow::open_after(Early { chunks, sent: 10, is_ended: true }).await;
+    assert_eq!(read_all(&mut flow.service).await.expect("clean end"), b"early");
+    drop(flow.service);
+    assert_eq!(read_all(&mut flow.client).await.expect("clean end"), b"");
+    assert!(flow.near.end().await.is_ok());
+    assert_eq!(flow.near_counts.bytes_in.load(Ordering::Relaxed), 15);
+}
+
+#[tokio::test]
+async fn ten_megabytes_arrive_unchanged_both_ways_at_once() {
+    let flow = Flow::open().await;
+    let sent: Arc<Vec<u8>> = Arc::new((0..10_000_000_u32).map(|at| (at % 251) as u8).collect());
+    let both = [flow.client, flow.service].map(|stream| {
+        let sent = Arc::clone(&sent);
+        aside(async move {
+            let (mut read, mut write) = stream.into_split();
+            let writing = async {
+                write.write_all(&sent).await.expect("written");
+                write.shutdown().await.expect("ended");
+            };
+            let mut received = Vec::new();
+            let reading = async { read.read_to_end(&mut received).await.expect("read") };
+            tokio::join!(writing, reading);
+            assert!(received == *sent, "the bytes differ");
+        })
+    });
+    for end in both {
+        end.end().await;
+    }
+    assert!(flow.near.end().await.is_ok());
+    assert_eq!(flow.near_counts.bytes_out.load(Ordering::Relaxed), 10_000_000);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_no_socket_is_carried_too() {
+    let (mut program, client) = tokio::io::duplex(64);
+    let (mut service, target) = tcp_pair().await;
+    let carried = aside(async move {
+        let (mut client, mut target) = (Guarded::new(Plain(client)), Guarded::new(target));
+        copy(&mut client, &mut target, Early::default(), &Counts::default()).await
+    });
+    program.write_all(b"question").await.expect("written");
+    program.shutdown().await.expect("ended");
+    assert_eq!(read_all(&mut service).await.expect("clean end"), b"question");
+    service.write_all(&[7; 1_000]).await.expect("written");
+    drop(service);
+    let mut answer = Vec::new();
+    program.read_to_end(&mut answer).await.expect("clean end");
+    assert_eq!(answer, [7; 1_000]);
+    assert!(carried.end().await.is_ok());
+}

@@ -1,0 +1,285 @@
+//! The flow table: which flows live, how many each instance and each peer has, what opening them taught.
+//!
+//! Owns: those counts. Must not know: sockets, bytes. Driven by: `outbound` and `inbound`; read by status.
+//!
+//! A lock and no task, because every flow counts itself in and out; it is held for single map operations.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use gossamer_core::select::{Load, Standing};
+use gossamer_wire::limits::MAX_FLOWS_PER_PEER;
+use gossamer_wire::{InstanceName, NodeId, NodeName, ServiceName};
+
+/// A flow's id, the same in the logs of both nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowId(pub u64);
+
+impl FlowId {
+    pub(super) fn random() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl fmt::Display for FlowId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Which end of a flow this node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    /// A local program calls.
+    Outbound,
+    /// A local service is called.
+    Inbound,
+}
+
+/// A living flow.
+#[derive(Clone, Debug)]
+pub struct FlowInfo {
+    /// Its id.
+    pub flow: FlowId,
+    /// This node's end.
+    pub direction: Direction,
+    /// The service.
+    pub service: ServiceName,
+    /// The instance.
+    pub instance: InstanceName,
+    /// The node at the other end; the own one for a flow that stays here.
+    pub peer: NodeName,
+    /// Where the target is, when it is on this node.
+    pub target: Option<SocketAddr>,
+    /// When it was opened.
+    pub since: Instant,
+}
+
+/// An instance, as the table knows it.
+pub(super) type InstanceKey = (NodeId, ServiceName, InstanceName);
+
+/// The table. Clones are handles.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Flows(Arc<Mutex<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    live: BTreeMap<u64, FlowInfo>,
+    instances: BTreeMap<InstanceKey, Known>,
+    inbound: BTreeMap<NodeId, u32>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    in_flight: u32,
+    standing: Standing,
+}
+
+impl Flows {
+    /// Returns load and ejection of an instance.
+    pub(super) fn judge(&self, key: &InstanceKey, now: Instant) -> (Load, bool) {
+        self.lock().instances.get(key).map_or_else(Default::default, |known| {
+            let load = Load { in_flight: known.in_flight, connect: known.standing.connect() };
+            (load, known.standing.is_ejected(now))
+        })
+    }
+
+    /// Notes that a flow to an instance could be opened. The flow counts until the guard is dropped.
+    pub(super) fn opened(&self, key: InstanceKey, took: Duration) -> InFlight {
+        let mut table = self.lock();
+        table.forget_some();
+        let known = table.instances.entry(key.clone()).or_default();
+        known.standing.handle_opened(took);
+        known.in_flight += 1;
+        InFlight { flows: self.clone(), key }
+    }
+
+    /// Notes that a flow to an instance could not be opened.
+    pub(super) fn failed(&self, key: InstanceKey, now: Instant) {
+        let mut table = self.lock();
+        table.forget_some();
+        table.instances.entry(key).or_default().standing.handle_failed(now);
+    }
+
+    /// Counts an inbound flow of a peer; `None` when it has too many.
+    pub(super) fn admit(&self, peer: NodeId) -> Option<Admitted> {
+        let mut table = self.lock();
+        let count = table.inbound.entry(peer).or_default();
+        if *count >= MAX_FLOWS_PER_PEER {
+            return None;
+        }
+        *count += 1;
+        Some(Admitted { flows: self.clone(), peer })
+    }
+
+    /// Lists a flow until the guard is dropped.
+    pub(super) fn list(&self, info: FlowInfo) -> Listed {
+        let mut table = self.lock();
+        table.next += 1;
+        let key = table.next;
+        table.live.insert(key, info);
+        Listed { flows: self.clone(), key }
+    }
+
+    /// Returns the living flows, oldest first.
+    pub(super) fn snapshot(&self) -> Vec<FlowInfo> {
+        self.lock().live.values().cloned().collect()
+    }
+
+    /// Returns how many flows live.
+    pub(super) fn len(&self) -> usize {
+        self.lock().live.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // No operation leaves the table half-done, so a panic elsewhere does not spoil it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// Keeps the memory of instances bounded: what has no flow is forgotten when there is too much.
+    fn forget_some(&mut self) {
+        if self.instances.len() >= MAX_KNOWN {
+            self.instances.retain(|_, known| known.in_flight > 0);
+        }
+    }
+}
+
+/// A flow counted at its instance.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    flows: Flows,
+    key: InstanceKey,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if let Some(known) = self.flows.lock().instances.get_mut(&self.key) {
+            known.in_flight = known.in_flight.saturating_sub(1);
+        }
+    }
+}
+
+/// A flow counted at its peer.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    flows: Flows,
+    peer: NodeId,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut table = self.flows.lock();
+        if let Some(count) = table.inbound.get_mut(&self.peer) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                table.inbound.remove(&self.peer);
+            }
+        }
+    }
+}
+
+/// A flow in the list of living ones.
+#[derive(Debug)]
+pub(super) struct Listed {
+    flows: Flows,
+    key: u64,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.flows.lock().live.remove(&self.key);
+    }
+}
+
+/// Instances remembered before idle ones are forgotten: more than one node calls, and below 1 MiB.
+const MAX_KNOWN: usize = 4_096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use gossamer_core::select::EJECT_AFTER;
+
+    fn key(number: u8) -> InstanceKey {
+        let node = NodeId::from_bytes([number; 16]);
+        (node, "orders".parse().expect("name"), "db-0".parse().expect("name"))
+    }
+
+    #[test]
+    fn a_flow_counts_at_its_instance_while_it_lives() {
+        let (flows, now) = (Flows::default(), Instant::now());
+        let first = flows.opened(key(1), Duration::from_millis(4));
+        let second = flows.opened(key(1), Duration::from_millis(4));
+        let load = Load { in_flight: 2, connect: Duration::from_millis(4) };
+        assert_eq!(flows.judge(&key(1), now), (load, false));
+        drop((first, second));
+        assert_eq!(flows.judge(&key(1), now).0.in_flight, 0);
+        assert_eq!(flows.judge(&key(2), now), (Load::default(), false));
+    }
+
+    #[test]
+    fn failures_in_a_row_eject_until_one_flow_opens() {
+        let (flows, now) = (Flows::default(), Instant::now());
+        for _ in 0..EJECT_AFTER {
+            flows.failed(key(1), now);
+        }
+        assert!(flows.judge(&key(1), now).1);
+        drop(flows.opened(key(1), Duration::ZERO));
+        assert!(!flows.judge(&key(1), now).1);
+    }
+
+    #[test]
+    fn a_peer_has_a_bounded_number_of_flows() {
+        let flows = Flows::default();
+        let peer = NodeId::from_bytes([1; 16]);
+        let mut admitted: Vec<_> = (0..MAX_FLOWS_PER_PEER).map(|_| flows.admit(peer)).collect();
+        assert!(admitted.iter().all(Option::is_some));
+        assert!(flows.admit(peer).is_none());
+        assert!(flows.admit(NodeId::from_bytes([2; 16])).is_some());
+        admitted.pop();
+        assert!(flows.admit(peer).is_some());
+        admitted.clear();
+        assert!(flows.lock().inbound.is_empty());
+    }
+
+    #[test]
+    fn living_flows_are_listed_oldest_first() {
+        let flows = Flows::default();
+        let info = |flow| FlowInfo {
+            flow: FlowId(flow),
+            direction: Direction::Outbound,
+            service: "orders".parse().expect("name"),
+            instance: "db-0".parse().expect("name"),
+            peer: "vm-b".parse().expect("name"),
+            target: None,
+            since: Instant::now(),
+        };
+        let (first, _second) = (flows.list(info(9)), flows.list(info(5)));
+        let ids = || flows.snapshot().iter().map(|info| info.flow.0).collect::<Vec<_>>();
+        assert_eq!(ids(), [9, 5]);
+        drop(first);
+        assert_eq!(ids(), [5]);
+        assert_eq!(FlowId(5).to_string(), "0000000000000005");
+    }
+
+    #[test]
+    fn the_memory_of_instances_is_bounded() {
+        let flows = Flows::default();
+        let busy = flows.opened(key(1), Duration::from_millis(1));
+        for number in 0..2 * MAX_KNOWN as u32 {
+            let mut id = [0; 16];
+            id[..4].copy_from_slice(&number.to_be_bytes());
+            let (_, service, instance) = key(0);
+            flows.failed((NodeId::from_bytes(id), service, instance), Instant::now());
+        }
+        assert!(flows.lock().instances.len() <= MAX_KNOWN);
+        assert_eq!(flows.judge(&key(1), Instant::now()).0.in_flight, 1);
+        drop(busy);
+    }
+}

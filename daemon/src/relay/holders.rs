@@ -1,0 +1,171 @@
+//! Who listens on the TCP ports of this machine, and which program it is.
+//!
+//! Owns: the kernel's socket table and the way from a socket to its program. Must not know: VIPs, services.
+//! Driven by: `vips`, before it listens and when it may not.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+/// A listening socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Listener {
+    pub(super) address: SocketAddr,
+    /// Its number in `/proc/PID/fd`.
+    pub(super) inode: u64,
+}
+
+impl Listener {
+    pub(super) fn is_wildcard(&self) -> bool {
+        self.address.ip().is_unspecified()
+    }
+}
+
+/// The listening TCP sockets of this network namespace at one moment.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Holders(Vec<Listener>);
+
+impl Holders {
+    /// Reads the kernel's tables; what cannot be read is left out.
+    pub(super) fn read_blocking() -> Self {
+        let mut found = Vec::new();
+        for table in TABLES {
+            let text = fs::read_to_string(table).unwrap_or_default();
+            found.extend(text.lines().skip(1).filter_map(parse_line));
+        }
+        Self(found)
+    }
+
+    /// Returns who would receive a connection to `vip`, on which this daemon does not listen itself.
+    ///
+    /// An IPv6 wildcard counts: whether it takes IPv4 too is in no table, and nearly all do.
+    pub(super) fn holder(&self, vip: SocketAddr) -> Option<Listener> {
+        let on_port = || self.0.iter().filter(|listener| listener.address.port() == vip.port());
+        on_port()
+            .find(|listener| listener.address == vip)
+            .or_else(|| on_port().find(|l| l.is_wildcard()))
+            .copied()
+    }
+
+    /// Returns whether what answers on `target` listens on the wildcard; `None` when nobody answers there.
+    pub(super) fn is_wildcard(&self, target: SocketAddr) -> Option<bool> {
+        let listens = |ip: IpAddr| {
+            let address = SocketAddr::new(ip, target.port());
+            self.0.iter().any(|listener| listener.address == address)
+        };
+        let ip = target.ip().to_canonical();
+        if listens(ip) {
+            return Some(false);
+        }
+        let is_wildcard =
+            listens(Ipv6Addr::UNSPECIFIED.into()) || (ip.is_ipv4() && listens(Ipv4Addr::UNSPECIFIED.into()));
+        is_wildcard.then_some(true)
+    }
+}
+
+/// Finds the program that holds a socket; `None` when it belongs to somebody whose files we may not see.
+pub(super) fn program_blocking(inode: u64) -> Option<String> {
+    let wanted = format!("socket:[{inode}]");
+    let holds = |process: &Path| {
+        let files = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        files
+            .filter_map(|file| fs::read_link(file.path()).ok())
+            .any(|link| link.as_os_str() == wanted.as_str())
+    };
+    let mut processes = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path());
+    let process = processes.find(|process| is_process(process) && holds(process))?;
+    let name = fs::read_to_string(process.join("comm")).ok()?;
+    Some(name.trim().chars().filter(|char| !char.is_control()).collect())
+}
+
+fn is_process(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit))
+}
+
+/// Parses `sl local remote state tx:rx tr:when retrnsmt uid timeout inode ..` when it is a listening socket.
+fn parse_line(line: &str) -> Option<Listener> {
+    let fields: Vec<_> = line.split_ascii_whitespace().collect();
+    let [_, local, _, LISTEN, _, _, _, _, _, inode, ..] = fields[..] else { return None };
+    Some(Listener { address: parse_address(local)?, inode: inode.parse().ok()? })
+}
+
+/// Parses `0100007F:1538`: 32-bit words in the byte order of the machine, then the port.
+fn parse_address(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |at: usize| Some(u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
+    let ip = match ip.len() {
+        8 => IpAddr::from(word(0)?),
+        32 => {
+            let words = [word(0)?, word(8)?, word(16)?, word(24)?].concat();
+            IpAddr::from(<[u8; 16]>::try_from(words).ok()?)
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip.to_canonical(), port))
+}
+
+/// `self` and not `net`: the former is there also when only own processes are visible.
+const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+
+/// How the tables write "listening".
+const LISTEN: &str = "0A";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::net::TcpListener;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().expect("address")
+    }
+
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn listening_sockets_are_read_from_the_kernels_lines() {
+        let rest = "00000000:00000000 00:00000000 00000000 104 0 4711 1 0 100 0 0 10 0";
+        let read = |local: &str, state: &str| parse_line(&format!(" 0: {local} 0:0 {state} {rest}"));
+        let found = |text: &str| Some(Listener { address: address(text), inode: 4711 });
+        assert_eq!(read("0100007F:1538", "0A"), found("127.0.0.1:5432"));
+        assert_eq!(read("00000000:0050", "0A"), found("0.0.0.0:80"));
+        assert_eq!(read("00000000000000000000000000000000:0016", "0A"), found("[::]:22"));
+        assert_eq!(read("0000000000000000FFFF00000100007F:0BB8", "0A"), found("127.0.0.1:3000"));
+        assert_eq!(read("0100007F:1538", "01"), None, "connected, not listening");
+        for nonsense in ["", "0: zz:zz 0 0A", "0100007F:1538"] {
+            assert_eq!(parse_line(nonsense), None);
+        }
+        assert_eq!(read("0100007F", "0A"), None);
+        assert_eq!(read("01:0050", "0A"), None);
+        assert_eq!(read("0100007F:99999", "0A"), None);
+    }
+
+    #[test]
+    fn the_listener_on_the_vip_itself_gets_the_connection_before_the_wildcard() {
+        let listener = |text, inode| Listener { address: address(text), inode };
+        let vip = address("127.240.3.4:80");
+        let mut holders = Holders(vec![listener("0.0.0.0:80", 1), listener("127.0.0.1:80", 2)]);
+        assert_eq!(holders.holder(vip).map(|found| found.inode), Some(1));
+        holders.0.push(listener("127.240.3.4:80", 3));
+        assert_eq!(holders.holder(vip).map(|found| found.inode), Some(3));
+        assert_eq!(holders.holder(address("127.240.3.4:81")), None);
+        assert_eq!(Holders(vec![listener("[::]:80", 4)]).holder(vip).map(|found| found.inode), Some(4));
+    }
+
+    #[test]
+    fn real_listeners_are_found_with_their_program() {
+        let (one, all) = (TcpListener::bind("127.0.0.1:0"), TcpListener::bind("0.0.0.0:0"));
+        let port = |listener: &TcpListener| listener.local_addr().expect("bound").port();
+        let (one, all) = (one.expect("free"), all.expect("free"));
+        let holders = Holders::read_blocking();
+        let at = |port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+        assert_eq!(holders.is_wildcard(at(port(&one))), Some(false));
+        assert_eq!(holders.is_wildcard(at(port(&all))), Some(true));
+        let holder =
+            holders.holder(SocketAddr::new([127, 250, 0, 9].into(), port(&all))).expect("the wildcard");
+        assert!(holder.is_wildcard());
+        let own = fs::read_to_string("/proc/self/comm").expect("readable");
+        assert_eq!(program_blocking(holder.inode).as_deref(), Some(own.trim()));
+        assert_eq!(program_blocking(0), None);
+    }
+}

@@ -1,0 +1,160 @@
+//! The exporter's end, asked by a peer over a real QUIC stream.
+
+use super::*;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use gossamer_wire::Visibility;
+
+use crate::register::LocalService;
+use crate::relay::tests::{Bench, HERE, Hops, Link, greeter, local_service, named, service};
+use crate::supervise::Stage;
+
+/// An exporting node of group `west`, and a peer's link to it.
+struct Exporter {
+    bench: Bench,
+    link: Arc<Link>,
+    _programs: Stage,
+}
+
+impl Exporter {
+    /// Starts a node with the service `orders`, instance `db-0`, port 5432; the caller is of `group`.
+    async fn new(caller_group: &'static str, change: impl FnOnce(&mut LocalService)) -> Self {
+        let programs = Stage::default();
+        let bench = Bench::new(HERE, Arc::new(Hops(None)));
+        let mut local = local_service("orders", "db-0", 5432, greeter(&programs).await);
+        change(&mut local);
+        bench.targets.set(vec![local]);
+        let link = Arc::new(Link::new().await);
+        bench.relay.start_inbound(link.serve(&bench.stage, caller_group));
+        Self { bench, link, _programs: programs }
+    }
+
+    async fn ask(&self, bytes: &[u8]) -> FlowStream {
+        let mut stream = self.link.open().await;
+        stream.send.write_all(bytes).await.expect("written");
+        stream
+    }
+
+    /// Opens a flow and returns the status with what follows when the client ends at once.
+    async fn call(&self, request: &OpenRequest) -> (OpenStatus, Vec<u8>) {
+        let mut stream = self.ask(&request.encode().expect("fits")).await;
+        let mut code = [0];
+        stream.recv.read_exact(&mut code).await.expect("a status");
+        let _ = stream.send.finish();
+        let rest = stream.recv.read_to_end(1_000).await.expect("a clean end");
+        (OpenStatus::try_from(code[0]).expect("known"), rest)
+    }
+}
+
+fn request() -> OpenRequest {
+    OpenRequest { flow: 7, service: service("orders"), instance: named("db-0"), port: 5432.into() }
+}
+
+fn unchanged(_: &mut LocalService) {}
+
+#[tokio::test]
+async fn a_peer_of_the_own_group_reaches_the_target() {
+    let exporter = Exporter::new("west", unchanged).await;
+    assert_eq!(exporter.call(&request()).await, (OpenStatus::Open, b"hello  bye".to_vec()));
+    assert_eq!(exporter.bench.relay.counters().served.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_peer_of_another_group_is_denied_unless_it_is_named() {
+    let exporter = Exporter::new("east", unchanged).await;
+    assert_eq!(exporter.call(&request()).await, (OpenStatus::Denied, Vec::new()));
+    let open_to = |groups: Vec<&str>| {
+        let groups = groups.into_iter().map(|group| group.parse().expect("name")).collect();
+        move |local: &mut LocalService| local.targets[0].visibility = Visibility::Groups(groups)
+    };
+    let exporter = Exporter::new("east", open_to(vec!["north"])).await;
+    assert_eq!(exporter.call(&request()).await.0, OpenStatus::Denied);
+    let exporter = Exporter::new("east", open_to(vec!["north", "east"])).await;
+    assert_eq!(exporter.call(&request()).await.0, OpenStatus::Open);
+}
+
+#[tokio::test]
+async fn what_does_not_exist_looks_like_what_is_denied() {
+    let exporter = Exporter::new("west", unchanged).await;
+    let strange = [
+        OpenRequest { service: service("other"), ..request() },
+        OpenRequest { instance: named("db-1"), ..request() },
+        OpenRequest { port: 80.into(), ..request() },
+    ];
+    for request in strange {
+        assert_eq!(exporter.call(&request).await, (OpenStatus::Denied, Vec::new()), "{request:?}");
+    }
+    assert_eq!(exporter.bench.relay.counters().denied.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn a_udp_port_is_no_target_of_a_stream() {
+    let exporter = Exporter::new("west", |local| local.targets[0].transport = Transport::Udp).await;
+    assert_eq!(exporter.call(&request()).await.0, OpenStatus::Denied);
+}
+
+#[tokio::test]
+async fn a_target_nobody_listens_on_is_refused() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("free");
+    let addr = nobody.local_addr().expect("bound");
+    drop(nobody);
+    let exporter = Exporter::new("west", move |local| local.targets[0].addr = addr).await;
+    assert_eq!(exporter.call(&request()).await, (OpenStatus::Refused, Vec::new()));
+}
+
+#[tokio::test]
+async fn the_deny_list_is_asked_again_at_the_dial() {
+    for denied in [
+        "127.0.0.1:4677",
+        "127.240.7.7:5432",
+        "169.254.169.254:80",
+        "[::ffff:169.254.169.254]:80",
+        "[fd00:ec2::254]:80",
+        "224.0.0.1:80",
+        "0.0.0.0:80",
+        "255.255.255.255:80",
+    ] {
+        let addr = denied.parse().expect("address");
+        let exporter = Exporter::new("west", move |local| local.targets[0].addr = addr).await;
+        assert_eq!(exporter.call(&request()).await.0, OpenStatus::Denied, "{denied}");
+    }
+}
+
+#[tokio::test]
+async fn hostile_requests_are_reset_and_counted() {
+    let exporter = Exporter::new("west", unchanged).await;
+    for bytes in [&[0xff, 0xff][..], &[0, 3, 1, 2, 3], &[0, 0]] {
+        let mut stream = exporter.ask(bytes).await;
+        let answer = stream.recv.read_to_end(100).await;
+        assert!(answer.is_err(), "{bytes:?} was answered {answer:?}");
+    }
+    assert_eq!(exporter.bench.relay.counters().malformed.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn living_flows_are_listed_and_stopping_resets_them() {
+    let exporter = Exporter::new("west", unchanged).await;
+    let mut stream = exporter.ask(&request().encode().expect("fits")).await;
+    let mut status_and_greeting = [0; 7];
+    stream.recv.read_exact(&mut status_and_greeting).await.expect("open");
+    let flows = exporter.bench.relay.flows();
+    assert_eq!(flows.len(), 1);
+    assert_eq!((flows[0].flow, flows[0].direction), (FlowId(7), Direction::Inbound));
+    assert!(flows[0].target.is_some());
+
+    exporter.link.far.close(0_u32.into(), b"");
+    let left = exporter.bench.stage.stop(Duration::from_secs(5)).await;
+    assert_eq!(left, 0);
+    assert!(exporter.bench.relay.flows().is_empty());
+}
+
+#[tokio::test]
+async fn a_stop_is_a_reset_and_no_clean_end() {
+    let exporter = Exporter::new("west", unchanged).await;
+    let mut stream = exporter.ask(&request().encode().expect("fits")).await;
+    stream.recv.read_exact(&mut [0; 7]).await.expect("open");
+    exporter.bench.stage.stopping().cancel();
+    assert!(stream.recv.read(&mut [0]).await.is_err());
+}

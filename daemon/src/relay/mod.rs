@@ -1,0 +1,234 @@
+//! The relay: carries TCP flows between local programs and the instances of services.
+//!
+//! Owns: its handle, the flow table, the counters. Must not know: gossip, DNS messages, certificates.
+//! Driven by: VIP listeners (`vips`), the local API (`connect`), streams of peers (`inbound`).
+//!
+//! ```text
+//! program -> listener -> outbound -> hop (transport) -> inbound -> target
+//! ```
+//!
+//! The protocol is never sniffed. Start reading at `outbound`, then `inbound`; `copy` moves the bytes.
+
+mod copy;
+mod flow;
+mod holders;
+mod inbound;
+mod listener;
+mod outbound;
+mod scope;
+mod vips;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use gossamer_core::vip::VipName;
+use gossamer_wire::{GroupName, InstanceName, NodeId, PortName, ServiceName};
+
+pub use flow::{Direction, FlowId, FlowInfo};
+pub use outbound::{Carried, ConnectError};
+pub use scope::PortChoice;
+pub(crate) use scope::behind;
+pub use vips::{VipPort, Vips, VipsParts};
+
+use crate::index::IndexReader;
+use crate::metrics::FlowCounts;
+use crate::register::{DenyList, LocalService, Target, TargetsReader};
+use crate::supervise::Stage;
+use crate::transport::{FlowStream, OpenError, Peers};
+use copy::{Counts, Guarded, Plain};
+use flow::Flows;
+
+/// What the relay is made of.
+#[derive(Debug)]
+pub struct RelayParts {
+    /// Runs the flows.
+    pub stage: Stage,
+    /// This node.
+    pub node: NodeId,
+    /// Its group.
+    pub group: GroupName,
+    /// Where instances are.
+    pub index: IndexReader,
+    /// What runs here.
+    pub targets: Arc<dyn LocalTargets>,
+    /// What is never dialled.
+    pub deny: DenyList,
+    /// The way to other nodes.
+    pub hops: Arc<dyn OpenHop>,
+}
+
+/// Opens streams to other nodes; [`Peers`] but for tests.
+pub trait OpenHop: Send + Sync + fmt::Debug {
+    /// Opens a stream on a data connection to the node. Cancel safe, ends by itself after some seconds.
+    fn open_flow(&self, node: NodeId) -> Opening<'_>;
+}
+
+/// What runs on this node; [`TargetsReader`] but for tests.
+pub trait LocalTargets: Send + Sync + fmt::Debug {
+    /// Finds the target of a port by names, as an open request gives them.
+    fn lookup(&self, service: &ServiceName, instance: &InstanceName, port: &PortName) -> Option<Target>;
+
+    /// Returns all services of this node.
+    fn all(&self) -> Arc<Vec<LocalService>>;
+}
+
+impl LocalTargets for TargetsReader {
+    fn lookup(&self, service: &ServiceName, instance: &InstanceName, port: &PortName) -> Option<Target> {
+        Self::lookup(self, service, instance, port)
+    }
+
+    fn all(&self) -> Arc<Vec<LocalService>> {
+        Self::all(self)
+    }
+}
+
+/// A stream that is being opened.
+pub type Opening<'a> = Pin<Box<dyn Future<Output = Result<FlowStream, OpenError>> + Send + 'a>>;
+
+impl OpenHop for Peers {
+    fn open_flow(&self, node: NodeId) -> Opening<'_> {
+        Box::pin(Self::open_flow(self, node))
+    }
+}
+
+/// The relay. Clones are handles to the same one.
+#[derive(Clone, Debug)]
+pub struct Relay {
+    parts: Arc<RelayParts>,
+    flows: Flows,
+    counters: Arc<RelayCounters>,
+}
+
+impl Relay {
+    /// Makes the relay; nothing runs yet.
+    pub fn new(parts: RelayParts) -> Self {
+        Self { parts: Arc::new(parts), flows: Flows::default(), counters: Arc::default() }
+    }
+
+    /// Starts to serve the streams of peers.
+    pub fn start_inbound(&self, inbound: mpsc::Receiver<FlowStream>) {
+        self.parts.stage.spawn("relay-inbound", self.clone().accept_hops(inbound));
+    }
+
+    /// Carries one flow of a local program that came in by `client`, until it ends: `gossamer forward`, `nc`.
+    ///
+    /// The selection and access rules are those of a VIP; an instance without a group is one of the own
+    /// group. When the flow breaks, `client` is merely dropped:
+    /// pass the failure on to the program.
+    ///
+    /// # Errors
+    /// See [`ConnectError`]; no byte was sent to `client`.
+    pub async fn connect(
+        &self,
+        service: &ServiceName,
+        group: Option<&GroupName>,
+        instance: Option<&InstanceName>,
+        port: PortChoice,
+        client: impl AsyncRead + AsyncWrite + Unpin + Send,
+    ) -> Result<Carried, ConnectError> {
+        let service = service.clone();
+        let name = match (group, instance) {
+            (None, None) => VipName::Service(service),
+            (Some(group), None) => VipName::Group(service, group.clone()),
+            (group, Some(instance)) => {
+                VipName::Instance(service, group.unwrap_or(&self.parts.group).clone(), instance.clone())
+            }
+        };
+        self.carry(&name, &port, Guarded::new(Plain(client))).await
+    }
+
+    /// Returns the living flows, oldest first.
+    pub fn flows(&self) -> Vec<FlowInfo> {
+        self.flows.snapshot()
+    }
+
+    /// Returns the counters.
+    pub fn counters(&self) -> &RelayCounters {
+        &self.counters
+    }
+
+    /// Returns the counters as the metrics want them.
+    pub fn flow_counts(&self) -> FlowCounts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &*self.counters;
+        let refused = [
+            ("unreachable", &counters.failed),
+            ("denied", &counters.denied),
+            ("busy", &counters.busy),
+            ("malformed", &counters.malformed),
+            ("stranger", &counters.strangers),
+        ];
+        FlowCounts {
+            open: self.flows.len() as u64,
+            opened: read(&counters.opened),
+            served: read(&counters.served),
+            refused: refused.map(|(reason, counter)| (reason, read(counter))).into(),
+            retries: read(&counters.retries),
+            bytes_in: read(&counters.bytes_in),
+            bytes_out: read(&counters.bytes_out),
+        }
+    }
+
+    /// Carries a flow that a VIP listener accepted.
+    fn accept_local(&self, client: TcpStream, name: VipName, port: u16) {
+        let _ = client.set_nodelay(true);
+        let (relay, client) = (self.clone(), Guarded::new(client));
+        self.parts.stage.spawn_short("flow", async move {
+            // What became of it is in its access line.
+            let _ = relay.carry(&name, &PortChoice::Number(port), client).await;
+        });
+    }
+}
+
+/// What the relay counts. All only grow.
+#[derive(Debug, Default)]
+pub struct RelayCounters {
+    /// Flows of local programs that reached an instance.
+    pub opened: AtomicU64,
+    /// Flows of local programs that reached none.
+    pub failed: AtomicU64,
+    /// Instances tried in vain.
+    pub retries: AtomicU64,
+    /// Flows of peers that reached their target.
+    pub served: AtomicU64,
+    /// Flows of peers refused because of access, or because there is no such target.
+    pub denied: AtomicU64,
+    /// Flows of peers refused because they have too many.
+    pub busy: AtomicU64,
+    /// Flows of peers whose request is broken or late.
+    pub malformed: AtomicU64,
+    /// Connections to VIPs from other machines, closed.
+    pub strangers: AtomicU64,
+    /// Ports not listened on because of the limit of listeners.
+    pub over_listener_limit: AtomicU64,
+    /// Bytes from clients to services, of ended flows.
+    pub bytes_in: AtomicU64,
+    /// Bytes from services to clients, of ended flows.
+    pub bytes_out: AtomicU64,
+}
+
+impl RelayCounters {
+    /// Adds the bytes of an ended flow and returns them, in and out.
+    fn add_bytes(&self, counts: &Counts) -> (u64, u64) {
+        let add = |sum: &AtomicU64, bytes: &AtomicU64| {
+            let bytes = bytes.load(Ordering::Relaxed);
+            sum.fetch_add(bytes, Ordering::Relaxed);
+            bytes
+        };
+        (add(&self.bytes_in, &counts.bytes_in), add(&self.bytes_out, &counts.bytes_out))
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,361 @@
+//! Outbound flows: from a local program to the best instance that takes it.
+//!
+//! Owns: the tries of one flow, what the client sent meanwhile, the access line of this end.
+//! Must not know: how names resolve, how streams are encrypted. Driven by: VIP listeners and the local API.
+//!
+//! The open request and the client's first bytes go out at once, so neither side of a protocol is delayed.
+//! Until an instance says "open" the client's bytes are kept, so that the next one can be tried instead.
+
+use std::io;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use gossamer_core::catalog::{InstanceState, InstanceView};
+use gossamer_core::select::{self, Candidate, Score};
+use gossamer_core::vip::VipName;
+use gossamer_wire::flow::{OpenRequest, OpenStatus};
+use gossamer_wire::limits::MAX_EARLY_BYTES;
+use gossamer_wire::{InstanceName, NodeId, NodeName, PortName};
+
+use super::copy::{Broken, CHUNK, Counts, Early, Guarded, Side, Sink, Source, copy};
+use super::flow::{Direction, FlowId, FlowInfo, InstanceKey};
+use super::scope::{PortChoice, behind};
+use super::{Relay, count};
+use crate::transport::FlowStream;
+
+/// Why a flow reached no instance. Nothing was sent to the client; a VIP's client gets a reset.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ConnectError {
+    /// The caller's fault: no such service, or none that this node may see or imports.
+    #[error("no service {0} is visible here; `gossamer services --all` lists what is hidden or not imported")]
+    UnknownName(String),
+    /// The caller's fault: no such TCP port, or several and none was named.
+    #[error("{name} has no such TCP port, or several: choose one of {known}")]
+    UnknownPort {
+        /// The name.
+        name: String,
+        /// Its TCP ports.
+        known: String,
+    },
+    /// The exporter's decision, or its record has just gone.
+    #[error("{0} does not admit this node")]
+    Denied(String),
+    /// Nobody's fault here: no instance could be reached. Retry later.
+    #[error("no instance of {name} could be reached: {why}")]
+    Unreachable {
+        /// The name.
+        name: String,
+        /// What the last try met.
+        why: String,
+    },
+    /// The client broke while an instance was looked for.
+    #[error("the client went away")]
+    ClientGone,
+    /// This daemon stops.
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+/// What a finished flow carried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// Its id.
+    pub flow: FlowId,
+    /// Bytes from the client to the service.
+    pub bytes_in: u64,
+    /// Bytes from the service to the client.
+    pub bytes_out: u64,
+    /// Why it did not end cleanly.
+    pub broken: Option<String>,
+}
+
+/// An instance to try.
+#[derive(Clone, Debug)]
+struct Choice {
+    node: NodeId,
+    node_name: NodeName,
+    instance: InstanceName,
+    port: PortName,
+}
+
+/// The far end of an open flow.
+enum Far {
+    Hop(Guarded<FlowStream>),
+    Local(Guarded<TcpStream>),
+}
+
+/// Why one instance did not take the flow.
+enum Failure {
+    /// It says no: access, or no such target.
+    Denied,
+    /// Anything that another try may not meet.
+    Elsewhere(String),
+    Client,
+}
+
+impl Relay {
+    /// Carries a flow until it ends and writes its access line. The client is reset when it fails.
+    pub(super) async fn carry<C: Side>(
+        &self,
+        name: &VipName,
+        port: &PortChoice,
+        mut client: Guarded<C>,
+    ) -> Result<Carried, ConnectError> {
+        let (flow, began) = (FlowId::random(), Instant::now());
+        let stop = self.parts.stage.stopping().clone();
+        let mut early = Early::default();
+        let opened = tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(ConnectError::Stopping),
+            opened = self.open(flow, name, port, &mut client, &mut early) => opened,
+        };
+        let (choice, far) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                count(&self.counters.failed);
+                let service = name.service();
+                tracing::info!(target: "access", %flow, %service, %name, bytes_in = 0, bytes_out = 0,
+                    took = ?began.elapsed(), reason = %error, "flow failed");
+                return Err(error);
+            }
+        };
+        count(&self.counters.opened);
+        let key = choice.key(name);
+        let _in_flight = self.flows.opened(key, began.elapsed());
+        let _listed = self.flows.list(choice.info(flow, name, began));
+        let counts = Counts::default();
+        let copied = async {
+            match far {
+                Far::Hop(mut hop) => copy(&mut client, &mut hop, early, &counts).await,
+                Far::Local(mut target) => copy(&mut client, &mut target, early, &counts).await,
+            }
+        };
+        let reason = tokio::select! {
+            biased;
+            () = stop.cancelled() => Some("stopping".to_owned()),
+            copied = copied => copied.err().map(|broken| broken.to_string()),
+        };
+        let (bytes_in, bytes_out) = self.counters.add_bytes(&counts);
+        tracing::info!(target: "access", %flow, service = %name.service(), instance = %choice.instance,
+            peer = %choice.node_name, bytes_in, bytes_out, took = ?began.elapsed(),
+            reason = reason.as_deref().unwrap_or("done"), "flow ended");
+        Ok(Carried { flow, bytes_in, bytes_out, broken: reason })
+    }
+
+    /// Tries instances, round after round, until one takes the flow or the time is over.
+    async fn open<C: Side>(
+        &self,
+        flow: FlowId,
+        name: &VipName,
+        port: &PortChoice,
+        client: &mut Guarded<C>,
+        early: &mut Early,
+    ) -> Result<(Choice, Far), ConnectError> {
+        let deadline = Instant::now() + OPEN_WITHIN;
+        let mut last = "none is usable".to_owned();
+        loop {
+            let choices = self.choices(name, port)?;
+            let mut denied = 0;
+            for (at, choice) in choices.iter().enumerate() {
+                let is_last = at + 1 == choices.len();
+                let limit = if is_last { LAST_ATTEMPT } else { ATTEMPT };
+                let attempt = timeout(limit, self.attempt(flow, name, choice, client, early));
+                let failure = match timeout_at(deadline, attempt).await {
+                    Ok(Ok(Ok(far))) => return Ok((choice.clone(), far)),
+                    Ok(Ok(Err(failure))) => failure,
+                    Ok(Err(_)) | Err(_) => Failure::Elsewhere("no answer in time".to_owned()),
+                };
+                count(&self.counters.retries);
+                match failure {
+                    Failure::Client => return Err(ConnectError::ClientGone),
+                    Failure::Denied => denied += 1,
+                    Failure::Elsewhere(why) => {
+                        tracing::debug!(%flow, peer = %choice.node_name, reason = %why, "instance not reached");
+                        self.flows.failed(choice.key(name), Instant::now().into_std());
+                        last = format!("{} on {}: {why}", choice.instance, choice.node_name);
+                    }
+                }
+            }
+            if denied > 0 && denied == choices.len() {
+                return Err(ConnectError::Denied(name.to_string()));
+            }
+            if Instant::now() + ROUND_PAUSE >= deadline {
+                return Err(ConnectError::Unreachable { name: name.to_string(), why: last });
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
+        }
+    }
+
+    /// Returns the usable instances of a name, best first; empty when there is none at the moment.
+    fn choices(&self, name: &VipName, port: &PortChoice) -> Result<Vec<Choice>, ConnectError> {
+        let unknown = || ConnectError::UnknownName(name.to_string());
+        let view = self.parts.index.service(name.service()).ok_or_else(unknown)?;
+        let all: Vec<_> = behind(&view, name).collect();
+        if all.is_empty() {
+            return Err(unknown());
+        }
+        let with_port: Vec<_> =
+            all.iter().filter_map(|found| port.find(found).map(|port| (*found, port.name.clone()))).collect();
+        if with_port.is_empty() {
+            let numbers = super::scope::tcp_ports(&view, name);
+            let known: Vec<_> = numbers.iter().map(u16::to_string).collect();
+            return Err(ConnectError::UnknownPort { name: name.to_string(), known: known.join(", ") });
+        }
+        let now = Instant::now().into_std();
+        let usable = with_port.into_iter().filter(|(found, _)| found.state == InstanceState::Usable);
+        let candidates = usable.map(|(found, port)| {
+            let choice = Choice::new(found, port);
+            let (load, ejected) = self.flows.judge(&choice.key(name), now);
+            let score = Score { nearness: found.nearness, ejected, load };
+            Candidate { score, weight: found.weight, item: choice }
+        });
+        Ok(select::order(candidates.collect(), &mut rand::rng()))
+    }
+
+    /// Tries one instance.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: bytes of the client are either in `early` or not read.
+    async fn attempt<C: Side>(
+        &self,
+        flow: FlowId,
+        name: &VipName,
+        choice: &Choice,
+        client: &mut Guarded<C>,
+        early: &mut Early,
+    ) -> Result<Far, Failure> {
+        let request = OpenRequest {
+            flow: flow.0,
+            service: name.service().clone(),
+            instance: choice.instance.clone(),
+            port: choice.port.clone(),
+        };
+        if choice.node == self.parts.node {
+            return match self.dial_target(&request, &self.parts.group).await {
+                Ok(target) => Ok(Far::Local(Guarded::new(target))),
+                Err(status) => Err(status.into()),
+            };
+        }
+        let bytes = request.encode().map_err(elsewhere)?;
+        let stream = self.parts.hops.open_flow(choice.node).await.map_err(elsewhere)?;
+        let mut stream = Guarded::new(stream);
+        match ask(stream.side(), bytes, client.side(), early).await? {
+            OpenStatus::Open => Ok(Far::Hop(stream)),
+            status => Err(status.into()),
+        }
+    }
+}
+
+/// Sends the open request and what the client says meanwhile; returns the answer. When it is "open", `early` is
+/// left with what was not sent yet.
+async fn ask(
+    stream: &mut FlowStream,
+    request: Vec<u8>,
+    client: &mut impl Side,
+    early: &mut Early,
+) -> Result<OpenStatus, Failure> {
+    let FlowStream { send, recv, .. } = stream;
+    send.write_all(&request).await.map_err(elsewhere)?;
+    let mut hop = super::copy::hop_sink(send);
+    let (mut from_client, _) = client.halves();
+    let mut held: usize = early.chunks.iter().map(bytes::Bytes::len).sum();
+    let (mut sent, mut is_taking) = (0, true);
+    loop {
+        if let Some(chunk) = early.chunks.get(sent)
+            && is_taking
+        {
+            // A peer that takes no more has answered, or is lost: both show below.
+            is_taking = hop.put(chunk.clone()).await.is_ok();
+            sent += usize::from(is_taking);
+            continue;
+        }
+        let mut status = [0];
+        tokio::select! {
+            biased;
+            read = recv.read_exact(&mut status) => {
+                read.map_err(elsewhere)?;
+                let [code] = status;
+                let status = OpenStatus::try_from(code).map_err(elsewhere)?;
+                if status == OpenStatus::Open {
+                    early.sent = early.chunks.drain(..sent).map(|chunk| chunk.len() as u64).sum();
+                }
+                return Ok(status);
+            }
+            chunk = from_client.next(), if is_taking && !early.is_ended && held + CHUNK <= MAX_EARLY_BYTES => {
+                match chunk {
+                    Ok(Some(chunk)) => {
+                        held += chunk.len();
+                        early.chunks.push_back(chunk);
+                    }
+                    Ok(None) => early.is_ended = true,
+                    Err(_) => return Err(Failure::Client),
+                }
+            }
+        }
+    }
+}
+
+fn elsewhere(error: impl ToString) -> Failure {
+    Failure::Elsewhere(error.to_string())
+}
+
+impl From<OpenStatus> for Failure {
+    fn from(status: OpenStatus) -> Self {
+        match status {
+            OpenStatus::Denied => Self::Denied,
+            OpenStatus::Busy => elsewhere("the node has too many flows"),
+            OpenStatus::Draining => elsewhere("it is draining"),
+            OpenStatus::Refused | OpenStatus::Open => elsewhere("the target refused the connection"),
+        }
+    }
+}
+
+impl Choice {
+    fn new(found: &InstanceView, port: PortName) -> Self {
+        Self { node: found.node, node_name: found.node_name.clone(), instance: found.instance.clone(), port }
+    }
+
+    fn key(&self, name: &VipName) -> InstanceKey {
+        (self.node, name.service().clone(), self.instance.clone())
+    }
+
+    fn info(&self, flow: FlowId, name: &VipName, began: Instant) -> FlowInfo {
+        FlowInfo {
+            flow,
+            direction: Direction::Outbound,
+            service: name.service().clone(),
+            instance: self.instance.clone(),
+            peer: self.node_name.clone(),
+            target: None,
+            since: began.into_std(),
+        }
+    }
+}
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (end, error): (_, &io::Error) = match self {
+            Self::Client(error) => ("client", error),
+            Self::Service(error) => ("service", error),
+        };
+        write!(f, "{end}: {error}")
+    }
+}
+
+/// How long one instance may take to answer while another one is left (design section 9).
+const ATTEMPT: Duration = Duration::from_millis(500);
+
+/// How long the last one may take: a first connection over a long path needs about a second.
+const LAST_ATTEMPT: Duration = Duration::from_secs(3);
+
+/// How long instances are looked for in all: a dead node is noticed and a program restarted in this time.
+const OPEN_WITHIN: Duration = Duration::from_secs(5);
+
+/// Between two rounds: short beside a restart, long beside a refusal.
+const ROUND_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+//! The caller's end: which instance is reached, what the client sees when none is.
+
+use super::*;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+use gossamer_core::catalog::Nearness;
+use gossamer_wire::Visibility;
+
+use crate::relay::tests::{
+    Aside, Bench, HERE, Hops, Link, THERE, aside, greeter, group, instance, local_service, named, service,
+    service_view, tcp_pair,
+};
+use crate::supervise::Stage;
+
+/// A calling node of group `west` with a link to a serving one.
+struct Mesh {
+    caller: Bench,
+    server: Bench,
+    programs: Stage,
+}
+
+impl Mesh {
+    /// The server offers `orders`, instances `db-0` and `db-1`, by a program that greets; the caller knows them.
+    async fn new() -> Self {
+        let (link, programs) = (Arc::new(Link::new().await), Stage::default());
+        let mut caller = Bench::new(HERE, Arc::new(Hops(Some(Arc::clone(&link)))));
+        let server = Bench::new(THERE, Arc::new(Hops(None)));
+        server.relay.start_inbound(link.serve(&server.stage, "west"));
+        let addr = greeter(&programs).await;
+        let offered = ["db-0", "db-1"].map(|name| local_service("orders", name, 5432, addr));
+        server.targets.set(offered.into());
+        caller.set_service(service_view("orders", vec![instance("db-0", "west"), instance("db-1", "west")]));
+        Self { caller, server, programs }
+    }
+
+    fn connect(&self) -> (DuplexStream, Aside<Result<Carried, ConnectError>>) {
+        let (program, client) = duplex(1 << 20);
+        let relay = self.caller.relay.clone();
+        let flow =
+            aside(
+                async move { relay.connect(&service("orders"), None, None, PortChoice::Only, client).await },
+            );
+        (program, flow)
+    }
+}
+
+/// Says `text`, ends, and returns all that came back.
+async fn talk(mut program: DuplexStream, text: &[u8]) -> Vec<u8> {
+    program.write_all(text).await.expect("written");
+    program.shutdown().await.expect("ended");
+    let mut answer = Vec::new();
+    program.read_to_end(&mut answer).await.expect("read");
+    answer
+}
+
+#[tokio::test]
+async fn a_flow_reaches_an_instance_on_another_node() {
+    let mesh = Mesh::new().await;
+    let (program, flow) = mesh.connect();
+    assert_eq!(talk(program, b"how are you").await, b"hello how are you bye");
+    let carried = flow.end().await.expect("reached");
+    assert_eq!((carried.bytes_in, carried.bytes_out, carried.broken), (11, 21, None));
+    let counts = mesh.caller.relay.flow_counts();
+    assert_eq!((counts.opened, counts.open, counts.bytes_in, counts.bytes_out), (1, 0, 11, 21));
+    assert!(mesh.caller.relay.flows().is_empty());
+}
+
+#[tokio::test]
+async fn the_service_greets_before_the_client_said_anything() {
+    let mesh = Mesh::new().await;
+    let (mut program, _flow) = mesh.connect();
+    let mut greeting = [0; 6];
+    program.read_exact(&mut greeting).await.expect("read");
+    assert_eq!(&greeting, b"hello ");
+    let flows = mesh.caller.relay.flows();
+    assert_eq!((flows.len(), flows[0].direction), (1, Direction::Outbound));
+    assert_eq!(mesh.server.relay.flows()[0].flow, flows[0].flow, "one id on both nodes");
+}
+
+#[tokio::test]
+async fn a_refused_flow_is_retried_elsewhere_with_what_the_client_said() {
+    let mesh = Mesh::new().await;
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").expect("free").local_addr().expect("bound");
+    let alive = greeter(&mesh.programs).await;
+    let offered = [local_service("orders", "db-0", 5432, dead), local_service("orders", "db-1", 5432, alive)];
+    mesh.server.targets.set(offered.into());
+    for _ in 0..10 {
+        let (program, flow) = mesh.connect();
+        assert_eq!(talk(program, b"again").await, b"hello again bye");
+        flow.end().await.expect("reached");
+    }
+    assert_eq!(mesh.caller.relay.counters().opened.load(Ordering::Relaxed), 10);
+    assert_eq!(mesh.caller.relay.counters().failed.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_program_that_restarts_is_reached_when_it_is_back() {
+    let mesh = Mesh::new().await;
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").expect("free").local_addr().expect("bound");
+    mesh.server.targets.set(vec![local_service("orders", "db-0", 5432, dead)]);
+    let (program, flow) = mesh.connect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let alive = greeter(&mesh.programs).await;
+    mesh.server.targets.set(vec![local_service("orders", "db-0", 5432, alive)]);
+    assert_eq!(talk(program, b"you").await, b"hello you bye");
+    flow.end().await.expect("reached");
+}
+
+#[tokio::test]
+async fn a_name_that_admits_nobody_fails_at_once() {
+    let mesh = Mesh::new().await;
+    mesh.server.targets.set(Vec::new());
+    let (_program, flow) = mesh.connect();
+    let began = Instant::now();
+    let error = flow.end().await.expect_err("denied");
+    assert_eq!(error, ConnectError::Denied("orders".to_owned()));
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn unknown_names_and_ports_are_told_apart() {
+    let mesh = Mesh::new().await;
+    let relay = &mesh.caller.relay;
+    let connect = async |name: &str, port| {
+        let (_program, client) = duplex(64);
+        relay.connect(&service(name), None, None, port, client).await.expect_err("nobody")
+    };
+    assert_eq!(connect("nothing", PortChoice::Only).await, ConnectError::UnknownName("nothing".to_owned()));
+    let unknown = ConnectError::UnknownPort { name: "orders".to_owned(), known: "5432".to_owned() };
+    assert_eq!(connect("orders", PortChoice::Number(80)).await, unknown);
+}
+
+#[tokio::test]
+async fn an_instance_is_reached_by_its_own_name() {
+    let mesh = Mesh::new().await;
+    let (program, client) = duplex(64);
+    let (relay, west, db_1) = (mesh.caller.relay.clone(), group("west"), named("db-1"));
+    let flow = aside(async move {
+        relay.connect(&service("orders"), Some(&west), Some(&db_1), PortChoice::Number(5432), client).await
+    });
+    assert_eq!(talk(program, b"1").await, b"hello 1 bye");
+    assert!(flow.end().await.is_ok());
+}
+
+#[tokio::test]
+async fn an_instance_on_this_node_is_called_without_a_hop_by_the_same_rules() {
+    let programs = Stage::default();
+    let mut bench = Bench::new(HERE, Arc::new(Hops(None)));
+    let mut own = instance("db-0", "west");
+    own.node = HERE;
+    own.nearness = Nearness::SameNode;
+    bench.set_service(service_view("orders", vec![own, instance("db-1", "west")]));
+    let mut local = local_service("orders", "db-0", 5432, greeter(&programs).await);
+    bench.targets.set(vec![local.clone()]);
+    let relay = bench.relay.clone();
+    let (name, (program, client)) = (service("orders"), duplex(1 << 16));
+    let flow = relay.connect(&name, None, None, PortChoice::Only, client);
+    let (carried, answer) = tokio::join!(flow, talk(program, b"here"));
+    assert_eq!(answer, b"hello here bye");
+    assert_eq!(carried.expect("reached").bytes_in, 4);
+
+    local.targets[0].addr = "127.240.1.2:5432".parse().expect("address");
+    local.targets[0].visibility = Visibility::All;
+    bench.targets.set(vec![local]);
+    bench.set_service(service_view("orders", {
+        let mut own = instance("db-0", "west");
+        own.node = HERE;
+        vec![own]
+    }));
+    let (_program, client) = duplex(64);
+    let denied = relay.connect(&name, None, None, PortChoice::Only, client).await;
+    assert_eq!(denied, Err(ConnectError::Denied("orders".to_owned())));
+}
+
+#[tokio::test]
+async fn a_vips_client_that_reaches_nobody_is_reset() {
+    let mesh = Mesh::new().await;
+    mesh.server.targets.set(Vec::new());
+    let (mut program, accepted) = tcp_pair().await;
+    mesh.caller.relay.accept_local(accepted, VipName::Service(service("orders")), 5432);
+    let error = program.read(&mut [0]).await.expect_err("a reset, no clean end");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(mesh.caller.relay.counters().failed.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_vips_client_gets_the_whole_answer() {
+    let mesh = Mesh::new().await;
+    let (mut program, accepted) = tcp_pair().await;
+    mesh.caller.relay.accept_local(accepted, VipName::Service(service("orders")), 5432);
+    program.write_all(b"tcp").await.expect("written");
+    program.shutdown().await.expect("ended");
+    let mut answer = Vec::new();
+    program.read_to_end(&mut answer).await.expect("a clean end");
+    assert_eq!(answer, b"hello tcp bye");
+}
+
+#[tokio::test]
+async fn a_silent_node_costs_half_a_second_when_another_one_is_left() {
+    let mesh = Mesh::new().await;
+    // A stream that is accepted and never answered, then one that is served.
+    let silent = Arc::new(Link::new().await);
+    let mut caller = Bench::new(HERE, Arc::new(Hops(Some(Arc::clone(&silent)))));
+    let mut own = instance("db-1", "west");
+    (own.node, own.nearness) = (HERE, Nearness::Any);
+    caller.set_service(service_view("orders", vec![instance("db-0", "west"), own]));
+    caller.targets.set(vec![local_service("orders", "db-1", 5432, greeter(&mesh.programs).await)]);
+    let (program, client) = duplex(1 << 16);
+    let (began, name) = (Instant::now(), service("orders"));
+    let flow = caller.relay.connect(&name, None, None, PortChoice::Only, client);
+    let (carried, answer) = tokio::join!(flow, talk(program, b"kept"));
+    assert_eq!(answer, b"hello kept bye");
+    assert!(carried.is_ok());
+    let took = began.elapsed();
+    assert!(took >= ATTEMPT && took < LAST_ATTEMPT, "{took:?}");
+}

@@ -1,0 +1,277 @@
+//! What tests of the relay share: views, targets, and pairs of QUIC streams on loopback.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+
+use gossamer_core::catalog::{InstanceState, InstanceView, Nearness, ServiceView};
+use gossamer_core::trust::Leaf;
+use gossamer_wire::token::Claims;
+use gossamer_wire::{
+    GroupName, Health, InstanceName, NodeId, Port, PortName, ServiceName, ServiceRecord, Transport, Tries,
+    Visibility,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::{LocalTargets, OpenHop, Opening, Relay, RelayParts};
+use crate::index::IndexWriter;
+use crate::register::{DenyList, LocalService, Target};
+use crate::supervise::Stage;
+use crate::transport::{FlowLease, FlowStream, OpenError};
+
+/// This node in all tests.
+pub(crate) const HERE: NodeId = NodeId::from_bytes([1; 16]);
+/// Another one.
+pub(crate) const THERE: NodeId = NodeId::from_bytes([2; 16]);
+
+pub(crate) fn service(text: &str) -> ServiceName {
+    text.parse().expect("name")
+}
+
+pub(crate) fn group(text: &str) -> GroupName {
+    text.parse().expect("name")
+}
+
+/// A usable instance with TCP port 5432 on another node.
+pub(crate) fn instance(name: &str, group: &str) -> InstanceView {
+    InstanceView {
+        node: THERE,
+        node_name: "there".parse().expect("name"),
+        group: self::group(group),
+        instance: name.parse().expect("name"),
+        ports: vec![Port { name: 5432.into(), number: 5432, transport: Transport::Tcp }],
+        weight: 100,
+        health: Health::Passing,
+        state: InstanceState::Usable,
+        nearness: Nearness::Group,
+        addresses: Vec::new(),
+        metadata: Vec::new(),
+        tries: Tries::default(),
+        visible: true,
+        imported: true,
+        stale: false,
+    }
+}
+
+pub(crate) fn service_view(name: &str, instances: Vec<InstanceView>) -> ServiceView {
+    ServiceView { service: service(name), instances, hidden: Vec::new() }
+}
+
+/// An instance of this node called by `port`, whose program is at `addr`.
+pub(crate) fn local_service(name: &str, instance: &str, port: u16, addr: SocketAddr) -> LocalService {
+    let visibility = Visibility::Own;
+    LocalService {
+        record: ServiceRecord {
+            service: service(name),
+            instance: instance.parse().expect("name"),
+            ports: vec![Port { name: port.into(), number: port, transport: Transport::Tcp }],
+            visibility: visibility.clone(),
+            health: Health::Passing,
+            weight: 100,
+            tries: Tries::default(),
+            metadata: Vec::new(),
+        },
+        targets: vec![Target {
+            addr,
+            transport: Transport::Tcp,
+            port,
+            healthy: true,
+            visibility,
+            wildcard: None,
+        }],
+    }
+}
+
+/// The registered services of a test, which may change.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Targets(Arc<Mutex<Arc<Vec<LocalService>>>>);
+
+impl Targets {
+    pub(crate) fn set(&self, services: Vec<LocalService>) {
+        *self.0.lock().expect("not poisoned") = Arc::new(services);
+    }
+}
+
+impl LocalTargets for Targets {
+    fn lookup(&self, service: &ServiceName, instance: &InstanceName, port: &PortName) -> Option<Target> {
+        let all = self.all();
+        let local = all.iter().find(|l| l.record.service == *service && l.record.instance == *instance)?;
+        let at = local.record.ports.iter().position(|known| known.name == *port)?;
+        local.targets.get(at).cloned()
+    }
+
+    fn all(&self) -> Arc<Vec<LocalService>> {
+        Arc::clone(&self.0.lock().expect("not poisoned"))
+    }
+}
+
+/// A relay with everything around it.
+pub(crate) struct Bench {
+    pub(crate) relay: Relay,
+    pub(crate) index: IndexWriter,
+    pub(crate) targets: Targets,
+    pub(crate) stage: Stage,
+}
+
+impl Bench {
+    /// Makes the relay of `node`, of group `west`.
+    pub(crate) fn new(node: NodeId, hops: Arc<dyn OpenHop>) -> Self {
+        let (index, targets, stage) = (IndexWriter::default(), Targets::default(), Stage::default());
+        let own_port = SocketAddr::from(([0, 0, 0, 0], 4677));
+        let relay = Relay::new(RelayParts {
+            stage: stage.clone(),
+            node,
+            group: group("west"),
+            index: index.reader(),
+            targets: Arc::new(targets.clone()),
+            deny: DenyList::new(vec![own_port], Ipv4Addr::new(127, 240, 0, 0), 16),
+            hops,
+        });
+        Self { relay, index, targets, stage }
+    }
+
+    pub(crate) fn set_service(&mut self, view: ServiceView) {
+        self.index.set_service(&view.service.clone(), Some(view));
+    }
+}
+
+/// Two connected QUIC endpoints on loopback.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) near: quinn::Connection,
+    pub(crate) far: quinn::Connection,
+    /// Keep the endpoints alive.
+    _endpoints: [quinn::Endpoint; 2],
+}
+
+impl Link {
+    pub(crate) async fn new() -> Self {
+        let key = rcgen::generate_simple_self_signed(vec!["test".to_owned()]).expect("certificate");
+        let der = CertificateDer::from(key.cert);
+        let private = PrivateKeyDer::try_from(key.signing_key.serialize_der()).expect("key");
+        let server = quinn::ServerConfig::with_single_cert(vec![der.clone()], private).expect("server");
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(der).expect("root");
+        let client = quinn::ClientConfig::with_root_certificates(Arc::new(roots)).expect("client");
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listening = quinn::Endpoint::server(server, any).expect("bound");
+        let dialling = quinn::Endpoint::client(any).expect("bound");
+        let address = listening.local_addr().expect("bound");
+        let dialled = dialling.connect_with(client, address, "test").expect("valid");
+        let accepted = async { listening.accept().await.expect("open").await };
+        let (near, far) = tokio::try_join!(dialled, accepted).expect("handshake");
+        Self { near, far, _endpoints: [listening, dialling] }
+    }
+
+    /// Opens a stream from the near end; the far end sees it when something was written.
+    pub(crate) async fn open(&self) -> FlowStream {
+        let (send, recv) = self.near.open_bi().await.expect("open");
+        flow_stream(send, recv, leaf(THERE, "west"))
+    }
+
+    /// Accepts a stream at the far end, as from a node of `group`.
+    pub(crate) async fn accept(&self, group: &str) -> FlowStream {
+        let (send, recv) = self.far.accept_bi().await.expect("open");
+        flow_stream(send, recv, leaf(HERE, group))
+    }
+
+    /// Hands every stream of the near end to a relay at the far end.
+    pub(crate) fn serve(self: &Arc<Self>, stage: &Stage, group: &'static str) -> mpsc::Receiver<FlowStream> {
+        let (streams, served) = mpsc::channel(8);
+        let link = Arc::clone(self);
+        stage.spawn_short("link", async move {
+            while let Ok((send, recv)) = link.far.accept_bi().await {
+                if streams.send(flow_stream(send, recv, leaf(HERE, group))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        served
+    }
+}
+
+fn flow_stream(send: quinn::SendStream, recv: quinn::RecvStream, leaf: Leaf) -> FlowStream {
+    let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, 4677));
+    FlowStream { peer: Arc::new(leaf), remote, send, recv, lease: FlowLease::default() }
+}
+
+fn leaf(node: NodeId, group: &str) -> Leaf {
+    Leaf {
+        node,
+        name: "peer".parse().expect("name"),
+        group: self::group(group),
+        claims: Claims::default(),
+        public_key: [0; 32],
+        not_after: u64::MAX,
+    }
+}
+
+/// Opens every flow on one link; `None` reaches nobody.
+pub(crate) struct Hops(pub(crate) Option<Arc<Link>>);
+
+impl fmt::Debug for Hops {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hops")
+    }
+}
+
+impl OpenHop for Hops {
+    fn open_flow(&self, _: NodeId) -> Opening<'_> {
+        Box::pin(async {
+            match &self.0 {
+                Some(link) => Ok(link.open().await),
+                None => Err(OpenError::Unreachable),
+            }
+        })
+    }
+}
+
+/// Two ends of a TCP connection on loopback: the program's and ours.
+pub(crate) async fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
+    let address = listener.local_addr().expect("bound");
+    let (program, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (program.expect("connected"), accepted.expect("accepted").0)
+}
+
+/// A program that greets first, then echoes until the client ends, then says goodbye.
+pub(crate) async fn greeter(stage: &Stage) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
+    let address = listener.local_addr().expect("bound");
+    stage.spawn_short("greeter", async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            client.write_all(b"hello ").await.expect("written");
+            let mut said = Vec::new();
+            if client.read_to_end(&mut said).await.is_ok() {
+                client.write_all(&said).await.expect("written");
+                client.write_all(b" bye").await.expect("written");
+            }
+        }
+    });
+    address
+}
+
+/// Runs something beside the test.
+pub(crate) fn aside<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> Aside<T> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(future);
+    Aside(tasks)
+}
+
+/// What runs beside a test; stopped when it is dropped.
+pub(crate) struct Aside<T>(JoinSet<T>);
+
+impl<T: Send + 'static> Aside<T> {
+    pub(crate) async fn end(mut self) -> T {
+        self.0.join_next().await.expect("one task").expect("no panic")
+    }
+}
+
+/// An instance name.
+pub(crate) fn named(text: &str) -> InstanceName {
+    text.parse().expect("name")
+}

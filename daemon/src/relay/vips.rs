@@ -1,0 +1,228 @@
+//! The owner of VIPs: which names are listened on, and what became of each of their ports.
+//!
+//! Owns: the open names and their listeners. Must not know: DNS messages, how flows are carried.
+//! Driven by: the resolver (`open`, before a name is answered), a timer. The rules are in `core::vip`.
+//!
+//! Nothing is listened on for a name nobody here asked for, and nothing that would keep a program of this
+//! machine from starting (design section 8).
+
+mod owner;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use gossamer_core::catalog::ServiceView;
+use gossamer_core::vip::{Pool, PortState, VipName};
+use gossamer_dns::VipAnswer;
+use gossamer_wire::{GroupName, MeshId};
+
+use super::scope::attempt;
+use super::{LocalTargets, Relay, RelayCounters};
+use crate::index::IndexReader;
+use crate::supervise::Stage;
+use owner::{Open, Owner};
+
+/// What VIPs are made of.
+#[derive(Debug)]
+pub struct VipsParts {
+    /// Runs the owner and its listeners.
+    pub stage: Stage,
+    /// The mesh.
+    pub mesh: MeshId,
+    /// The addresses.
+    pub pool: Pool,
+    /// This node's group.
+    pub group: GroupName,
+    /// Where services are.
+    pub index: IndexReader,
+    /// What runs here.
+    pub targets: Arc<dyn LocalTargets>,
+}
+
+/// The VIPs of this node. Clones are handles to the same owner task.
+#[derive(Clone, Debug)]
+pub struct Vips {
+    commands: mpsc::Sender<Open>,
+    shared: Arc<Shared>,
+}
+
+/// What readers see; written by the owner only.
+#[derive(Debug)]
+struct Shared {
+    mesh: MeshId,
+    pool: Pool,
+    index: IndexReader,
+    began: Instant,
+    open: ArcSwap<BTreeMap<VipName, Arc<OpenVip>>>,
+    /// Names that are not answered because another name has their address.
+    losers: ArcSwap<BTreeMap<VipName, VipName>>,
+}
+
+/// A name that is in use here.
+#[derive(Debug)]
+struct OpenVip {
+    address: Ipv4Addr,
+    /// The view its ports were taken from.
+    view: Arc<ServiceView>,
+    ports: BTreeMap<u16, PortState>,
+    used: Arc<Usage>,
+}
+
+/// When a name was last used, seconds since the owner began.
+#[derive(Debug, Default)]
+struct Usage(AtomicU64);
+
+/// One port of a name, for `status`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VipPort {
+    /// The name, without the zone.
+    pub name: VipName,
+    /// Address and port.
+    pub address: SocketAddrV4,
+    /// What it is.
+    pub state: PortState,
+}
+
+impl Vips {
+    /// Starts the owner. Connections to VIPs go to `relay`.
+    pub fn start(parts: VipsParts, relay: &Relay) -> Self {
+        let counters = Arc::clone(&relay.counters);
+        let relay = relay.clone();
+        Self::start_with(parts, counters, move |client, name, port| relay.accept_local(client, name, port))
+    }
+
+    fn start_with(
+        parts: VipsParts,
+        counters: Arc<RelayCounters>,
+        take: impl Fn(TcpStream, VipName, u16) + Send + Sync + 'static,
+    ) -> Self {
+        let (commands, asked) = mpsc::channel(WAITING_OPENS);
+        let shared = Arc::new(Shared {
+            mesh: parts.mesh,
+            pool: parts.pool,
+            index: parts.index.clone(),
+            began: Instant::now(),
+            open: ArcSwap::default(),
+            losers: ArcSwap::default(),
+        });
+        let stage = parts.stage.clone();
+        let owner = Owner::new(parts, Arc::clone(&shared), counters, Arc::new(take));
+        stage.spawn("vips", owner.run(asked));
+        Self { commands, shared }
+    }
+
+    /// Makes a name fit to be answered: listens on its ports, or learns why that cannot be. A name that does
+    /// not exist is left alone.
+    ///
+    /// # Cancel safety
+    /// Cancel safe; the name may be opened all the same.
+    pub async fn open(&self, name: &VipName) {
+        let Some(view) = self.shared.index.service(name.service()) else { return };
+        if let Some(open) = self.shared.open.load().get(name)
+            && Arc::ptr_eq(&open.view, &view)
+        {
+            return open.used.touch(self.shared.began);
+        }
+        let (done, opened) = oneshot::channel();
+        if self.commands.send(Open { name: name.clone(), done }).await.is_ok() {
+            let _ = opened.await;
+        }
+    }
+
+    /// Returns what a name is answered with, given the view of its service. Says nothing about whether the
+    /// name exists. A name that was not opened is answered with its address.
+    pub fn answer(&self, view: &ServiceView, name: &VipName) -> VipAnswer {
+        if let Some(winner) = self.shared.losers.load().get(name) {
+            return VipAnswer::Blocked(format!(
+                "{name} has the same virtual address as {winner}; its exporters must choose another try"
+            ));
+        }
+        let blocked = |open: &Arc<OpenVip>| open.blocked();
+        if let Some(reason) = self.shared.open.load().get(name).and_then(blocked) {
+            return VipAnswer::Blocked(reason);
+        }
+        VipAnswer::Address(self.shared.address(view, name))
+    }
+
+    /// Returns the name in use that an address stands for.
+    pub fn pointer(&self, vip: Ipv4Addr) -> Option<VipName> {
+        let open = self.shared.open.load();
+        open.iter().find(|(_, open)| open.address == vip).map(|(name, _)| name.clone())
+    }
+
+    /// Returns the ports of all names in use, by name and port.
+    pub fn ports(&self) -> Vec<VipPort> {
+        let open = self.shared.open.load();
+        let of_name = |(name, open): (&VipName, &Arc<OpenVip>)| {
+            let port = |(port, state): (&u16, &PortState)| VipPort {
+                name: name.clone(),
+                address: SocketAddrV4::new(open.address, *port),
+                state: state.clone(),
+            };
+            open.ports.iter().map(port).collect::<Vec<_>>()
+        };
+        open.iter().flat_map(of_name).collect()
+    }
+
+    /// Returns how many ports are in each state.
+    pub fn port_counts(&self) -> Vec<(&'static str, u64)> {
+        let mut counts = BTreeMap::new();
+        for open in self.shared.open.load().values() {
+            for state in open.ports.values() {
+                *counts.entry(state.word()).or_insert(0) += 1;
+            }
+        }
+        counts.into_iter().collect()
+    }
+
+    /// Returns the names that are not answered because another name has their address, with that name.
+    pub fn losers(&self) -> Arc<BTreeMap<VipName, VipName>> {
+        self.shared.losers.load_full()
+    }
+}
+
+impl Shared {
+    fn address(&self, view: &ServiceView, name: &VipName) -> Ipv4Addr {
+        self.pool.vip(name.hash(&self.mesh, attempt(view, name)))
+    }
+}
+
+impl OpenVip {
+    /// Returns why the name must not be answered: port, program and what to do, the first port that matters.
+    fn blocked(&self) -> Option<String> {
+        self.ports.iter().find_map(|(port, state)| match state {
+            PortState::Stolen { program } => {
+                let program = program.as_deref().unwrap_or("another program");
+                Some(format!(
+                    "port {port} here belongs to {program}, listening on all addresses: bind it to one, or use \
+                     `gossamer forward`"
+                ))
+            }
+            PortState::Bound | PortState::Native | PortState::Waiting | PortState::Denied { .. } => None,
+        })
+    }
+}
+
+impl Usage {
+    fn touch(&self, began: Instant) {
+        self.0.store(began.elapsed().as_secs(), Ordering::Relaxed);
+    }
+
+    fn idle_seconds(&self, began: Instant) -> u64 {
+        began.elapsed().as_secs().saturating_sub(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// Names that wait to be opened. A client waits for each, so more than the parallel questions of one machine
+/// do not come; when it is full, questions wait.
+const WAITING_OPENS: usize = 256;
+
+#[cfg(test)]
+mod tests;

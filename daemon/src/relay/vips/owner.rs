@@ -1,0 +1,380 @@
+//! The task that opens, watches and closes VIP listeners.
+//!
+//! Owns: the listeners. Must not know: who asks. Driven by: `Vips::open` and a timer of one second.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval};
+
+use gossamer_core::catalog::ServiceView;
+use gossamer_core::vip::{
+    BindOutcome, Holder, LocalTarget, PortState, Step, Table, VipName, judge, must_release,
+};
+use gossamer_wire::{ServiceName, Transport};
+
+use super::{OpenVip, Shared, Usage, VipsParts};
+use crate::register::{LocalService, Target};
+use crate::relay::holders::{Holders, program_blocking};
+use crate::relay::listener::{Accepting, Listening, bind, is_local};
+use crate::relay::scope::{attempts, tcp_ports};
+use crate::relay::{RelayCounters, count};
+use crate::supervise::Stage;
+
+/// Asks for a name to be opened.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) name: VipName,
+    /// Told when its state is known.
+    pub(super) done: oneshot::Sender<()>,
+}
+
+/// Takes a connection to a name's port.
+pub(super) type Take = Arc<dyn Fn(TcpStream, VipName, u16) + Send + Sync>;
+
+/// The owner's state.
+pub(super) struct Owner {
+    parts: VipsParts,
+    shared: Arc<Shared>,
+    counters: Arc<RelayCounters>,
+    take: Take,
+    names: BTreeMap<VipName, Name>,
+    /// The addresses of all names of the catalog, and the views they were taken from.
+    table: Table,
+    placed: BTreeMap<ServiceName, Arc<ServiceView>>,
+    targets: Arc<Vec<LocalService>>,
+    /// Programs by socket.
+    programs: BTreeMap<u64, Option<String>>,
+    max_listeners: usize,
+}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Owner").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+/// A name in use.
+#[derive(Debug)]
+struct Name {
+    address: std::net::Ipv4Addr,
+    view: Arc<ServiceView>,
+    ports: BTreeMap<u16, Port>,
+    used: Arc<Usage>,
+}
+
+#[derive(Debug)]
+struct Port {
+    state: PortState,
+    /// There while the state is [`PortState::Bound`].
+    listening: Option<Listening>,
+}
+
+enum Input {
+    Stop,
+    Open(Open),
+    Tick,
+}
+
+impl Owner {
+    pub(super) fn new(
+        parts: VipsParts,
+        shared: Arc<Shared>,
+        counters: Arc<RelayCounters>,
+        take: Take,
+    ) -> Self {
+        Self {
+            table: Table::new(parts.mesh, parts.pool),
+            targets: parts.targets.all(),
+            parts,
+            shared,
+            counters,
+            take,
+            names: BTreeMap::new(),
+            placed: BTreeMap::new(),
+            programs: BTreeMap::new(),
+            max_listeners: max_listeners(),
+        }
+    }
+
+    pub(super) async fn run(mut self, mut asked: mpsc::Receiver<Open>) {
+        let stop = self.parts.stage.stopping().clone();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = 0_u32;
+        loop {
+            let input = tokio::select! {
+                biased;
+                () = stop.cancelled() => Input::Stop,
+                open = asked.recv() => open.map_or(Input::Stop, Input::Open),
+                _ = tick.tick() => Input::Tick,
+            };
+            match input {
+                Input::Stop => return stop.cancelled().await,
+                Input::Open(Open { name, done }) => {
+                    self.place(name.service());
+                    self.refresh(&name, true).await;
+                    self.publish();
+                    let _ = done.send(());
+                }
+                Input::Tick => {
+                    let is_sweep = ticks.is_multiple_of(SWEEP_TICKS);
+                    ticks = ticks.wrapping_add(1);
+                    self.handle_tick(is_sweep).await;
+                }
+            }
+        }
+    }
+
+    /// Reacts to new registrations at once, and on a sweep looks at everything again.
+    async fn handle_tick(&mut self, is_sweep: bool) {
+        let targets = self.parts.targets.all();
+        let is_changed = !Arc::ptr_eq(&targets, &self.targets);
+        self.targets = targets;
+        if is_sweep {
+            self.place_all();
+            self.programs.clear();
+        }
+        if is_sweep || is_changed {
+            for name in self.names.keys().cloned().collect::<Vec<_>>() {
+                self.refresh(&name, false).await;
+            }
+            self.publish();
+        }
+    }
+
+    /// Brings one name up to date: its address, its ports, the state of each. Closes it when it is gone, idle,
+    /// or has lost its address to another name.
+    async fn refresh(&mut self, name: &VipName, is_asked: bool) {
+        let view = self.parts.index.service(name.service());
+        let ports = view.as_ref().map(|view| tcp_ports(view, name)).unwrap_or_default();
+        let is_idle = |open: &Name| open.used.idle_seconds(self.shared.began) > IDLE.as_secs();
+        let is_over = !is_asked && self.names.get(name).is_none_or(is_idle);
+        let is_lost = self.table.losers().contains_key(name);
+        let (Some(view), false) = (view, is_over || is_lost || ports.is_empty()) else {
+            return self.close(name).await;
+        };
+        let address = self.shared.address(&view, name);
+        if self.names.get(name).is_some_and(|open| open.address != address) {
+            self.close(name).await;
+        }
+        let known = self.names.remove(name);
+        let (used, mut before) = known.map_or_else(Default::default, |open| (open.used, open.ports));
+        if is_asked {
+            used.touch(self.shared.began);
+        }
+        let mut pass = Pass::default();
+        let mut after = BTreeMap::new();
+        for number in ports {
+            let vip = SocketAddrV4::new(address, number);
+            let port = self.look(name, vip, before.remove(&number), &used, &mut pass).await;
+            after.insert(number, port);
+        }
+        for listening in before.into_values().filter_map(|port| port.listening) {
+            listening.close().await;
+        }
+        self.names.insert(name.clone(), Name { address, view, ports: after, used });
+    }
+
+    async fn close(&mut self, name: &VipName) {
+        let Some(open) = self.names.remove(name) else { return };
+        tracing::debug!(%name, address = %open.address, "VIP closed");
+        for listening in open.ports.into_values().filter_map(|port| port.listening) {
+            listening.close().await;
+        }
+    }
+
+    /// Looks at one port: keeps, gives up or gets its listener.
+    async fn look(
+        &mut self,
+        name: &VipName,
+        vip: SocketAddrV4,
+        before: Option<Port>,
+        used: &Arc<Usage>,
+        pass: &mut Pass,
+    ) -> Port {
+        let was = before.as_ref().map(|port| port.state.clone());
+        let targets = self.local_targets(name, vip.port(), pass).await;
+        if let Some(port) = before
+            && let Some(listening) = port.listening
+        {
+            if !must_release(&targets) {
+                return Port { state: PortState::Bound, listening: Some(listening) };
+            }
+            listening.close().await;
+            *pass = Pass::default();
+        }
+        let first = if targets.is_empty() {
+            judge(None, &[], None)
+        } else {
+            let holder = self.holder(vip, pass).await;
+            judge(holder.as_ref(), &targets, None)
+        };
+        let port = match first {
+            Step::Be(state) => Port { state, listening: None },
+            Step::Bind => match self.bind(vip) {
+                Ok(listener) => {
+                    let listening = self.listen(listener, name.clone(), vip.port(), Arc::clone(used));
+                    Port { state: PortState::Bound, listening: Some(listening) }
+                }
+                Err(outcome) => {
+                    *pass = Pass::default();
+                    let holder = self.holder(vip, pass).await;
+                    let state = match judge(holder.as_ref(), &targets, Some(outcome)) {
+                        Step::Be(state) => state,
+                        Step::Bind => PortState::Waiting,
+                    };
+                    Port { state, listening: None }
+                }
+            },
+        };
+        if was.as_ref() != Some(&port.state) {
+            tracing::debug!(%name, address = %vip, state = %port.state, "VIP port");
+        }
+        port
+    }
+
+    /// Returns the registered targets of this machine on a port, as the rules want them.
+    async fn local_targets(&self, name: &VipName, port: u16, pass: &mut Pass) -> Vec<LocalTarget> {
+        let mut found = Vec::new();
+        for local in self.targets.iter() {
+            for target in local.targets.iter().filter(|target| wants(target, port)) {
+                let listens = pass.holders().await.is_wildcard(target.addr);
+                found.push(LocalTarget {
+                    serves: self.serves(name, local) && target.port == port,
+                    healthy: target.healthy,
+                    wildcard: listens.or(target.wildcard),
+                });
+            }
+        }
+        found
+    }
+
+    /// Returns whether a name stands for an instance of this node.
+    fn serves(&self, name: &VipName, local: &LocalService) -> bool {
+        let record = &local.record;
+        *name.service() == record.service
+            && match name {
+                VipName::Service(_) => true,
+                VipName::Group(_, group) => *group == self.parts.group,
+                VipName::Instance(_, group, instance) => {
+                    *group == self.parts.group && *instance == record.instance
+                }
+            }
+    }
+
+    /// Returns who would receive connections to a VIP port that we do not listen on.
+    async fn holder(&mut self, vip: SocketAddrV4, pass: &mut Pass) -> Option<Holder> {
+        let listener = pass.holders().await.holder(SocketAddr::V4(vip))?;
+        let program = match self.programs.get(&listener.inode) {
+            Some(program) => program.clone(),
+            None => {
+                let program = Stage::blocking(move || program_blocking(listener.inode)).await;
+                self.programs.insert(listener.inode, program.clone());
+                program
+            }
+        };
+        Some(Holder { wildcard: listener.is_wildcard(), program })
+    }
+
+    fn bind(&self, vip: SocketAddrV4) -> Result<TcpListener, BindOutcome> {
+        let ports = self.names.values().flat_map(|open| open.ports.values());
+        if ports.filter(|port| port.listening.is_some()).count() >= self.max_listeners {
+            count(&self.counters.over_listener_limit);
+            return Err(BindOutcome::Failed(format!(
+                "the limit of {} listeners is reached",
+                self.max_listeners
+            )));
+        }
+        bind(vip)
+    }
+
+    fn listen(&self, listener: TcpListener, name: VipName, port: u16, used: Arc<Usage>) -> Listening {
+        let (take, began) = (Arc::clone(&self.take), self.shared.began);
+        let take = move |client| {
+            used.touch(began);
+            take(client, name.clone(), port);
+        };
+        let accepting = Accepting { take, counters: Arc::clone(&self.counters) };
+        Listening::start(&self.parts.stage, listener, accepting)
+    }
+
+    /// Enters a service's names into the table when its view has changed.
+    fn place(&mut self, service: &ServiceName) {
+        let view = self.parts.index.service(service);
+        match (view, self.placed.get(service)) {
+            (Some(view), Some(placed)) if Arc::ptr_eq(&view, placed) => {}
+            (Some(view), _) => {
+                self.table.set_service(service, attempts(&view));
+                self.placed.insert(service.clone(), view);
+            }
+            (None, _) => {
+                self.table.set_service(service, []);
+                self.placed.remove(service);
+            }
+        }
+    }
+
+    fn place_all(&mut self) {
+        let mut all: BTreeSet<_> = self.parts.index.services().into_iter().collect();
+        all.extend(self.placed.keys().cloned());
+        for service in all {
+            self.place(&service);
+        }
+    }
+
+    /// Lets readers see the state.
+    fn publish(&self) {
+        let open = |(name, open): (&VipName, &Name)| {
+            let ports = open.ports.iter().map(|(number, port)| (*number, port.state.clone())).collect();
+            let (view, used) = (Arc::clone(&open.view), Arc::clone(&open.used));
+            (name.clone(), Arc::new(OpenVip { address: open.address, view, ports, used }))
+        };
+        self.shared.open.store(Arc::new(self.names.iter().map(open).collect()));
+        if **self.shared.losers.load() != *self.table.losers() {
+            self.shared.losers.store(Arc::new(self.table.losers().clone()));
+        }
+    }
+}
+
+/// What is read at most once while a name is looked at.
+#[derive(Debug, Default)]
+struct Pass(Option<Holders>);
+
+impl Pass {
+    async fn holders(&mut self) -> &Holders {
+        if self.0.is_none() {
+            self.0 = Some(Stage::blocking(Holders::read_blocking).await);
+        }
+        self.0.get_or_insert_default()
+    }
+}
+
+/// Returns whether a target is a program of this machine on this TCP port.
+fn wants(target: &Target, port: u16) -> bool {
+    target.transport == Transport::Tcp && target.addr.port() == port && is_local(target.addr.ip())
+}
+
+/// Half of the files this process may open, at most [`MAX_LISTENERS`]: flows and links need the rest.
+fn max_listeners() -> usize {
+    let soft = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    let half = soft.map_or(512, |(soft, _)| soft / 2);
+    usize::try_from(half).unwrap_or(MAX_LISTENERS).min(MAX_LISTENERS)
+}
+
+/// Most listeners. Each costs 1 KiB here and 3.4 KiB in the kernel (measured): 36 MiB together.
+const MAX_LISTENERS: usize = 8_192;
+
+/// How soon a registration frees a port: before a person has started the program.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Ticks between two looks at all ports (design section 8: 5 s).
+const SWEEP_TICKS: u32 = 5;
+
+/// How long a name stays open after its last use (design section 8).
+const IDLE: Duration = Duration::from_secs(3_600);

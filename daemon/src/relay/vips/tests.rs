@@ -1,0 +1,299 @@
+//! The owner with real listeners: each state of a port, release, retry, closing.
+
+use super::*;
+
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use gossamer_wire::{Port, Transport};
+
+use crate::index::IndexWriter;
+use crate::register::LocalService;
+use crate::relay::tests::{Targets, group, instance, local_service, named, service, service_view};
+
+const MESH: MeshId = MeshId::from_bytes([3; 16]);
+
+/// VIPs of a node of group `west` with one service `orders`; clients are greeted with the name.
+struct Host {
+    vips: Vips,
+    index: IndexWriter,
+    targets: Targets,
+    stage: Stage,
+    counters: Arc<RelayCounters>,
+}
+
+impl Host {
+    /// Each test has a pool of its own, so that tests do not meet.
+    fn new(pool: u8) -> Self {
+        let (index, targets, stage) = (IndexWriter::default(), Targets::default(), Stage::default());
+        let counters = Arc::new(RelayCounters::default());
+        let parts = VipsParts {
+            stage: stage.clone(),
+            mesh: MESH,
+            pool: Pool::new(Ipv4Addr::new(127, 251, pool * 16, 0), 20).expect("aligned"),
+            group: group("west"),
+            index: index.reader(),
+            targets: Arc::new(targets.clone()),
+        };
+        let flows = stage.clone();
+        let greet = move |mut client: TcpStream, name: VipName, port: u16| {
+            flows.spawn_short("greet", async move {
+                let _ = client.write_all(format!("{name}:{port}").as_bytes()).await;
+            });
+        };
+        let vips = Vips::start_with(parts, Arc::clone(&counters), greet);
+        Self { vips, index, targets, stage, counters }
+    }
+
+    /// Offers `orders` by a remote instance on this port.
+    fn offer(&mut self, ports: &[u16]) {
+        let mut remote = instance("db-9", "west");
+        let port = |number: &u16| Port { name: (*number).into(), number: *number, transport: Transport::Tcp };
+        remote.ports = ports.iter().map(port).collect();
+        self.index.set_service(&service("orders"), Some(service_view("orders", vec![remote])));
+    }
+
+    async fn open(&self) -> VipAnswer {
+        self.vips.open(&orders()).await;
+        self.answer()
+    }
+
+    fn answer(&self) -> VipAnswer {
+        let view = self.vips.shared.index.service(&service("orders")).expect("offered");
+        self.vips.answer(&view, &orders())
+    }
+
+    fn address(&self) -> Ipv4Addr {
+        let VipAnswer::Address(address) = self.answer() else { panic!("blocked") };
+        address
+    }
+
+    fn state(&self, port: u16) -> Option<PortState> {
+        self.vips.ports().into_iter().find(|found| found.address.port() == port).map(|found| found.state)
+    }
+
+    /// Waits until a port has a state; the owner looks each second, at everything each fifth.
+    async fn becomes(&self, port: u16, state: &PortState) {
+        let wait = async {
+            while self.state(port).as_ref() != Some(state) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let seen = timeout(Duration::from_secs(15), wait).await;
+        assert!(seen.is_ok(), "it is {:?} and not {state:?}", self.state(port));
+    }
+}
+
+fn orders() -> VipName {
+    VipName::Service(service("orders"))
+}
+
+/// A port that nobody listens on.
+fn free_port() -> u16 {
+    let listener = StdListener::bind("0.0.0.0:0").expect("free");
+    listener.local_addr().expect("bound").port()
+}
+
+fn wildcard() -> (StdListener, u16) {
+    let listener = StdListener::bind("0.0.0.0:0").expect("free");
+    let port = listener.local_addr().expect("bound").port();
+    (listener, port)
+}
+
+fn own_program() -> Option<String> {
+    std::fs::read_to_string("/proc/self/comm").ok().map(|name| name.trim().to_owned())
+}
+
+fn local(port: u16) -> LocalService {
+    local_service("orders", "db-0", port, SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+}
+
+async fn greeting(address: Ipv4Addr, port: u16) -> String {
+    let mut client = TcpStream::connect((address, port)).await.expect("accepted");
+    let mut text = String::new();
+    client.read_to_string(&mut text).await.expect("read");
+    text
+}
+
+#[tokio::test]
+async fn nothing_is_listened_on_before_a_name_is_used() {
+    let (mut host, port) = (Host::new(0), free_port());
+    host.offer(&[port]);
+    let address = host.address();
+    assert!(TcpStream::connect((address, port)).await.is_err());
+    assert!(host.vips.ports().is_empty());
+    assert_eq!(host.vips.pointer(address), None);
+
+    assert_eq!(host.open().await, VipAnswer::Address(address));
+    assert_eq!(host.state(port), Some(PortState::Bound));
+    assert_eq!(host.vips.port_counts(), [("bound", 1)]);
+    assert_eq!(greeting(address, port).await, format!("orders:{port}"));
+    assert_eq!(host.vips.pointer(address), Some(orders()));
+}
+
+#[tokio::test]
+async fn every_tcp_port_is_listened_on() {
+    let (mut host, ports) = (Host::new(1), [free_port(), free_port()]);
+    host.offer(&ports);
+    host.open().await;
+    for port in ports {
+        assert_eq!(greeting(host.address(), port).await, format!("orders:{port}"));
+    }
+    host.offer(&ports[..1]);
+    host.open().await;
+    assert_eq!(host.vips.ports().len(), 1);
+    assert!(TcpStream::connect((host.address(), ports[1])).await.is_err());
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_exist_opens_nothing() {
+    let host = Host::new(2);
+    host.vips.open(&orders()).await;
+    assert!(host.vips.ports().is_empty());
+}
+
+#[tokio::test]
+async fn a_port_of_another_program_silences_the_name_and_names_the_program() {
+    let mut host = Host::new(3);
+    let (program, port) = wildcard();
+    host.offer(&[port]);
+    let VipAnswer::Blocked(reason) = host.open().await else { panic!("the name is answered") };
+    assert!(reason.contains(&port.to_string()), "{reason}");
+    assert!(reason.contains(&own_program().expect("readable")), "{reason}");
+    assert!(
+        reason.find("forward").is_some_and(|at| at < 120),
+        "the way out is in the first 120 bytes: {reason}"
+    );
+    assert_eq!(host.state(port), Some(PortState::Stolen { program: own_program() }));
+
+    drop(program);
+    host.becomes(port, &PortState::Bound).await;
+    assert_eq!(greeting(host.address(), port).await, format!("orders:{port}"));
+}
+
+#[tokio::test]
+async fn the_services_own_healthy_instance_keeps_the_port() {
+    let mut host = Host::new(4);
+    let (program, port) = wildcard();
+    host.offer(&[port]);
+    host.targets.set(vec![local(port)]);
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert!(matches!(host.open().await, VipAnswer::Address(_)));
+    assert_eq!(host.state(port), Some(PortState::Native));
+
+    let mut failing = local(port);
+    failing.targets[0].healthy = false;
+    host.targets.set(vec![failing]);
+    host.becomes(port, &PortState::Stolen { program: own_program() }).await;
+    assert!(matches!(host.answer(), VipAnswer::Blocked(_)));
+    drop(program);
+}
+
+#[tokio::test]
+async fn an_instance_name_of_elsewhere_is_not_native_here() {
+    let mut host = Host::new(5);
+    let (_program, port) = wildcard();
+    host.offer(&[port]);
+    host.targets.set(vec![local(port)]);
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    let other = VipName::Instance(service("orders"), group("west"), named("db-9"));
+    host.vips.open(&other).await;
+    assert_eq!(host.state(port), Some(PortState::Stolen { program: own_program() }));
+}
+
+#[tokio::test]
+async fn a_registration_frees_the_port_so_that_its_program_can_start() {
+    let (mut host, port) = (Host::new(6), free_port());
+    host.offer(&[port]);
+    host.open().await;
+    assert_eq!(host.state(port), Some(PortState::Bound));
+    assert!(StdListener::bind(("0.0.0.0", port)).is_err(), "our listener is in its way");
+
+    host.targets.set(vec![local(port)]);
+    host.becomes(port, &PortState::Waiting).await;
+    let program = StdListener::bind(("0.0.0.0", port)).expect("the port is free");
+    host.becomes(port, &PortState::Native).await;
+    // It restarts: its port stays free.
+    drop(program);
+    let mut seen = local(port);
+    seen.targets[0].wildcard = Some(true);
+    host.targets.set(vec![seen]);
+    host.becomes(port, &PortState::Waiting).await;
+    assert!(StdListener::bind(("0.0.0.0", port)).is_ok());
+}
+
+#[tokio::test]
+async fn a_program_on_one_address_and_the_vip_share_the_port() {
+    let (mut host, port) = (Host::new(7), free_port());
+    let _program = StdListener::bind(("127.0.0.1", port)).expect("free");
+    host.offer(&[port]);
+    host.targets.set(vec![local(port)]);
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    host.open().await;
+    assert_eq!(host.state(port), Some(PortState::Bound));
+}
+
+#[tokio::test]
+async fn names_that_meet_are_answered_for_one_of_them_only() {
+    let mut host = Host::new(8);
+    let pool = host.vips.shared.pool;
+    let vip = |name: &str| pool.vip(VipName::Service(service(name)).hash(&MESH, 0));
+    let wanted = vip("orders");
+    let other = (0..).map(|at| format!("s{at}")).find(|name| vip(name) == wanted).expect("the pool is small");
+    let port = free_port();
+    host.offer(&[port]);
+    let mut remote = instance("db-9", "west");
+    remote.ports = vec![Port { name: port.into(), number: port, transport: Transport::Tcp }];
+    host.index.set_service(&service(&other), Some(service_view(&other, vec![remote])));
+
+    let names = [orders(), VipName::Service(service(&other))];
+    for name in &names {
+        host.vips.open(name).await;
+    }
+    let answers = names.each_ref().map(|name| {
+        let view = host.vips.shared.index.service(name.service()).expect("offered");
+        host.vips.answer(&view, name)
+    });
+    let blocked = answers.iter().filter(|answer| matches!(answer, VipAnswer::Blocked(_))).count();
+    assert_eq!(blocked, 1, "{answers:?}");
+    assert_eq!(host.vips.losers().len(), 1);
+}
+
+#[tokio::test]
+async fn a_service_that_is_gone_is_closed() {
+    let (mut host, port) = (Host::new(9), free_port());
+    host.offer(&[port]);
+    host.open().await;
+    let address = host.address();
+    host.index.set_service(&service("orders"), None);
+    let gone = async {
+        while !host.vips.ports().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(15), gone).await.expect("closed");
+    assert!(TcpStream::connect((address, port)).await.is_err());
+}
+
+#[tokio::test]
+async fn stopping_closes_all_listeners() {
+    let (mut host, port) = (Host::new(10), free_port());
+    host.offer(&[port]);
+    host.open().await;
+    let address = host.address();
+    assert_eq!(host.stage.stop(Duration::from_secs(5)).await, 0);
+    assert!(TcpStream::connect((address, port)).await.is_err());
+    assert_eq!(host.counters.strangers.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn an_unused_name_is_idle_and_a_use_ends_that() {
+    let usage = Usage::default();
+    let began = Instant::now().checked_sub(Duration::from_secs(100)).expect("the machine runs for longer");
+    assert!(usage.idle_seconds(began) >= 100);
+    usage.touch(began);
+    assert!(usage.idle_seconds(began) < 100);
+}
