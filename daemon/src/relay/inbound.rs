@@ -113,7 +113,7 @@ impl Relay {
         match self.parts.deny.check(target.addr) {
             Ok(()) => Some(target.addr),
             Err(denial) => {
-                tracing::warn!(%service, %instance, reason = %denial, "a registered target is not dialled");
+                tracing::debug!(%service, %instance, reason = %denial, "a registered target is not dialled");
                 None
             }
         }

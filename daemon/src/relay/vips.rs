@@ -27,7 +27,7 @@ use super::scope::attempt;
 use super::{LocalTargets, Relay, RelayCounters};
 use crate::index::IndexReader;
 use crate::supervise::Stage;
-use owner::{Open, Owner};
+use owner::{Open, Owner, Pace};
 
 /// What VIPs are made of.
 #[derive(Debug)]
@@ -95,12 +95,14 @@ impl Vips {
     pub fn start(parts: VipsParts, relay: &Relay) -> Self {
         let counters = Arc::clone(&relay.counters);
         let relay = relay.clone();
-        Self::start_with(parts, counters, move |client, name, port| relay.accept_local(client, name, port))
+        let take = move |client, name, port| relay.accept_local(client, name, port);
+        Self::start_with(parts, counters, Pace::default(), take)
     }
 
     fn start_with(
         parts: VipsParts,
         counters: Arc<RelayCounters>,
+        pace: Pace,
         take: impl Fn(TcpStream, VipName, u16) + Send + Sync + 'static,
     ) -> Self {
         let (commands, asked) = mpsc::channel(WAITING_OPENS);
@@ -114,7 +116,7 @@ impl Vips {
         });
         let stage = parts.stage.clone();
         let owner = Owner::new(parts, Arc::clone(&shared), counters, Arc::new(take));
-        stage.spawn("vips", owner.run(asked));
+        stage.spawn("vips", owner.run(asked, pace));
         Self { commands, shared }
     }
 

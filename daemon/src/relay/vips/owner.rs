@@ -37,6 +37,23 @@ pub(super) struct Open {
 /// Takes a connection to a name's port.
 pub(super) type Take = Arc<dyn Fn(TcpStream, VipName, u16) + Send + Sync>;
 
+/// How often the owner looks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// How soon a registration frees a port.
+    pub(super) tick: Duration,
+    /// Ticks between two looks at all ports.
+    pub(super) sweep_ticks: u32,
+}
+
+impl Default for Pace {
+    /// A registered port is free before a person has started its program; binds are re-tried every 5 s (design
+    /// section 8).
+    fn default() -> Self {
+        Self { tick: Duration::from_secs(1), sweep_ticks: 5 }
+    }
+}
+
 /// The owner's state.
 pub(super) struct Owner {
     parts: VipsParts,
@@ -102,9 +119,9 @@ impl Owner {
         }
     }
 
-    pub(super) async fn run(mut self, mut asked: mpsc::Receiver<Open>) {
+    pub(super) async fn run(mut self, mut asked: mpsc::Receiver<Open>, pace: Pace) {
         let stop = self.parts.stage.stopping().clone();
-        let mut tick = interval(TICK);
+        let mut tick = interval(pace.tick);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ticks = 0_u32;
         loop {
@@ -117,13 +134,14 @@ impl Owner {
             match input {
                 Input::Stop => return stop.cancelled().await,
                 Input::Open(Open { name, done }) => {
+                    self.handle_tick(false).await;
                     self.place(name.service());
                     self.refresh(&name, true).await;
                     self.publish();
                     let _ = done.send(());
                 }
                 Input::Tick => {
-                    let is_sweep = ticks.is_multiple_of(SWEEP_TICKS);
+                    let is_sweep = ticks.is_multiple_of(pace.sweep_ticks);
                     ticks = ticks.wrapping_add(1);
                     self.handle_tick(is_sweep).await;
                 }
@@ -369,12 +387,6 @@ fn max_listeners() -> usize {
 
 /// Most listeners. Each costs 1 KiB here and 3.4 KiB in the kernel (measured): 36 MiB together.
 const MAX_LISTENERS: usize = 8_192;
-
-/// How soon a registration frees a port: before a person has started the program.
-const TICK: Duration = Duration::from_secs(1);
-
-/// Ticks between two looks at all ports (design section 8: 5 s).
-const SWEEP_TICKS: u32 = 5;
 
 /// How long a name stays open after its last use (design section 8).
 const IDLE: Duration = Duration::from_secs(3_600);

@@ -16,6 +16,9 @@ use crate::relay::tests::{Targets, group, instance, local_service, named, servic
 
 const MESH: MeshId = MeshId::from_bytes([3; 16]);
 
+/// Looks often, so that tests need not wait.
+const PACE: Pace = Pace { tick: Duration::from_millis(10), sweep_ticks: 3 };
+
 /// VIPs of a node of group `west` with one service `orders`; clients are greeted with the name.
 struct Host {
     vips: Vips,
@@ -44,7 +47,7 @@ impl Host {
                 let _ = client.write_all(format!("{name}:{port}").as_bytes()).await;
             });
         };
-        let vips = Vips::start_with(parts, Arc::clone(&counters), greet);
+        let vips = Vips::start_with(parts, Arc::clone(&counters), PACE, greet);
         Self { vips, index, targets, stage, counters }
     }
 
@@ -75,11 +78,11 @@ impl Host {
         self.vips.ports().into_iter().find(|found| found.address.port() == port).map(|found| found.state)
     }
 
-    /// Waits until a port has a state; the owner looks each second, at everything each fifth.
+    /// Waits until a port has a state.
     async fn becomes(&self, port: u16, state: &PortState) {
         let wait = async {
             while self.state(port).as_ref() != Some(state) {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         let seen = timeout(Duration::from_secs(15), wait).await;
@@ -180,7 +183,6 @@ async fn the_services_own_healthy_instance_keeps_the_port() {
     let (program, port) = wildcard();
     host.offer(&[port]);
     host.targets.set(vec![local(port)]);
-    tokio::time::sleep(Duration::from_millis(1_200)).await;
     assert!(matches!(host.open().await, VipAnswer::Address(_)));
     assert_eq!(host.state(port), Some(PortState::Native));
 
@@ -198,7 +200,6 @@ async fn an_instance_name_of_elsewhere_is_not_native_here() {
     let (_program, port) = wildcard();
     host.offer(&[port]);
     host.targets.set(vec![local(port)]);
-    tokio::time::sleep(Duration::from_millis(1_200)).await;
     let other = VipName::Instance(service("orders"), group("west"), named("db-9"));
     host.vips.open(&other).await;
     assert_eq!(host.state(port), Some(PortState::Stolen { program: own_program() }));
@@ -231,7 +232,6 @@ async fn a_program_on_one_address_and_the_vip_share_the_port() {
     let _program = StdListener::bind(("127.0.0.1", port)).expect("free");
     host.offer(&[port]);
     host.targets.set(vec![local(port)]);
-    tokio::time::sleep(Duration::from_millis(1_200)).await;
     host.open().await;
     assert_eq!(host.state(port), Some(PortState::Bound));
 }
@@ -271,7 +271,7 @@ async fn a_service_that_is_gone_is_closed() {
     host.index.set_service(&service("orders"), None);
     let gone = async {
         while !host.vips.ports().is_empty() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     timeout(Duration::from_secs(15), gone).await.expect("closed");
