@@ -3,20 +3,23 @@
 //! Owns: the catalog core and the write half of the index. Must not know: DNS, sockets.
 //! Driven by: frames of the transport, changes of membership, records of the registry, time.
 
+mod report;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use gossamer_core::catalog::{CardContent, Catalog, CatalogEvent, Input, MemberLiveness, Output};
+use gossamer_core::catalog::{CardContent, Catalog, Input, MemberLiveness, Output};
 use gossamer_core::dial::Source;
 use gossamer_core::membership::MemberState;
 use gossamer_wire::frame::AdvertCopy;
 use gossamer_wire::limits::MAX_CARD_BYTES;
 use gossamer_wire::{NodeId, ServiceName, ServiceRecord};
 
-use crate::events::{Event, EventLog};
+use crate::events::EventLog;
 use crate::index::{IndexWriter, NodeSummary};
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
@@ -69,13 +72,14 @@ pub struct Parts {
     /// The event log.
     pub events: EventLog,
     /// The metrics.
-    pub metrics: std::sync::Arc<Metrics>,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Starts the task.
 pub fn start(stage: &Stage, parts: Parts) {
     let stop = stage.stopping().clone();
-    let task = Task { parts, members: BTreeMap::new(), stale: BTreeSet::new(), nodes_stale: true, unsaved: false };
+    let task =
+        Task { parts, members: BTreeMap::new(), stale: BTreeSet::new(), nodes_stale: true, unsaved: false };
     stage.spawn("catalog", async move { task.run(&stop).await });
 }
 
@@ -153,8 +157,11 @@ impl Task {
                 () = clock::sleep_until(deadline) => Wake::Timeout,
             };
             let now = clock::now();
+            let is_housekeeping = matches!(wake, Wake::Housekeeping);
             match wake {
-                Wake::Inputs => batch.drain(..).for_each(|input| self.parts.core.handle(input_of(input), now)),
+                Wake::Inputs => {
+                    batch.drain(..).for_each(|input| self.parts.core.handle(input_of(input), now))
+                }
                 Wake::Command(Command::Member { node, state }) => {
                     self.members.insert(node, state);
                     self.nodes_stale = true;
@@ -167,7 +174,7 @@ impl Task {
             }
             self.parts.core.handle_timeout(now);
             self.drain().await;
-            if matches!(wake, Wake::Housekeeping) {
+            if is_housekeeping {
                 self.save().await;
             }
         }
@@ -186,7 +193,10 @@ impl Task {
                     }
                 }
                 Output::EpochBehind { at_least } => self.raise_epoch(at_least).await,
-                Output::Event(event) => self.report(event),
+                Output::Event(event) => {
+                    let names = self.parts.index.reader();
+                    self.parts.events.push(&report::line(event, &names));
+                }
             }
         }
         self.write_index();
@@ -206,7 +216,11 @@ impl Task {
                 NodeSummary { state: unseen.remove(&node), view: Some(view), node }
             };
             let mut nodes: Vec<_> = self.parts.core.nodes(now).into_iter().map(summary).collect();
-            nodes.extend(unseen.into_iter().map(|(node, state)| NodeSummary { view: None, node, state: Some(state) }));
+            nodes.extend(unseen.into_iter().map(|(node, state)| NodeSummary {
+                view: None,
+                node,
+                state: Some(state),
+            }));
             self.parts.index.set_nodes(nodes);
         }
     }
@@ -234,10 +248,6 @@ impl Task {
             }
             Err(error) => tracing::error!(%error, "the epoch could not be raised; others ignore this node"),
         }
-    }
-
-    fn report(&self, event: CatalogEvent) {
-        self.parts.events.push(Event::Catalog(event));
     }
 }
 

@@ -27,3 +27,9 @@ pub async fn sleep_until(deadline: Option<std::time::Instant>) {
         None => std::future::pending().await,
     }
 }
+
+/// Returns wall time, for display.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads wall time")]
+pub fn system() -> SystemTime {
+    SystemTime::now()
+}

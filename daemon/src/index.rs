@@ -75,6 +75,14 @@ impl IndexReader {
         self.0.nodes.load_full()
     }
 
+    /// Returns a node's name, or its id while its card is unknown.
+    pub fn name_of(&self, node: NodeId) -> String {
+        let nodes = self.0.nodes.load();
+        let known =
+            nodes.iter().find(|summary| summary.node == node).and_then(|summary| summary.view.as_ref());
+        known.map_or_else(|| node.to_string(), |view| view.name.to_string())
+    }
+
     /// Returns the nodes of a name; names are unique per group by convention only.
     pub fn nodes_named(&self, name: &NodeName) -> Vec<NodeView> {
         let nodes = self.0.nodes.load();
@@ -87,7 +95,7 @@ mod tests {
     use super::*;
 
     fn view(service: &str) -> ServiceView {
-        ServiceView { service: service.parse().expect("name"), instances: Vec::new() }
+        ServiceView { service: service.parse().expect("name"), instances: Vec::new(), hidden: Vec::new() }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Owns: the membership core. Must not know: records, sockets. Driven by: packets and frames of the transport,
 //! time, and the end of the daemon, when it tells the others that this node leaves.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::SeedableRng;
@@ -15,6 +16,7 @@ use gossamer_wire::swim::Identity;
 use crate::catalog::Command;
 use crate::clock;
 use crate::events::{Event, EventLog};
+use crate::index::IndexReader;
 use crate::metrics::Metrics;
 use crate::supervise::Stage;
 use crate::transport::{Peers, ToMembership};
@@ -36,10 +38,12 @@ pub struct Parts {
     pub peers: Peers,
     /// Who must know of changes.
     pub catalog: mpsc::Sender<Command>,
+    /// Names of nodes, for events.
+    pub index: IndexReader,
     /// The event log.
     pub events: EventLog,
     /// The metrics.
-    pub metrics: std::sync::Arc<Metrics>,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Starts the task.
@@ -106,9 +110,38 @@ impl Task {
             _ => {}
         }
         if from != Some(to) {
-            self.parts.events.push(Event::Member { node, from, to, cause });
+            let by = match cause {
+                Cause::Itself => self.parts.index.name_of(node),
+                Cause::Peer(peer) => self.parts.index.name_of(peer),
+                Cause::Silence => "self".to_owned(),
+            };
+            self.parts.events.push(&Event {
+                who: format!("node {}", self.parts.index.name_of(node)),
+                was: from.map_or("unknown", state_word),
+                now: state_word(to),
+                cause: cause_text(cause).to_owned(),
+                by,
+            });
         }
         let _ = self.parts.catalog.send(Command::Member { node, state: to }).await;
+    }
+}
+
+/// The word of a state in listings and events.
+pub const fn state_word(state: MemberState) -> &'static str {
+    match state {
+        MemberState::Alive => "alive",
+        MemberState::Suspect => "suspect",
+        MemberState::Down => "down",
+        MemberState::Left => "left",
+    }
+}
+
+const fn cause_text(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Itself => "it said so",
+        Cause::Peer(_) => "heard from a member",
+        Cause::Silence => "it did not answer probes",
     }
 }
 

@@ -67,7 +67,13 @@ impl Ledger {
     ///
     /// # Errors
     /// The reason to tell the joiner.
-    pub fn judge(&self, me: NodeId, mesh: MeshId, request: Request<'_>, wall: u64) -> Result<Verdict, Refusal> {
+    pub fn judge(
+        &self,
+        me: NodeId,
+        mesh: MeshId,
+        request: Request<'_>,
+        wall: u64,
+    ) -> Result<Verdict, Refusal> {
         let Request { grant, signed_here, node, name, name_taken } = request;
         if grant.mesh != mesh {
             return Err(Refusal::Foreign);
@@ -144,8 +150,7 @@ mod tests {
 
     fn judge(ledger: &Ledger, grant: &Grant, key: u8) -> Result<Verdict, Refusal> {
         let name = "web-1".parse().expect("name");
-        let request =
-            Request { grant, signed_here: true, node: joiner(key), name: &name, name_taken: false };
+        let request = Request { grant, signed_here: true, node: joiner(key), name: &name, name_taken: false };
         ledger.judge(ISSUER, MESH, request, NOW)
     }
 
@@ -174,13 +179,8 @@ mod tests {
     fn tokens_of_others_are_refused_whatever_they_grant() {
         let ledger = Ledger::default();
         let name = "web-1".parse().expect("name");
-        let forged = Request {
-            grant: &grant(1),
-            signed_here: false,
-            node: joiner(9),
-            name: &name,
-            name_taken: false,
-        };
+        let forged =
+            Request { grant: &grant(1), signed_here: false, node: joiner(9), name: &name, name_taken: false };
         assert_eq!(ledger.judge(ISSUER, MESH, forged, NOW), Err(Refusal::Foreign));
         let elsewhere = Grant { issuer: joiner(7), ..grant(1) };
         assert_eq!(judge(&ledger, &elsewhere, 9), Err(Refusal::OtherIssuer));

@@ -6,6 +6,8 @@
 //! X.509 name constraints cannot hold URI names (rustls-webpki refuses every URI under any constraint), so
 //! scope and identity are checked here, after the chain.
 
+use std::sync::Arc;
+
 use ring::signature::{ED25519, UnparsedPublicKey};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use sha2::{Digest, Sha256};
@@ -30,6 +32,12 @@ const MAX_SKEW_SECONDS: u64 = 300;
 pub trait Sign: Send {
     /// Returns the 64-byte signature.
     fn sign(&self, bytes: &[u8]) -> [u8; 64];
+}
+
+impl<T: Sign + Sync> Sign for Arc<T> {
+    fn sign(&self, bytes: &[u8]) -> [u8; 64] {
+        T::sign(self, bytes)
+    }
 }
 
 /// Why a certificate is not one of a member. The peer's fault unless the clocks differ.
@@ -129,12 +137,7 @@ impl TrustBundle {
     ///
     /// # Errors
     /// The first check that fails; nothing is changed.
-    pub fn verify(
-        &self,
-        leaf: &[u8],
-        shown: &[CertificateDer<'_>],
-        wall: u64,
-    ) -> Result<Leaf, TrustError> {
+    pub fn verify(&self, leaf: &[u8], shown: &[CertificateDer<'_>], wall: u64) -> Result<Leaf, TrustError> {
         if leaf.len() > MAX_LEAF_BYTES || shown.iter().any(|der| der.len() > MAX_CERTIFICATE_BYTES) {
             return Err(TrustError::Malformed);
         }
@@ -215,10 +218,8 @@ fn read_leaf(der: &[u8], mesh: MeshId, wall: u64) -> Result<(Leaf, u64), TrustEr
         return Err(TrustError::Malformed);
     }
     let spki = certificate.public_key().raw;
-    let public_key: [u8; 32] = spki
-        .strip_prefix(&ED25519_SPKI_PREFIX)
-        .and_then(|key| key.try_into().ok())
-        .ok_or(TrustError::Key)?;
+    let public_key: [u8; 32] =
+        spki.strip_prefix(&ED25519_SPKI_PREFIX).and_then(|key| key.try_into().ok()).ok_or(TrustError::Key)?;
     let (group, name) = spiffe_name(&certificate, mesh)?;
     let claims = match certificate.extensions().iter().find(|ext| ext.oid.to_id_string() == CLAIMS_OID_TEXT) {
         Some(extension) => Claims::decode(extension.value).map_err(|_| TrustError::Claims)?,
@@ -239,10 +240,7 @@ fn read_leaf(der: &[u8], mesh: MeshId, wall: u64) -> Result<(Leaf, u64), TrustEr
 }
 
 /// Reads the one name of a leaf, `spiffe://<mesh id>/group/<group>/node/<name>`.
-fn spiffe_name(
-    certificate: &X509Certificate<'_>,
-    mesh: MeshId,
-) -> Result<(GroupName, NodeName), TrustError> {
+fn spiffe_name(certificate: &X509Certificate<'_>, mesh: MeshId) -> Result<(GroupName, NodeName), TrustError> {
     let names = certificate.subject_alternative_name().ok().flatten().ok_or(TrustError::Name)?;
     let [GeneralName::URI(uri)] = names.value.general_names[..] else { return Err(TrustError::Name) };
     let path = uri.strip_prefix(&format!("spiffe://{mesh}/group/")).ok_or(TrustError::Name)?;

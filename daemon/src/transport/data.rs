@@ -125,7 +125,8 @@ pub(super) type Waiting = oneshot::Sender<DataConnection>;
 /// The data connections of this node, and who waits for one.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
-    live: BTreeMap<NodeId, DataConnection>,
+    /// Mostly one per node; two when both ends dialled. The newest is used for new flows.
+    live: BTreeMap<NodeId, Vec<DataConnection>>,
     waiting: BTreeMap<NodeId, Vec<Waiting>>,
 }
 
@@ -135,12 +136,10 @@ const MAX_WAITING: usize = 1_024;
 impl Pool {
     /// Gives a live connection to the caller, or lets it wait. Returns whether the node must be dialled.
     pub(super) fn request(&mut self, node: NodeId, caller: Waiting) -> bool {
-        if let Some(live) = self.live.get(&node) {
-            if live.connection.close_reason().is_none() {
-                let _ = caller.send(live.clone());
-                return false;
-            }
-            self.live.remove(&node);
+        let live = self.live.get(&node).into_iter().flatten().rev();
+        if let Some(data) = live.into_iter().find(|data| data.connection.close_reason().is_none()) {
+            let _ = caller.send(data.clone());
+            return false;
         }
         let waiting = self.waiting.entry(node).or_default();
         waiting.retain(|earlier| !earlier.is_closed());
@@ -156,13 +155,16 @@ impl Pool {
         for caller in self.waiting.remove(&node).unwrap_or_default() {
             let _ = caller.send(data.clone());
         }
-        self.live.insert(node, data);
+        self.live.entry(node).or_default().push(data);
     }
 
-    /// Forgets a connection that has ended, unless a newer one has replaced it.
+    /// Forgets a connection that has ended.
     pub(super) fn ended(&mut self, node: NodeId, stable_id: usize) {
-        if self.live.get(&node).is_some_and(|data| data.connection.stable_id() == stable_id) {
-            self.live.remove(&node);
+        if let Some(live) = self.live.get_mut(&node) {
+            live.retain(|data| data.connection.stable_id() != stable_id);
+            if live.is_empty() {
+                self.live.remove(&node);
+            }
         }
     }
 
@@ -171,9 +173,9 @@ impl Pool {
         self.waiting.remove(&node);
     }
 
-    /// Removes the connection to a node that is down.
-    pub(super) fn remove(&mut self, node: NodeId) -> Option<DataConnection> {
+    /// Removes and returns the connections to a node that is down.
+    pub(super) fn remove(&mut self, node: NodeId) -> Vec<DataConnection> {
         self.waiting.remove(&node);
-        self.live.remove(&node)
+        self.live.remove(&node).unwrap_or_default()
     }
 }

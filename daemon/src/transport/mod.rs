@@ -11,6 +11,9 @@ mod link;
 mod owner;
 pub mod tls;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -173,7 +173,7 @@ impl Owner {
             Command::Gone(node) => {
                 self.book.set_standing(node, Standing::Silent, clock::now().mono);
                 let link = self.current.get(&node).map(|link| link.connection.clone());
-                let data = self.pool.remove(node).map(|data| data.connection);
+                let data = self.pool.remove(node).into_iter().map(|data| data.connection);
                 for connection in link.into_iter().chain(data) {
                     connection.close(CLOSE_DOWN.into(), b"down");
                 }
@@ -189,7 +189,6 @@ impl Owner {
         if node == self.me {
             return greeted.connection.close(CLOSE_DUPLICATE.into(), b"this is the same node");
         }
-        let mut replaced = false;
         if let Some(old) = self.current.get(&node).filter(|old| old.connection.close_reason().is_none()) {
             let same_process = old.nonce == greeted.nonce;
             let dialer = |dialled: bool| if dialled { self.me } else { node };
@@ -198,7 +197,6 @@ impl Owner {
                 return greeted.connection.close(CLOSE_DUPLICATE.into(), b"duplicate");
             }
             old.connection.close(CLOSE_DUPLICATE.into(), b"duplicate");
-            replaced = same_process;
         }
         self.book.connected(node, clock::now().mono);
         if !greeted.dialled {
@@ -210,10 +208,9 @@ impl Owner {
         let (link, io) = Link::new(greeted);
         self.current.insert(node, Arc::new(link));
         self.publish_links();
-        if !replaced {
-            let _ = self.inbox.membership.send(ToMembership::Connected(node)).await;
-            let _ = self.inbox.catalog.send(ToCatalog::Connected(node)).await;
-        }
+        // Also for a connection that replaces another: what was under way on that one may be lost.
+        let _ = self.inbox.membership.send(ToMembership::Connected(node)).await;
+        let _ = self.inbox.catalog.send(ToCatalog::Connected(node)).await;
         let (inbox, metrics) = (self.inbox.clone(), Arc::clone(&self.metrics));
         self.stage.spawn_short("link", async move {
             let reports = inbox.reports.clone();

@@ -1,0 +1,88 @@
+//! Where this node says it can be dialled.
+//!
+//! Owns: reading the interfaces. Must not know: who dials. Driven by: `app`, once at start.
+
+use std::net::{IpAddr, SocketAddr};
+
+use gossamer_wire::limits::MAX_ADDRESSES;
+
+/// Returns the addresses for this node's card: those the operator gave, then the one it listens on, or those
+/// of all interfaces when it listens on every one; loopback only when there is nothing else.
+pub(super) fn advertised(given: &[SocketAddr], listen: SocketAddr) -> Vec<SocketAddr> {
+    let found = match listen.ip().is_unspecified() {
+        true => of_interfaces().into_iter().filter(|ip| listen.is_ipv6() || ip.is_ipv4()).collect(),
+        false => vec![listen.ip()],
+    };
+    choose(given, found, listen.port())
+}
+
+fn choose(given: &[SocketAddr], mut found: Vec<IpAddr>, port: u16) -> Vec<SocketAddr> {
+    if !given.is_empty() || found.iter().any(|ip| !ip.is_loopback()) {
+        found.retain(|ip| !ip.is_loopback() || is_given(given, port, *ip));
+    }
+    let mut addresses = given.to_vec();
+    for ip in found {
+        let address = SocketAddr::new(ip, port);
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses.truncate(MAX_ADDRESSES);
+    addresses
+}
+
+/// Whether the operator named this very loopback address.
+fn is_given(given: &[SocketAddr], port: u16, ip: IpAddr) -> bool {
+    given.contains(&SocketAddr::new(ip, port))
+}
+
+/// Returns the addresses of all interfaces that are up, IPv4 first; link-local ones are left out, since they
+/// mean nothing on another link.
+fn of_interfaces() -> Vec<IpAddr> {
+    let all = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let up = all.filter(|interface| interface.flags.contains(nix::net::if_::InterfaceFlags::IFF_UP));
+    let mut found: Vec<IpAddr> = up
+        .filter_map(|interface| {
+            let storage = interface.address?;
+            let v4 = storage.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+            v4.or_else(|| storage.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+        })
+        .filter(|ip| match ip {
+            IpAddr::V4(ip) => !ip.is_link_local(),
+            IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+        })
+        .collect();
+    found.sort_by_key(IpAddr::is_ipv6);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ips(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().expect("ip")).collect()
+    }
+
+    #[test]
+    fn loopback_is_named_only_when_there_is_nothing_else() {
+        assert_eq!(choose(&[], ips(&["127.0.0.1"]), 4677), ["127.0.0.1:4677".parse().expect("address")]);
+        let both = choose(&[], ips(&["127.0.0.1", "192.0.2.1"]), 4677);
+        assert_eq!(both, ["192.0.2.1:4677".parse().expect("address")]);
+    }
+
+    #[test]
+    fn what_the_operator_gives_comes_first_and_once() {
+        let given: Vec<SocketAddr> = vec!["198.51.100.1:4677".parse().expect("address")];
+        let all = choose(&given, ips(&["192.0.2.1", "198.51.100.1", "127.0.0.1"]), 4677);
+        let want: Vec<SocketAddr> =
+            ["198.51.100.1:4677", "192.0.2.1:4677"].map(|text| text.parse().expect("address")).to_vec();
+        assert_eq!(all, want);
+    }
+
+    #[test]
+    fn a_card_holds_at_most_eight() {
+        let many: Vec<IpAddr> = (1..=20).map(|n| IpAddr::from([192, 0, 2, n])).collect();
+        assert_eq!(choose(&[], many, 1).len(), MAX_ADDRESSES);
+    }
+}

@@ -1,0 +1,58 @@
+//! What the metrics read from other parts at a scrape.
+//!
+//! Owns: the counting of states. Must not know: names of metrics. Driven by: `metrics`, when they are rendered.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gossamer_dns::DnsMetrics;
+use gossamer_wire::Health;
+
+use crate::index::IndexReader;
+use crate::membership::state_word;
+use crate::metrics::Readings;
+use crate::register::TargetsReader;
+use crate::relay::{Relay, Vips};
+
+/// Read handles of the parts that count for themselves.
+pub(super) struct Readers {
+    pub(super) dns: Arc<DnsMetrics>,
+    pub(super) index: IndexReader,
+    pub(super) targets: TargetsReader,
+    pub(super) relay: Relay,
+    pub(super) vips: Vips,
+}
+
+impl Readers {
+    pub(super) fn read(&self) -> Readings {
+        let health = |health| match health {
+            Health::Passing => "passing",
+            Health::Failing => "failing",
+        };
+        Readings {
+            dns: self.dns.counts(),
+            members: count(self.index.nodes().iter().filter_map(|node| node.state).map(state_word)),
+            registrations: count(self.targets.all().iter().map(|local| health(local.record.health))),
+            vip_ports: count(self.vips.ports().iter().map(|port| port.state.word())),
+            flows: self.relay.flow_counts(),
+        }
+    }
+}
+
+fn count(words: impl Iterator<Item = &'static str>) -> Vec<(&'static str, u64)> {
+    let mut counts = BTreeMap::new();
+    for word in words {
+        *counts.entry(word).or_insert(0) += 1;
+    }
+    counts.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_counted() {
+        assert_eq!(count(["up", "down", "up"].into_iter()), [("down", 1), ("up", 2)]);
+    }
+}
