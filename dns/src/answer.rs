@@ -1,7 +1,7 @@
 //! Answers: what the mesh says to one question.
 //!
 //! Owns: which records answer which name and type, NXDOMAIN against NODATA, glue. Must not know: messages,
-//! sizes, sockets. Driven by: `server` and `fuzz` through `request`; `resolve`.
+//! sizes, sockets. Driven by: `server`, `fuzz`, `resolve`.
 
 use std::net::IpAddr;
 
@@ -55,16 +55,12 @@ impl ExtendedError {
 }
 
 impl Answer {
-    fn empty(rcode: ResponseCode) -> Self {
+    pub(crate) fn empty(rcode: ResponseCode) -> Self {
         Self { rcode, answers: Vec::new(), authorities: Vec::new(), additionals: Vec::new(), extended: None }
     }
 
     fn negative(rcode: ResponseCode, apex: &Name, zone: &Zone) -> Self {
         Self { authorities: vec![records::soa(apex, zone, NEGATIVE_TTL)], ..Self::empty(rcode) }
-    }
-
-    pub(crate) fn failure() -> Self {
-        Self::empty(ResponseCode::ServFail)
     }
 }
 

@@ -1,14 +1,14 @@
 //! Names and answers: turns DNS questions about the mesh zone into DNS answers.
 //!
-//! Data in: a request's bytes, and what a [`Directory`] knows about services, instances and nodes. Data out: a
-//! response's bytes. It does not know gossip, adverts, access rules or how a VIP listener is opened, and it
-//! forwards nothing: names of others are refused at once.
+//! Data in: bound sockets, and what a [`Directory`] knows about services, instances and nodes. Data out:
+//! responses; hickory-server receives, reads, writes and sends the messages. The crate does not know gossip, adverts,
+//! access rules or how a VIP listener is opened, and it forwards nothing: names of others are refused at once.
 //!
 //! A question passes these modules in this order; all but the last are pure:
 //!
 //! ```text
-//! request (bytes -> question) -> place (name -> what it may stand for) -> answer (+ order, records)
-//!         -> response (records -> bytes that fit);        server: sockets, tasks, deadlines
+//! request (message -> question) -> place (name -> what it may stand for) -> answer (+ order, records)
+//!         -> response (records -> those that fit);        server: hickory's handler, deadlines
 //! ```
 //!
 //! Start reading at [`answer()`]; [`resolve()`] is the same without a wire.
@@ -34,8 +34,7 @@ pub use fuzz::fuzz_query;
 pub use hickory_proto::op::ResponseCode;
 pub use hickory_proto::rr::{Name, RData, Record, RecordType};
 pub use metrics::{DnsCounts, DnsMetrics, Outcome};
-pub use request::{Intake, Request, respond};
 pub use resolve::{Resolution, ResolveError, ResolvedRecord, parse_question, resolve};
-pub use response::{Response, UDP_PAYLOAD_BYTES};
+pub use response::UDP_PAYLOAD_BYTES;
 pub use server::{DnsServer, SourceRule};
 pub use zone::{Zone, ZoneError};

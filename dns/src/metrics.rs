@@ -17,9 +17,9 @@ pub enum Outcome {
     NxDomain,
     /// Not ours to answer.
     Refused,
-    /// The mesh did not get ready in time.
+    /// The mesh did not get ready in time, or too many questions wait for it.
     ServFail,
-    /// Not one question, or not a message.
+    /// Not one question.
     FormErr,
     /// An opcode or EDNS version that is not spoken here.
     NotImp,
@@ -68,15 +68,15 @@ pub struct DnsCounts {
     pub refused: u64,
     /// Responses that say we failed.
     pub servfail: u64,
-    /// Responses to what is not a question.
+    /// Responses to what is not one question. What is no message is answered by hickory-server, uncounted.
     pub formerr: u64,
     /// Responses to opcodes and EDNS versions not spoken here.
     pub notimp: u64,
     /// Responses with TC set; also counted by their code.
     pub truncated: u64,
-    /// Messages that got no response: too short, responses themselves, or the send failed.
+    /// Responses that could not be handed to their socket; also counted by their code.
     pub dropped: u64,
-    /// Datagrams and connections of sources that may not ask.
+    /// Questions of sources that may not ask.
     pub refused_source: u64,
 }
 

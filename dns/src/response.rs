@@ -1,156 +1,134 @@
 //! Responses: an answer fitted into the bytes a client can take.
 //!
 //! Owns: header, OPT, sizes, truncation. Must not know: names and what they mean, sockets.
-//! Driven by: `request`, once per response.
+//! Driven by: `server`, once per response, and `fuzz`. The bytes are written by hickory-server.
 
-use hickory_proto::ProtoError;
-use hickory_proto::op::{Edns, Header, HeaderCounts, Metadata, Query};
+use std::slice::Iter;
+
+use hickory_proto::op::{Edns, Metadata, ResponseCode};
+use hickory_proto::rr::Record;
 use hickory_proto::rr::rdata::opt::EdnsOption;
-use hickory_proto::rr::{Name, Record};
-use hickory_proto::serialize::binary::{BinEncodable, BinEncoder, Place};
+use hickory_proto::serialize::binary::{BinDecoder, BinEncodable, BinEncoder};
+use hickory_server::net::xfer::Protocol;
+use hickory_server::server::Request;
+use hickory_server::zone_handler::{MessageResponse, MessageResponseBuilder, Queries};
 
+use crate::request::only_query;
 use crate::{Answer, ExtendedError, Outcome};
 
 /// Largest datagram sent, and what our OPT offers to receive: fits every path without fragments
 /// (DNS flag day 2020).
 pub const UDP_PAYLOAD_BYTES: u16 = 1232;
 
-/// A response, ready to send.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Response {
-    /// The message, without the length that TCP puts before it.
-    pub bytes: Vec<u8>,
-    /// How the question ended.
-    pub outcome: Outcome,
-    /// Whether TC is set: answers are missing, to be asked for over TCP.
-    pub truncated: bool,
+/// What hickory-server encodes and sends.
+pub(crate) type Message<'a> =
+    MessageResponse<'a, 'a, Iter<'a, Record>, Iter<'a, Record>, Iter<'a, Record>, Iter<'a, Record>>;
+
+/// A response that fits: hickory-server's own truncation, which leaves parts of a record behind, drops the OPT
+/// and sets TC for missing glue, finds nothing to do.
+#[derive(Debug)]
+pub(crate) struct Reply<'a> {
+    request: &'a Request,
+    /// Sent in place of a question that cannot be sent back.
+    no_question: Option<Queries>,
+    metadata: Metadata,
+    edns: Option<Edns>,
+    answer: Answer,
 }
 
-/// The frame of a response: all but the records.
-#[derive(Clone, Debug)]
-pub(crate) struct Envelope {
-    /// Header fields, TC aside.
-    pub(crate) metadata: Metadata,
-    /// The question, returned as it was asked.
-    pub(crate) query: Option<Query>,
-    /// The client's OPT; answered with ours.
-    pub(crate) edns: Option<Edns>,
-    /// Most bytes of the message; at least 512.
-    pub(crate) limit: u16,
-}
-
-impl Envelope {
-    /// Encodes an answer.
+impl<'a> Reply<'a> {
+    /// Fits an answer to the client.
     ///
     /// Glue that does not fit is left out silently. When answers do not fit, those that do are sent with TC
     /// and without glue (RFC 2181 9). The OPT is always there when the client sent one (RFC 6891 7).
-    pub(crate) fn seal(mut self, answer: &Answer) -> Response {
-        self.metadata.response_code = answer.rcode;
-        let outcome = Outcome::of(answer.rcode, !answer.answers.is_empty());
+    pub(crate) fn new(request: &'a Request, answer: Answer) -> Self {
+        let mut reply = Self {
+            no_question: if only_query(&request.queries).is_some() { None } else { no_question() },
+            metadata: Metadata::response_from_request(&request.metadata),
+            edns: request.edns.as_ref().map(|asked| opt(asked, answer.extended.as_ref())),
+            request,
+            answer,
+        };
+        reply.metadata.response_code = reply.answer.rcode;
+        reply.metadata.authoritative =
+            matches!(reply.answer.rcode, ResponseCode::NoError | ResponseCode::NXDomain);
 
-        let opt = self.opt(answer.extended.as_ref());
-        let mut bytes = Vec::new();
-        let mut counts = HeaderCounts::default();
-        let body = Body { answer, query: self.query.as_ref(), room: usize::from(self.limit) - opt.len() };
-        self.metadata.truncation = !body.write(&mut bytes, &mut counts);
-        if !opt.is_empty() {
-            bytes.extend_from_slice(&opt);
-            counts.additionals += 1;
-        }
-        set_header(&mut bytes, Header { metadata: self.metadata, counts });
-        Response { bytes, outcome, truncated: self.metadata.truncation }
+        let opt_bytes = reply.edns.as_ref().and_then(|edns| edns.to_bytes().ok()).unwrap_or_default().len();
+        let room = usize::from(limit(request.protocol(), request.edns.as_ref())).saturating_sub(opt_bytes);
+        let queries = reply.no_question.as_ref().unwrap_or(&request.queries);
+        reply.metadata.truncation = !fit(&mut reply.answer, queries, room);
+        reply
     }
 
-    fn opt(&self, extended: Option<&ExtendedError>) -> Vec<u8> {
-        let Some(asked) = &self.edns else { return Vec::new() };
-        let mut edns = Edns::new();
-        edns.set_max_payload(UDP_PAYLOAD_BYTES)
-            .set_rcode_high(self.metadata.response_code.high())
-            .set_dnssec_ok(asked.flags().dnssec_ok);
-        if let Some(ExtendedError { code, text }) = extended {
-            let option = [&code.to_be_bytes(), cut(text, MAX_EXTENDED_TEXT_BYTES).as_bytes()].concat();
-            edns.options_mut().insert(EdnsOption::Unknown(EXTENDED_ERROR_OPTION, option));
-        }
-        edns.to_bytes().unwrap_or_default()
+    /// Returns the message for hickory-server to send.
+    pub(crate) fn message(&self) -> Message<'_> {
+        let queries = self.no_question.as_ref().unwrap_or(&self.request.queries);
+        let Answer { answers, authorities, additionals, .. } = &self.answer;
+        let builder = MessageResponseBuilder::new(queries, self.edns.as_ref());
+        builder.build(self.metadata, answers, authorities, &[], additionals)
     }
-}
 
-/// Everything between the header and the OPT.
-struct Body<'a> {
-    answer: &'a Answer,
-    query: Option<&'a Query>,
-    /// Most bytes up to the OPT, header included.
-    room: usize,
-}
+    /// How the question ended.
+    pub(crate) fn outcome(&self) -> Outcome {
+        Outcome::of(self.answer.rcode, !self.answer.answers.is_empty())
+    }
 
-impl Body<'_> {
-    /// Writes the header's place and as much as fits; returns whether all required records did.
-    fn write(&self, bytes: &mut Vec<u8>, counts: &mut HeaderCounts) -> bool {
-        let mut encoder = BinEncoder::new(bytes);
-        encoder.set_max_size(u16::try_from(self.room).unwrap_or(u16::MAX));
-        // The limit is at least 512: header, any question and any OPT fit.
-        if encoder.emit_vec(&[0; HEADER_BYTES]).is_err() {
-            return false;
-        }
-        if let Some(query) = self.query
-            && query.emit(&mut encoder).is_ok()
-        {
-            counts.queries = 1;
-        }
-
-        let asked = self.query.filter(|_| counts.queries == 1).map(|query| &query.name);
-        counts.answers = emit_fitting(&mut encoder, &self.answer.answers, asked);
-        if usize::from(counts.answers) < self.answer.answers.len() {
-            return false;
-        }
-        counts.authorities = emit_fitting(&mut encoder, &self.answer.authorities, asked);
-        if usize::from(counts.authorities) < self.answer.authorities.len() {
-            return false;
-        }
-        counts.additionals = emit_fitting(&mut encoder, &self.answer.additionals, asked);
-        true
+    /// Whether TC is set: answers are missing, to be asked for over TCP.
+    pub(crate) fn truncated(&self) -> bool {
+        self.metadata.truncation
     }
 }
 
-/// Writes records until one does not fit, and leaves no byte of that one. Returns how many were written.
-fn emit_fitting(encoder: &mut BinEncoder<'_>, records: &[Record], asked: Option<&Name>) -> u16 {
-    let mut count = 0;
-    for record in records {
-        let start = encoder.offset();
-        if emit(encoder, record, asked).is_err() {
-            encoder.set_offset(start);
-            encoder.trim();
-            break;
-        }
-        count += 1;
-    }
-    count
+fn no_question() -> Option<Queries> {
+    Queries::read(&mut BinDecoder::new(&[]), 0).ok()
 }
 
-/// Writes one record (RFC 1035 4.1.3). An owner that is the asked name is a pointer to the question: the
-/// encoder stops compressing after some 120 names, and long SRV sets then would not fit TCP.
-fn emit(encoder: &mut BinEncoder<'_>, record: &Record, asked: Option<&Name>) -> Result<(), ProtoError> {
-    match asked {
-        Some(asked) if asked.eq_case(&record.name) && !asked.is_root() => {
-            encoder.emit_u16(POINTER_TO_QUESTION)?;
-        }
-        _ => record.name.emit(encoder)?,
+/// Returns how many bytes the client can take (RFC 6891 6.2.5: less than 512 means 512).
+fn limit(protocol: Protocol, edns: Option<&Edns>) -> u16 {
+    match protocol {
+        Protocol::Udp => edns.map_or(512, |edns| edns.max_payload().clamp(512, UDP_PAYLOAD_BYTES)),
+        _ => u16::MAX,
     }
-    record.data.record_type().emit(encoder)?;
-    record.dns_class.emit(encoder)?;
-    encoder.emit_u32(record.ttl)?;
-    let length: Place<u16> = encoder.place()?;
-    record.data.emit(encoder)?;
-    let written = encoder.len_since_place(&length);
-    length.replace(encoder, u16::try_from(written).unwrap_or(u16::MAX))
 }
 
-fn set_header(bytes: &mut [u8], header: Header) {
-    if let (Ok(header), Some(place)) = (header.to_bytes(), bytes.get_mut(..HEADER_BYTES))
-        && header.len() == HEADER_BYTES
-    {
-        place.copy_from_slice(&header);
+/// Returns our OPT; hickory-server adds the high bits of the code.
+fn opt(asked: &Edns, extended: Option<&ExtendedError>) -> Edns {
+    let mut edns = Edns::new();
+    edns.set_max_payload(UDP_PAYLOAD_BYTES).set_dnssec_ok(asked.flags().dnssec_ok);
+    if let Some(ExtendedError { code, text }) = extended {
+        let option = [&code.to_be_bytes(), cut(text, MAX_EXTENDED_TEXT_BYTES).as_bytes()].concat();
+        edns.options_mut().insert(EdnsOption::Unknown(EXTENDED_ERROR_OPTION, option));
     }
+    edns
+}
+
+/// Takes records away until the message without its OPT has at most `room` bytes. Returns whether all required
+/// records stay.
+fn fit(answer: &mut Answer, queries: &Queries, room: usize) -> bool {
+    // Written just as hickory-server will, with the same compression, so that the sizes are the real ones.
+    let mut bytes = Vec::new();
+    let mut encoder = BinEncoder::new(&mut bytes);
+    encoder.set_max_size(u16::try_from(room).unwrap_or(u16::MAX));
+    let question = queries.as_bytes();
+    // The limit is at least 512: header, any question and any OPT fit.
+    let mut fits = encoder.emit_vec(&[0; HEADER_BYTES]).is_ok() && encoder.emit_vec(question).is_ok();
+    if fits && !question.is_empty() {
+        encoder.store_label_pointer(HEADER_BYTES, HEADER_BYTES + question.len());
+    }
+
+    for required in [&mut answer.answers, &mut answer.authorities] {
+        fits = keep_fitting(&mut encoder, required, fits);
+    }
+    keep_fitting(&mut encoder, &mut answer.additionals, fits);
+    fits
+}
+
+/// Keeps the records up to the first that does not fit, none unless `go_on`. Returns whether all stay.
+fn keep_fitting(encoder: &mut BinEncoder<'_>, records: &mut Vec<Record>, go_on: bool) -> bool {
+    let all = records.len();
+    let fitting = records.iter().take_while(|record| go_on && record.emit(encoder).is_ok()).count();
+    records.truncate(fitting);
+    go_on && fitting == all
 }
 
 /// Returns the start of a text, at most `limit` bytes of it and no part of a character.
@@ -160,9 +138,6 @@ fn cut(text: &str, limit: usize) -> &str {
 }
 
 const HEADER_BYTES: usize = 12;
-
-/// The name at offset 12, where the question is (RFC 1035 4.1.4).
-const POINTER_TO_QUESTION: u16 = 0xC000 | 12;
 
 /// The EDNS option of extended errors (RFC 8914 2).
 const EXTENDED_ERROR_OPTION: u16 = 15;

@@ -3,9 +3,14 @@
 use std::net::Ipv4Addr;
 
 use gossamer_wire::{GroupName, InstanceName, NodeName, ServiceName};
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
+use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+use hickory_server::net::xfer::Protocol;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use super::*;
 use crate::scripted::{Scripted, instance, mesh, vip, zone};
@@ -60,7 +65,7 @@ impl Bench {
     async fn receive(&self) -> Message {
         let mut buffer = [0; 4096];
         let length = self.udp.recv(&mut buffer).await.expect("received");
-        Message::from_vec(&buffer[..length]).expect("decodes")
+        whole(&buffer[..length])
     }
 
     async fn connect(&self) -> TcpStream {
@@ -90,7 +95,14 @@ async fn next(stream: &mut TcpStream) -> Message {
     let length = stream.read_u16().await.expect("a response");
     let mut bytes = vec![0; usize::from(length)];
     stream.read_exact(&mut bytes).await.expect("a whole response");
-    Message::from_vec(&bytes).expect("decodes")
+    whole(&bytes)
+}
+
+fn whole(bytes: &[u8]) -> Message {
+    let mut decoder = BinDecoder::new(bytes);
+    let message = Message::read(&mut decoder).expect("decodes");
+    assert!(decoder.is_empty(), "no bytes after the message");
+    message
 }
 
 #[tokio::test]
@@ -176,44 +188,49 @@ async fn malformed_messages_do_not_end_the_server() {
     bench.send(&[0x01; 4000]).await;
     assert_eq!(bench.receive().await.metadata.response_code, ResponseCode::FormErr);
     assert_eq!(bench.ask(&good).await.answers.len(), 1);
-    let counts = bench.stop().await;
-    assert_eq!((counts.dropped, counts.formerr, counts.noerror), (3, 2, 1));
+    assert_eq!(bench.stop().await, DnsCounts { noerror: 1, ..DnsCounts::default() });
 }
 
 #[tokio::test]
 async fn malformed_streams_end_only_their_connection() {
     let bench = Bench::of(mesh()).await;
-    let mut response = question(1, "orders.mesh.internal.", RecordType::A);
-    response.metadata.message_type = MessageType::Response;
-    for bytes in [vec![0, 0], vec![0xff, 0xff, 1], framed(&response)] {
+    for bytes in [&[0, 0][..], &[0xff, 0xff, 1]] {
         let mut stream = bench.connect().await;
-        stream.write_all(&bytes).await.expect("sent");
+        stream.write_all(bytes).await.expect("sent");
+        stream.shutdown().await.expect("half closed");
         let ended = stream.read(&mut [0; 1]).await;
         assert!(matches!(ended, Ok(0) | Err(_)), "closed without a byte");
     }
+
+    let mut response = question(1, "orders.mesh.internal.", RecordType::A);
+    response.metadata.message_type = MessageType::Response;
     let mut stream = bench.connect().await;
+    stream.write_all(&framed(&response)).await.expect("sent");
     stream.write_all(&[0, 20]).await.expect("sent");
     stream.write_all(&[1; 20]).await.expect("sent");
-    assert_eq!(next(&mut stream).await.metadata.response_code, ResponseCode::FormErr);
+    let refused = next(&mut stream).await;
+    assert_eq!(refused.metadata.response_code, ResponseCode::FormErr, "the response got none");
     stream.write_all(&framed(&question(2, "orders.mesh.internal.", RecordType::A))).await.expect("sent");
     assert_eq!(next(&mut stream).await.answers.len(), 1, "the connection goes on");
 }
 
 #[tokio::test]
-async fn refused_sources_get_no_byte_and_are_counted() {
+async fn questions_of_refused_sources_get_no_byte_and_are_counted() {
     let bench = Bench::start(Arc::new(mesh()), Arc::new(|source| !source.is_loopback())).await;
-    let good = question(9, "orders.mesh.internal.", RecordType::A);
-    bench.send(&good.to_vec().expect("encodes")).await;
-    bench.send(b"twelve bytes").await;
-
     let mut stream = bench.connect().await;
-    let _ = stream.write_all(&framed(&good)).await;
-    assert!(matches!(stream.read(&mut [0; 1]).await, Ok(0) | Err(_)));
-    while bench.metrics.counts().refused_source < 3 {
+    let good = question(9, "orders.mesh.internal.", RecordType::A);
+    let mut other = good.clone();
+    other.metadata.op_code = OpCode::Notify;
+    for message in [good, other] {
+        bench.send(&message.to_vec().expect("encodes")).await;
+        stream.write_all(&framed(&message)).await.expect("sent");
+    }
+    while bench.metrics.counts().refused_source < 4 {
         tokio::task::yield_now().await;
     }
     assert!(bench.udp.try_recv(&mut [0; 1]).is_err());
-    assert_eq!(bench.stop().await, DnsCounts { refused_source: 3, ..DnsCounts::default() });
+    assert!(stream.try_read(&mut [0; 1]).is_err(), "no byte, but the connection stays until it idles");
+    assert_eq!(bench.stop().await, DnsCounts { refused_source: 4, ..DnsCounts::default() });
 }
 
 /// A mesh whose VIPs are ready when told so.
@@ -265,20 +282,33 @@ async fn a_question_that_waits_for_its_vip_does_not_hold_up_others() {
     assert_eq!(bench.receive().await.metadata.id, 1);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_vip_that_is_never_ready_is_a_server_failure() {
-    let slow = Slow { mesh: mesh(), ready: Notify::new() };
+/// Asks for the VIP of `orders` without a socket; returns the code of the reply.
+async fn ask_desk(directory: Arc<dyn Directory>, turns: usize) -> ResponseCode {
     let desk = Desk {
-        directory: Arc::new(slow),
+        directory,
         zone: Arc::new(zone()),
         metrics: Arc::new(DnsMetrics::default()),
         allow: Arc::new(|_| true),
+        waiting: Arc::new(Semaphore::new(turns)),
     };
     let bytes = question(1, "orders.mesh.internal.", RecordType::A).to_vec().expect("encodes");
-    let Step::Prepare(waiting) = desk.read(&bytes, Transport::Udp) else { panic!("has a VIP") };
-    let response = desk.prepare(waiting).await;
-    assert_eq!(response.bytes[3] & 0x0f, 2);
-    assert_eq!(desk.metrics.counts().servfail, 1);
+    let source = SocketAddr::from(([127, 0, 0, 1], 9));
+    let request = Request::from_bytes(bytes, source, Protocol::Udp).expect("decodes");
+    desk.reply(&request).await.message().metadata().response_code
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vip_that_is_never_ready_is_a_server_failure() {
+    let slow = Slow { mesh: mesh(), ready: Notify::new() };
+    assert_eq!(ask_desk(Arc::new(slow), 1).await, ResponseCode::ServFail);
+}
+
+#[tokio::test]
+async fn more_questions_than_may_wait_are_server_failures() {
+    let directory = Arc::new(mesh());
+    assert_eq!(ask_desk(directory.clone(), 0).await, ResponseCode::ServFail);
+    assert!(directory.prepared.lock().expect("not poisoned").is_empty());
+    assert_eq!(ask_desk(directory, 1).await, ResponseCode::NoError);
 }
 
 #[tokio::test]
