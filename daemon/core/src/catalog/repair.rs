@@ -20,6 +20,7 @@ use rand::seq::SliceRandom as _;
 
 use super::Catalog;
 use super::age::Bucket;
+use super::store::HashView;
 use crate::time::Now;
 
 /// How often the root hash goes to one peer, jittered by a quarter.
@@ -127,7 +128,7 @@ impl Repair {
     }
 
     /// Takes a peer's root hash. `is_smaller`: the own node id is the smaller one.
-    fn handle_root(&mut self, from: NodeId, agrees: bool, is_smaller: bool, now: Instant) -> Reply {
+    fn handle_root(&mut self, from: NodeId, hash: HashView, is_smaller: bool, now: Instant) -> Reply {
         let Some(peer) = self.peers.get_mut(&from) else { return Reply::Nothing };
         let meeting = peer.meeting;
         peer.meeting = match meeting {
@@ -137,7 +138,8 @@ impl Repair {
         if meeting == Meeting::Begun {
             return if is_smaller { Reply::ShowRoot } else { Reply::Nothing };
         }
-        if agrees {
+        // Two that meet may have been apart for long: what one is behind is not on its way.
+        if hash == HashView::Equal || (hash == HashView::Behind && meeting == Meeting::Over) {
             (peer.mismatch, peer.recheck, peer.last) = (None, None, None);
             return Reply::Nothing;
         }
@@ -244,8 +246,8 @@ impl Catalog {
 
     /// Compares a peer's root hash; lists all own ids when the difference is believed.
     pub(super) fn handle_root(&mut self, from: NodeId, hash: u64, now: Now) {
-        let agrees = self.store.had_hash(hash, now.mono);
-        match self.repair.handle_root(from, agrees, self.config.node < from, now.mono) {
+        let view = self.store.compare_hash(hash, now.mono);
+        match self.repair.handle_root(from, view, self.config.node < from, now.mono) {
             Reply::Nothing => return,
             Reply::ShowRoot => return self.send(from, Frame::Root(self.store.hash())),
             Reply::ListIds => {}
@@ -310,5 +312,178 @@ impl Catalog {
             && self.store.lacks(id, now.mono)
             && self.store.has_room_for(node)
             && !self.held.has(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gossamer_wire::advert::Kind;
+
+    use super::*;
+    use crate::catalog::tests::start;
+
+    const PEER: NodeId = NodeId::from_bytes([2; 16]);
+
+    fn connected(now: Instant) -> Repair {
+        let mut repair = Repair::new(now);
+        repair.connect(PEER, now);
+        repair
+    }
+
+    /// Past the meeting, where each side has shown its hash.
+    fn met(now: Instant) -> Repair {
+        let mut repair = connected(now);
+        repair.handle_root(PEER, HashView::Equal, true, now);
+        repair
+    }
+
+    fn differs(repair: &mut Repair, now: Instant) -> Reply {
+        repair.handle_root(PEER, HashView::Different, true, now)
+    }
+
+    fn id(node: u8, k: u16) -> AdvertId {
+        let slot = Slot { node: NodeId::from_bytes([node; 16]), kind: Kind::Records, k };
+        AdvertId { slot, version: Version { epoch: 1, seq: 1 } }
+    }
+
+    #[test]
+    fn of_two_that_meet_the_greater_id_judges_the_second_hash_at_once() {
+        let now = start();
+        let mut smaller = connected(now);
+        assert_eq!(smaller.handle_root(PEER, HashView::Different, true, now), Reply::ShowRoot);
+        let mut greater = connected(now);
+        assert_eq!(greater.handle_root(PEER, HashView::Different, false, now), Reply::Nothing);
+        assert_eq!(greater.handle_root(PEER, HashView::Different, false, now), Reply::ListIds);
+        let mut equal = connected(now);
+        assert_eq!(equal.handle_root(PEER, HashView::Different, false, now), Reply::Nothing);
+        assert_eq!(equal.handle_root(PEER, HashView::Equal, false, now), Reply::Nothing);
+    }
+
+    #[test]
+    fn one_that_is_behind_is_left_to_mend_it_unless_it_has_just_come() {
+        let now = start();
+        let mut repair = met(now);
+        for seconds in 0..10 {
+            let later = now + Duration::from_secs(seconds);
+            assert_eq!(repair.handle_root(PEER, HashView::Behind, true, later), Reply::Nothing);
+        }
+        let mut greater = connected(now);
+        greater.handle_root(PEER, HashView::Behind, false, now);
+        assert_eq!(greater.handle_root(PEER, HashView::Behind, false, now), Reply::ListIds);
+    }
+
+    #[test]
+    fn a_difference_is_believed_when_it_is_seen_again_two_seconds_later() {
+        let now = start();
+        let mut repair = met(now);
+        assert_eq!(differs(&mut repair, now), Reply::Nothing);
+        assert_eq!(differs(&mut repair, now + SETTLE / 2), Reply::Nothing);
+        assert_eq!(differs(&mut repair, now + SETTLE), Reply::ListIds);
+    }
+
+    #[test]
+    fn agreement_in_between_or_a_long_silence_starts_over() {
+        let now = start();
+        let mut repair = met(now);
+        differs(&mut repair, now);
+        repair.handle_root(PEER, HashView::Equal, true, now + SETTLE / 2);
+        assert_eq!(differs(&mut repair, now + SETTLE), Reply::Nothing);
+        assert_eq!(differs(&mut repair, now + SETTLE + STALE_MISMATCH), Reply::Nothing);
+    }
+
+    #[test]
+    fn a_mismatch_shows_the_own_hash_again_so_that_the_peer_may_judge_too() {
+        let now = start();
+        let mut repair = met(now);
+        let mut rng = rand::SeedableRng::seed_from_u64(1);
+        differs(&mut repair, now);
+        let shown: usize =
+            (0..=8).map(|quarter| repair.take_due(&mut rng, now + SETTLE * quarter / 8).len()).sum();
+        assert!(
+            (1..=2).contains(&shown),
+            "the recheck, and the regular one when it falls into these seconds"
+        );
+        assert!(repair.deadline().is_some_and(|at| at > now + SETTLE));
+    }
+
+    #[test]
+    fn repairs_in_vain_pause_longer_each_time_and_a_lesson_ends_it() {
+        let mut now = start();
+        let mut repair = met(now);
+        let mut began = Vec::new();
+        for _ in 0..4_000 {
+            now += Duration::from_secs(1);
+            if differs(&mut repair, now) == Reply::ListIds {
+                began.push(now);
+            }
+        }
+        let pauses: Vec<_> = began.windows(2).map(|pair| (pair[1] - pair[0]).as_secs()).collect();
+        for (pause, least) in pauses.iter().zip([60, 120, 240, 480, 600, 600]) {
+            assert!((least..least + 5).contains(pause), "{pauses:?}");
+        }
+        repair.taught(PEER, NodeId::from_bytes([3; 16]));
+        differs(&mut repair, now);
+        assert_eq!(differs(&mut repair, now + SETTLE), Reply::ListIds);
+    }
+
+    #[test]
+    fn the_peers_own_adverts_are_no_lesson() {
+        let now = start();
+        let mut repair = met(now);
+        differs(&mut repair, now);
+        assert_eq!(differs(&mut repair, now + SETTLE), Reply::ListIds);
+        repair.taught(PEER, PEER);
+        differs(&mut repair, now + SETTLE * 2);
+        assert_eq!(differs(&mut repair, now + SETTLE * 3), Reply::Nothing);
+    }
+
+    #[test]
+    fn each_part_of_a_list_covers_the_slots_since_the_last() {
+        let mut repair = connected(start());
+        let mut part = |ids: &[AdvertId], more| repair.handle_part(PEER, ids, more);
+        let (first, second) = (id(1, 3), id(2, 0));
+        assert_eq!(part(&[id(1, 0), first], true), Some((Bound::Unbounded, Bound::Included(first.slot))));
+        assert_eq!(part(&[second], true), Some((Bound::Excluded(first.slot), Bound::Included(second.slot))));
+        assert_eq!(part(&[], false), Some((Bound::Excluded(second.slot), Bound::Unbounded)));
+        assert_eq!(part(&[], false), Some((Bound::Unbounded, Bound::Unbounded)), "the next list begins anew");
+    }
+
+    #[test]
+    fn parts_out_of_order_are_refused_and_end_the_list() {
+        let mut repair = connected(start());
+        let mut part = |ids: &[AdvertId], more| repair.handle_part(PEER, ids, more);
+        assert_eq!(part(&[id(2, 0), id(1, 0)], false), None);
+        assert_eq!(part(&[id(1, 0), id(1, 0)], false), None);
+        assert_eq!(part(&[], true), None);
+        assert!(part(&[id(2, 0)], true).is_some());
+        assert_eq!(part(&[id(1, 0)], false), None);
+        assert!(part(&[id(1, 0)], false).is_some());
+    }
+
+    #[test]
+    fn everybody_is_met_once_a_round() {
+        let now = start();
+        let mut repair = Repair::new(now);
+        let peers: Vec<_> = (1..=9).map(|byte| NodeId::from_bytes([byte; 16])).collect();
+        peers.iter().for_each(|peer| repair.connect(*peer, now));
+        let mut rng = rand::SeedableRng::seed_from_u64(7);
+        for _ in 0..3 {
+            let mut round: Vec<_> = (0..9).filter_map(|_| repair.next_of_round(&mut rng)).collect();
+            round.sort_unstable();
+            assert_eq!(round, peers);
+        }
+        repair.disconnect(peers[0]);
+        assert!((0..16).all(|_| repair.next_of_round(&mut rng) != Some(peers[0])));
+        peers.iter().for_each(|peer| repair.disconnect(*peer));
+        assert_eq!((repair.next_of_round(&mut rng), repair.deadline()), (None, None));
+    }
+
+    #[test]
+    fn strangers_get_no_answer() {
+        let now = start();
+        let mut repair = Repair::new(now);
+        assert!(!repair.may_answer(PEER, now) && !repair.is_connected(PEER));
+        assert_eq!(differs(&mut repair, now), Reply::Nothing);
+        assert_eq!(repair.handle_part(PEER, &[], false), None);
     }
 }

@@ -38,6 +38,15 @@ pub(super) enum Known {
     Older,
 }
 
+/// How a peer's root hash compares with the own ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HashView {
+    Equal,
+    /// It was mine within the last 10 s: the peer is about to have what this node has.
+    Behind,
+    Different,
+}
+
 pub(super) struct Store {
     me: NodeId,
     owners: BTreeMap<NodeId, Owner>,
@@ -232,10 +241,16 @@ impl Store {
         self.hash
     }
 
-    /// Returns whether a hash is mine, or was within the last 10 s.
-    pub(super) fn had_hash(&self, hash: u64, now: Instant) -> bool {
+    /// Compares a peer's hash with the own one and those of the last 10 s.
+    pub(super) fn compare_hash(&self, hash: u64, now: Instant) -> HashView {
         let is_recent = |until: Instant| now.saturating_duration_since(until) <= RECENT;
-        self.hash == hash || self.recent.iter().any(|&(until, old)| old == hash && is_recent(until))
+        if self.hash == hash {
+            HashView::Equal
+        } else if self.recent.iter().any(|&(until, old)| old == hash && is_recent(until)) {
+            HashView::Behind
+        } else {
+            HashView::Different
+        }
     }
 
     fn copy_of(&self, owner: &Owner, advert: &Advert, now: Instant) -> AdvertCopy {
@@ -303,4 +318,75 @@ fn hash_of(id: AdvertId) -> u64 {
     hasher.update(id.version.seq.to_be_bytes());
     let digest: [u8; 32] = hasher.finalize().into();
     digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use gossamer_wire::advert::Version;
+
+    use super::*;
+    use crate::catalog::tests::start;
+
+    fn id(node: u8, kind: Kind, k: u16, epoch: u64, seq: u64) -> AdvertId {
+        let slot = Slot { node: NodeId::from_bytes([node; 16]), kind, k };
+        AdvertId { slot, version: Version { epoch, seq } }
+    }
+
+    #[test]
+    fn every_part_of_an_id_is_in_the_hash_and_heads_are_not() {
+        let ids = [
+            id(1, Kind::Card, 0, 1, 1),
+            id(2, Kind::Card, 0, 1, 1),
+            id(1, Kind::Records, 0, 1, 1),
+            id(1, Kind::Records, 1, 1, 1),
+            id(1, Kind::Records, 0, 2, 1),
+            id(1, Kind::Records, 0, 1, 2),
+        ];
+        assert_eq!(ids.map(hash_of).iter().collect::<BTreeSet<_>>().len(), ids.len());
+        assert_eq!(hash_of(id(1, Kind::Head, 0, 1, 1)), 0);
+    }
+
+    #[test]
+    fn the_hash_of_an_id_is_the_same_in_every_version_of_the_program() {
+        assert_eq!(hash_of(id(1, Kind::Records, 2, 3, 4)), 0x4e4a_b691_0da6_245e);
+    }
+
+    #[test]
+    fn hashes_of_the_last_ten_seconds_mean_behind() {
+        let now = start();
+        let mut store = Store::new(NodeId::from_bytes([1; 16]));
+        store.set_hash(5, now);
+        store.set_hash(6, now + RECENT / 2);
+        let view = |hash, at| store.compare_hash(hash, at);
+        assert_eq!(view(6, now + RECENT), HashView::Equal);
+        assert_eq!(view(5, now + RECENT), HashView::Behind);
+        assert_eq!(view(0, now + RECENT), HashView::Behind);
+        assert_eq!(view(0, now + RECENT + Duration::from_millis(1)), HashView::Different);
+        assert_eq!(view(7, now), HashView::Different);
+    }
+
+    #[test]
+    fn recent_hashes_are_bounded() {
+        let now = start();
+        let mut store = Store::new(NodeId::from_bytes([1; 16]));
+        (1..10_000).for_each(|hash| store.set_hash(hash, now));
+        assert_eq!(store.recent.len(), MAX_RECENT);
+        store.set_hash(1, now + RECENT * 2);
+        assert_eq!(store.recent.len(), 1);
+    }
+
+    #[test]
+    fn members_without_entries_are_not_remembered_when_they_go() {
+        let mut store = Store::new(NodeId::from_bytes([1; 16]));
+        let node = NodeId::from_bytes([2; 16]);
+        assert_eq!(store.liveness(node), MemberLiveness::Down);
+        assert!(store.set_member(node, MemberLiveness::Alive));
+        assert!(!store.set_member(node, MemberLiveness::Alive));
+        assert_eq!(store.alive_members().collect::<Vec<_>>(), [node]);
+        assert!(store.set_member(node, MemberLiveness::Suspect));
+        assert_eq!(store.alive_members().count(), 0);
+        assert!(store.set_member(node, MemberLiveness::Left));
+        assert!(store.members.is_empty());
+        assert_eq!(store.liveness(NodeId::from_bytes([1; 16])), MemberLiveness::Alive);
+    }
 }
