@@ -255,3 +255,169 @@ fn card_of(content: CardContent) -> Card {
     let CardContent { leaf, addresses, zone, region, labels, relays } = content;
     Card { leaf, addresses, zone, region, labels, relays, protocol: (1, 1), capabilities: 0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use gossamer_wire::advert::Fragment;
+
+    use super::*;
+    use crate::catalog::tests::{record, start};
+
+    struct Plain;
+
+    impl Sign for Plain {
+        fn sign(&self, bytes: &[u8]) -> [u8; 64] {
+            [bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte)); 64]
+        }
+    }
+
+    fn publisher(now: Instant) -> Publisher {
+        let (mesh, node) = (MeshId::from_bytes([1; 16]), NodeId::from_bytes([2; 16]));
+        Publisher::new(mesh, node, Box::new(Plain), 5, now)
+    }
+
+    fn all(publisher: &mut Publisher, now: Instant) -> Vec<Advert> {
+        std::iter::from_fn(|| publisher.next_advert(now)).collect()
+    }
+
+    fn kinds(adverts: &[Advert]) -> Vec<(Kind, u16)> {
+        adverts.iter().map(|advert| (advert.id().slot.kind, advert.id().slot.k)).collect()
+    }
+
+    fn ready(now: Instant) -> Publisher {
+        let mut publisher = publisher(now);
+        publisher.set_card(CardContent::default(), false);
+        publisher.set_records(vec![record("orders", "n0")]);
+        publisher
+    }
+
+    #[test]
+    fn card_then_fragments_then_head_with_one_counter() {
+        let now = start();
+        let adverts = all(&mut ready(now), now);
+        assert_eq!(kinds(&adverts), [(Kind::Card, 0), (Kind::Records, 0), (Kind::Head, 0)]);
+        let versions: Vec<_> = adverts.iter().map(|advert| advert.id().version).collect();
+        assert_eq!(versions, [1, 2, 3].map(|seq| Version { epoch: 5, seq }));
+        assert!(ready(now).has_signed(&adverts[1]));
+    }
+
+    #[test]
+    fn without_a_card_nothing_is_due() {
+        let now = start();
+        let mut publisher = publisher(now);
+        publisher.set_records(vec![record("orders", "n0")]);
+        assert_eq!((publisher.next_advert(now), publisher.deadline()), (None, None));
+    }
+
+    #[test]
+    fn heads_come_when_the_count_changes_and_at_each_refresh() {
+        let now = start();
+        let mut publisher = ready(now);
+        all(&mut publisher, now);
+        publisher.set_records(vec![record("orders", "n0"), record("web", "n0")]);
+        assert_eq!(kinds(&all(&mut publisher, now)), [(Kind::Records, 0)], "the count is the same");
+        assert_eq!(publisher.deadline(), Some(now + HEAD_REFRESH));
+        assert_eq!(kinds(&all(&mut publisher, now + HEAD_REFRESH)), [(Kind::Head, 0)]);
+        let mut large = record("large", "n0");
+        large.metadata = (0..7).map(|key| (format!("k{key}"), "v".repeat(128))).collect();
+        publisher.set_records(vec![record("orders", "n0"), record("web", "n0"), large]);
+        let adverts = all(&mut publisher, now + HEAD_REFRESH);
+        assert_eq!(kinds(&adverts), [(Kind::Records, 1), (Kind::Head, 0)]);
+        assert_eq!(Head::decode(adverts[1].body()).expect("own").n, 2);
+    }
+
+    #[test]
+    fn an_ephemeral_node_leases_minutes() {
+        let now = start();
+        let mut publisher = ready(now);
+        publisher.set_card(CardContent::default(), true);
+        publisher.set_head(HeadContent { statement_digest: [9; 16], roles: 2 });
+        let adverts = all(&mut publisher, now);
+        let head = Head::decode(adverts[2].body()).expect("own");
+        assert_eq!((head.lease_seconds, head.statement_digest, head.roles), (360, [9; 16], 2));
+        assert_eq!(publisher.deadline(), Some(now + EPHEMERAL_REFRESH));
+    }
+
+    #[test]
+    fn a_withdrawn_last_record_is_an_empty_fragment() {
+        let now = start();
+        let mut publisher = ready(now);
+        all(&mut publisher, now);
+        publisher.set_records(Vec::new());
+        let adverts = all(&mut publisher, now);
+        assert_eq!(kinds(&adverts), [(Kind::Records, 0)]);
+        assert_eq!(Fragment::decode(adverts[0].body()), Ok(Fragment::default()));
+    }
+
+    #[test]
+    fn a_new_epoch_publishes_everything_again_without_empty_ends() {
+        let now = start();
+        let mut publisher = ready(now);
+        all(&mut publisher, now);
+        publisher.set_epoch(9, now);
+        let adverts = all(&mut publisher, now);
+        assert_eq!(kinds(&adverts), [(Kind::Card, 0), (Kind::Records, 0), (Kind::Head, 0)]);
+        assert_eq!(adverts[0].id().version, Version { epoch: 9, seq: 1 });
+        publisher.set_records(Vec::new());
+        all(&mut publisher, now);
+        publisher.set_epoch(10, now);
+        assert_eq!(kinds(&all(&mut publisher, now)), [(Kind::Card, 0), (Kind::Head, 0)]);
+    }
+
+    #[test]
+    fn a_restored_record_keeps_its_fragment() {
+        let now = start();
+        let mut publisher = publisher(now);
+        publisher.restore(2, &record("orders", "n0"));
+        publisher.set_card(CardContent::default(), false);
+        publisher.set_records(vec![record("orders", "n0"), record("web", "n0")]);
+        let adverts = all(&mut publisher, now);
+        let holds = |advert: &&Advert| {
+            let fragment = Fragment::decode(advert.body()).and_then(|fragment| fragment.records());
+            fragment.is_ok_and(|records| records.iter().any(|record| record.service.as_str() == "orders"))
+        };
+        let fragments = adverts.iter().filter(|advert| advert.id().slot.kind == Kind::Records);
+        assert_eq!(fragments.filter(holds).map(|advert| advert.id().slot.k).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn the_pace_stays_below_what_receivers_take() {
+        let now = start();
+        let mut publisher = ready(now);
+        let mut published = 0;
+        for weight in 1..2_000 {
+            let mut changed = record("orders", "n0");
+            changed.weight = weight;
+            publisher.set_records(vec![changed]);
+            published += all(&mut publisher, now + Duration::from_millis(u64::from(weight))).len();
+        }
+        assert!(published as f64 <= PACE * (ADVERT_BURST + 2.0 * ADVERT_RATE), "{published} in 2 s");
+        let later = publisher.deadline().expect("more is due");
+        assert!(later > now && !all(&mut publisher, later).is_empty());
+    }
+
+    #[test]
+    fn a_record_that_breaks_a_limit_is_refused_alone() {
+        let now = start();
+        let mut publisher = publisher(now);
+        publisher.set_card(CardContent::default(), false);
+        let mut broken = record("broken", "n0");
+        broken.ports[0].number = 0;
+        let many = (0..=MAX_OWN_RECORDS).map(|number| record("orders", &format!("i{number}")));
+        publisher.set_records(std::iter::once(broken).chain(many).collect());
+        all(&mut publisher, now);
+        let refused: Vec<_> = std::iter::from_fn(|| publisher.next_refused()).collect();
+        assert_eq!(refused.len(), 2);
+        assert!(refused.iter().any(|(service, _)| service.as_str() == "broken"));
+    }
+
+    #[test]
+    fn a_card_over_a_limit_is_refused_before_it_is_signed() {
+        let address = "192.0.2.1:4677".parse().expect("address");
+        let many = CardContent { addresses: vec![address; 9], ..CardContent::default() };
+        assert!(matches!(check_card(&many), Err(CardError::Limit(_))));
+        let long = CardContent { leaf: vec![0; 2_000], ..CardContent::default() };
+        assert!(matches!(check_card(&long), Err(CardError::TooLong(_))));
+        assert_eq!(check_card(&CardContent::default()), Ok(()));
+    }
+}

@@ -103,3 +103,142 @@ pub(super) fn leaf_of(der: &[u8], trust: &TrustBundle, wall: u64) -> Result<Leaf
         verdict => verdict,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use gossamer_wire::advert::{AdvertId, Header, SERVICE_ENTRY, Slot, Version};
+    use gossamer_wire::{EncodeError, MeshId, NodeId};
+
+    use super::*;
+    use crate::catalog::tests::record;
+    use crate::trust::Sign as _;
+    use crate::trust::tests::{Authority, Key, WALL};
+
+    struct Owner {
+        authority: Authority,
+        key: Key,
+        leaf: Leaf,
+        der: Vec<u8>,
+    }
+
+    impl Owner {
+        fn new() -> Self {
+            let (authority, key) = (Authority::new(), Key::new());
+            let der = authority.leaf("west", "n0", &key);
+            let leaf = authority.bundle().verify(&der, &[], WALL).expect("leaf");
+            Self { authority, key, leaf, der }
+        }
+
+        fn advert(&self, mesh: MeshId, node: NodeId, kind: Kind, body: &[u8]) -> Result<Advert, EncodeError> {
+            let id = AdvertId { slot: Slot { node, kind, k: 0 }, version: Version { epoch: 1, seq: 1 } };
+            Advert::build(Header { mesh, id }, body, |bytes| self.key.sign(bytes))
+        }
+
+        fn own(&self, kind: Kind, body: &[u8]) -> Advert {
+            self.advert(self.authority.mesh, self.leaf.node, kind, body).expect("fits")
+        }
+
+        fn card(&self, leaf: Vec<u8>) -> Vec<u8> {
+            let card = Card {
+                leaf,
+                addresses: Vec::new(),
+                zone: None,
+                region: None,
+                labels: Vec::new(),
+                relays: Vec::new(),
+                protocol: (1, 1),
+                capabilities: 0,
+            };
+            card.encode().expect("fits")
+        }
+
+        fn judge(&self, advert: &Advert) -> Verdict {
+            judge(advert, Some(&self.leaf), &self.authority.bundle(), WALL)
+        }
+
+        fn refusal(&self, advert: &Advert) -> Option<Refusal> {
+            match self.judge(advert) {
+                Verdict::Refuse(why) => Some(why),
+                Verdict::Take(_) | Verdict::Hold => None,
+            }
+        }
+    }
+
+    #[test]
+    fn each_kind_that_is_in_order_is_taken() {
+        let owner = Owner::new();
+        let card = owner.own(Kind::Card, &owner.card(owner.der.clone()));
+        assert!(matches!(owner.judge(&card), Verdict::Take(Content::Card(said)) if said.1 == owner.leaf));
+        let body = Fragment::of(&[record("orders", "n0")]).expect("fits").encode().expect("fits");
+        let fragment = owner.own(Kind::Records, &body);
+        assert!(
+            matches!(owner.judge(&fragment), Verdict::Take(Content::Records(Ok(list))) if list.len() == 1)
+        );
+        let head = Head { n: 1, lease_seconds: 9, statement_digest: [0; 16], roles: 0 };
+        let advert = owner.own(Kind::Head, &head.encode().expect("fits"));
+        assert!(matches!(owner.judge(&advert), Verdict::Take(Content::Head(read)) if read == head));
+    }
+
+    #[test]
+    fn without_its_card_or_its_issuer_an_advert_waits() {
+        let owner = Owner::new();
+        let fragment = owner.own(Kind::Records, &Fragment::default().encode().expect("fits"));
+        let bundle = owner.authority.bundle();
+        assert!(matches!(judge(&fragment, None, &bundle, WALL), Verdict::Hold));
+        let card = owner.own(Kind::Card, &owner.card(owner.der.clone()));
+        let rootless = TrustBundle::new(bundle.mesh(), vec![owner.authority.root], vec![]).expect("bundle");
+        assert!(matches!(judge(&card, None, &rootless, WALL), Verdict::Hold));
+        // A clock that is behind: the certificate has not begun.
+        assert!(matches!(judge(&card, None, &bundle, WALL - 3_000), Verdict::Hold));
+    }
+
+    #[test]
+    fn an_ended_certificate_is_stored_like_on_every_other_node() {
+        let owner = Owner::new();
+        let card = owner.own(Kind::Card, &owner.card(owner.der.clone()));
+        let verdict = judge(&card, None, &owner.authority.bundle(), WALL + 1_000_000);
+        assert!(matches!(verdict, Verdict::Take(Content::Card(_))));
+    }
+
+    #[test]
+    fn each_fault_has_its_refusal() {
+        let owner = Owner::new();
+        let (mesh, node) = (owner.authority.mesh, owner.leaf.node);
+        let empty = Fragment::default().encode().expect("fits");
+        let foreign = owner.advert(MeshId::from_bytes([9; 16]), node, Kind::Records, &empty).expect("fits");
+        assert_eq!(owner.refusal(&foreign), Some(Refusal::Mesh));
+        let mut bytes = owner.own(Kind::Records, &empty).bytes().to_vec();
+        *bytes.last_mut().expect("bytes") ^= 1;
+        assert_eq!(owner.refusal(&Advert::parse(&bytes).expect("header")), Some(Refusal::Signature));
+        assert_eq!(owner.refusal(&owner.own(Kind::Head, b"")), Some(Refusal::Content));
+        assert_eq!(owner.refusal(&owner.own(Kind::Card, b"junk")), Some(Refusal::Content));
+        let junk = owner.own(Kind::Card, &owner.card(b"junk".to_vec()));
+        assert_eq!(owner.refusal(&junk), Some(Refusal::Certificate));
+        let other = NodeId::from_bytes([7; 16]);
+        let lent = owner.advert(mesh, other, Kind::Card, &owner.card(owner.der.clone())).expect("fits");
+        assert_eq!(owner.refusal(&lent), Some(Refusal::Certificate));
+    }
+
+    #[test]
+    fn a_stolen_certificate_is_worth_nothing_without_its_key() {
+        let (owner, thief) = (Owner::new(), Key::new());
+        let id = AdvertId {
+            slot: Slot { node: owner.leaf.node, kind: Kind::Card, k: 0 },
+            version: Version { epoch: 9, seq: 9 },
+        };
+        let header = Header { mesh: owner.authority.mesh, id };
+        let body = owner.card(owner.der.clone());
+        let advert = Advert::build(header, &body, |bytes| thief.sign(bytes)).expect("fits");
+        assert_eq!(owner.refusal(&advert), Some(Refusal::Signature));
+    }
+
+    #[test]
+    fn one_bad_record_quarantines_its_fragment() {
+        let owner = Owner::new();
+        let good = record("orders", "n0").encode().expect("fits");
+        let entries = vec![(SERVICE_ENTRY, good), (SERVICE_ENTRY, b"junk".to_vec())];
+        let body = Fragment { entries }.encode().expect("fits");
+        let advert = owner.own(Kind::Records, &body);
+        assert!(matches!(owner.judge(&advert), Verdict::Take(Content::Records(Err(_)))));
+    }
+}

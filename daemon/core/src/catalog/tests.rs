@@ -16,7 +16,8 @@ mod model;
 mod net;
 mod time;
 
-use net::{Net, Sim, name, record};
+use net::{Net, Sim};
+pub(in crate::catalog) use net::{name, record};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -373,4 +374,128 @@ fn a_burst_of_changes_is_paced_and_the_latest_wins() {
     assert_eq!(net.view(1, "orders").expect("known").instances[0].weight, 999);
     assert_eq!(net.counters(1).refused.get(&Refusal::Rate), None);
     assert!(net.counters(1).accepted < 300);
+}
+
+#[test]
+fn lost_frames_are_mended() {
+    let mut net = Net::mesh(&["west"; 5]);
+    net.loses_every = Some(3);
+    for round in 0..6 {
+        for at in 0..5 {
+            net.publish(at, &[&format!("svc{at}"), &format!("round{}", (at + round) % 3)]);
+        }
+        net.pass(SECOND);
+    }
+    net.pass(Duration::from_secs(180));
+    net.loses_every = None;
+    net.pass(Duration::from_secs(120));
+    let roots: BTreeSet<_> = net.nodes.iter().map(|sim| sim.catalog.root_hash()).collect();
+    assert_eq!(roots.len(), 1);
+    for at in 0..5 {
+        assert!((0..5).all(|owner| net.usable(at, &format!("svc{owner}")) == [owner]));
+    }
+}
+
+#[test]
+fn two_that_hold_the_same_meet_without_a_list() {
+    let mut net = Net::mesh(&["west"; 4]);
+    (0..4).for_each(|at| net.publish(at, &["orders"]));
+    net.run();
+    let before = net.sent("ids");
+    net.cut(0, 1);
+    net.link(0, 1);
+    net.run();
+    assert_eq!(net.sent("ids"), before);
+    // What one of them lacks comes at once.
+    net.cut(0, 1);
+    net.cut(0, 2);
+    net.part(0, 3);
+    net.publish(3, &["web"]);
+    net.run();
+    net.link(0, 1);
+    net.run();
+    assert!(net.view(0, "web").is_some());
+}
+
+#[test]
+fn a_large_catalog_comes_in_frames_within_their_limits() {
+    let mut net = Net::new(&["west"; 2]);
+    let records: Vec<_> = (0..300)
+        .map(|number| {
+            let mut record = record(&format!("svc{number}"), "n0");
+            record.metadata = vec![("k".to_owned(), "v".repeat(100))];
+            record
+        })
+        .collect();
+    net.publish_records(0, records);
+    net.publish(1, &[]);
+    // The network encodes and decodes every frame.
+    net.link(0, 1);
+    net.run();
+    assert_eq!(net.nodes[1].catalog.node(net.id(0), net.now).expect("known").records, 300);
+    assert_eq!(net.counters(1).refused, BTreeMap::new());
+}
+
+#[test]
+fn many_nodes_out_of_reach_are_shared_among_the_peers() {
+    let mut net = Net::mesh(&["west"; 6]);
+    for far in 0..150_u8 {
+        let node = NodeId::from_bytes([far, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        net.handle(0, Input::Member { node, state: MemberLiveness::Alive });
+    }
+    let (now, node) = (net.now, net.id(0));
+    net.nodes[0].catalog.handle(Input::Publish(vec![record("orders", "n0")]), now);
+    let mut asked: BTreeMap<NodeId, usize> = BTreeMap::new();
+    while let Some(output) = net.nodes[0].catalog.next_output() {
+        if let Output::Send { frame: Frame::Adverts { forward, .. }, to } = output {
+            assert!(forward.len() <= gossamer_wire::limits::MAX_FORWARD && to != node);
+            forward.into_iter().for_each(|far| *asked.entry(far).or_default() += 1);
+        }
+    }
+    assert_eq!(asked.len(), 150);
+    assert!(asked.values().all(|times| (1..=2).contains(times)));
+}
+
+#[test]
+fn deadlines_are_in_the_future_and_early_calls_do_nothing() {
+    let mut net = Net::mesh(&["west"; 3]);
+    net.publish(0, &["orders"]);
+    net.pass(SECOND * 10);
+    for at in 0..3 {
+        let now = net.now;
+        let catalog = &mut net.nodes[at].catalog;
+        assert!(catalog.next_deadline().is_some_and(|deadline| deadline > now.mono));
+        catalog.handle_timeout(now);
+        catalog.handle_timeout(now);
+        assert_eq!(catalog.next_output(), None);
+    }
+}
+
+#[test]
+fn two_nodes_with_one_name_are_both_kept() {
+    let mut net = Net::mesh(&["west"; 2]);
+    let key = NodeKey::new();
+    let leaf = net.authority.leaf("west", "n0", &key);
+    let double = net.add(key, "west", leaf);
+    net.link(1, double);
+    net.publish_records(0, vec![record("orders", "n0")]);
+    net.publish_records(double, vec![record("orders", "n0")]);
+    net.run();
+    let mut usable = net.usable(1, "orders");
+    usable.sort_unstable();
+    assert_eq!(usable, [0, double]);
+}
+
+#[test]
+fn the_network_may_lose_a_node_that_nobody_knew() {
+    let mut net = Net::mesh(&["west"; 2]);
+    let stranger = NodeId::from_bytes([9; 16]);
+    for state in [MemberLiveness::Alive, MemberLiveness::Suspect, MemberLiveness::Down, MemberLiveness::Left]
+    {
+        net.handle(0, Input::Member { node: stranger, state });
+    }
+    net.handle(0, Input::Disconnected(stranger));
+    net.handle(0, Input::Want { from: stranger, ids: vec![] });
+    assert_eq!(net.nodes[0].catalog.node_addresses(stranger), None);
+    assert_eq!(net.nodes[0].catalog.nodes(net.now).len(), 2);
 }

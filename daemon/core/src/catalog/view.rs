@@ -248,3 +248,41 @@ fn nearness(config: &CatalogConfig, node: NodeId, owner: &Owner) -> Nearness {
         Nearness::Any
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::tests::record;
+
+    fn gate(is_member: bool, has_lease: bool) -> Gate {
+        Gate { is_trusted: true, is_member, has_lease, ..Gate::default() }
+    }
+
+    #[test]
+    fn the_first_reason_against_an_instance_is_shown() {
+        let passing = record("orders", "n0");
+        let mut drained = passing.clone();
+        drained.weight = 0;
+        let mut failing = drained.clone();
+        failing.health = Health::Failing;
+        let table = [
+            (gate(true, true), &passing, InstanceState::Usable),
+            (gate(true, true), &drained, InstanceState::Drained),
+            (gate(true, true), &failing, InstanceState::Failing),
+            (gate(true, false), &failing, InstanceState::LeaseOver),
+            (gate(false, true), &passing, InstanceState::NodeDown),
+            (gate(false, false), &failing, InstanceState::NodeDown),
+        ];
+        for (gate, record, expected) in table {
+            assert_eq!(state(gate, record), expected);
+        }
+    }
+
+    #[test]
+    fn failover_goes_from_the_own_node_outwards() {
+        let mut all = [Nearness::Any, Nearness::Zone, Nearness::SameNode, Nearness::Region, Nearness::Group];
+        all.sort_unstable();
+        let order = [Nearness::SameNode, Nearness::Group, Nearness::Zone, Nearness::Region, Nearness::Any];
+        assert_eq!(all, order);
+    }
+}

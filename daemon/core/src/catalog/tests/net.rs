@@ -44,15 +44,17 @@ pub(super) struct Net {
     links: BTreeSet<(usize, usize)>,
     wire: VecDeque<(usize, usize, Frame)>,
     pub(super) now: Now,
+    /// One frame of so many is lost, by count.
+    pub(super) loses_every: Option<usize>,
     /// Frames sent since the start, by kind.
     pub(super) sent: BTreeMap<&'static str, usize>,
 }
 
-pub(super) fn name<T: std::str::FromStr>(text: &str) -> T {
+pub(in crate::catalog) fn name<T: std::str::FromStr>(text: &str) -> T {
     text.parse().unwrap_or_else(|_| panic!("{text:?} is a name"))
 }
 
-pub(super) fn record(service: &str, instance: &str) -> ServiceRecord {
+pub(in crate::catalog) fn record(service: &str, instance: &str) -> ServiceRecord {
     ServiceRecord {
         service: name(service),
         instance: name(instance),
@@ -74,6 +76,7 @@ impl Net {
             links: BTreeSet::new(),
             wire: VecDeque::new(),
             now: Now { mono: start(), wall: WALL },
+            loses_every: None,
             sent: BTreeMap::new(),
         };
         for (at, group) in groups.iter().enumerate() {
@@ -318,7 +321,9 @@ impl Net {
                     let kind = u16::from_be_bytes([bytes[4], bytes[5]]);
                     let frame = Frame::decode(kind, &bytes[PREFIX_BYTES..]).expect("valid").expect("known");
                     *self.sent.entry(kind_of(&frame)).or_default() += 1;
-                    if self.is_linked(at, to) {
+                    let sent: usize = self.sent.values().sum();
+                    let is_lost = self.loses_every.is_some_and(|every| sent.is_multiple_of(every));
+                    if self.is_linked(at, to) && !is_lost {
                         self.wire.push_back((at, to, frame));
                     }
                 }
