@@ -1,2 +1,5 @@
-//! The daemon.
-fn main() {}
+//! The `gossamer` program.
+
+fn main() -> std::process::ExitCode {
+    gossamer::cli::main()
+}

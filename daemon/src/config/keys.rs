@@ -59,9 +59,9 @@ fn variable_of(key: &str) -> String {
     format!("GOSSAMER_{}", key.replace('.', "_").to_ascii_uppercase())
 }
 
-/// `node.zone` is `--zone` on the command line, `state_dir` is `--state-dir`.
-fn flag_of(key: &str) -> String {
-    format!("--{}", key.trim_start_matches("node.").replace('_', "-"))
+/// Returns the flag of a key: `node.zone` is `--zone` on the command line, `dns.address` is `--dns`, `state_dir` is `--state-dir`.
+pub fn flag_of(key: &str) -> String {
+    format!("--{}", key.trim_start_matches("node.").trim_end_matches(".address").replace('_', "-"))
 }
 
 #[cfg(test)]

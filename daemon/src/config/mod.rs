@@ -22,7 +22,7 @@ use gossamer_wire::{RegionName, ZoneName};
 
 pub use fault::{ConfigError, Fault, nearest};
 pub use host::Host;
-pub use keys::KEYS;
+pub use keys::{KEYS, flag_of};
 pub use slot::{Slot, SlotChoice};
 pub use values::LogFormat;
 

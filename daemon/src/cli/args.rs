@@ -1,0 +1,415 @@
+//! The grammar of the command line.
+//!
+//! Owns: commands, flags and their help. Must not know: what commands do. Driven by: `cli::main`.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use gossamer_wire::{GroupName, InstanceName, MeshName, NodeName, ServiceName};
+
+use super::name_port::{ForwardSpec, LocalAddress, NamePort, OwnName, PortSpec, TargetSpec};
+use super::name_port::{audience, duration, pair};
+use crate::api::messages::Audience;
+use crate::config::Flags;
+
+/// Connects services across machines, networks and clusters. One daemon per machine, no server.
+#[derive(Debug, Parser)]
+#[command(name = "gossamer", version, disable_help_subcommand = true, subcommand_required = true)]
+#[command(
+    after_help = "Exit codes: 0 ok, 1 failed, 2 usage, 3 daemon unreachable, 4 not found, 5 denied or hidden, 124 timed out."
+)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// Which daemon of the machine is meant.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct Global {
+    /// Directory of keys and state
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<String>,
+    /// Socket of the local API
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<String>,
+    /// Configuration file
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Which of ten daemons of this machine: 0 to 9, or auto for the first free
+    #[arg(long, global = true, value_name = "N|auto")]
+    slot: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Three daemons on loopback show join, names, relay and failover, then clean up
+    Demo(Demo),
+    /// Make a mesh, start, and print the line that joins another machine
+    Init(Init),
+    /// Join a mesh with a token, and start
+    Join(Join),
+    /// Run the daemon in the foreground
+    Run(Run),
+    /// Make, list or revoke join tokens
+    #[command(subcommand)]
+    Token(Token),
+    /// Offer a service of this machine to the mesh
+    Expose(Expose),
+    /// Take a service of this machine back
+    Withdraw(Withdraw),
+    /// List the nodes of the mesh
+    Nodes(Shape),
+    /// List services and their instances
+    Services(Services),
+    /// Show what DNS answers for a name
+    Resolve(Resolve),
+    /// Show this daemon and what is wrong with it
+    Status(Shape),
+    /// Listen on a local port and carry each connection to a service
+    Forward(Forward),
+    /// Show changes of state
+    Events(Events),
+    /// Leave the mesh and stop the daemon; the identity stays
+    Leave,
+    /// Check or show the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// How a listing is printed.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(super) struct Shape {
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Print names only
+    #[arg(short, long, conflicts_with = "json")]
+    pub(super) quiet: bool,
+}
+
+/// Settings of a daemon that is started.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct Start {
+    /// Small failure domain of this node
+    #[arg(long)]
+    zone: Option<String>,
+    /// Large failure domain of this node
+    #[arg(long)]
+    region: Option<String>,
+    /// Where mesh traffic arrives, UDP
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Addresses others can dial, separated by commas
+    #[arg(long, value_name = "ADDRESS,..")]
+    advertise: Option<String>,
+    /// Where DNS is answered
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Option<String>,
+    /// Services of other groups behind their short name, for example orders@west
+    #[arg(long, value_name = "SERVICE@GROUP,..")]
+    import: Option<String>,
+    /// Run in the background and return when ready
+    #[arg(short, long)]
+    pub(super) detach: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Init {
+    /// Name of the mesh, for display
+    #[arg(default_value = "mesh")]
+    pub(super) mesh: MeshName,
+    /// Group of this node
+    #[arg(long, default_value = "default")]
+    pub(super) group: GroupName,
+    /// Name of this node; the host name unless given
+    #[arg(long)]
+    pub(super) node: Option<NodeName>,
+    /// Address for the join line
+    #[arg(long, value_name = "IP:PORT")]
+    pub(super) address: Vec<SocketAddr>,
+    #[command(flatten)]
+    pub(super) start: Start,
+    /// Only write the identity
+    #[arg(long, conflicts_with = "detach")]
+    pub(super) no_start: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Join {
+    /// The token, or - for standard input; else GOSSAMER_TOKEN
+    #[arg(conflicts_with = "token_file")]
+    pub(super) token: Option<String>,
+    /// File that holds the token
+    #[arg(long, value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
+    /// Name of this node; the host name unless given
+    #[arg(long)]
+    pub(super) node: Option<NodeName>,
+    #[command(flatten)]
+    pub(super) start: Start,
+    /// Only write the identity
+    #[arg(long, conflicts_with = "detach")]
+    pub(super) no_start: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// Listen on LOCAL and carry each connection to a service
+    #[arg(long, value_name = "LOCAL=NAME:PORT")]
+    pub(super) forward: Vec<ForwardSpec>,
+    #[command(flatten)]
+    pub(super) start: Start,
+    /// Run this command, leave when it ends, and exit with its code
+    #[arg(last = true, value_name = "CMD", conflicts_with = "detach")]
+    pub(super) command: Vec<OsString>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Token {
+    /// Make a token and print it
+    Create(TokenCreate),
+    /// List tokens
+    List(Shape),
+    /// Make a token useless; who joined with it stays
+    Revoke {
+        /// Id of the token
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TokenCreate {
+    /// How long it may be used
+    #[arg(long, value_parser = duration, default_value = "1h")]
+    pub(super) ttl: Duration,
+    /// How many nodes may join; 0 is no limit
+    #[arg(long, default_value_t = 1)]
+    pub(super) uses: u32,
+    /// Group of the node; that of this node unless given
+    #[arg(long)]
+    pub(super) group: Option<GroupName>,
+    /// Names the node may have, * matches any run
+    #[arg(long, value_name = "PATTERN")]
+    pub(super) name: Option<String>,
+    /// Services the node may export; all unless given
+    #[arg(long, value_name = "PATTERN")]
+    pub(super) allow_service: Vec<String>,
+    /// Forget the node when it was silent for so long
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(super) ephemeral: Option<Duration>,
+    /// Address the joiner dials; those of this machine unless given
+    #[arg(long, value_name = "IP:PORT")]
+    pub(super) address: Vec<SocketAddr>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Expose {
+    /// The service and its port
+    #[arg(value_name = "NAME[:PORT]")]
+    pub(super) name: OwnName,
+    /// Where its program listens: IP, PORT or IP:PORT; 127.0.0.1 and the same port unless given
+    pub(super) target: Option<TargetSpec>,
+    /// More ports
+    #[arg(long, value_name = "[NAME:]PORT[:TARGETPORT]")]
+    pub(super) port: Vec<PortSpec>,
+    /// Name of the instance; the node's name unless given
+    #[arg(long)]
+    pub(super) instance: Option<InstanceName>,
+    /// Groups that may see it beside the own one, or all
+    #[arg(long, value_name = "GROUP,..|all", value_parser = audience)]
+    pub(super) to: Option<Audience>,
+    /// Pairs shown in TXT
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    pub(super) meta: Vec<(String, String)>,
+    /// Share of traffic among equal instances; 0 takes none
+    #[arg(long, default_value_t = 100)]
+    pub(super) weight: u16,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Withdraw {
+    /// The service
+    pub(super) name: ServiceName,
+    /// One instance of it; all of this node unless given
+    #[arg(long)]
+    pub(super) instance: Option<InstanceName>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Services {
+    /// One service
+    pub(super) name: Option<ServiceName>,
+    /// Also instances this node's group may not see
+    #[arg(long)]
+    pub(super) all: bool,
+    #[command(flatten)]
+    pub(super) shape: Shape,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Resolve {
+    /// A name, with or without the mesh zone, or an address
+    pub(super) name: String,
+    /// Record type; A unless given, SRV for names that start with _, PTR for addresses
+    #[arg(value_name = "TYPE")]
+    pub(super) record_type: Option<String>,
+    #[command(flatten)]
+    pub(super) shape: Shape,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Forward {
+    /// Where to listen: PORT or IP:PORT
+    pub(super) local: LocalAddress,
+    /// Where connections go
+    #[arg(value_name = "NAME:PORT")]
+    pub(super) to: NamePort,
+    /// Run this command, end when it ends, and exit with its code
+    #[arg(last = true, value_name = "CMD")]
+    pub(super) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Events {
+    /// How far back
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "1h")]
+    pub(super) since: Duration,
+    /// Go on until interrupted
+    #[arg(short, long)]
+    pub(super) follow: bool,
+    #[command(flatten)]
+    pub(super) shape: Shape,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Check file, environment and flags
+    Check,
+    /// Show every key, its value and where it comes from
+    Show(Shape),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Demo {
+    /// Leave the daemons running
+    #[arg(long)]
+    pub(super) keep: bool,
+    /// Print one JSON object per step
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Break a step from outside; the demo must then fail
+    #[arg(long, value_name = "STEP")]
+    pub(super) sabotage: Option<Sabotage>,
+}
+
+/// A step that can be broken from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Sabotage {
+    /// The token is spoiled
+    Join,
+    /// The daemon that should answer is stopped
+    Dns,
+    /// The program behind the service is stopped
+    Relay,
+    /// Both instances are killed
+    Failover,
+}
+
+impl Global {
+    /// Returns the flags as the configuration takes them.
+    pub(super) fn flags(&self) -> Flags {
+        let keys = [("slot", &self.slot), ("socket", &self.socket), ("state_dir", &self.state_dir)];
+        Flags { config: self.config.clone(), keys: given(&keys) }
+    }
+}
+
+impl Start {
+    /// Adds the settings to the flags of [`Global::flags`].
+    pub(super) fn add_to(&self, mut flags: Flags) -> Flags {
+        let keys = [
+            ("advertise", &self.advertise),
+            ("dns.address", &self.dns),
+            ("import", &self.import),
+            ("listen", &self.listen),
+            ("node.region", &self.region),
+            ("node.zone", &self.zone),
+        ];
+        flags.keys.extend(given(&keys));
+        flags
+    }
+
+    /// Returns whether nothing but the defaults is asked for, as a system's unit would run it.
+    pub(super) fn is_plain(&self) -> bool {
+        !self.detach && self.add_to(Flags::default()).keys.is_empty()
+    }
+}
+
+fn given(keys: &[(&'static str, &Option<String>)]) -> Vec<(&'static str, String)> {
+    keys.iter().filter_map(|(key, value)| Some((*key, (*value).clone()?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_may_stand_anywhere() {
+        for line in ["gossamer --slot 2 nodes", "gossamer nodes --slot 2"] {
+            let cli = parse(line).expect(line);
+            assert_eq!(cli.global.flags().keys, [("slot", "2".to_owned())]);
+        }
+    }
+
+    #[test]
+    fn what_follows_two_hyphens_is_the_command_to_run() {
+        let cli = parse("gossamer run --forward 1=db:2 -- psql -h x").expect("parses");
+        let Command::Run(run) = cli.command else { panic!("run") };
+        assert_eq!(run.command, ["psql", "-h", "x"]);
+        assert_eq!(run.forward.len(), 1);
+    }
+
+    #[test]
+    fn commands_that_do_not_exist_are_a_usage_error() {
+        for line in ["gossamer", "gossamer doctor", "gossamer nodes --json -q", "gossamer expose Orders:1"] {
+            assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn settings_of_a_start_become_keys() {
+        let cli = parse("gossamer init m --zone a --listen 0.0.0.0:1 --slot 1").expect("parses");
+        let Command::Init(init) = cli.command else { panic!("init") };
+        let flags = init.start.add_to(cli.global.flags());
+        let keys: Vec<_> = flags.keys.iter().map(|(key, _)| *key).collect();
+        assert_eq!(keys, ["slot", "listen", "node.zone"]);
+        assert!(!init.start.is_plain());
+    }
+}

@@ -1,0 +1,113 @@
+//! `nodes` and `services`.
+//!
+//! Owns: their columns. Must not know: where rows come from. Driven by: `cli`.
+
+use super::args::{Services, Shape};
+use super::failure::Failure;
+use super::output;
+use crate::api::Client;
+use crate::api::messages::{InstanceRow, NodeRow, ServiceRow};
+
+pub(super) async fn nodes(client: &Client, shape: Shape) -> Result<(), Failure> {
+    let rows: Vec<NodeRow> = client.get("/v1/nodes").await?;
+    let head = ["NODE", "GROUP", "STATE", "ZONE", "REGION", "ADDRESS", "HEARD"];
+    output::listing(shape, &rows, &head, |row| vec![node_cells(row)])
+}
+
+fn node_cells(row: &NodeRow) -> Vec<String> {
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let heard = match row.head_age_seconds {
+        _ if row.this => "this node".to_owned(),
+        Some(age) => format!("{age} s ago"),
+        None => "never".to_owned(),
+    };
+    vec![
+        row.name.as_ref().map_or_else(|| row.id.clone(), ToString::to_string),
+        or_dash(row.group.as_ref().map(ToString::to_string)),
+        row.state.clone(),
+        or_dash(row.zone.as_ref().map(ToString::to_string)),
+        or_dash(row.region.as_ref().map(ToString::to_string)),
+        or_dash(row.addresses.first().map(ToString::to_string)),
+        heard,
+    ]
+}
+
+pub(super) async fn services(client: &Client, services: &Services) -> Result<(), Failure> {
+    let name = services.name.as_ref().map(|name| format!("&name={name}")).unwrap_or_default();
+    let rows: Vec<ServiceRow> = client.get(&format!("/v1/services?all={}{name}", services.all)).await?;
+    let head = ["SERVICE", "INSTANCE", "NODE", "GROUP", "PORTS", "STATE", "NEAR", "NOTE"];
+    output::listing(services.shape, &rows, &head, |row| {
+        row.instances.iter().map(|instance| instance_cells(row, instance)).collect()
+    })
+}
+
+fn instance_cells(row: &ServiceRow, instance: &InstanceRow) -> Vec<String> {
+    let port = |port: &crate::api::messages::PortRow| {
+        let number = port.number.to_string();
+        if port.name.as_str() == number { number } else { format!("{}:{number}", port.name) }
+    };
+    let note = match (instance.visible, instance.imported) {
+        (false, _) => "hidden",
+        (true, false) => "not imported",
+        (true, true) => "",
+    };
+    vec![
+        row.service.to_string(),
+        instance.instance.to_string(),
+        instance.node.to_string(),
+        instance.group.to_string(),
+        instance.ports.iter().map(port).collect::<Vec<_>>().join(","),
+        instance.state.clone(),
+        instance.nearness.clone(),
+        note.to_owned(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::messages::PortRow;
+
+    #[test]
+    fn a_node_whose_card_has_not_arrived_is_listed_by_its_id() {
+        let row = NodeRow {
+            name: None,
+            id: "abcd".to_owned(),
+            group: None,
+            state: "alive".to_owned(),
+            zone: None,
+            region: None,
+            addresses: Vec::new(),
+            head_age_seconds: None,
+            this: false,
+        };
+        assert_eq!(node_cells(&row), ["abcd", "-", "alive", "-", "-", "-", "never"]);
+        let known = NodeRow { name: Some("vm-a".parse().expect("name")), this: true, ..row };
+        let cells = node_cells(&known);
+        assert_eq!((cells[0].as_str(), cells[6].as_str()), ("vm-a", "this node"));
+    }
+
+    #[test]
+    fn an_instance_that_cannot_be_called_by_its_short_name_says_why() {
+        let instance = InstanceRow {
+            instance: "vm-b".parse().expect("name"),
+            node: "vm-b".parse().expect("name"),
+            group: "west".parse().expect("name"),
+            state: "usable".to_owned(),
+            ports: vec![
+                PortRow { name: 5432.into(), number: 5432 },
+                PortRow { name: "admin".parse().expect("name"), number: 80 },
+            ],
+            nearness: "any".to_owned(),
+            visible: true,
+            imported: false,
+            address: None,
+        };
+        let row = ServiceRow { service: "db".parse().expect("name"), instances: vec![instance.clone()] };
+        let cells = instance_cells(&row, &instance);
+        assert_eq!(cells[4], "5432,admin:80");
+        assert_eq!(cells[7], "not imported");
+        let hidden = InstanceRow { visible: false, ..instance };
+        assert_eq!(instance_cells(&row, &hidden)[7], "hidden");
+    }
+}

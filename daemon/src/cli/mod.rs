@@ -1,0 +1,114 @@
+//! The command line: what people type, and what they see.
+//!
+//! Owns: commands, exit codes, output. Must not know: how the mesh works; it asks the daemon, or starts one.
+//! Driven by: `main`. Start reading at `args`, the grammar; each command has a file of its name.
+
+mod args;
+mod claim;
+mod config;
+mod demo;
+mod events;
+mod expose;
+mod failure;
+mod forward;
+mod identity;
+mod listing;
+mod name_port;
+mod output;
+mod resolve;
+mod run;
+mod start;
+mod status;
+mod token;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use crate::api::Client;
+use crate::config::{Config, Flags, Host, Settings, Slot, SlotChoice};
+use args::{Cli, Command, Global};
+use failure::{Exit, Failure};
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let runtime = match runtime(&cli.command) {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::note(format_args!("error: the system refuses threads ({error}); raise its limits"));
+            return Exit::Failed.into();
+        }
+    };
+    let result = runtime.block_on(Box::pin(dispatch(cli)));
+    // A blocking read, for example of standard input, must not keep the process.
+    runtime.shutdown_background();
+    result.unwrap_or_else(|failure| {
+        output::note(&failure);
+        failure.exit.into()
+    })
+}
+
+/// A daemon uses all cores; everything else one.
+fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = match command {
+        Command::Init(_) | Command::Join(_) | Command::Run(_) => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    builder.enable_all().build()
+}
+
+async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Demo(demo) => demo::run(&demo).await,
+        Command::Init(init) => start::init(&global, &init).await,
+        Command::Join(join) => start::join(&global, &join).await,
+        Command::Run(run) => start::run(&global, run).await,
+        Command::Token(token) => done(token::run(&client(&global)?, token).await),
+        Command::Expose(expose) => done(expose::expose(&client(&global)?, expose).await),
+        Command::Withdraw(withdraw) => done(expose::withdraw(&client(&global)?, withdraw).await),
+        Command::Nodes(shape) => done(listing::nodes(&client(&global)?, shape).await),
+        Command::Services(services) => done(listing::services(&client(&global)?, &services).await),
+        Command::Resolve(resolve) => done(resolve::run(&client(&global)?, &resolve).await),
+        Command::Status(shape) => done(status::run(&client(&global)?, shape).await),
+        Command::Forward(forward) => forward::run(client(&global)?, forward).await,
+        Command::Events(events) => done(events::run(&client(&global)?, &events).await),
+        Command::Leave => done(start::leave(&client(&global)?).await),
+        Command::Config(command) => done(config::run(&load(global.flags())?, &command)),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "gossamer", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn done(result: Result<(), Failure>) -> Result<ExitCode, Failure> {
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+fn load(flags: Flags) -> Result<Config, Failure> {
+    Ok(Config::load(&flags, &Host::this())?)
+}
+
+/// Returns a client of the daemon that the flags mean.
+fn client(global: &Global) -> Result<Client, Failure> {
+    Ok(Client::new(&settings_of(&load(global.flags())?)?.socket))
+}
+
+/// Returns the settings of the slot that is named; commands other than those that start a daemon need one.
+fn settings_of(config: &Config) -> Result<Settings, Failure> {
+    match config.slot() {
+        SlotChoice::Fixed(slot) => Ok(config.settings(slot)),
+        SlotChoice::Auto if config.source("socket") != "default" => Ok(config.settings(Slot::FIRST)),
+        SlotChoice::Auto => {
+            Err(Failure::usage("auto names no running daemon; pass its number with --slot N"))
+        }
+    }
+}

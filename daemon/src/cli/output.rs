@@ -1,0 +1,84 @@
+//! What commands print: data on standard output, words on standard error.
+//!
+//! Owns: the two streams and the shape of tables. Must not know: what is printed.
+//! Driven by: every command.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use super::args::Shape;
+use super::failure::Failure;
+
+/// Prints a line of data.
+pub(super) fn data(line: impl Display) {
+    write(io::stdout().lock(), &line);
+}
+
+/// Prints a line for people.
+pub(super) fn note(line: impl Display) {
+    write(io::stderr().lock(), &line);
+}
+
+/// A reader that has gone, as in `gossamer nodes | head -1`, is no failure.
+fn write(mut stream: impl Write, line: &dyn Display) {
+    let _ = writeln!(stream, "{line}").and_then(|()| stream.flush());
+}
+
+/// Prints a reply as JSON.
+pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    data(serde_json::to_string_pretty(value).map_err(Failure::failed)?);
+    Ok(())
+}
+
+/// Prints rows in the shape that was asked for: JSON, the first column only, or a table.
+pub(super) fn listing<T: Serialize>(
+    shape: Shape,
+    rows: &[T],
+    head: &[&str],
+    cells: impl Fn(&T) -> Vec<Vec<String>>,
+) -> Result<(), Failure> {
+    if shape.json {
+        return json(&rows);
+    }
+    let lines: Vec<Vec<String>> = rows.iter().flat_map(cells).collect();
+    if shape.quiet {
+        let mut names: Vec<_> = lines.iter().filter_map(|line| line.first()).collect();
+        names.dedup();
+        names.into_iter().for_each(data);
+    } else {
+        data(table(head, lines));
+    }
+    Ok(())
+}
+
+fn table(head: &[&str], lines: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(head);
+    table.add_rows(lines);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let text = table.to_string();
+    text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_columns_of_plain_text() {
+        let lines =
+            vec![vec!["a".to_owned(), "alive".to_owned()], vec!["long-name".to_owned(), "down".to_owned()]];
+        assert_eq!(table(&["NODE", "STATE"], lines), "NODE       STATE\na          alive\nlong-name  down");
+    }
+
+    #[test]
+    fn an_empty_table_still_says_what_would_be_in_it() {
+        assert_eq!(table(&["NODE", "STATE"], Vec::new()), "NODE  STATE");
+    }
+}

@@ -1,0 +1,197 @@
+//! A daemon in the foreground: from an open state directory to a clean end.
+//!
+//! Owns: signals, what is done once the daemon is ready, the exit code. Must not know: the daemon's parts.
+//! Driven by: `start`.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use sd_notify::NotifyState;
+use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::claim::SlotClaim;
+use super::failure::Failure;
+use super::name_port::ForwardSpec;
+use super::{expose, forward, output, token};
+use crate::api::Client;
+use crate::api::messages::{CreateToken, Expose, Exposed};
+use crate::app::{self, Ready};
+use crate::config::Settings;
+use crate::identity::Identity;
+use crate::store::Store;
+use crate::supervise::Stage;
+use crate::telemetry;
+
+/// What a daemon is started from.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) settings: Settings,
+    pub(super) store: Store,
+    pub(super) identity: Identity,
+    /// Held until the daemon has ended.
+    pub(super) claim: SlotClaim,
+}
+
+/// What is done once the daemon is ready.
+#[derive(Debug, Default)]
+pub(super) struct Then {
+    /// Print a line that joins another machine, dialling these addresses.
+    pub(super) join_line: Option<CreateToken>,
+    /// Register these.
+    pub(super) expose: Vec<Expose>,
+    /// Listen for these.
+    pub(super) forward: Vec<ForwardSpec>,
+    /// Run this, then end.
+    pub(super) command: Vec<OsString>,
+}
+
+/// Runs the daemon until a signal, `leave`, the end of the command, or a failure.
+pub(super) async fn foreground(prepared: Prepared, then: Then) -> Result<ExitCode, Failure> {
+    let Prepared { settings, store, identity, claim } = prepared;
+    let _ = telemetry::install(settings.log_level, settings.log_format);
+    let stop = CancellationToken::new();
+    let stage = Stage::default();
+    stop_on_signals(&stage, &stop);
+    let client = Client::new(&settings.socket);
+    let (is_ready, ready) = oneshot::channel();
+    let announce = |ready: &Ready| drop(is_ready.send(ready.clone()));
+    let daemon = app::run(settings, store, identity, announce, stop.clone());
+    let work = async {
+        let Ok(ready) = ready.await else { return Ok(None) };
+        let result = after(&ready, &client, then, &stage, &stop).await;
+        if !matches!(result, Ok(None)) {
+            stop.cancel();
+        }
+        result
+    };
+    let (ended, worked) = tokio::join!(Box::pin(daemon), Box::pin(work));
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    drop(claim);
+    let code = worked?;
+    ended?;
+    Ok(code.unwrap_or(ExitCode::SUCCESS))
+}
+
+/// Returns the exit code of the command, if there is one.
+async fn after(
+    ready: &Ready,
+    client: &Client,
+    then: Then,
+    stage: &Stage,
+    stop: &CancellationToken,
+) -> Result<Option<ExitCode>, Failure> {
+    let about = &ready.about;
+    for service in &then.expose {
+        let exposed: Exposed = client.post("/v1/expose", service).await?;
+        expose::note(&exposed);
+    }
+    for spec in then.forward {
+        let bound = forward::start(stage, client.clone(), spec.local.0, spec.to.clone()).await?;
+        output::note(format_args!("{bound} -> {}", spec.to));
+    }
+    output::note(format_args!(
+        "ready: node {} of group {}, DNS at {}, mesh at udp {}",
+        about.node_name, about.group, about.dns, about.mesh_listen
+    ));
+    if let Some(body) = &then.join_line {
+        join_line(client, body).await?;
+    }
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    if then.command.is_empty() {
+        return Ok(None);
+    }
+    command(&then.command, stop).await.map(Some)
+}
+
+/// Prints the line to paste on another machine.
+pub(super) async fn join_line(client: &Client, body: &CreateToken) -> Result<(), Failure> {
+    let created = token::request(client, body).await?;
+    created.warnings.iter().for_each(|warning| output::note(format_args!("warning: {warning}")));
+    output::note("run on the other machine, within an hour:");
+    output::data(format_args!("gossamer join {}", created.token));
+    Ok(())
+}
+
+fn stop_on_signals(stage: &Stage, stop: &CancellationToken) {
+    let stop = stop.clone();
+    stage.spawn_short("signals", async move {
+        interrupted().await;
+        stop.cancel();
+    });
+}
+
+/// Resolves when this process is asked to end.
+pub(super) async fn interrupted() {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Runs a command to its end, or ends it with `stop`; returns its exit code as a shell would.
+pub(super) async fn command(command: &[OsString], stop: &CancellationToken) -> Result<ExitCode, Failure> {
+    let [program, arguments @ ..] = command else { return Ok(ExitCode::SUCCESS) };
+    let name = program.to_string_lossy();
+    let failed = |error| Failure::failed(format_args!("{name} cannot be run: {error}; check the path"));
+    let mut child = Command::new(program).args(arguments).kill_on_drop(true).spawn().map_err(failed)?;
+    let status = tokio::select! {
+        status = child.wait() => status,
+        () = stop.cancelled() => {
+            terminate(&child);
+            child.wait().await
+        }
+    };
+    Ok(ExitCode::from(shell_code(status.map_err(failed)?)))
+}
+
+fn terminate(child: &tokio::process::Child) {
+    if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM);
+    }
+}
+
+/// 128 + N for a command that signal N ended, as shells say it.
+fn shell_code(status: std::process::ExitStatus) -> u8 {
+    use std::os::unix::process::ExitStatusExt;
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn code(line: &str) -> Result<ExitCode, Failure> {
+        let words: Vec<OsString> = ["sh", "-c", line].map(OsString::from).into();
+        command(&words, &CancellationToken::new()).await
+    }
+
+    fn same(a: ExitCode, b: u8) -> bool {
+        format!("{a:?}") == format!("{:?}", ExitCode::from(b))
+    }
+
+    #[tokio::test]
+    async fn a_command_ends_with_its_own_code() {
+        assert!(same(code("exit 7").await.expect("runs"), 7));
+        assert!(same(code("kill -9 $$").await.expect("runs"), 137));
+        let failure =
+            command(&["/nonexistent/x".into()], &CancellationToken::new()).await.expect_err("missing");
+        assert!(failure.text.contains("/nonexistent/x"), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn a_command_ends_when_the_daemon_is_stopped() {
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let words: Vec<OsString> = ["sleep", "600"].map(OsString::from).into();
+        assert!(same(command(&words, &stop).await.expect("ended"), 143));
+    }
+}

@@ -1,0 +1,242 @@
+//! `init`, `join`, `run` and `leave`: how a daemon begins and ends.
+//!
+//! Owns: the ways to start: foreground, background, the system's unit, not at all. Must not know: the daemon.
+//! Driven by: `cli`. Each is idempotent: a daemon that runs already is left as it is.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::args::{Global, Init, Join, Run, Start};
+use super::claim::claim;
+use super::failure::{Exit, Failure};
+use super::run::{Prepared, Then, foreground, join_line};
+use super::{expose, identity, load, output};
+use crate::api::Client;
+use crate::api::messages::{CreateToken, Status, StatusNode};
+use crate::config::{Config, Flags, Settings, SlotChoice};
+use crate::store::Store;
+
+/// Longest wait for a daemon in the background to become ready, or to end.
+const CHANGE_WITHIN: Duration = Duration::from_secs(15);
+
+/// Where packages install the unit.
+const UNITS: [&str; 3] = [
+    "/etc/systemd/system/gossamer.service",
+    "/usr/lib/systemd/system/gossamer.service",
+    "/lib/systemd/system/gossamer.service",
+];
+
+pub(super) async fn init(global: &Global, asked: &Init) -> Result<ExitCode, Failure> {
+    let config = load(asked.start.add_to(global.flags()))?;
+    let body = first_token(asked);
+    if let Some((client, status)) = running(&config).await {
+        note_running(&status);
+        join_line(&client, &body).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (settings, claim) = claim(&config)?;
+    let store = Store::open(&settings.state_dir)?;
+    let identity = identity::init(&config, &settings, &store, asked)?;
+    if asked.no_start {
+        return prepared_only(&settings);
+    }
+    if background_is_wanted(global, &asked.start) {
+        drop((store, claim));
+        let client = background(global, &asked.start, &settings).await?;
+        join_line(&client, &body).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let then = Then { join_line: Some(body), expose: exposed(&config)?, ..Then::default() };
+    foreground(Prepared { settings, store, identity, claim }, then).await
+}
+
+pub(super) async fn join(global: &Global, asked: &Join) -> Result<ExitCode, Failure> {
+    let config = load(asked.start.add_to(global.flags()))?;
+    let token = identity::token(&config, asked).await?;
+    if let Some((_, status)) = running(&config).await {
+        note_running(&status);
+        return match token {
+            Some(token) if token.grant().mesh.to_string() != status.mesh.id => {
+                Err(Failure::failed(format_args!(
+                    "the daemon at {} belongs to another mesh; stop it, or pass --slot auto for a second one",
+                    status.socket.display()
+                )))
+            }
+            _ => Ok(ExitCode::SUCCESS),
+        };
+    }
+    let then = Then { expose: exposed(&config)?, ..Then::default() };
+    let (settings, claim) = claim(&config)?;
+    let store = Store::open(&settings.state_dir)?;
+    let identity = identity::join(&config, &settings, &store, token, asked.node.clone()).await?;
+    if asked.no_start {
+        return prepared_only(&settings);
+    }
+    if background_is_wanted(global, &asked.start) {
+        drop((store, claim));
+        background(global, &asked.start, &settings).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    foreground(Prepared { settings, store, identity, claim }, then).await
+}
+
+pub(super) async fn run(global: &Global, asked: Run) -> Result<ExitCode, Failure> {
+    let config = load(asked.start.add_to(global.flags()))?;
+    let then =
+        Then { expose: exposed(&config)?, forward: asked.forward, command: asked.command, ..Then::default() };
+    let (settings, claim) = claim(&config)?;
+    let store = Store::open(&settings.state_dir)?;
+    let identity = match crate::identity::load(&store)? {
+        Some(identity) => identity,
+        None => match identity::token_of_environment(&config)? {
+            Some(token) => identity::join(&config, &settings, &store, Some(token), None).await?,
+            None => {
+                return Err(Failure::failed(format_args!(
+                    "{} holds no identity; run gossamer init, gossamer join TOKEN, or set GOSSAMER_TOKEN",
+                    settings.state_dir.display()
+                )));
+            }
+        },
+    };
+    if asked.start.detach {
+        drop((store, claim));
+        background(global, &asked.start, &settings).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    foreground(Prepared { settings, store, identity, claim }, then).await
+}
+
+/// Asks the daemon to leave and waits until it is gone.
+pub(super) async fn leave(client: &Client) -> Result<(), Failure> {
+    let node: StatusNode = client.post("/v1/leave", &()).await?;
+    let deadline = Instant::now() + CHANGE_WITHIN;
+    while client.get::<Status>("/v1/status").await.is_ok() {
+        if Instant::now() > deadline {
+            return Err(Failure::new(Exit::TimedOut, "the daemon left but did not end; look at its log"));
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    output::note(format_args!("node {} has left; gossamer run brings it back without a token", node.name));
+    Ok(())
+}
+
+/// An hour for one machine: what the line that `init` prints holds.
+fn first_token(asked: &Init) -> CreateToken {
+    CreateToken {
+        ttl_seconds: 3_600,
+        uses: 1,
+        group: None,
+        name: None,
+        services: Vec::new(),
+        ephemeral_seconds: None,
+        addresses: asked.address.clone(),
+    }
+}
+
+fn exposed(config: &Config) -> Result<Vec<crate::api::messages::Expose>, Failure> {
+    config.host().variable("GOSSAMER_EXPOSE").map_or_else(|| Ok(Vec::new()), expose::from_variable)
+}
+
+/// Finds the daemon that runs on the same state directory already.
+async fn running(config: &Config) -> Option<(Client, Status)> {
+    let SlotChoice::Fixed(slot) = config.slot() else { return None };
+    let settings = config.settings(slot);
+    let client = Client::new(&settings.socket);
+    let status: Status = client.get("/v1/status").await.ok()?;
+    (status.state_dir == settings.state_dir).then_some((client, status))
+}
+
+fn note_running(status: &Status) {
+    output::note(format_args!(
+        "node {} of mesh {} runs already (process {})",
+        status.node.name, status.mesh.name, status.pid
+    ));
+}
+
+fn prepared_only(settings: &Settings) -> Result<ExitCode, Failure> {
+    output::note(format_args!(
+        "the identity is in {}; start with gossamer run",
+        settings.state_dir.display()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A unit is used where one is installed and nothing but its defaults is asked for.
+fn background_is_wanted(global: &Global, start: &Start) -> bool {
+    start.detach || unit_is_wanted(global, start)
+}
+
+fn unit_is_wanted(global: &Global, start: &Start) -> bool {
+    let is_plain = start.is_plain() && global.flags().keys.is_empty() && global.flags().config.is_none();
+    is_plain
+        && nix::unistd::geteuid().is_root()
+        && Path::new("/run/systemd/system").exists()
+        && UNITS.iter().any(|unit| Path::new(unit).exists())
+}
+
+async fn background(global: &Global, start: &Start, settings: &Settings) -> Result<Client, Failure> {
+    let client = Client::new(&settings.socket);
+    if unit_is_wanted(global, start) {
+        let failed = |why: String| {
+            Failure::failed(format_args!("systemctl enable --now gossamer: {why}; run it by hand"))
+        };
+        let status = Command::new("systemctl").args(["enable", "--now", "gossamer"]).status();
+        match status {
+            Ok(status) if status.success() => {}
+            Ok(status) => return Err(failed(status.to_string())),
+            Err(error) => return Err(failed(error.to_string())),
+        }
+        wait_until_ready(&client, || None, "journalctl -u gossamer").await?;
+        return Ok(client);
+    }
+    let log = settings.state_dir.join("gossamer.log");
+    let mut child = detached(&start.add_to(global.flags()), settings, &log)?;
+    let ended = || child.try_wait().ok().flatten().map(|status| status.to_string());
+    wait_until_ready(&client, ended, &log.display().to_string()).await?;
+    output::note(format_args!("running in the background, process {}, log {}", child.id(), log.display()));
+    Ok(client)
+}
+
+/// Starts `run` with the same flags, in a process group of its own so that Ctrl-C does not reach it.
+fn detached(flags: &Flags, settings: &Settings, log: &Path) -> Result<std::process::Child, Failure> {
+    let failed = |error: std::io::Error| {
+        Failure::failed(format_args!("{} cannot be started in the background: {error}", log.display()))
+    };
+    let output = File::options().create(true).append(true).open(log).map_err(failed)?;
+    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+    command.arg("run").args(["--slot", &settings.slot.to_string()]);
+    if let Some(config) = &flags.config {
+        command.arg("--config").arg(config);
+    }
+    for (key, value) in flags.keys.iter().filter(|(key, _)| *key != "slot") {
+        command.arg(crate::config::flag_of(key)).arg(value);
+    }
+    command.stdin(Stdio::null()).stdout(output.try_clone().map_err(failed)?).stderr(output).process_group(0);
+    command.spawn().map_err(failed)
+}
+
+async fn wait_until_ready(
+    client: &Client,
+    mut ended: impl FnMut() -> Option<String>,
+    log: &str,
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + CHANGE_WITHIN;
+    while client.get::<Status>("/v1/status").await.is_err() {
+        if let Some(status) = ended() {
+            return Err(Failure::failed(format_args!("the daemon ended at once ({status}); look at {log}")));
+        }
+        if Instant::now() > deadline {
+            return Err(Failure::new(
+                Exit::TimedOut,
+                format_args!("the daemon is not ready after 15 s; look at {log}"),
+            ));
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! `status`: this daemon, and what is wrong with it.
+//!
+//! Owns: how it reads. Must not know: how findings are found. Driven by: `cli`.
+
+use std::fmt::Display;
+
+use super::args::Shape;
+use super::failure::Failure;
+use super::output;
+use crate::api::Client;
+use crate::api::messages::Status;
+
+pub(super) async fn run(client: &Client, shape: Shape) -> Result<(), Failure> {
+    let status: Status = client.get("/v1/status").await?;
+    if shape.json {
+        return output::json(&status);
+    }
+    let lines = if shape.quiet { findings(&status) } else { lines(&status) };
+    lines.iter().for_each(output::data);
+    Ok(())
+}
+
+fn lines(status: &Status) -> Vec<String> {
+    let line = |what: &str, value: &dyn Display| format!("{what:<11} {value}");
+    let node = &status.node;
+    let place = [
+        ("zone", node.zone.as_ref().map(ToString::to_string)),
+        ("region", node.region.as_ref().map(ToString::to_string)),
+    ];
+    let place: String =
+        place.into_iter().filter_map(|(what, name)| Some(format!(", {what} {}", name?))).collect();
+    let advertised: Vec<_> = status.advertised.iter().map(ToString::to_string).collect();
+    let issuer = if status.issuer { ", admits others" } else { "" };
+    let mut lines = vec![
+        line("mesh", &format_args!("{} ({})", status.mesh.name, status.mesh.id)),
+        line("node", &format_args!("{}, group {}{place}{issuer} ({})", node.name, node.group, node.id)),
+        line("daemon", &format_args!("{}, process {}, slot {}", status.version, status.pid, status.slot)),
+        line("members", &format_args!("{} alive", status.members_alive)),
+        line("services", &status.services),
+        line("dns", &status.dns),
+        line("mesh port", &format_args!("udp {}, advertised {}", status.mesh_listen, advertised.join(" "))),
+        line("socket", &status.socket.display()),
+        line("state", &status.state_dir.display()),
+    ];
+    for vip in &status.vips {
+        let program = vip.program.as_ref().map(|program| format!(" by {program}")).unwrap_or_default();
+        let text = format!("{}:{} {} {}{program}", vip.address, vip.port, vip.name, vip.state);
+        lines.push(line("vip", &text));
+    }
+    lines.extend(findings(status));
+    lines
+}
+
+fn findings(status: &Status) -> Vec<String> {
+    status
+        .findings
+        .iter()
+        .flat_map(|finding| [format!("! {}", finding.text), format!("    {}", finding.fix)])
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::messages::{Finding, StatusMesh, StatusNode, VipRow};
+
+    pub(in crate::cli) fn sample() -> Status {
+        Status {
+            version: "0.1.0".to_owned(),
+            pid: 7,
+            slot: 1,
+            mesh: StatusMesh { id: "meshid".to_owned(), name: "demo".parse().expect("name") },
+            node: StatusNode {
+                name: "vm-a".parse().expect("name"),
+                id: "nodeid".to_owned(),
+                group: "east".parse().expect("name"),
+                zone: Some("rack-1".parse().expect("name")),
+                region: None,
+            },
+            dns: "127.241.0.53:4653".parse().expect("address"),
+            mesh_listen: "[::]:4687".parse().expect("address"),
+            advertised: vec!["192.0.2.1:4687".parse().expect("address")],
+            socket: "/run/gossamer/gossamer-1.sock".into(),
+            state_dir: "/var/lib/gossamer-1".into(),
+            members_alive: 3,
+            services: 2,
+            vips: vec![VipRow {
+                name: "db".to_owned(),
+                address: "127.241.3.4".parse().expect("address"),
+                port: 5432,
+                state: "stolen".to_owned(),
+                program: Some("postgres".to_owned()),
+            }],
+            findings: vec![Finding { text: "port 53 is denied".to_owned(), fix: "setcap it".to_owned() }],
+            counters: std::collections::BTreeMap::new(),
+            issuer: true,
+        }
+    }
+
+    #[test]
+    fn a_newcomer_sees_who_where_and_how_many() {
+        let text = lines(&sample()).join("\n");
+        for words in [
+            "mesh        demo (meshid)",
+            "node        vm-a, group east, zone rack-1, admits others (nodeid)",
+            "members     3 alive",
+            "dns         127.241.0.53:4653",
+            "vip         127.241.3.4:5432 db stolen by postgres",
+        ] {
+            assert!(text.contains(words), "{words} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_marked_and_followed_by_what_mends_it() {
+        assert_eq!(findings(&sample()), ["! port 53 is denied", "    setcap it"]);
+        let text = lines(&sample()).join("\n");
+        assert!(text.ends_with("! port 53 is denied\n    setcap it"), "{text}");
+    }
+}
