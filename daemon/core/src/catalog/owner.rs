@@ -48,7 +48,7 @@ pub(super) struct Gate {
     pub(super) is_trusted: bool,
     pub(super) is_member: bool,
     pub(super) has_lease: bool,
-    is_stale: bool,
+    pub(super) is_stale: bool,
 }
 
 #[derive(Debug)]
