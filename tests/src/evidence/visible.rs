@@ -1,0 +1,102 @@
+//! How fast the others see what one does: ten daemons, a service appears, an instance dies.
+//!
+//! Owns: the measurement. Must not know: how records travel. Driven by: `evidence`.
+//!
+//! Times are counted from outside: from the end of the `expose` process, and from the SIGKILL.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::time::Instant;
+
+use super::detection::mesh;
+use super::{Ci, Needs, Row, Run};
+use crate::dnsq::{RecordType, Resolver, first_accepted, last_naming};
+use crate::netns::Segment;
+use crate::process::Node;
+use crate::report::Samples;
+use crate::wait::until;
+
+pub(super) const ROWS: &[Row] = &[Row {
+    name: "2.7-visible",
+    promise: "Ten daemons: time from the end of expose to the first DNS answer on each other one, and from SIGKILL to the last SRV answer naming the dead instance",
+    sabotage: "one machine is cut off before the first expose",
+    needs: Needs::Root,
+    ci: Ci::Runs,
+    check: visible,
+}];
+
+const NODES: u8 = 10;
+/// An answer that takes longer counts as none.
+const VISIBLE: Duration = Duration::from_secs(10);
+/// A dead instance that is named for longer counts as named for ever.
+const GONE: Duration = Duration::from_secs(60);
+/// An instance that was not named for this long does not come back.
+const QUIET: Duration = Duration::from_secs(2);
+
+fn visible(run: &Run) -> Result<String> {
+    let segment = Segment::new(NODES)?;
+    run.scenario(|lab| {
+        let mut nodes = mesh(lab, &segment)?;
+        if run.sabotaged {
+            segment.machines()[usize::from(NODES) - 1].isolate()?;
+        }
+        let mut seen = Samples::default();
+        for repeat in 0..run.times(100, 10) {
+            seen.extend(expose_once(&nodes, repeat)?);
+        }
+        let mut gone = Samples::default();
+        for repeat in 0..run.times(20, 3) {
+            gone.push(kill_once(&mut nodes, repeat)?);
+        }
+        Ok(format!(
+            "expose to answer {seen}; kill to last answer max {:.2} s of {}",
+            gone.max().as_secs_f64(),
+            gone.len()
+        ))
+    })
+}
+
+/// Exposes a service on one node and times the first answer on each other one.
+fn expose_once(nodes: &[Node], repeat: usize) -> Result<Vec<Duration>> {
+    let exporter = repeat % nodes.len();
+    let service = format!("seen-{repeat}");
+    let others = resolvers(nodes, exporter)?;
+    nodes[exporter].ok(&["expose", &format!("{service}:7000")])?;
+    let end = Instant::now();
+    let name = format!("{service}.mesh.internal");
+    first_accepted(&others, &name, RecordType::A, end, VISIBLE, |answer| !answer.addresses().is_empty())
+}
+
+/// Kills the daemon of one of two instances and times the last SRV answer that names it, then restarts it.
+fn kill_once(nodes: &mut [Node], repeat: usize) -> Result<Duration> {
+    let victim = 1 + repeat % (nodes.len() - 1);
+    let service = format!("dies-{repeat}");
+    let name = format!("_7000._tcp.{service}.mesh.internal");
+    let dead = format!("{}.{service}.", nodes[victim].name);
+    for exporter in [0, victim] {
+        nodes[exporter].ok(&["expose", &format!("{service}:7000")])?;
+    }
+    let others = resolvers(nodes, victim)?;
+    for resolver in &others {
+        resolver.wait(&name, RecordType::SRV, VISIBLE, |answer| answer.targets().len() == 2)?;
+    }
+    let killed = Instant::now();
+    nodes[victim].kill9()?;
+    let last = last_naming(&others, &name, RecordType::SRV, killed, (GONE, QUIET), |answer| {
+        answer.targets().iter().any(|target| target.starts_with(&dead))
+    })?;
+    nodes[victim].run()?;
+    let back = nodes[victim].name.clone();
+    for node in nodes.iter() {
+        until(&format!("{} seeing {back} again", node.name), GONE, || {
+            Ok(node.state_of(&back)?.as_deref() == Some("alive"))
+        })?;
+    }
+    Ok(last)
+}
+
+fn resolvers(nodes: &[Node], except: usize) -> Result<Vec<Resolver>> {
+    let others = nodes.iter().enumerate().filter(|(index, _)| *index != except);
+    others.map(|(_, node)| node.resolver()).collect()
+}
