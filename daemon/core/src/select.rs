@@ -142,8 +142,17 @@ pub const MAX_EJECTION: Duration = Duration::from_secs(60);
 mod tests {
     use super::*;
 
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
     use rand::SeedableRng;
     use rand::rngs::SmallRng;
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "where time starts does not matter, and it has no constant"
+    )]
+    fn start() -> Instant {
+        Instant::now()
+    }
 
     fn rng() -> SmallRng {
         SmallRng::seed_from_u64(1)
@@ -221,7 +230,7 @@ mod tests {
 
     #[test]
     fn failures_in_a_row_eject_and_a_success_forgives() {
-        let start = Instant::now();
+        let start = start();
         let mut standing = Standing::default();
         for _ in 1..EJECT_AFTER {
             standing.handle_failed(start);
@@ -238,7 +247,7 @@ mod tests {
 
     #[test]
     fn each_further_failure_ejects_for_longer_up_to_a_bound() {
-        let start = Instant::now();
+        let start = start();
         let mut standing = Standing::default();
         for _ in 0..=EJECT_AFTER {
             standing.handle_failed(start);
@@ -259,5 +268,40 @@ mod tests {
         assert_eq!(standing.connect(), Duration::from_millis(8));
         standing.handle_opened(Duration::from_millis(16));
         assert_eq!(standing.connect(), Duration::from_millis(10));
+    }
+
+    proptest! {
+        #[test]
+        fn tiers_never_mix_and_nobody_is_tried_twice(
+            instances in proptest::collection::vec((0..5_usize, any::<bool>(), 0..9_u32, 0..3_u16), 0..12),
+            seed: u64,
+        ) {
+            let places = [
+                Nearness::SameNode,
+                Nearness::Group,
+                Nearness::Zone,
+                Nearness::Region,
+                Nearness::Any,
+            ];
+            let candidates: Vec<_> = instances
+                .iter()
+                .enumerate()
+                .map(|(item, (place, ejected, in_flight, weight))| {
+                    let load = Load { in_flight: *in_flight, connect: Duration::ZERO };
+                    let score = Score { nearness: places[*place], ejected: *ejected, load };
+                    Candidate { score, weight: *weight, item }
+                })
+                .collect();
+            let ordered = order(candidates.clone(), &mut SmallRng::seed_from_u64(seed));
+            let takers = candidates.iter().filter(|candidate| candidate.weight > 0).count();
+            prop_assert_eq!(ordered.len(), takers.min(MAX_CANDIDATES));
+            let tiers: Vec<_> = ordered
+                .iter()
+                .map(|item| (candidates[*item].score.nearness, candidates[*item].score.ejected))
+                .collect();
+            prop_assert!(tiers.is_sorted());
+            let once: std::collections::BTreeSet<_> = ordered.iter().collect();
+            prop_assert_eq!(once.len(), ordered.len());
+        }
     }
 }

@@ -81,6 +81,8 @@ impl Table {
 mod tests {
     use super::*;
 
+    use proptest::prelude::{prop_assert_eq, proptest};
+
     const MESH: MeshId = MeshId::from_bytes([7; 16]);
 
     fn service(text: &str) -> ServiceName {
@@ -122,7 +124,7 @@ mod tests {
     fn the_greater_hash_loses_in_whatever_order_the_names_came() {
         let (first, second) = meeting();
         let names = [VipName::Service(first.clone()), VipName::Service(second.clone())];
-        let [a, b] = names.clone().map(|name| Claim { hash: name.hash(&MESH, 0), name });
+        let [a, b] = names.map(|name| Claim { hash: name.hash(&MESH, 0), name });
         let (winner, loser) = if a < b { (a, b) } else { (b, a) };
         for order in [[&first, &second], [&second, &first]] {
             let mut table = table();
@@ -156,5 +158,40 @@ mod tests {
         assert!(table.losers().is_empty());
         assert_eq!(table.services().count(), 1);
         assert_eq!(table.claims.len(), 1);
+    }
+
+    proptest! {
+        /// The table, changed step by step, agrees with a look at everything at once.
+        #[test]
+        fn changes_lead_where_a_fresh_table_starts(
+            steps in proptest::collection::vec((0..40_u8, proptest::option::of(0..3_u8)), 1..60),
+        ) {
+            let pool = Pool::new(Ipv4Addr::new(10, 0, 0, 0), 22).expect("aligned");
+            let named = |number: u8| VipName::Service(service(&format!("s{number}")));
+            let mut table = Table::new(MESH, pool);
+            let mut held: BTreeMap<u8, u8> = BTreeMap::new();
+            for (number, attempt) in steps {
+                let name = named(number);
+                table.set_service(name.service(), attempt.map(|attempt| (name.clone(), attempt)));
+                match attempt {
+                    Some(attempt) => held.insert(number, attempt),
+                    None => held.remove(&number),
+                };
+            }
+            let mut best: BTreeMap<Ipv4Addr, Vec<Claim>> = BTreeMap::new();
+            for (number, attempt) in &held {
+                let claim = Claim { hash: named(*number).hash(&MESH, *attempt), name: named(*number) };
+                best.entry(pool.vip(claim.hash)).or_default().push(claim);
+            }
+            let mut losers = BTreeMap::new();
+            for claims in best.values_mut() {
+                claims.sort();
+                for loser in &claims[1..] {
+                    losers.insert(loser.name.clone(), claims[0].name.clone());
+                }
+            }
+            prop_assert_eq!(table.losers(), &losers);
+            prop_assert_eq!(table.services().count(), held.len());
+        }
     }
 }
