@@ -242,17 +242,22 @@ pub(crate) async fn tcp_pair() -> (TcpStream, TcpStream) {
 pub(crate) async fn greeter(stage: &Stage) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
     let address = listener.local_addr().expect("bound");
+    let clients = stage.clone();
     stage.spawn_short("greeter", async move {
-        while let Ok((mut client, _)) = listener.accept().await {
-            client.write_all(b"hello ").await.expect("written");
-            let mut said = Vec::new();
-            if client.read_to_end(&mut said).await.is_ok() {
-                client.write_all(&said).await.expect("written");
-                client.write_all(b" bye").await.expect("written");
-            }
+        while let Ok((client, _)) = listener.accept().await {
+            clients.spawn_short("greeted", greet(client));
         }
     });
     address
+}
+
+async fn greet(mut client: TcpStream) {
+    client.write_all(b"hello ").await.expect("written");
+    let mut said = Vec::new();
+    if client.read_to_end(&mut said).await.is_ok() {
+        client.write_all(&said).await.expect("written");
+        client.write_all(b" bye").await.expect("written");
+    }
 }
 
 /// Runs something beside the test.

@@ -3,6 +3,7 @@
 use super::*;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::relay::tests::{Aside, Link, aside, tcp_pair};
 
@@ -201,4 +202,39 @@ async fn a_stream_that_is_no_socket_is_carried_too() {
     program.read_to_end(&mut answer).await.expect("clean end");
     assert_eq!(answer, [7; 1_000]);
     assert!(carried.end().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_holds_the_service_back() {
+    let mut flow = Flow::open().await;
+    let (mut read, mut write) = flow.service.split();
+    let endless = async {
+        loop {
+            write.write_all(&[1; CHUNK]).await.expect("written");
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_millis(500), endless).await;
+    assert!(waited.is_err(), "an endless write does not end");
+    let before = flow.near_counts.bytes_out.load(Ordering::Relaxed);
+    // Nobody reads: what is under way stays within windows and socket buffers.
+    assert!(before < 32 << 20, "{before} bytes were taken from the service");
+    let mut some = vec![0; 1 << 20];
+    flow.client.read_exact(&mut some).await.expect("what was sent is still there");
+    assert!(some.iter().all(|byte| *byte == 1));
+    flow.client.write_all(b"stop").await.expect("written");
+    let mut said = [0; 4];
+    read.read_exact(&mut said).await.expect("the other direction is free");
+    assert_eq!(&said, b"stop");
+}
+
+#[tokio::test]
+async fn a_small_message_is_not_kept_in_a_large_buffer() {
+    let (mut program, client) = tcp_pair().await;
+    program.write_all(b"small").await.expect("written");
+    let mut client = client;
+    let (mut from, _) = client.halves();
+    let chunk = from.next().await.expect("read").expect("bytes");
+    assert_eq!(chunk, b"small"[..]);
+    let kept = BytesMut::from(chunk).capacity();
+    assert!(kept < 64, "{kept} bytes are kept for five");
 }

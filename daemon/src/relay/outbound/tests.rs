@@ -218,3 +218,115 @@ async fn a_silent_node_costs_half_a_second_when_another_one_is_left() {
     let took = began.elapsed();
     assert!(took >= ATTEMPT && took < LAST_ATTEMPT, "{took:?}");
 }
+
+#[tokio::test]
+async fn a_client_that_goes_away_ends_the_search() {
+    let silent = Arc::new(Link::new().await);
+    let mut caller = Bench::new(HERE, Arc::new(Hops(Some(silent))));
+    caller.set_service(service_view("orders", vec![instance("db-0", "west")]));
+    let (program, accepted) = tcp_pair().await;
+    let relay = caller.relay.clone();
+    let client = Guarded::new(accepted);
+    let flow =
+        aside(
+            async move { relay.carry(&VipName::Service(service("orders")), &PortChoice::Only, client).await },
+        );
+    program.set_zero_linger().expect("option");
+    drop(program);
+    assert_eq!(flow.end().await, Err(ConnectError::ClientGone));
+}
+
+#[tokio::test]
+async fn what_a_client_says_before_an_answer_is_bounded_and_none_is_lost() {
+    let mesh = Mesh::new().await;
+    let silent = Arc::new(Link::new().await);
+    let mut caller = Bench::new(HERE, Arc::new(Hops(Some(silent))));
+    let mut own = instance("db-1", "west");
+    (own.node, own.nearness) = (HERE, Nearness::Any);
+    caller.set_service(service_view("orders", vec![instance("db-0", "west"), own]));
+    caller.targets.set(vec![local_service("orders", "db-1", 5432, greeter(&mesh.programs).await)]);
+
+    let (mut program, client) = duplex(1_024);
+    let relay = caller.relay.clone();
+    let flow =
+        aside(async move { relay.connect(&service("orders"), None, None, PortChoice::Only, client).await });
+    let said: Vec<u8> = (0..1_000_000_u32).map(|at| (at % 241) as u8).collect();
+    // The first instance never answers: the client is held back until the next one is tried.
+    let mut at_once = 0;
+    let write = async {
+        while at_once < said.len() {
+            at_once += program.write(&said[at_once..]).await.expect("written");
+        }
+    };
+    assert!(timeout(ATTEMPT / 2, write).await.is_err());
+    assert!(at_once <= MAX_EARLY_BYTES + 1_024, "{at_once} bytes were taken");
+
+    let (mut read, mut write) = tokio::io::split(program);
+    let rest = async {
+        write.write_all(&said[at_once..]).await.expect("written");
+        write.shutdown().await.expect("ended");
+    };
+    let mut answer = Vec::new();
+    let all = async { read.read_to_end(&mut answer).await.expect("read") };
+    tokio::join!(rest, all);
+    assert_eq!(answer, [b"hello ", &said[..], b" bye"].concat());
+    assert_eq!(flow.end().await.expect("reached").bytes_in, said.len() as u64);
+}
+
+#[tokio::test]
+async fn open_flows_spread_over_equal_instances() {
+    let mesh = Mesh::new().await;
+    let mut open = Vec::new();
+    for _ in 0..10 {
+        let (mut program, flow) = mesh.connect();
+        program.read_exact(&mut [0; 6]).await.expect("greeted");
+        open.push((program, flow));
+    }
+    let flows = mesh.server.relay.flows();
+    let of = |name: &str| flows.iter().filter(|flow| flow.instance == named(name)).count();
+    assert_eq!((of("db-0"), of("db-1")), (5, 5));
+    assert_eq!(mesh.caller.relay.flow_counts().open, 10);
+}
+
+#[tokio::test]
+async fn an_instance_that_keeps_failing_is_left_alone() {
+    let mesh = Mesh::new().await;
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").expect("free").local_addr().expect("bound");
+    let alive = greeter(&mesh.programs).await;
+    let offered = [local_service("orders", "db-0", 5432, dead), local_service("orders", "db-1", 5432, alive)];
+    mesh.server.targets.set(offered.into());
+    for _ in 0..60 {
+        let (program, flow) = mesh.connect();
+        assert_eq!(talk(program, b"x").await, b"hello x bye");
+        flow.end().await.expect("reached");
+    }
+    assert_eq!(mesh.caller.relay.flow_counts().retries, u64::from(select::EJECT_AFTER));
+}
+
+#[tokio::test]
+async fn a_group_is_called_by_its_name_and_others_only_by_import() {
+    let mut mesh = Mesh::new().await;
+    let mut strange = instance("db-0", "east");
+    strange.imported = false;
+    mesh.caller.set_service(service_view("orders", vec![strange]));
+    let connect = async |group: Option<&gossamer_wire::GroupName>| {
+        let (program, client) = duplex(1 << 16);
+        let name = service("orders");
+        let flow = mesh.caller.relay.connect(&name, group, None, PortChoice::Only, client);
+        timeout(Duration::from_secs(2), flow).await.map(|ended| (ended, program)).ok()
+    };
+    let (ended, _) = connect(None).await.expect("at once");
+    assert_eq!(ended, Err(ConnectError::UnknownName("orders".to_owned())));
+    assert!(connect(Some(&group("east"))).await.is_none(), "the flow is open");
+}
+
+#[tokio::test]
+async fn stopping_ends_open_flows_with_a_reset() {
+    let mesh = Mesh::new().await;
+    let (mut program, accepted) = tcp_pair().await;
+    mesh.caller.relay.accept_local(accepted, VipName::Service(service("orders")), 5432);
+    program.read_exact(&mut [0; 6]).await.expect("greeted");
+    mesh.caller.stage.stop(Duration::from_secs(5)).await;
+    let error = program.read(&mut [0]).await.expect_err("a reset, no clean end");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}

@@ -297,3 +297,59 @@ fn an_unused_name_is_idle_and_a_use_ends_that() {
     usage.touch(began);
     assert!(usage.idle_seconds(began) < 100);
 }
+
+#[tokio::test]
+async fn each_level_of_a_name_has_a_listener_of_its_own() {
+    let (mut host, port) = (Host::new(11), free_port());
+    host.offer(&[port]);
+    let names = [
+        orders(),
+        VipName::Group(service("orders"), group("west")),
+        VipName::Instance(service("orders"), group("west"), named("db-9")),
+    ];
+    for name in &names {
+        host.vips.open(name).await;
+    }
+    let open = host.vips.ports();
+    assert_eq!(open.len(), 3);
+    for found in open {
+        assert_eq!(greeting(*found.address.ip(), port).await, format!("{}:{port}", found.name));
+        assert_eq!(host.vips.pointer(*found.address.ip()), Some(found.name));
+    }
+}
+
+#[tokio::test]
+async fn a_raised_try_moves_the_name_to_another_address() {
+    let (mut host, port) = (Host::new(12), free_port());
+    host.offer(&[port]);
+    host.open().await;
+    let old = host.address();
+    let mut remote = instance("db-9", "west");
+    remote.ports = vec![Port { name: port.into(), number: port, transport: Transport::Tcp }];
+    remote.tries.service = 1;
+    host.index.set_service(&service("orders"), Some(service_view("orders", vec![remote])));
+    host.open().await;
+    assert_ne!(host.address(), old);
+    assert_eq!(greeting(host.address(), port).await, format!("orders:{port}"));
+    assert!(TcpStream::connect((old, port)).await.is_err());
+}
+
+#[tokio::test]
+async fn a_name_without_tcp_ports_is_answered_and_opens_nothing() {
+    let mut host = Host::new(13);
+    let mut remote = instance("db-9", "west");
+    remote.ports = vec![Port { name: "dns".parse().expect("name"), number: 53, transport: Transport::Udp }];
+    host.index.set_service(&service("orders"), Some(service_view("orders", vec![remote])));
+    assert!(matches!(host.open().await, VipAnswer::Address(_)));
+    assert!(host.vips.ports().is_empty());
+}
+
+#[tokio::test]
+async fn one_stolen_port_silences_the_name_while_the_others_stay_bound() {
+    let mut host = Host::new(14);
+    let ((_program, stolen), free) = (wildcard(), free_port());
+    host.offer(&[stolen, free]);
+    assert!(matches!(host.open().await, VipAnswer::Blocked(_)));
+    assert_eq!(host.state(free), Some(PortState::Bound));
+    assert_eq!(host.vips.port_counts(), [("bound", 1), ("stolen", 1)]);
+}
