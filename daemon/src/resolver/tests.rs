@@ -162,3 +162,34 @@ async fn direct_and_node_names_have_no_vip() {
     assert_eq!(vip_name(&Target::Node("there".parse().expect("name"))), None);
     assert_eq!(resolver.node(&"there".parse().expect("name")), None);
 }
+
+#[tokio::test]
+async fn a_name_whose_port_another_program_holds_is_blocked_at_every_level() {
+    let mut fixture = fixture();
+    let program = std::net::TcpListener::bind("0.0.0.0:0").expect("free");
+    let number = program.local_addr().expect("bound").port();
+    let mut near = instance("near", "west");
+    near.ports =
+        vec![gossamer_wire::Port { name: number.into(), number, transport: gossamer_wire::Transport::Tcp }];
+    fixture.index.set_service(&service("orders"), Some(service_view("orders", vec![near])));
+    let resolver = &fixture.resolver;
+    resolver.prepare(&Target::Service { service: service("orders"), group: None, direct: false }).await;
+    let entry = resolver.service(&service("orders"), None).expect("exists");
+    let VipAnswer::Blocked(reason) = entry.vip else { panic!("the name is answered") };
+    assert!(reason.contains(&number.to_string()), "{reason}");
+
+    resolver.prepare(&entry.instances[0].target(false)).await;
+    let found = resolver.instance(&service("orders"), &group("west"), &named("near")).expect("exists");
+    assert!(matches!(found.vip, VipAnswer::Blocked(_)));
+    assert!(found.usable, "others can reach it, only this machine cannot by the VIP");
+}
+
+#[tokio::test]
+async fn a_name_nobody_holds_is_prepared_without_harm() {
+    let resolver = fixture().resolver;
+    let unknown = Target::Service { service: service("nothing"), group: None, direct: false };
+    resolver.prepare(&unknown).await;
+    resolver.prepare(&Target::Node("there".parse().expect("name"))).await;
+    assert_eq!(resolver.service(&service("nothing"), None), None);
+    assert_eq!(resolver.instance(&service("nothing"), &group("west"), &named("x")), None);
+}
