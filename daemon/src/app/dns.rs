@@ -99,9 +99,7 @@ async fn bind_both(address: SocketAddr, fallback: Option<String>) -> io::Result<
 pub(super) fn start(
     stage: &Stage,
     sockets: Sockets,
-    resolver: Arc<Resolver>,
-    zone: Arc<Zone>,
-    metrics: Arc<DnsMetrics>,
+    (resolver, zone, metrics): (Arc<Resolver>, Arc<Zone>, Arc<DnsMetrics>),
 ) {
     let stop = stage.stopping().clone();
     stage.spawn("dns", async move {

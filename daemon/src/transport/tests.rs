@@ -98,7 +98,7 @@ impl Node {
         issuer.create_token(request).await.expect("mints").token
     }
 
-    async fn join(&self, name: &str) -> Node {
+    async fn join(&self, name: &str) -> Self {
         let dir = tempfile::tempdir().expect("scratch");
         let store = Store::open(&dir.path().join("state")).expect("opens");
         let identity = join(&store, &self.token().await, &request(name)).await.expect("joins");

@@ -1,0 +1,330 @@
+//! The start of the daemon: one function per part, called in the order in which data flows.
+//!
+//! Owns: nothing beyond the start. Must not know: algorithms. Driven by: `app::run`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use quinn::Connection;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use gossamer_core::catalog::{CardContent, Catalog, CatalogConfig};
+use gossamer_dns::{DnsMetrics, Zone};
+use gossamer_wire::frame::AdvertCopy;
+use gossamer_wire::swim::Identity as SwimIdentity;
+use gossamer_wire::{Generation, RegionName, ServiceRecord, ZoneName};
+
+use super::readings::Readers;
+use super::{About, Ready, RunError, Stages, dns, interfaces};
+use crate::api::{self, ApiState};
+use crate::config::Settings;
+use crate::events::{Event, EventLog};
+use crate::identity::issuer::{self, IssuerHandle};
+use crate::identity::{self, Identity};
+use crate::index::{IndexReader, IndexWriter};
+use crate::metrics::Metrics;
+use crate::register::{self, DenyList, Registry, Rules};
+use crate::relay::{Relay, RelayParts, Vips, VipsParts};
+use crate::resolver::Resolver;
+use crate::store::{Store, StoreError};
+use crate::transport::{
+    self, CATALOG_QUEUE, FLOW_QUEUE, FlowStream, MEMBERSHIP_QUEUE, Peers, ToCatalog, ToMembership,
+};
+use crate::{catalog, clock, membership};
+
+/// Joiners waiting for the issuer; more are told to come back.
+const JOINERS: usize = 64;
+
+/// What every part is started with.
+pub(super) struct Wiring<'a> {
+    stages: &'a Stages,
+    settings: Settings,
+    store: Store,
+    identity: Arc<Identity>,
+    metrics: Arc<Metrics>,
+    events: EventLog,
+}
+
+/// The transport and the queues it fills.
+struct Mesh {
+    peers: Peers,
+    listen: SocketAddr,
+    membership: mpsc::Receiver<ToMembership>,
+    catalog: mpsc::Receiver<ToCatalog>,
+    flows: mpsc::Receiver<FlowStream>,
+    joiners: mpsc::Receiver<Connection>,
+}
+
+impl<'a> Wiring<'a> {
+    pub(super) fn new(stages: &'a Stages, settings: Settings, store: Store, identity: Arc<Identity>) -> Self {
+        Self { stages, settings, store, identity, metrics: Arc::default(), events: EventLog::default() }
+    }
+
+    /// Starts all parts. Everything that can be refused is bound before anything is said to others.
+    pub(super) async fn start(&self, stop: &CancellationToken) -> Result<Ready, RunError> {
+        let (network, prefix) = self.settings.vip_pool.network();
+        let zone = Arc::new(Zone::new(&self.settings.dns_zone, network, prefix)?);
+        let api_listener = api::bind(&self.settings.socket).await?;
+        let dns_sockets = dns::bind(self.settings.dns_address, self.settings.vip_pool.dns()).await?;
+        let listening = dns_sockets.listening();
+        let restored = catalog::restore(&self.store)?;
+
+        let mesh = self.transport()?;
+        let advertised = interfaces::advertised(&self.settings.advertise, mesh.listen);
+        let epoch = identity::next_epoch(&self.store)?;
+
+        let index = IndexWriter::default();
+        let (reader, peers) = (index.reader(), mesh.peers.clone());
+        let commands = self.membership(epoch, mesh.membership, &peers, &reader);
+        let core = self.catalog_core(epoch, restored);
+        let records = self.catalog(core, &advertised, (mesh.catalog, commands), &peers, index);
+
+        let deny = DenyList::new(vec![mesh.listen, listening.address], network, prefix);
+        let registry = self.registry(&deny, records)?;
+        let (relay, vips) = self.relay(deny, mesh.flows, &reader, &registry, &peers);
+        let resolver = Arc::new(Resolver::new(reader.clone(), vips.clone()));
+        let dns_metrics = Arc::new(DnsMetrics::default());
+        let names = (Arc::clone(&resolver), Arc::clone(&zone), Arc::clone(&dns_metrics));
+        dns::start(&self.stages.dns, dns_sockets, names);
+        let issuer = self.issuer(&reader, &advertised, mesh.joiners)?;
+
+        self.read_metrics(dns_metrics, &reader, &registry, &relay, &vips);
+        let about = Arc::new(self.about(mesh.listen, advertised, listening, issuer.is_some()));
+        let state = ApiState {
+            about: Arc::clone(&about),
+            index: reader,
+            registry: registry.clone(),
+            vips: Arc::new(vips),
+            relay: Arc::new(relay.clone()),
+            resolver,
+            zone,
+            issuer: issuer.clone(),
+            events: self.events.clone(),
+            metrics: Arc::clone(&self.metrics),
+            holders: Arc::new(move || peers.connected()),
+            stop: stop.clone(),
+        };
+        api::serve(Arc::new(state), api_listener, &self.stages.api);
+        tracing::info!(node = %about.node_name, mesh = %about.mesh_listen, dns = %about.dns, "ready");
+        Ok(Ready { about, issuer, registry, relay })
+    }
+
+    fn transport(&self) -> Result<Mesh, RunError> {
+        let (membership_in, membership) = mpsc::channel(MEMBERSHIP_QUEUE);
+        let (catalog_in, catalog) = mpsc::channel(CATALOG_QUEUE);
+        let (flows_in, flows) = mpsc::channel(FLOW_QUEUE);
+        let (joiners_in, joiners) = mpsc::channel(JOINERS);
+        let parts = transport::Parts {
+            listen: self.settings.listen,
+            trust: Arc::new(ArcSwap::from_pointee(self.identity.trust.clone())),
+            reset_key: identity::reset_key(&self.store)?,
+            membership: membership_in,
+            catalog: catalog_in,
+            flows: flows_in,
+            joiners: self.identity.issuer.as_ref().map(|_| joiners_in),
+            metrics: Arc::clone(&self.metrics),
+        };
+        let (peers, listen) = transport::start(&self.stages.transport, &self.identity, parts)?;
+        Ok(Mesh { peers, listen, membership, catalog, flows, joiners })
+    }
+
+    fn membership(
+        &self,
+        epoch: u64,
+        inputs: mpsc::Receiver<ToMembership>,
+        peers: &Peers,
+        index: &IndexReader,
+    ) -> mpsc::Receiver<catalog::Command> {
+        let (catalog, commands) = mpsc::channel(catalog::COMMANDS);
+        let parts = membership::Parts {
+            me: SwimIdentity { node: self.identity.node(), generation: Generation::of_epoch(epoch) },
+            inputs,
+            peers: peers.clone(),
+            catalog,
+            index: index.clone(),
+            events: self.events.clone(),
+            metrics: Arc::clone(&self.metrics),
+        };
+        membership::start(&self.stages.membership, parts);
+        commands
+    }
+
+    fn catalog_core(&self, epoch: u64, restored: Vec<AdvertCopy>) -> Catalog {
+        let config = CatalogConfig {
+            node: self.identity.node(),
+            group: self.identity.group().clone(),
+            zone: self.zone(),
+            region: self.region(),
+            imports: self.settings.import.clone(),
+        };
+        let (trust, signer) = (self.identity.trust.clone(), Box::new(Arc::clone(&self.identity.key)));
+        let rng = SmallRng::from_rng(&mut rand::rng());
+        Catalog::new(config, trust, signer, rng, epoch, restored, clock::now())
+    }
+
+    fn catalog(
+        &self,
+        core: Catalog,
+        advertised: &[SocketAddr],
+        (inputs, commands): (mpsc::Receiver<ToCatalog>, mpsc::Receiver<catalog::Command>),
+        peers: &Peers,
+        index: IndexWriter,
+    ) -> mpsc::Sender<Vec<ServiceRecord>> {
+        let card = CardContent {
+            leaf: self.identity.leaf_der.clone(),
+            addresses: advertised.to_vec(),
+            zone: self.zone(),
+            region: self.region(),
+            ..CardContent::default()
+        };
+        let (records_in, records) = mpsc::channel(catalog::RECORD_SETS);
+        let parts = catalog::Parts {
+            core,
+            card,
+            inputs,
+            commands,
+            records,
+            peers: peers.clone(),
+            index,
+            store: self.store.clone(),
+            events: self.events.clone(),
+            metrics: Arc::clone(&self.metrics),
+        };
+        catalog::start(&self.stages.catalog, parts);
+        records_in
+    }
+
+    fn registry(
+        &self,
+        deny: &DenyList,
+        records: mpsc::Sender<Vec<ServiceRecord>>,
+    ) -> Result<Registry, StoreError> {
+        let rules = Rules {
+            node: self.identity.name().clone(),
+            claims: self.identity.leaf.claims.clone(),
+            denied: deny.clone(),
+        };
+        let log = self.events.clone();
+        let report = move |change: register::Change| {
+            log.push(&Event {
+                who: format!("service {}/{}", change.service, change.instance),
+                was: change.was,
+                now: change.now,
+                cause: change.cause,
+                by: "self".to_owned(),
+            });
+        };
+        register::start(&self.stages.registry, self.store.clone(), rules, records, report)
+    }
+
+    fn relay(
+        &self,
+        deny: DenyList,
+        flows: mpsc::Receiver<FlowStream>,
+        index: &IndexReader,
+        registry: &Registry,
+        peers: &Peers,
+    ) -> (Relay, Vips) {
+        let relay = Relay::new(RelayParts {
+            stage: self.stages.relay.clone(),
+            node: self.identity.node(),
+            group: self.identity.group().clone(),
+            index: index.clone(),
+            targets: Arc::new(registry.targets()),
+            deny,
+            hops: Arc::new(peers.clone()),
+        });
+        relay.start_inbound(flows);
+        let parts = VipsParts {
+            stage: self.stages.relay.clone(),
+            mesh: self.identity.mesh,
+            pool: self.settings.vip_pool,
+            group: self.identity.group().clone(),
+            index: index.clone(),
+            targets: Arc::new(registry.targets()),
+        };
+        let vips = Vips::start(parts, &relay);
+        (relay, vips)
+    }
+
+    fn issuer(
+        &self,
+        index: &IndexReader,
+        advertised: &[SocketAddr],
+        joiners: mpsc::Receiver<Connection>,
+    ) -> Result<Option<IssuerHandle>, StoreError> {
+        let Some(key) = self.identity.issuer.clone() else { return Ok(None) };
+        let parts = issuer::Parts {
+            store: self.store.clone(),
+            identity: Arc::clone(&self.identity),
+            issuer: key,
+            index: index.clone(),
+            advertised: advertised.to_vec(),
+            joiners,
+            metrics: Arc::clone(&self.metrics),
+        };
+        issuer::start(&self.stages.issuer, parts).map(Some)
+    }
+
+    fn read_metrics(
+        &self,
+        dns: Arc<DnsMetrics>,
+        index: &IndexReader,
+        registry: &Registry,
+        relay: &Relay,
+        vips: &Vips,
+    ) {
+        let readers = Readers {
+            dns,
+            index: index.clone(),
+            targets: registry.targets(),
+            relay: relay.clone(),
+            vips: vips.clone(),
+        };
+        self.metrics.read_from(move || readers.read());
+    }
+
+    fn about(
+        &self,
+        mesh_listen: SocketAddr,
+        advertised: Vec<SocketAddr>,
+        dns: dns::Listening,
+        issuer: bool,
+    ) -> About {
+        About {
+            version: env!("CARGO_PKG_VERSION"),
+            mesh: self.identity.mesh,
+            mesh_name: self.identity.mesh_name.clone(),
+            node: self.identity.node(),
+            node_name: self.identity.name().clone(),
+            group: self.identity.group().clone(),
+            zone: self.zone(),
+            region: self.region(),
+            slot: self.settings.slot.number(),
+            pool: self.settings.vip_pool,
+            mesh_listen,
+            advertised,
+            dns: dns.address,
+            dns_fallback_reason: dns.fallback,
+            socket: self.settings.socket.clone(),
+            state_dir: self.settings.state_dir.clone(),
+            started: clock::system(),
+            issuer,
+            holds_root_key: self.identity.holds_root_key,
+            certificate_ends: self.identity.leaf.not_after,
+        }
+    }
+
+    /// The configuration wins over what `init` or `join` was told.
+    fn zone(&self) -> Option<ZoneName> {
+        self.settings.zone.clone().or_else(|| self.identity.zone.clone())
+    }
+
+    fn region(&self) -> Option<RegionName> {
+        self.settings.region.clone().or_else(|| self.identity.region.clone())
+    }
+}
