@@ -172,7 +172,7 @@ async fn accept(api: Api, listener: UnixListener) {
     loop {
         let accepted = tokio::select! {
             biased;
-            () = stage.stopping().cancelled() => return,
+            () = stage.stopping().cancelled() => break,
             accepted = place_and_accept(&places, &listener) => accepted,
         };
         let Some((stream, place)) = accepted else { continue };
@@ -182,6 +182,7 @@ async fn accept(api: Api, listener: UnixListener) {
             drop(place);
         });
     }
+    socket::remove(&listener);
 }
 
 /// # Cancel safety

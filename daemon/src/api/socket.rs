@@ -72,6 +72,13 @@ async fn clear(socket: &Path) -> Result<(), BindError> {
     }
 }
 
+/// Removes the file of a socket that is served no more.
+pub(super) fn remove(listener: &UnixListener) {
+    if let Some(path) = listener.local_addr().ok().as_ref().and_then(|address| address.as_pathname()) {
+        let _ = fs::remove_file(path);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

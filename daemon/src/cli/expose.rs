@@ -112,11 +112,15 @@ mod tests {
     use super::*;
 
     fn asked(line: &str) -> Result<Expose, Failure> {
+        request(parsed(line))
+    }
+
+    fn parsed(line: &str) -> args::Expose {
         let words = ["gossamer", "expose"].into_iter().chain(line.split(' '));
-        let args::Command::Expose(expose) = args::Cli::try_parse_from(words).expect(line).command else {
-            panic!("expose")
-        };
-        request(expose)
+        match args::Cli::try_parse_from(words).expect(line).command {
+            args::Command::Expose(expose) => expose,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn ports(line: &str) -> Vec<(u16, Option<u16>)> {

@@ -12,12 +12,17 @@ fn user() -> Host {
     }
 }
 
-fn with_file(text: &str, flags: Flags, mut host: Host) -> Result<Config, ConfigError> {
+fn with_file(text: &str, flags: Flags, host: Host) -> Result<Config, ConfigError> {
+    let (_dir, host) = write_file(text, host);
+    Config::load(&flags, &host)
+}
+
+fn write_file(text: &str, mut host: Host) -> (tempfile::TempDir, Host) {
     let dir = tempfile::tempdir().expect("scratch");
     let path = dir.path().join("gossamer.toml");
     std::fs::write(&path, text).expect("writes");
     host.variables.insert("GOSSAMER_CONFIG".to_owned(), path.display().to_string());
-    Config::load(&flags, &host)
+    (dir, host)
 }
 
 fn flag(key: &'static str, value: &str) -> Flags {
