@@ -148,15 +148,18 @@ mod tests {
         NodeId::from_bytes([key; 16])
     }
 
+    fn web_1() -> NodeName {
+        "web-1".parse().expect("name")
+    }
+
     fn judge(ledger: &Ledger, grant: &Grant, key: u8) -> Result<Verdict, Refusal> {
-        let name = "web-1".parse().expect("name");
+        let name = web_1();
         let request = Request { grant, signed_here: true, node: joiner(key), name: &name, name_taken: false };
         ledger.judge(ISSUER, MESH, request, NOW)
     }
 
     fn used_by(key: u8) -> Ledger {
-        let name = "web-1".parse().expect("name");
-        Ledger::restore([(grant(1).id, Use { node: joiner(key), name, at: NOW })])
+        Ledger::restore([(grant(1).id, Use { node: joiner(key), name: web_1(), at: NOW })])
     }
 
     #[test]

@@ -146,6 +146,7 @@ impl<'a> Wiring<'a> {
             peers: peers.clone(),
             catalog,
             index: index.clone(),
+            store: self.store.clone(),
             events: self.events.clone(),
             metrics: Arc::clone(&self.metrics),
         };

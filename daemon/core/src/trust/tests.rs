@@ -110,9 +110,9 @@ fn a_leaf_of_the_mesh_says_who_the_node_is() {
 fn an_issuer_the_bundle_does_not_hold_may_be_shown() {
     let authority = Authority::new();
     let leaf = authority.leaf("west", "vm-b", &Key::new());
-    let bundle = TrustBundle::new(authority.mesh, vec![authority.root.clone()], vec![]).expect("bundle");
+    let bundle = TrustBundle::new(authority.mesh, vec![authority.root], vec![]).expect("bundle");
     assert!(matches!(bundle.verify(&leaf, &[], WALL), Err(TrustError::Chain(_))));
-    assert!(bundle.verify(&leaf, &[authority.issuer_der.clone().into()], WALL).is_ok());
+    assert!(bundle.verify(&leaf, &[authority.issuer_der.into()], WALL).is_ok());
 }
 
 #[test]
