@@ -149,7 +149,7 @@ async fn ask(
     let connecting = endpoint
         .connect_with(joiner(tls).map_err(io::Error::other)?, address, "gossamer.invalid")
         .map_err(io::Error::other)?;
-    let connection = connecting.await.map_err(io::Error::other)?;
+    let connection = connecting.await.map_err(no_connection)?;
     let proof = super::issuer::proof_bytes(&connection, grant.id)
         .ok_or_else(|| io::Error::other("the TLS session has no binding"))?;
     let ask = Ask {
@@ -166,6 +166,21 @@ async fn ask(
     endpoint.wait_idle().await;
     JoinReply::decode(&reply).map_err(io::Error::other)
 }
+
+/// Says in words when somebody else than the token's issuer answered.
+fn no_connection(error: quinn::ConnectionError) -> io::Error {
+    match &error {
+        quinn::ConnectionError::TransportError(fault)
+            if fault.code == quinn::TransportErrorCode::crypto(NOT_THE_ISSUER) =>
+        {
+            io::Error::other("who answers there does not belong to the mesh of this token")
+        }
+        _ => io::Error::other(error),
+    }
+}
+
+/// The alert of a certificate that the pinned verifier turns away (access_denied, RFC 8446 section 6.2).
+const NOT_THE_ISSUER: u8 = 49;
 
 /// Checks what came back before anything of it is kept.
 fn accept(
