@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,14 +81,17 @@ impl Credentials {
     /// # Errors
     /// The directory holds no identity.
     pub fn of_member(state_dir: &Path) -> Result<Self> {
-        let copy = tempfile::tempdir()?; // the directory itself is locked while its daemon runs
+        // The directory itself is locked while its daemon runs.
+        let scratch = tempfile::tempdir()?;
+        let copy = scratch.path().join("state");
+        fs::DirBuilder::new().mode(0o700).create(&copy)?;
         for entry in fs::read_dir(state_dir)? {
             let entry = entry?;
             if entry.file_type()?.is_file() {
-                fs::copy(entry.path(), copy.path().join(entry.file_name()))?;
+                fs::copy(entry.path(), copy.join(entry.file_name()))?;
             }
         }
-        let store = gossamer::store::Store::open(copy.path())?;
+        let store = gossamer::store::Store::open(&copy)?;
         let identity = gossamer::identity::load(&store)?.context("an identity")?;
         let leaf = CertificateDer::from(identity.leaf_der.clone());
         let chain = [leaf].into_iter().chain(identity.trust.issuers().iter().cloned()).collect();
