@@ -35,7 +35,7 @@ type Reply<T> = Result<Json<T>, Refusal>;
 type Sent<T> = Result<Json<T>, JsonRejection>;
 
 fn read<T>(body: Sent<T>) -> Result<T, Refusal> {
-    body.map(|Json(value)| value).map_err(|rejection| Refusal::malformed(rejection.body_text()))
+    body.map(|Json(value)| value).map_err(Refusal::from)
 }
 
 fn ask<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {

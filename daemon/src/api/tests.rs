@@ -1,1 +1,351 @@
-//! The API over a real unix socket, with scripted handles.
+//! The API over a real unix socket: a real registry and index, scripted ports, flows and directory.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::time::SystemTime;
+
+use gossamer_core::catalog::ServiceView;
+use gossamer_core::vip::{Pool, PortState, VipName};
+use gossamer_dns::{Directory, InstanceEntry, ServiceEntry, Target, VipAnswer, Zone};
+use gossamer_wire::token::Claims;
+use gossamer_wire::{GroupName, InstanceName, MeshId, NodeId, NodeName, ServiceName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::messages::{
+    CreateToken, CreatedToken, Expose, ExposePort, Exposed, NodeRow, Resolved, ServiceRow, Status,
+    StatusNode, TokenRow, Withdraw, Withdrawn,
+};
+use super::views::tests::{instance, node};
+use super::*;
+use crate::events::{Event, EventLine};
+use crate::index::IndexWriter;
+use crate::register::{self, DenyList, Rules};
+use crate::store::Store;
+
+/// What the daemon behind the socket is made of.
+struct Daemon {
+    _dir: tempfile::TempDir,
+    stage: Stage,
+    client: Client,
+    events: EventLog,
+    stop: CancellationToken,
+}
+
+/// Carries a flow to an echo that speaks first.
+struct Echo;
+
+impl Flows for Echo {
+    fn carry(&self, to: Connect, client: Box<dyn Duplex>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            let (mut from, mut into) = tokio::io::split(client);
+            let _ = into.write_all(format!("220 {}\n", to.service).as_bytes()).await;
+            let _ = tokio::io::copy(&mut from, &mut into).await;
+            let _ = into.shutdown().await;
+        })
+    }
+}
+
+/// One stolen port.
+struct Stolen;
+
+impl Ports for Stolen {
+    fn ports(&self) -> Vec<VipPort> {
+        vec![VipPort {
+            name: VipName::Service(name("orders")),
+            address: "127.240.1.1:5432".parse().expect("address"),
+            state: PortState::Stolen { program: Some("postgres".to_owned()) },
+        }]
+    }
+}
+
+/// Knows `orders` only.
+struct Orders;
+
+#[async_trait::async_trait]
+impl Directory for Orders {
+    async fn prepare(&self, _target: &Target) {}
+
+    fn service(&self, service: &ServiceName, group: Option<&GroupName>) -> Option<ServiceEntry> {
+        let vip = VipAnswer::Address(Ipv4Addr::new(127, 240, 1, 1));
+        let known = service.as_str() == "orders" && group.is_none();
+        known.then(|| ServiceEntry { vip, instances: Vec::new(), metadata: Vec::new() })
+    }
+
+    fn instance(&self, _: &ServiceName, _: &GroupName, _: &InstanceName) -> Option<InstanceEntry> {
+        None
+    }
+
+    fn node(&self, _: &NodeName) -> Option<Vec<IpAddr>> {
+        None
+    }
+
+    fn has_group(&self, _: &GroupName) -> bool {
+        false
+    }
+
+    fn pointer(&self, _: Ipv4Addr) -> Option<Target> {
+        None
+    }
+}
+
+fn name(text: &str) -> ServiceName {
+    text.parse().expect("name")
+}
+
+fn index() -> IndexReader {
+    let mut index = IndexWriter::default();
+    let (mut hidden, mut foreign) = (instance("vm-b", "west"), instance("vm-c", "west"));
+    hidden.visible = false;
+    foreign.imported = false;
+    let views = [
+        ("orders", vec![instance("vm-b", "east")], vec![]),
+        ("secret", vec![], vec![hidden]),
+        ("far", vec![foreign], vec![]),
+    ];
+    for (service, instances, hidden) in views {
+        let view = ServiceView { service: name(service), instances, hidden };
+        index.set_service(&name(service), Some(view));
+    }
+    index.set_nodes(vec![node("vm-a", 1), node("vm-b", 2)]);
+    index.reader()
+}
+
+fn about(dir: &Path) -> About {
+    About {
+        version: "0.1.0",
+        mesh: MeshId::of_spki(b"mesh"),
+        mesh_name: "shop".parse().expect("name"),
+        node: NodeId::from_bytes([1; 16]),
+        node_name: "vm-a".parse().expect("name"),
+        group: "east".parse().expect("name"),
+        zone: None,
+        region: None,
+        slot: 0,
+        pool: Pool::of_slot(0),
+        mesh_listen: "0.0.0.0:4677".parse().expect("address"),
+        advertised: Vec::new(),
+        dns: "127.240.0.53:4653".parse().expect("address"),
+        dns_fallback_reason: Some("permission denied".to_owned()),
+        socket: dir.join("s"),
+        state_dir: dir.to_owned(),
+        started: SystemTime::UNIX_EPOCH,
+        issuer: false,
+        holds_root_key: false,
+        certificate_ends: u64::MAX,
+    }
+}
+
+impl Daemon {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("scratch");
+        let stage = Stage::default();
+        let store = Store::open(&dir.path().join("state")).expect("opens");
+        let denied = DenyList::new(Vec::new(), Ipv4Addr::new(127, 240, 0, 0), 16);
+        let rules = Rules { node: "vm-a".parse().expect("name"), claims: Claims::default(), denied };
+        let (records, mut published) = tokio::sync::mpsc::channel(8);
+        stage.spawn_short("catalog", async move { while published.recv().await.is_some() {} });
+        let registry = register::start(&stage, store, rules, records, |_| {}).expect("starts");
+        let about = Arc::new(about(dir.path()));
+        let listener = bind(&about.socket).await.expect("binds");
+        let client = Client::new(&about.socket);
+        let (events, stop) = (EventLog::default(), CancellationToken::new());
+        let state = ApiState {
+            about,
+            index: index(),
+            registry,
+            vips: Arc::new(Stolen),
+            relay: Arc::new(Echo),
+            resolver: Arc::new(Orders),
+            zone: Arc::new(Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16).expect("a zone")),
+            issuer: None,
+            events: events.clone(),
+            metrics: Arc::default(),
+            holders: Arc::new(|| 1),
+            stop: stop.clone(),
+        };
+        serve(Arc::new(state), listener, &stage);
+        Self { _dir: dir, stage, client, events, stop }
+    }
+
+    /// Returns the status code and the text of a refusal.
+    async fn refusal(&self, path: &str) -> (u16, String) {
+        refused(self.client.get::<serde_json::Value>(path).await.expect_err(path))
+    }
+}
+
+fn refused(error: ClientError) -> (u16, String) {
+    match error {
+        ClientError::Refused { status, text } => (status.as_u16(), text),
+        other => panic!("{other}"),
+    }
+}
+
+fn expose(service: &str) -> Expose {
+    Expose {
+        service: name(service),
+        instance: None,
+        ports: vec![ExposePort { name: None, number: 5432, target_port: Some(9) }],
+        target: None,
+        to: messages::Audience::All,
+        metadata: std::collections::BTreeMap::new(),
+        weight: 100,
+    }
+}
+
+#[tokio::test]
+async fn a_service_is_exposed_and_withdrawn() {
+    let daemon = Daemon::start().await;
+    let exposed: Exposed = daemon.client.post("/v1/expose", &expose("web")).await.expect("registers");
+    assert_eq!((exposed.name.as_str(), exposed.instance.as_str()), ("web.mesh.internal", "vm-a"));
+    assert_eq!(exposed.visibility, "all groups");
+    assert_eq!((exposed.holders, exposed.members), (1, 1));
+    assert_eq!(exposed.ports[0].target.to_string(), "127.0.0.1:9");
+    assert!(exposed.warnings.iter().any(|warning| warning.contains("nobody listens")), "{exposed:?}");
+
+    let body = Withdraw { service: name("web"), instance: None };
+    let withdrawn: Withdrawn = daemon.client.post("/v1/withdraw", &body).await.expect("withdraws");
+    assert_eq!(withdrawn.instances.len(), 1);
+    let again = daemon.client.post::<Withdrawn>("/v1/withdraw", &body).await.expect_err("is gone");
+    assert_eq!(refused(again).0, 404);
+}
+
+#[tokio::test]
+async fn what_the_rules_forbid_is_refused_with_the_reason() {
+    let daemon = Daemon::start().await;
+    let metadata = Expose { target: Some("169.254.169.254".parse().expect("ip")), ..expose("web") };
+    let error = daemon.client.post::<Exposed>("/v1/expose", &metadata).await.expect_err("deny list");
+    assert_eq!(refused(error).0, 400);
+    let error = daemon.client.post::<Exposed>("/v1/expose", &"nonsense").await.expect_err("no registration");
+    assert!((400..500).contains(&refused(error).0));
+    let (status, text) = daemon.refusal("/v1/nonsense").await;
+    assert!(status == 404 && text.contains("/v1/nonsense"), "{text}");
+}
+
+#[tokio::test]
+async fn a_body_beyond_the_limit_is_refused() {
+    let daemon = Daemon::start().await;
+    let long = "x".repeat(MAX_BODY_BYTES + 1);
+    let error = daemon.client.post::<Exposed>("/v1/expose", &long).await.expect_err("too long");
+    assert_eq!(refused(error).0, 413);
+}
+
+#[tokio::test]
+async fn nodes_and_services_are_listed() {
+    let daemon = Daemon::start().await;
+    let nodes: Vec<NodeRow> = daemon.client.get("/v1/nodes").await.expect("lists");
+    assert_eq!(nodes.iter().map(|node| node.this).collect::<Vec<_>>(), [true, false]);
+    let services: Vec<ServiceRow> = daemon.client.get("/v1/services").await.expect("lists");
+    assert_eq!(services.iter().map(|row| row.service.as_str()).collect::<Vec<_>>(), ["far", "orders"]);
+    let all: Vec<ServiceRow> = daemon.client.get("/v1/services?all=true").await.expect("lists");
+    assert_eq!(all.len(), 3);
+    assert_eq!(daemon.refusal("/v1/services?name=secret").await.0, 403);
+    assert_eq!(daemon.refusal("/v1/services?name=nothing").await.0, 404);
+    assert_eq!(daemon.refusal("/v1/services?name=Not%20A%20Name").await.0, 400);
+}
+
+#[tokio::test]
+async fn resolve_answers_as_dns_does_and_says_why_not() {
+    let daemon = Daemon::start().await;
+    let get = |path: &'static str| daemon.client.get::<Resolved>(path);
+    let found = get("/v1/resolve?name=orders").await.expect("answers");
+    assert_eq!((found.outcome.as_str(), found.answers[0].data.as_str()), ("NOERROR", "127.240.1.1"));
+    let hidden = get("/v1/resolve?name=secret.west").await.expect("answers");
+    assert!(hidden.hidden && hidden.outcome == "NXDOMAIN", "{hidden:?}");
+    let foreign = get("/v1/resolve?name=far.mesh.internal&type=SRV").await.expect("answers");
+    let reason = foreign.reason.expect("says why");
+    assert!(!foreign.hidden && reason.contains("far.west") && reason.contains("far@west"), "{reason}");
+    assert_eq!(get("/v1/resolve?name=nothing").await.expect("answers").reason, None);
+    assert_eq!(daemon.refusal("/v1/resolve?name=a..b").await.0, 400);
+    assert_eq!(daemon.refusal("/v1/resolve?name=a&type=nonsense").await.0, 400);
+}
+
+#[tokio::test]
+async fn status_names_what_is_wrong_and_what_mends_it() {
+    let daemon = Daemon::start().await;
+    let status: Status = daemon.client.get("/v1/status").await.expect("answers");
+    assert_eq!((status.members_alive, status.services, status.pid), (2, 3, std::process::id()));
+    assert_eq!(status.vips[0].state, "stolen");
+    let text: Vec<_> = status.findings.iter().map(|finding| finding.text.as_str()).collect();
+    assert!(text[0].contains("postgres") && text[1].contains("port 53"), "{text:?}");
+    assert!(status.findings.iter().all(|finding| !finding.fix.is_empty()));
+}
+
+#[tokio::test]
+async fn a_node_that_admits_nobody_says_where_tokens_are_made() {
+    let daemon = Daemon::start().await;
+    let (status, text) = refused(daemon.client.get::<Vec<TokenRow>>("/v1/tokens").await.expect_err("none"));
+    assert!(status == 409 && text.contains("gossamer init"), "{text}");
+    let body = CreateToken {
+        ttl_seconds: 1,
+        uses: 1,
+        group: None,
+        name: None,
+        services: Vec::new(),
+        ephemeral_seconds: None,
+        addresses: Vec::new(),
+    };
+    assert!(daemon.client.post::<CreatedToken>("/v1/token", &body).await.is_err());
+}
+
+#[tokio::test]
+async fn events_are_followed_until_the_daemon_stops() {
+    let daemon = Daemon::start().await;
+    let event =
+        |now| Event { who: "x".to_owned(), was: "a", now, cause: "c".to_owned(), by: "self".to_owned() };
+    daemon.events.push(&event("old"));
+    let mut seen = Vec::new();
+    let follow = daemon.client.lines::<ClientError>("/v1/events?follow=true", |line| {
+        let line: EventLine = serde_json::from_str(line).expect("JSON");
+        if line.line.contains("-> old") {
+            daemon.events.push(&event("new"));
+        } else {
+            daemon.stage.stopping().cancel();
+        }
+        seen.push(line.line);
+        Ok(())
+    });
+    follow.await.expect("ends cleanly");
+    assert_eq!(seen.len(), 2, "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_flow_is_carried_both_ways_with_half_close() {
+    let daemon = Daemon::start().await;
+    let path = "/v1/connect?service=orders&port=5432";
+    let (mut flow, early) = daemon.client.connect(path).await.expect("connects");
+    flow.write_all(b"hello").await.expect("writes");
+    flow.shutdown().await.expect("half-closes");
+    let mut said = early.to_vec();
+    flow.read_to_end(&mut said).await.expect("reads to the end");
+    assert_eq!(said, b"220 orders\nhello");
+}
+
+#[tokio::test]
+async fn flows_that_must_fail_are_refused_before_they_are_opened() {
+    let daemon = Daemon::start().await;
+    for (query, status) in [
+        ("service=nothing&port=1", 404),
+        ("service=secret&port=5432", 403),
+        ("service=far&port=5432", 404),
+        ("service=orders&port=1", 404),
+        ("service=orders", 400),
+    ] {
+        let error = daemon.client.connect(&format!("/v1/connect?{query}")).await.expect_err(query);
+        assert_eq!(refused(error).0, status, "{query}");
+    }
+    assert!(daemon.client.connect("/v1/connect?service=far&group=west&port=5432").await.is_ok());
+    let plain =
+        daemon.client.post::<()>("/v1/connect?service=orders&port=5432", &()).await.expect_err("plain");
+    assert_eq!(refused(plain).0, 400);
+}
+
+#[tokio::test]
+async fn leaving_is_answered_before_the_daemon_ends() {
+    let daemon = Daemon::start().await;
+    let node: StatusNode = daemon.client.post("/v1/leave", &()).await.expect("answers");
+    assert_eq!(node.name.as_str(), "vm-a");
+    assert!(daemon.stop.is_cancelled());
+    assert_eq!(daemon.stage.stop(Duration::from_secs(5)).await, 0);
+    let gone = daemon.client.get::<Status>("/v1/status").await.expect_err("gone");
+    assert!(matches!(gone, ClientError::Unreachable { .. }), "{gone}");
+}

@@ -230,4 +230,4 @@ fn address_words(node: &NodeSummary) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,1 +1,183 @@
 //! Rules of rows and findings.
+
+use std::time::Duration;
+
+use gossamer_core::catalog::{MemberLiveness, NodeView};
+use gossamer_core::vip::VipName;
+use gossamer_wire::{Health, Port, Transport, Tries};
+
+use super::*;
+
+pub(in crate::api) fn instance(node: &str, group: &str) -> InstanceView {
+    InstanceView {
+        node: NodeId::of_spki(node.as_bytes()),
+        node_name: node.parse().expect("name"),
+        group: group.parse().expect("name"),
+        instance: node.parse().expect("name"),
+        ports: vec![Port { name: "pg".parse().expect("name"), number: 5432, transport: Transport::Tcp }],
+        weight: 100,
+        health: Health::Passing,
+        state: InstanceState::Usable,
+        nearness: Nearness::Group,
+        addresses: vec!["192.0.2.1:4677".parse().expect("address")],
+        metadata: Vec::new(),
+        tries: Tries::default(),
+        visible: true,
+        imported: true,
+        stale: false,
+    }
+}
+
+pub(in crate::api) fn node(name: &str, id: u8) -> NodeSummary {
+    let node = NodeId::from_bytes([id; 16]);
+    let view = NodeView {
+        node,
+        name: name.parse().expect("name"),
+        group: "east".parse().expect("name"),
+        zone: None,
+        region: None,
+        labels: Vec::new(),
+        addresses: vec!["192.0.2.1:4677".parse().expect("address")],
+        relays: Vec::new(),
+        epoch: 1,
+        records: 0,
+        age: Duration::from_secs(3),
+        lease_left: Duration::from_secs(60),
+        liveness: MemberLiveness::Alive,
+        held: 0,
+        quarantined: 0,
+        outside_claims: 0,
+        trusted: true,
+        not_after: 0,
+    };
+    NodeSummary { view: Some(view), node, state: Some(MemberState::Alive) }
+}
+
+fn view(instances: Vec<InstanceView>, hidden: Vec<InstanceView>) -> ServiceView {
+    ServiceView { service: "db".parse().expect("name"), instances, hidden }
+}
+
+#[test]
+fn this_node_is_alive_whatever_membership_says() {
+    let mut summary = node("vm-a", 1);
+    summary.state = None;
+    assert_eq!(node_row(&summary, summary.node).state, "alive");
+    let other = NodeId::from_bytes([9; 16]);
+    assert_eq!(node_row(&summary, other).state, "unknown");
+    for (state, word) in
+        [(MemberState::Suspect, "suspect"), (MemberState::Down, "down"), (MemberState::Left, "left")]
+    {
+        summary.state = Some(state);
+        assert_eq!(node_row(&summary, other).state, word);
+    }
+}
+
+#[test]
+fn suspects_still_count_as_members() {
+    let this = NodeId::from_bytes([1; 16]);
+    let mut nodes = vec![node("a", 1), node("b", 2), node("c", 3), node("d", 4)];
+    nodes[2].state = Some(MemberState::Suspect);
+    nodes[3].state = Some(MemberState::Down);
+    assert_eq!(members_alive(&nodes, this), 3);
+    assert_eq!(members_alive(&[], this), 1);
+}
+
+#[test]
+fn every_state_and_distance_of_an_instance_has_a_word() {
+    let states = [
+        (InstanceState::Usable, "usable"),
+        (InstanceState::NodeDown, "down"),
+        (InstanceState::LeaseOver, "expired"),
+        (InstanceState::Failing, "failing"),
+        (InstanceState::Drained, "drained"),
+    ];
+    for (state, word) in states {
+        assert_eq!(instance_row(&InstanceView { state, ..instance("b", "east") }).state, word);
+    }
+    let distances = [
+        (Nearness::SameNode, "node"),
+        (Nearness::Group, "group"),
+        (Nearness::Zone, "zone"),
+        (Nearness::Region, "region"),
+        (Nearness::Any, "any"),
+    ];
+    for (nearness, word) in distances {
+        assert_eq!(instance_row(&InstanceView { nearness, ..instance("b", "east") }).nearness, word);
+    }
+}
+
+#[test]
+fn hidden_instances_are_listed_only_when_asked_for() {
+    let view = view(vec![instance("a", "east")], vec![instance("b", "west")]);
+    assert_eq!(service_row(&view, false).instances.len(), 1);
+    assert_eq!(service_row(&view, true).instances.len(), 2);
+}
+
+#[test]
+fn a_name_is_absent_because_it_is_hidden_foreign_or_unknown() {
+    let west: GroupName = "west".parse().expect("name");
+    let east: GroupName = "east".parse().expect("name");
+    let hidden = view(Vec::new(), vec![instance("b", "west")]);
+    assert_eq!(absence(Some(&hidden), None), Absence::Hidden);
+    assert_eq!(absence(Some(&hidden), Some(&west)), Absence::Hidden);
+    assert_eq!(absence(Some(&hidden), Some(&east)), Absence::Unknown);
+    let foreign = view(vec![instance("b", "west"), instance("c", "west")], Vec::new());
+    assert_eq!(absence(Some(&foreign), None), Absence::NotImported(vec![west.clone()]));
+    assert_eq!(absence(Some(&foreign), Some(&west)), Absence::Unknown);
+    assert_eq!(absence(None, None), Absence::Unknown);
+}
+
+#[test]
+fn service_and_group_are_read_out_of_every_form_of_name() {
+    let read = |name: &str| {
+        named(name).map(|(service, group)| (service.to_string(), group.map(|group| group.to_string())))
+    };
+    let db = |group: Option<&str>| Some(("db".to_owned(), group.map(str::to_owned)));
+    assert_eq!(read("db."), db(None));
+    assert_eq!(read("db.west."), db(Some("west")));
+    assert_eq!(read("vm-b.db.west."), db(Some("west")));
+    assert_eq!(read("_pg._tcp.db.west."), db(Some("west")));
+    assert_eq!(read("db.direct."), db(None));
+    assert_eq!(read("vm-b.node."), None);
+    assert_eq!(read("a.b.c.d."), None);
+    assert_eq!(read(""), None);
+}
+
+#[test]
+fn a_port_finding_names_the_program_and_a_way_around() {
+    let port = |state| VipPort {
+        name: VipName::Service("db".parse().expect("name")),
+        address: "127.240.1.1:443".parse().expect("address"),
+        state,
+    };
+    let stolen = port_finding(&port(PortState::Stolen { program: Some("nginx".to_owned()) })).expect("wrong");
+    assert!(stolen.text.contains("nginx") && stolen.fix.contains("gossamer forward 127.0.0.1:10443 db:443"));
+    let denied = port_finding(&port(PortState::Denied { why: "below 1024".to_owned() })).expect("wrong");
+    assert!(denied.text.contains("below 1024"));
+    for fine in [PortState::Bound, PortState::Native, PortState::Waiting] {
+        assert_eq!(port_finding(&port(fine)), None);
+    }
+    let row = vip_row(port(PortState::Stolen { program: Some("nginx".to_owned()) }));
+    assert_eq!((row.port, row.state.as_str(), row.program.as_deref()), (443, "stolen", Some("nginx")));
+}
+
+#[test]
+fn a_member_that_is_down_is_a_finding_and_one_that_left_is_not() {
+    let mut summary = node("vm-b", 2);
+    summary.state = Some(MemberState::Down);
+    let finding = node_finding(&summary).expect("wrong");
+    assert!(finding.text.contains("vm-b is down") && finding.fix.contains("192.0.2.1:4677"), "{finding:?}");
+    summary.state = Some(MemberState::Left);
+    assert_eq!(node_finding(&summary), None);
+    summary.state = Some(MemberState::Suspect);
+    assert!(node_finding(&summary).is_some());
+}
+
+#[test]
+fn visibility_is_said_in_words() {
+    let east: GroupName = "east".parse().expect("name");
+    let west: GroupName = "west".parse().expect("name");
+    assert_eq!(visibility_words(&Audience::Own, &east), "group east");
+    assert_eq!(visibility_words(&Audience::Groups(vec![west]), &east), "groups east, west");
+    assert_eq!(visibility_words(&Audience::All, &east), "all groups");
+}

@@ -314,7 +314,8 @@ impl Demo {
         output::note("\nThe mesh goes on until Ctrl-C. Try in another terminal:");
         output::note(format_args!("  {program} --socket {socket} status"));
         output::note(format_args!("  {program} --socket {socket} resolve {SERVICE}"));
-        output::note(format_args!("  {program} --socket {socket} forward 0 {SERVICE}:{} -- true", self.port));
+        let service = self.service.map(|service| format!("{} {}", service.ip(), service.port()));
+        output::note(format_args!("  nc {}", service.unwrap_or_default()));
     }
 
     /// Ends what was started, in order, and checks that nothing is left.
