@@ -226,4 +226,4 @@ async fn converse(router: Router, stream: UnixStream, stop: CancellationToken) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

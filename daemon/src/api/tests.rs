@@ -23,11 +23,11 @@ use crate::register::{self, DenyList, Rules};
 use crate::store::Store;
 
 /// What the daemon behind the socket is made of.
-struct Daemon {
-    _dir: tempfile::TempDir,
+pub(crate) struct Daemon {
+    dir: tempfile::TempDir,
     stage: Stage,
     client: Client,
-    events: EventLog,
+    pub(crate) events: EventLog,
     stop: CancellationToken,
 }
 
@@ -136,7 +136,7 @@ fn about(dir: &Path) -> About {
 }
 
 impl Daemon {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().expect("scratch");
         let stage = Stage::default();
         let store = Store::open(&dir.path().join("state")).expect("opens");
@@ -164,7 +164,12 @@ impl Daemon {
             stop: stop.clone(),
         };
         serve(Arc::new(state), listener, &stage);
-        Self { _dir: dir, stage, client, events, stop }
+        Self { dir, stage, client, events, stop }
+    }
+
+    /// Returns its socket, which lies in its state directory.
+    pub(crate) fn socket(&self) -> std::path::PathBuf {
+        self.dir.path().join("s")
     }
 
     /// Returns the status code and the text of a refusal.
@@ -337,6 +342,56 @@ async fn flows_that_must_fail_are_refused_before_they_are_opened() {
     let plain =
         daemon.client.post::<()>("/v1/connect?service=orders&port=5432", &()).await.expect_err("plain");
     assert_eq!(refused(plain).0, 400);
+}
+
+/// A daemon that says what it is told to whoever asks.
+async fn saying(reply: &'static [u8]) -> (tempfile::TempDir, Client) {
+    let dir = tempfile::tempdir().expect("scratch");
+    let socket = dir.path().join("s");
+    let listener = bind(&socket).await.expect("binds");
+    Stage::default().spawn_short("liar", async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 4_096]).await;
+            let _ = stream.write_all(reply).await;
+        }
+    });
+    (dir, Client::new(&socket))
+}
+
+#[tokio::test]
+async fn replies_that_are_none_are_said_to_be_unusable() {
+    for reply in [
+        &b"SSH-2.0-OpenSSH\r\n"[..],
+        b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
+        b"",
+    ] {
+        let (_dir, client) = saying(reply).await;
+        let error = client.get::<Status>("/v1/status").await.expect_err("no status");
+        assert!(matches!(error, ClientError::Broken { .. }), "{error}");
+        let error = client.connect("/v1/connect?service=a&port=1").await.expect_err("no flow");
+        assert!(matches!(error, ClientError::Broken { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_without_json_is_shown_as_it_is() {
+    let (_dir, client) = saying(b"HTTP/1.1 500 No\r\ncontent-length: 7\r\n\r\nno disk").await;
+    let error = client.get::<Status>("/v1/status").await.expect_err("refused");
+    assert_eq!(refused(error), (500, "no disk".to_owned()));
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_for_a_place() {
+    let daemon = Daemon::start().await;
+    let mut flows = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        flows.push(UnixStream::connect(daemon.socket()).await.expect("connects"));
+    }
+    let status = daemon.client.get::<Status>("/v1/status");
+    assert!(tokio::time::timeout(Duration::from_millis(100), status).await.is_err(), "no place");
+    flows.pop();
+    assert!(daemon.client.get::<Status>("/v1/status").await.is_ok());
 }
 
 #[tokio::test]

@@ -79,6 +79,12 @@ fn port_is_free(listen: SocketAddr) -> bool {
     UdpSocket::bind(listen).is_ok()
 }
 
+/// Returns whether nobody has the pool at this moment, for tests that need one of their own.
+#[cfg(test)]
+pub(super) fn is_free(pool: Pool) -> bool {
+    claim_pool(pool).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

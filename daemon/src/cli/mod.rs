@@ -83,7 +83,9 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Leave => done(start::leave(&client(&global)?).await),
         Command::Config(command) => done(config::run(&load(global.flags())?, &command)),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "gossamer", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "gossamer", &mut script);
+            output::data(String::from_utf8_lossy(&script).trim_end());
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -112,3 +114,6 @@ fn settings_of(config: &Config) -> Result<Settings, Failure> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

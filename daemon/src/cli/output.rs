@@ -4,6 +4,7 @@
 //! Driven by: every command.
 
 use std::fmt::Display;
+#[cfg(not(test))]
 use std::io::{self, Write};
 
 use comfy_table::{ContentArrangement, Table, presets};
@@ -14,17 +15,53 @@ use super::failure::Failure;
 
 /// Prints a line of data.
 pub(super) fn data(line: impl Display) {
-    write(io::stdout().lock(), &line);
+    emit(Stream::Data, &line);
 }
 
 /// Prints a line for people.
 pub(super) fn note(line: impl Display) {
-    write(io::stderr().lock(), &line);
+    emit(Stream::Words, &line);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stream {
+    Data,
+    Words,
+}
+
+#[cfg(not(test))]
+fn emit(stream: Stream, line: &dyn Display) {
+    match stream {
+        Stream::Data => write(io::stdout().lock(), line),
+        Stream::Words => write(io::stderr().lock(), line),
+    }
 }
 
 /// A reader that has gone, as in `gossamer nodes | head -1`, is no failure.
+#[cfg(not(test))]
 fn write(mut stream: impl Write, line: &dyn Display) {
     let _ = writeln!(stream, "{line}").and_then(|()| stream.flush());
+}
+
+#[cfg(test)]
+thread_local! {
+    static PRINTED: std::cell::RefCell<Vec<(Stream, String)>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+#[cfg(test)]
+fn emit(stream: Stream, line: &dyn Display) {
+    PRINTED.with_borrow_mut(|printed| printed.push((stream, line.to_string())));
+}
+
+/// Returns what this thread printed since it was asked last: data, then words.
+#[cfg(test)]
+pub(super) fn take() -> (String, String) {
+    let printed = PRINTED.take();
+    let of = |wanted| {
+        let lines = printed.iter().filter(|(stream, _)| *stream == wanted).map(|(_, line)| line.as_str());
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    (of(Stream::Data), of(Stream::Words))
 }
 
 /// Prints a reply as JSON.

@@ -51,7 +51,10 @@ pub(super) struct Then {
 /// Runs the daemon until a signal, `leave`, the end of the command, or a failure.
 pub(super) async fn foreground(prepared: Prepared, then: Then) -> Result<ExitCode, Failure> {
     let Prepared { settings, store, identity, claim } = prepared;
-    let _ = telemetry::install(settings.log_level, settings.log_format);
+    if !cfg!(test) {
+        // Tests share one process, whose log would hold the lines of all of them.
+        let _ = telemetry::install(settings.log_level, settings.log_format);
+    }
     let stop = CancellationToken::new();
     let stage = Stage::default();
     stop_on_signals(&stage, &stop);

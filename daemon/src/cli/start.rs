@@ -34,7 +34,7 @@ const UNITS: [&str; 3] = [
 pub(super) async fn init(global: &Global, asked: &Init) -> Result<ExitCode, Failure> {
     let config = load(asked.start.add_to(global.flags()))?;
     let body = first_token(asked);
-    if let Some((client, status)) = running(&config).await {
+    if let Some((client, status)) = running(&config).await? {
         note_running(&status);
         join_line(&client, &body).await?;
         return Ok(ExitCode::SUCCESS);
@@ -58,7 +58,7 @@ pub(super) async fn init(global: &Global, asked: &Init) -> Result<ExitCode, Fail
 pub(super) async fn join(global: &Global, asked: &Join) -> Result<ExitCode, Failure> {
     let config = load(asked.start.add_to(global.flags()))?;
     let token = identity::token(&config, asked).await?;
-    if let Some((_, status)) = running(&config).await {
+    if let Some((_, status)) = running(&config).await? {
         note_running(&status);
         return match token {
             Some(token) if token.grant().mesh.to_string() != status.mesh.id => {
@@ -142,13 +142,21 @@ fn exposed(config: &Config) -> Result<Vec<crate::api::messages::Expose>, Failure
     config.host().variable("GOSSAMER_EXPOSE").map_or_else(|| Ok(Vec::new()), expose::from_variable)
 }
 
-/// Finds the daemon that runs on the same state directory already.
-async fn running(config: &Config) -> Option<(Client, Status)> {
-    let SlotChoice::Fixed(slot) = config.slot() else { return None };
+/// Finds the daemon that runs on the same state directory already. One on another directory has the socket:
+/// that is known before anything is written.
+async fn running(config: &Config) -> Result<Option<(Client, Status)>, Failure> {
+    let SlotChoice::Fixed(slot) = config.slot() else { return Ok(None) };
     let settings = config.settings(slot);
     let client = Client::new(&settings.socket);
-    let status: Status = client.get("/v1/status").await.ok()?;
-    (status.state_dir == settings.state_dir).then_some((client, status))
+    match client.get::<Status>("/v1/status").await {
+        Ok(status) if status.state_dir == settings.state_dir => Ok(Some((client, status))),
+        Ok(status) => Err(Failure::failed(format_args!(
+            "{} belongs to a running daemon (process {}); stop it, or pass --slot auto for a second one",
+            settings.socket.display(),
+            status.pid
+        ))),
+        Err(_) => Ok(None),
+    }
 }
 
 fn note_running(status: &Status) {

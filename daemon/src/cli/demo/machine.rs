@@ -197,3 +197,66 @@ impl Drop for Machine {
         self.kill();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A place where `gossamer` is a shell.
+    fn place() -> Place {
+        let place = Place::new().expect("a directory");
+        Place { program: "/bin/sh".into(), ..place }
+    }
+
+    fn is_alive(pid: u32) -> bool {
+        kill(Pid::from_raw(i32::try_from(pid).expect("small")), None).is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_command_ends_with_its_code_and_its_words() {
+        let place = place();
+        let ended = place.cli("a", &["-c", "echo data; echo error: words >&2; exit 5"]).await.expect("runs");
+        assert_eq!(
+            (ended.code, ended.stdout.as_str(), ended.stderr.as_str()),
+            (Some(5), "data", "error: words")
+        );
+        assert_eq!(ended.ok(), Err("words".to_owned()));
+        let ended = place.cli("a", &["-c", "env | grep -c GOSSAMER_; echo $0"]).await.expect("runs");
+        assert!(ended.stdout.starts_with("0\n--state-dir"), "{ended:?}");
+    }
+
+    #[test]
+    fn a_machine_does_not_outlive_its_value() {
+        let place = place();
+        let machine = place.start("a", &["-c", "sleep 600"]).expect("starts");
+        let pid = machine.pid();
+        assert!(is_alive(pid));
+        drop(machine);
+        assert!(!is_alive(pid));
+        let path = place.dir.path().to_owned();
+        place.remove().expect("removes");
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_ends_early_is_quoted() {
+        let place = place();
+        let script = "echo noise; echo error: port in use >&2; echo more noise";
+        let mut machine = place.start("a", &["-c", script]).expect("starts");
+        let why = machine.wait(|_| true).await.expect_err("ended");
+        assert!(why.contains("machine a ended: port in use"), "{why}");
+        assert_eq!(machine.leave().await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn a_machine_leaves_when_it_is_asked_to() {
+        let place = place();
+        let mut machine =
+            place.start("a", &["-c", "trap 'exit 0' TERM; echo; sleep 600 & wait"]).expect("starts");
+        while std::fs::read(&machine.log).expect("a log").is_empty() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let status = machine.leave().await.expect("ends").expect("was running");
+        assert!(status.success(), "{status}");
+    }
+}
