@@ -28,10 +28,11 @@ pub(super) fn run(config: &Config, command: &ConfigCommand) -> Result<(), Failur
 }
 
 fn show(config: &Config, shape: Shape) -> Result<(), Failure> {
-    let rows: Vec<Row> = settings_of(config)?
+    let settings = settings_of(config)?;
+    let rows: Vec<Row> = settings
         .entries()
         .into_iter()
-        .map(|(key, value)| Row { key, value, source: config.source(key).to_owned() })
+        .map(|(key, value)| Row { key, value, source: config.source(key, settings.slot).to_owned() })
         .collect();
     if shape.json || shape.quiet {
         return output::listing(shape, &rows, &[], |row| vec![vec![row.key.to_owned()]]);

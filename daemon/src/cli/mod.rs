@@ -108,7 +108,9 @@ fn client(global: &Global) -> Result<Client, Failure> {
 fn settings_of(config: &Config) -> Result<Settings, Failure> {
     match config.slot() {
         SlotChoice::Fixed(slot) => Ok(config.settings(slot)),
-        SlotChoice::Auto if config.source("socket") != "default" => Ok(config.settings(Slot::FIRST)),
+        SlotChoice::Auto if config.source("socket", Slot::FIRST) != "default" => {
+            Ok(config.settings(Slot::FIRST))
+        }
         SlotChoice::Auto => {
             Err(Failure::usage("auto names no running daemon; pass its number with --slot N"))
         }

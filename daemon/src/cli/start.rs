@@ -18,7 +18,7 @@ use super::run::{Prepared, Then, foreground, join_line};
 use super::{expose, identity, load, output};
 use crate::api::Client;
 use crate::api::messages::{CreateToken, Status, StatusNode};
-use crate::config::{Config, Flags, Settings, SlotChoice};
+use crate::config::{Config, Flags, REMEMBERED_FILE, Remembered, Settings, SlotChoice, remember};
 use crate::store::Store;
 
 /// Longest wait for a daemon in the background to become ready, or to end.
@@ -42,6 +42,7 @@ pub(super) async fn init(global: &Global, asked: &Init) -> Result<ExitCode, Fail
     let (settings, claim) = claim(&config)?;
     let store = Store::open(&settings.state_dir)?;
     let identity = identity::init(&config, &settings, &store, asked)?;
+    keep_flags(&store, &asked.start)?;
     if asked.no_start {
         return prepared_only(&settings);
     }
@@ -74,6 +75,7 @@ pub(super) async fn join(global: &Global, asked: &Join) -> Result<ExitCode, Fail
     let (settings, claim) = claim(&config)?;
     let store = Store::open(&settings.state_dir)?;
     let identity = identity::join(&config, &settings, &store, token, asked.node.clone()).await?;
+    keep_flags(&store, &asked.start)?;
     if asked.no_start {
         return prepared_only(&settings);
     }
@@ -122,6 +124,15 @@ pub(super) async fn leave(client: &Client) -> Result<(), Failure> {
         sleep(Duration::from_millis(50)).await;
     }
     output::note(format_args!("node {} has left; gossamer run brings it back without a token", node.name));
+    Ok(())
+}
+
+/// Keeps what was said about this machine, so that `run` and the unit start it in the same way.
+fn keep_flags(store: &Store, start: &Start) -> Result<(), Failure> {
+    let mut known: Remembered = store.read_json(REMEMBERED_FILE)?.unwrap_or_default();
+    if remember(&mut known, &start.add_to(Flags::default()).keys) {
+        store.write_json(REMEMBERED_FILE, &known)?;
+    }
     Ok(())
 }
 

@@ -220,6 +220,20 @@ async fn an_identity_is_made_once() {
 }
 
 #[tokio::test]
+async fn later_starts_need_no_flags() {
+    let scratch = Scratch::new();
+    let made =
+        scratch.gossamer("init shop --node vm-a --no-start --import orders@west --dns 127.0.0.9:53").await;
+    assert_eq!(made.code, 0, "{made:?}");
+    let line = format!("config show --state-dir {}/state", scratch.0.path().display());
+    let shown = gossamer(Path::new("/tmp/s"), &line).await;
+    for (key, value) in [("import", "[\"orders@west\"]"), ("dns.address", "\"127.0.0.9:53\"")] {
+        let line = shown.data.lines().find(|line| line.starts_with(key)).expect("shown");
+        assert!(line.contains(value) && line.contains("flags.json"), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_daemon_without_identity_or_token_says_what_to_run() {
     let scratch = Scratch::new();
     let ended = scratch.gossamer("run --slot 0").await;

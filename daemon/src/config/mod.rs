@@ -1,6 +1,7 @@
 //! Settings: `gossamer.toml`, `GOSSAMER_*` and flags become one checked value.
 //!
-//! Owns: the keys, their defaults and their order of precedence (flags, environment, file, defaults).
+//! Owns: the keys, their defaults and their order of precedence (flags, environment, file, flags of an earlier
+//! `init` or `join`, defaults).
 //! Must not know: sockets, tasks, what a setting does. Driven by: `cli`, before anything starts.
 //!
 //! Every fault is collected and all are reported together, each with its place and its remedy.
@@ -9,6 +10,7 @@ mod fault;
 mod file;
 mod host;
 mod keys;
+mod remembered;
 mod slot;
 mod values;
 
@@ -23,6 +25,7 @@ use gossamer_wire::{RegionName, ZoneName};
 pub use fault::{ConfigError, Fault, nearest};
 pub use host::Host;
 pub use keys::{KEYS, flag_of};
+pub use remembered::{REMEMBERED_FILE, Remembered, remember};
 pub use slot::{Slot, SlotChoice};
 pub use values::LogFormat;
 
@@ -48,6 +51,8 @@ pub struct Flags {
 pub struct Config {
     values: Values,
     sources: BTreeMap<&'static str, String>,
+    /// What earlier starts were told, by state directory.
+    remembered: BTreeMap<PathBuf, (Values, BTreeMap<&'static str, String>)>,
     host: Host,
     file: PathBuf,
 }
@@ -103,8 +108,10 @@ impl Config {
                 Err((why, fix)) => faults.push(Fault { place: given.place, why, fix }),
             }
         }
-        let config = Self { values, sources, host: host.clone(), file: path };
+        let remembered = BTreeMap::new();
+        let mut config = Self { values, sources, remembered, host: host.clone(), file: path };
         config.check_paths(&mut faults);
+        config.read_remembered(&mut faults);
         if faults.is_empty() { Ok(config) } else { Err(ConfigError { faults }) }
     }
 
@@ -128,12 +135,12 @@ impl Config {
 
     /// Fills in what no source gave, for one slot.
     pub fn settings(&self, slot: Slot) -> Settings {
-        let values = &self.values;
+        let state_dir = self.state_dir(slot).unwrap_or_default();
+        let values = self.remembered.get(&state_dir).map_or(&self.values, |(values, _)| values);
         let port = MESH_PORT + 10 * u16::from(slot.number());
         let any: IpAddr =
             if self.host.has_ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
         let listen = values.listen.map_or_else(|| SocketAddr::new(any, port), |listen| listen.or_port(port));
-        let state_dir = self.state_dir(slot).unwrap_or_default();
         Settings {
             slot,
             listen,
@@ -151,9 +158,33 @@ impl Config {
         }
     }
 
-    /// Returns where the value of a key came from: a place as in faults, or `default`.
-    pub fn source(&self, key: &str) -> &str {
-        self.sources.get(key).map_or("default", String::as_str)
+    /// Returns where the value of a key came from in a slot: a place as in faults, or `default`.
+    pub fn source(&self, key: &str, slot: Slot) -> &str {
+        let dir = self.state_dir(slot).unwrap_or_default();
+        let sources = self.remembered.get(&dir).map_or(&self.sources, |(_, sources)| sources);
+        sources.get(key).map_or("default", String::as_str)
+    }
+
+    /// Reads what earlier starts were told, for each slot that may be meant; other sources come before it.
+    fn read_remembered(&mut self, faults: &mut Vec<Fault>) {
+        let slots: Vec<Slot> = match self.slot() {
+            SlotChoice::Fixed(slot) => vec![slot],
+            SlotChoice::Auto => Slot::all().collect(),
+        };
+        let dirs: Vec<_> = slots.into_iter().filter_map(|slot| self.state_dir(slot)).collect();
+        for dir in dirs {
+            let (mut values, mut sources) = (self.values.clone(), self.sources.clone());
+            for given in remembered::read(&dir, faults) {
+                if sources.contains_key(given.key) {
+                    continue;
+                }
+                match values.assign(given.key, &given.raw) {
+                    Ok(()) => drop(sources.insert(given.key, given.place)),
+                    Err((why, fix)) => faults.push(Fault { place: given.place, why, fix }),
+                }
+            }
+            self.remembered.insert(dir, (values, sources));
+        }
     }
 
     fn state_dir(&self, slot: Slot) -> Option<PathBuf> {

@@ -91,10 +91,39 @@ fn flags_beat_the_environment_which_beats_the_file() {
     assert_eq!(settings.listen.port(), 3);
     assert_eq!(settings.dns_zone, "env.example");
     assert_eq!(settings.log_level, tracing::Level::DEBUG);
-    assert_eq!(config.source("listen"), "--listen");
-    assert_eq!(config.source("dns.zone"), "GOSSAMER_DNS_ZONE");
-    assert!(config.source("log.level").ends_with("gossamer.toml: log.level"));
-    assert_eq!(config.source("vip.pool"), "default");
+    assert_eq!(config.source("listen", Slot::FIRST), "--listen");
+    assert_eq!(config.source("dns.zone", Slot::FIRST), "GOSSAMER_DNS_ZONE");
+    assert!(config.source("log.level", Slot::FIRST).ends_with("gossamer.toml: log.level"));
+    assert_eq!(config.source("vip.pool", Slot::FIRST), "default");
+}
+
+#[test]
+fn flags_of_an_earlier_start_come_after_every_other_source() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let kept = r#"{"listen":"192.0.2.1:1","import":"orders@west","advertise":"192.0.2.9","slot":"3"}"#;
+    std::fs::write(dir.path().join(REMEMBERED_FILE), kept).expect("writes");
+    let mut host = user();
+    host.variables.insert("GOSSAMER_STATE_DIR".to_owned(), dir.path().display().to_string());
+    let config = with_file("import = []", flag("listen", "192.0.2.1:2"), host).expect("loads");
+    let settings = config.settings(Slot::FIRST);
+    assert_eq!(settings.listen.port(), 2);
+    assert_eq!(settings.import.0, []);
+    assert_eq!(settings.advertise, ["192.0.2.9:2".parse().expect("address")]);
+    assert_eq!(settings.slot, Slot::FIRST);
+    assert!(config.source("advertise", Slot::FIRST).ends_with("flags.json: advertise"));
+}
+
+#[test]
+fn each_slot_remembers_for_itself() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let mut host = user();
+    host.variables.insert("XDG_STATE_HOME".to_owned(), dir.path().display().to_string());
+    std::fs::create_dir(dir.path().join("gossamer-2")).expect("makes");
+    let kept = r#"{"dns.address":"192.0.2.1"}"#;
+    std::fs::write(dir.path().join("gossamer-2").join(REMEMBERED_FILE), kept).expect("writes");
+    let config = Config::load(&flag("slot", "auto"), &host).expect("loads");
+    let told: Vec<_> = Slot::all().filter(|slot| config.settings(*slot).dns_address.is_some()).collect();
+    assert_eq!(told.iter().map(|slot| slot.number()).collect::<Vec<_>>(), [2]);
 }
 
 #[test]
