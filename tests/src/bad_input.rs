@@ -53,13 +53,8 @@ const USAGE: i32 = 2;
 const UNREACHABLE: i32 = 3;
 const DENIED: i32 = 5;
 
-/// Makes a node whose commands say nothing but what is wrong.
-fn node(lab: &Lab, name: &str) -> Result<Node> {
-    Ok(lab.node(name)?.with("GOSSAMER_LOG_LEVEL", "error"))
-}
-
 fn issuer(lab: &Lab) -> Result<Node> {
-    let mut issuer = node(lab, "issuer")?;
+    let mut issuer = lab.node("issuer")?;
     issuer.init("west")?;
     Ok(issuer)
 }
@@ -96,12 +91,12 @@ fn join_refused(node: &Node, token: &str, code: i32, words: &[&str]) -> Result<(
 }
 
 fn wrong_token(lab: &Lab) -> Result<()> {
-    join_refused(&node(lab, "joiner")?, "hunter2", USAGE, &["gsm1_"])
+    join_refused(&lab.node("joiner")?, "hunter2", USAGE, &["gsm1_"])
 }
 
 fn mistyped_token(lab: &Lab) -> Result<()> {
     let issuer = issuer(lab)?;
-    let mut joiner = node(lab, "joiner")?;
+    let mut joiner = lab.node("joiner")?;
     let token = issuer.token(&[])?;
     let last = if token.ends_with('a') { 'b' } else { 'a' };
     let mistyped = format!("{}{last}", &token[..token.len() - 1]);
@@ -112,7 +107,7 @@ fn mistyped_token(lab: &Lab) -> Result<()> {
 
 fn expired_token(lab: &Lab) -> Result<()> {
     let issuer = issuer(lab)?;
-    let joiner = node(lab, "joiner")?;
+    let joiner = lab.node("joiner")?;
     let token = issuer.token(&["--ttl", "1s"])?;
     let made = Instant::now();
     // Tokens end with a whole second, so that this one may live a little longer than its second.
@@ -125,26 +120,26 @@ fn expired_token(lab: &Lab) -> Result<()> {
 fn used_token(lab: &Lab) -> Result<()> {
     let issuer = issuer(lab)?;
     let token = issuer.token(&[])?;
-    let mut first = node(lab, "first")?;
+    let mut first = lab.node("first")?;
     first.join(&token)?;
-    join_refused(&node(lab, "second")?, &token, DENIED, &["used", "token create"])
+    join_refused(&lab.node("second")?, &token, DENIED, &["used", "token create"])
 }
 
 fn foreign_token(lab: &Lab) -> Result<()> {
     let issuer = issuer(lab)?;
     let token: Token = issuer.token(&[])?.parse()?;
     let forged = Token::build(token.grant().clone(), |_| [7; 64])?;
-    join_refused(&node(lab, "joiner")?, forged.reveal(), DENIED, &["changed", "get a new one"])
+    join_refused(&lab.node("joiner")?, forged.reveal(), DENIED, &["changed", "get a new one"])
 }
 
 fn token_of_another_root(lab: &Lab) -> Result<()> {
     let issuer = issuer(lab)?;
-    let mut other = node(lab, "other")?;
+    let mut other = lab.node("other")?;
     other.init("west")?;
     let address = issuer.mesh_address()?.to_string();
     let token = other.token(&["--address", &address])?;
     join_refused(
-        &node(lab, "joiner")?,
+        &lab.node("joiner")?,
         &token,
         FAILED,
         &["does not belong to the mesh of this token", "--address"],
@@ -153,7 +148,7 @@ fn token_of_another_root(lab: &Lab) -> Result<()> {
 
 fn joined_elsewhere(lab: &Lab) -> Result<()> {
     let issuer = issuer(lab)?;
-    let member = node(lab, "member")?;
+    let member = lab.node("member")?;
     member.ok(&["init", "--group", "east", "--node", "member", "--no-start"])?;
     let before = fs::read(member.state_dir().join("identity.json"))?;
     let finished = member.cli(&["join", &issuer.token(&[])?, "--node", "member"])?;
@@ -163,7 +158,7 @@ fn joined_elsewhere(lab: &Lab) -> Result<()> {
 }
 
 fn mesh_port_in_use(lab: &Lab) -> Result<()> {
-    let node = node(lab, "late")?;
+    let node = lab.node("late")?;
     let address = node.mesh_address()?;
     let _taken = UdpSocket::bind(address)?;
     let finished = node.cli(&["init", "--group", "west", "--node", "late"])?;
@@ -172,7 +167,7 @@ fn mesh_port_in_use(lab: &Lab) -> Result<()> {
 
 /// Port 53 of the pool's DNS address is denied to a user, and in use for root.
 fn dns_port_taken(lab: &Lab) -> Result<()> {
-    let mut node = node(lab, "named")?;
+    let mut node = lab.node("named")?;
     let pool = node.environment().into_iter().find(|(name, _)| name == "GOSSAMER_VIP_POOL");
     let dns = pool.context("a pool")?.1.replace(".0.0/16", ".0.53:53");
     let _taken = UdpSocket::bind(&dns);
@@ -186,7 +181,7 @@ fn dns_port_taken(lab: &Lab) -> Result<()> {
 }
 
 fn loose_state_directory(lab: &Lab) -> Result<()> {
-    let node = node(lab, "loose")?;
+    let node = lab.node("loose")?;
     fs::create_dir(node.state_dir())?;
     fs::set_permissions(node.state_dir(), fs::Permissions::from_mode(0o755))?;
     let finished = node.cli(&["init", "--group", "west", "--node", "loose"])?;
@@ -198,7 +193,7 @@ fn loose_state_directory(lab: &Lab) -> Result<()> {
 fn one_state_directory_twice(lab: &Lab) -> Result<()> {
     let issuer = issuer(lab)?;
     let state = issuer.state_dir().display().to_string();
-    let second = node(lab, "second")?.with("GOSSAMER_STATE_DIR", &state);
+    let second = lab.node("second")?.with("GOSSAMER_STATE_DIR", &state);
     refused(&second.cli(&["run"])?, FAILED, &["in use by another gossamer daemon", "--state-dir"])?;
     issuer.status().map(drop)
 }
@@ -206,14 +201,14 @@ fn one_state_directory_twice(lab: &Lab) -> Result<()> {
 fn one_pool_twice(lab: &Lab) -> Result<()> {
     let issuer = issuer(lab)?;
     let pool = issuer.environment().into_iter().find(|(name, _)| name == "GOSSAMER_VIP_POOL");
-    let second = node(lab, "second")?.with("GOSSAMER_VIP_POOL", &pool.context("a pool")?.1);
+    let second = lab.node("second")?.with("GOSSAMER_VIP_POOL", &pool.context("a pool")?.1);
     let finished = second.cli(&["init", "--group", "west", "--node", "second"])?;
     refused(&finished, FAILED, &["pool", "in use", "--slot"])?;
     issuer.status().map(drop)
 }
 
 fn unknown_key(lab: &Lab) -> Result<()> {
-    let node = node(lab, "typo")?;
+    let node = lab.node("typo")?;
     fs::write(node.config_file(), "listn = \"127.0.0.1:4677\"\n")?;
     let finished = node.cli(&["init", "--group", "west", "--node", "typo"])?;
     refused(&finished, USAGE, &["listn", "listen", "gossamer.toml"])?;
@@ -227,7 +222,7 @@ fn name_that_is_no_label(lab: &Lab) -> Result<()> {
     }
     let services = issuer.json(&["services"])?;
     promise!(services.as_array().is_some_and(Vec::is_empty), "something is exported: {services}");
-    refused(&node(lab, "other")?.cli(&["init", "--node", "not a label"])?, USAGE, &["name"])
+    refused(&lab.node("other")?.cli(&["init", "--node", "not a label"])?, USAGE, &["name"])
 }
 
 fn nobody_listens(lab: &Lab) -> Result<()> {
@@ -270,7 +265,7 @@ fn hostile_bytes(lab: &Lab) -> Result<()> {
         }
     }
     talk(address, &Credentials::None, ALPN)?;
-    let joiner = node(lab, "joiner")?;
+    let joiner = lab.node("joiner")?;
     joiner.ok(&["join", &issuer.token(&[])?, "--node", "joiner", "--no-start"])?;
     let member = Credentials::of_member(&joiner.state_dir())?;
     let before = closed(&issuer)?;
@@ -289,7 +284,7 @@ fn closed(node: &Node) -> Result<u64> {
 }
 
 fn no_daemon(lab: &Lab) -> Result<()> {
-    let node = node(lab, "nobody")?;
+    let node = lab.node("nobody")?;
     for command in ["status", "nodes", "services"] {
         refused(&node.cli(&[command])?, UNREACHABLE, &["gossamer"])?;
     }

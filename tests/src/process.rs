@@ -38,7 +38,7 @@ const LEAVE: Duration = Duration::from_secs(20);
 /// How often a start is repeated when another process took the port or the pool first.
 const STARTS: usize = 8;
 /// Lines of each log that are shown when a scenario fails.
-const TAIL: usize = 40;
+const TAIL: usize = 15;
 /// The user who owns nothing.
 const NOBODY: u32 = 65_534;
 
@@ -511,7 +511,6 @@ impl Node {
             ("GOSSAMER_CONFIG".to_owned(), path(self.config_file())),
             ("GOSSAMER_STATE_DIR".to_owned(), path(self.state_dir())),
             ("GOSSAMER_SOCKET".to_owned(), path(self.socket())),
-            ("GOSSAMER_LOG_LEVEL".to_owned(), "debug".to_owned()),
         ];
         if let Place::Loopback { port, pool } = self.place {
             let listen = format!("127.0.0.1:{port}");

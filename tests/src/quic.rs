@@ -26,8 +26,8 @@ use gossamer_wire::MeshId;
 use gossamer_wire::flow::{OpenRequest, OpenStatus};
 use gossamer_wire::frame::{ALPN, Frame, Hello, PREFIX_BYTES, Purpose};
 
-/// How long an answer may take that must not come.
-const SILENCE: Duration = Duration::from_secs(2);
+/// How long an answer may take that must not come: longer than the daemon waits for a joiner's request.
+const SILENCE: Duration = Duration::from_secs(6);
 /// How long an answer may take that must come.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -43,7 +43,7 @@ pub enum Credentials {
 /// What came back from a daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heard {
-    /// Bytes of the application: on streams and in datagrams.
+    /// Bytes of the application that came first: on a stream or in a datagram.
     pub bytes: usize,
     /// How the connection ended; `None` when it did not.
     pub closed: Option<String>,
@@ -139,10 +139,10 @@ pub fn talk_garbage(server: SocketAddr, member: &Credentials) -> Result<Heard> {
     })
 }
 
-/// Counts what arrives until the connection ends.
+/// Waits until something arrives, and counts it, or until the connection ends.
 async fn listen(connection: &Connection, stream: &mut Option<(SendStream, RecvStream)>, bytes: &mut usize) {
     let mut buffer = [0; 4_096];
-    loop {
+    while *bytes == 0 {
         tokio::select! {
             biased;
             _ = connection.closed() => return,

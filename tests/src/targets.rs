@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+/// How often a server looks for connections.
+const IDLE: Duration = Duration::from_millis(2);
+
 /// What a server does with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
@@ -60,7 +63,7 @@ impl Target {
             while !self.stopped.load(Ordering::Relaxed) {
                 match self.listener.accept() {
                     Ok((stream, _)) => drop(scope.spawn(|| self.answer(stream))),
-                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                    Err(_) => std::thread::sleep(IDLE),
                 }
             }
         });
@@ -99,19 +102,27 @@ impl Target {
 pub fn while_serving<T>(manner: Manner, play: impl FnOnce(u16) -> Result<T>) -> Result<T> {
     let target = Target::new(manner)?;
     let port = target.port()?;
+    serve_all(std::slice::from_ref(&target), || play(port))
+}
+
+/// Plays a part of a scenario while these targets serve.
+///
+/// # Errors
+/// Those of the part.
+pub fn serve_all<T>(targets: &[Target], play: impl FnOnce() -> Result<T>) -> Result<T> {
     std::thread::scope(|scope| {
-        target.serve(scope);
-        let _stop = StopWhenDropped(&target);
-        play(port)
+        targets.iter().for_each(|target| target.serve(scope));
+        let _stop = StopWhenDropped(targets);
+        play()
     })
 }
 
-/// Ends a target's threads also when its scenario panics: their scope waits for them.
-struct StopWhenDropped<'a>(&'a Target);
+/// Ends the threads of targets also when a scenario panics: their scope waits for them.
+struct StopWhenDropped<'a>(&'a [Target]);
 
 impl Drop for StopWhenDropped<'_> {
     fn drop(&mut self) {
-        self.0.stop();
+        self.0.iter().for_each(Target::stop);
     }
 }
 

@@ -6,15 +6,16 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tokio::time::Instant;
 
 use super::detection::mesh;
 use super::{Ci, Needs, Row, Run};
 use crate::dnsq::{RecordType, Resolver, first_accepted, last_naming};
-use crate::netns::Segment;
-use crate::process::Node;
+use crate::netns::{Namespace, Segment};
+use crate::process::{Lab, Node};
 use crate::report::Samples;
+use crate::targets::{Manner, Target, serve_all};
 use crate::wait::until;
 
 pub(super) const ROWS: &[Row] = &[Row {
@@ -27,6 +28,8 @@ pub(super) const ROWS: &[Row] = &[Row {
 }];
 
 const NODES: u8 = 10;
+/// Where the program of every service listens.
+const PORT: u16 = 7_000;
 /// An answer that takes longer counts as none.
 const VISIBLE: Duration = Duration::from_secs(10);
 /// A dead instance that is named for longer counts as named for ever.
@@ -36,25 +39,31 @@ const QUIET: Duration = Duration::from_secs(2);
 
 fn visible(run: &Run) -> Result<String> {
     let segment = Segment::new(NODES)?;
-    run.scenario(|lab| {
-        let mut nodes = mesh(lab, &segment)?;
-        if run.sabotaged {
-            segment.machines()[usize::from(NODES) - 1].isolate()?;
-        }
-        let mut seen = Samples::default();
-        for repeat in 0..run.times(100, 10) {
-            seen.extend(expose_once(&nodes, repeat)?);
-        }
-        let mut gone = Samples::default();
-        for repeat in 0..run.times(20, 3) {
-            gone.push(kill_once(&mut nodes, repeat)?);
-        }
-        Ok(format!(
-            "expose to answer {seen}; kill to last answer max {:.2} s of {}",
-            gone.max().as_secs_f64(),
-            gone.len()
-        ))
-    })
+    while_serving_on(segment.machines(), || run.scenario(|lab| measure(run, &segment, lab)))
+}
+
+fn measure(run: &Run, segment: &Segment, lab: &Lab) -> Result<String> {
+    let mut nodes = mesh(lab, segment)?;
+    if run.sabotaged {
+        segment.machines()[usize::from(NODES) - 1].isolate()?;
+    }
+    let mut seen = Samples::default();
+    for repeat in 0..run.times(100, 10) {
+        seen.extend(expose_once(&nodes, repeat).with_context(|| format!("service {}", repeat + 1))?);
+    }
+    let mut gone = Samples::default();
+    for repeat in 0..run.times(20, 3) {
+        gone.push(kill_once(&mut nodes, repeat).with_context(|| format!("kill {}", repeat + 1))?);
+    }
+    let (last, count) = (gone.max().as_secs_f64(), gone.len());
+    Ok(format!("expose to answer {seen}; kill to last answer max {last:.2} s of {count}"))
+}
+
+/// Plays while a program listens on [`PORT`] of each machine: what nobody listens on is not healthy.
+fn while_serving_on<T>(machines: &[Namespace], play: impl FnOnce() -> Result<T>) -> Result<T> {
+    let listen = || Target::at(([127, 0, 0, 1], PORT).into(), Manner::Greets("served"));
+    let targets = machines.iter().map(|machine| machine.enter(listen)?).collect::<Result<Vec<_>>>()?;
+    serve_all(&targets, play)
 }
 
 /// Exposes a service on one node and times the first answer on each other one.
@@ -62,7 +71,7 @@ fn expose_once(nodes: &[Node], repeat: usize) -> Result<Vec<Duration>> {
     let exporter = repeat % nodes.len();
     let service = format!("seen-{repeat}");
     let others = resolvers(nodes, exporter)?;
-    nodes[exporter].ok(&["expose", &format!("{service}:7000")])?;
+    nodes[exporter].ok(&["expose", &format!("{service}:{PORT}")])?;
     let end = Instant::now();
     let name = format!("{service}.mesh.internal");
     first_accepted(&others, &name, RecordType::A, end, VISIBLE, |answer| !answer.addresses().is_empty())
@@ -72,10 +81,10 @@ fn expose_once(nodes: &[Node], repeat: usize) -> Result<Vec<Duration>> {
 fn kill_once(nodes: &mut [Node], repeat: usize) -> Result<Duration> {
     let victim = 1 + repeat % (nodes.len() - 1);
     let service = format!("dies-{repeat}");
-    let name = format!("_7000._tcp.{service}.mesh.internal");
+    let name = format!("_{PORT}._tcp.{service}.mesh.internal");
     let dead = format!("{}.{service}.", nodes[victim].name);
     for exporter in [0, victim] {
-        nodes[exporter].ok(&["expose", &format!("{service}:7000")])?;
+        nodes[exporter].ok(&["expose", &format!("{service}:{PORT}")])?;
     }
     let others = resolvers(nodes, victim)?;
     for resolver in &others {
