@@ -78,8 +78,16 @@ pub struct Parts {
 /// Starts the task.
 pub fn start(stage: &Stage, parts: Parts) {
     let stop = stage.stopping().clone();
-    let task =
-        Task { parts, members: BTreeMap::new(), stale: BTreeSet::new(), nodes_stale: true, unsaved: false };
+    let (disk, writes) = mpsc::channel(1);
+    stage.spawn("catalog-disk", write_rows(parts.store.clone(), writes));
+    let task = Task {
+        disk,
+        parts,
+        members: BTreeMap::new(),
+        stale: BTreeSet::new(),
+        nodes_stale: true,
+        unsaved: false,
+    };
     stage.spawn("catalog", async move { task.run(&stop).await });
 }
 
@@ -119,8 +127,20 @@ impl Row {
     }
 }
 
+/// Writes each set of adverts that is handed over, until the catalog ends. A fault costs only a slower start.
+async fn write_rows(store: Store, mut writes: mpsc::Receiver<Vec<AdvertCopy>>) {
+    while let Some(copies) = writes.recv().await {
+        let store = store.clone();
+        let write = move || store.write_json(FILE, &copies.iter().map(Row::of).collect::<Vec<_>>());
+        if let Err(error) = Stage::blocking(write).await {
+            tracing::warn!(%error, "the catalog could not be written");
+        }
+    }
+}
+
 struct Task {
     parts: Parts,
+    disk: mpsc::Sender<Vec<AdvertCopy>>,
     members: BTreeMap<NodeId, MemberState>,
     /// Services whose view must be made again.
     stale: BTreeSet<ServiceName>,
@@ -175,10 +195,10 @@ impl Task {
             self.parts.core.handle_timeout(now);
             self.drain().await;
             if is_housekeeping {
-                self.save().await;
+                self.save();
             }
         }
-        self.save().await;
+        self.save_last().await;
     }
 
     async fn drain(&mut self) {
@@ -225,18 +245,20 @@ impl Task {
         }
     }
 
-    /// Writes the adverts to disk; a fault costs only a slower start, so it is logged and tried again.
-    async fn save(&mut self) {
+    /// Hands the adverts to the disk, unless it is still at the last ones: the mesh does not wait for a disk.
+    fn save(&mut self) {
         self.parts.metrics.catalog(&self.parts.core.counters());
-        if !std::mem::take(&mut self.unsaved) {
-            return;
+        if self.unsaved
+            && let Ok(place) = self.disk.try_reserve()
+        {
+            place.send(self.parts.core.export(clock::now()));
+            self.unsaved = false;
         }
-        let rows: Vec<_> = self.parts.core.export(clock::now()).iter().map(Row::of).collect();
-        let store = self.parts.store.clone();
-        if let Err(error) = Stage::blocking(move || store.write_json(FILE, &rows)).await {
-            tracing::warn!(%error, "the catalog could not be written");
-            self.unsaved = true;
-        }
+    }
+
+    /// Hands over the last adverts and lets the disk finish.
+    async fn save_last(self) {
+        let _ = self.disk.send(self.parts.core.export(clock::now())).await;
     }
 
     async fn raise_epoch(&mut self, at_least: u64) {

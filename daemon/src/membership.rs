@@ -14,13 +14,12 @@ use gossamer_wire::NodeId;
 use gossamer_wire::swim::Identity;
 
 use crate::catalog::Command;
+use crate::clock;
 use crate::events::{Event, EventLog};
 use crate::index::IndexReader;
 use crate::metrics::Metrics;
-use crate::store::Store;
 use crate::supervise::Stage;
 use crate::transport::{Peers, ToMembership};
-use crate::{clock, identity};
 
 /// Inputs taken in one wake-up before timers run: a busy mesh must not starve its own probes.
 const BATCH: usize = 64;
@@ -41,8 +40,6 @@ pub struct Parts {
     pub catalog: mpsc::Sender<Command>,
     /// Names of nodes, for events.
     pub index: IndexReader,
-    /// The state directory, for the epoch.
-    pub store: Store,
     /// The event log.
     pub events: EventLog,
     /// The metrics.
@@ -93,25 +90,16 @@ impl Task {
                 Output::Packet { to, bytes } => drop(self.parts.peers.send_packet(to, bytes)),
                 Output::Frame { to, frame } => drop(self.parts.peers.send_frame(to, &frame)),
                 Output::Changed { node, from, to, cause, .. } => self.changed(node, from, to, cause).await,
-                Output::Renewed(generation) => self.renewed(generation.epoch).await,
+                // Kept in memory only: any member can claim a later life of this node. What its own adverts
+                // prove is kept, by the catalog.
+                Output::Renewed(generation) => {
+                    tracing::info!(?generation, "somebody held this node for dead; it has renewed itself");
+                    self.parts.metrics.renewed();
+                }
                 Output::Refused { from, error } => {
                     tracing::debug!(peer = %from, %error, "swim packet refused");
                     self.parts.metrics.swim_refused();
                 }
-            }
-        }
-    }
-
-    /// Notes a renewal. Others may know a later life of this node, when its state directory was restored from
-    /// an older copy; the next start must be above that.
-    async fn renewed(&self, epoch: u64) {
-        tracing::info!(epoch, "somebody held this node for dead; it has renewed itself");
-        self.parts.metrics.renewed();
-        if epoch > self.parts.me.generation.epoch {
-            let store = self.parts.store.clone();
-            let kept = Stage::blocking(move || identity::raise_epoch(&store, epoch)).await;
-            if let Err(error) = kept {
-                tracing::error!(%error, "the epoch could not be kept; after a restart others may ignore this node");
             }
         }
     }
@@ -165,6 +153,6 @@ fn input_of(message: ToMembership) -> Input {
         ToMembership::Disconnected(peer) => Input::Disconnected { peer },
         ToMembership::Packet { from, bytes } => Input::Packet { from, bytes },
         ToMembership::Hash { from, hash } => Input::MemberHash { from, hash },
-        ToMembership::Members { from, members, reply } => Input::Members { from, members, reply },
+        ToMembership::Members { from, members, reply, .. } => Input::Members { from, members, reply },
     }
 }

@@ -60,6 +60,9 @@ const MAX_FILE_BYTES: u64 = 64 << 20;
 
 const LOCK: &str = "lock";
 
+/// How files are called until they are whole.
+const UNFINISHED: &str = ".new-";
+
 impl Store {
     /// Opens or makes the directory (0700) and locks it.
     ///
@@ -74,6 +77,7 @@ impl Store {
         let file = open.map_err(|error| StoreError::Io { path, error })?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|_| StoreError::Locked(dir.to_owned()))?;
+        sweep(dir).map_err(at)?;
         Ok(Self { dir: Arc::new(dir.to_owned()), _lock: Arc::new(lock) })
     }
 
@@ -117,6 +121,7 @@ impl Store {
         let path = self.dir.join(name);
         let replace = || {
             let mut file = tempfile::Builder::new()
+                .prefix(UNFINISHED)
                 .permissions(Permissions::from_mode(0o600))
                 .tempfile_in(&*self.dir)?;
             file.write_all(bytes)?;
@@ -162,6 +167,17 @@ impl Store {
             .map_err(|error| StoreError::Damaged { path: self.dir.join(name), why: error.to_string() })?;
         self.write(name, &bytes)
     }
+}
+
+/// Removes what a killed daemon had not finished writing.
+fn sweep(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn check_mode(path: &Path, want: u32) -> Result<(), StoreError> {
@@ -216,6 +232,17 @@ mod tests {
         drop(store);
         fs::set_permissions(&dir, Permissions::from_mode(0o755)).expect("chmod");
         assert!(matches!(Store::open(&dir), Err(StoreError::Loose { .. })));
+    }
+
+    #[test]
+    fn what_a_killed_daemon_left_half_written_is_removed() {
+        let (_dir, store) = store();
+        let dir = store.dir().to_owned();
+        fs::write(dir.join(".new-abc"), "half a key").expect("writes");
+        drop(store);
+        let store = Store::open(&dir).expect("opens");
+        assert!(!dir.join(".new-abc").exists());
+        store.write("a", b"one").expect("writes");
     }
 
     #[test]

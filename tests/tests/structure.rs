@@ -120,9 +120,15 @@ const RULES: &[Rule] = &[
         homes: &["daemon/src/transport"],
     },
     Rule {
-        what: "stream listeners: lanes, VIPs, the local API",
+        what: "stream listeners: lanes, VIPs, the local API, and those of `forward` and the demo",
         calls: &["TcpListener::bind", "UnixListener::bind", "TcpSocket::new_", "Socket::new"],
-        homes: &["daemon/src/transport", "daemon/src/app", "daemon/src/relay/listener", "daemon/src/api"],
+        homes: &[
+            "daemon/src/transport",
+            "daemon/src/app",
+            "daemon/src/relay/listener",
+            "daemon/src/api",
+            "daemon/src/cli",
+        ],
     },
     Rule {
         what: "datagram sockets: QUIC, DNS, and what asks DNS",

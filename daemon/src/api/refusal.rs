@@ -89,9 +89,10 @@ impl From<WithdrawError> for Refusal {
 impl From<TokenError> for Refusal {
     fn from(error: TokenError) -> Self {
         match error {
-            TokenError::TooLong(_) | TokenError::Addresses(_) | TokenError::Unlimited => {
-                Self::malformed(error)
-            }
+            TokenError::TooLong(_)
+            | TokenError::Addresses(_)
+            | TokenError::Unlimited
+            | TokenError::TooMany => Self::malformed(error),
             TokenError::Unknown(_) => Self::not_found(error),
             TokenError::Store(_) => Self::failed(error),
             TokenError::Stopping => Self::stopping(),

@@ -146,7 +146,6 @@ impl<'a> Wiring<'a> {
             peers: peers.clone(),
             catalog,
             index: index.clone(),
-            store: self.store.clone(),
             events: self.events.clone(),
             metrics: Arc::clone(&self.metrics),
         };

@@ -34,7 +34,7 @@ const COMMANDS: usize = 64;
 const JOIN_WITHIN: Duration = Duration::from_secs(5);
 /// Members named to a joiner: enough to meet one that lives, few enough for the reply's limit.
 const HINTS: usize = 16;
-/// Tokens remembered; the oldest expired ones make room.
+/// Tokens remembered; expired ones make room.
 const MAX_TOKENS: usize = 4_096;
 
 /// What a token shall grant.
@@ -96,6 +96,9 @@ pub enum TokenError {
     /// The operator's fault: long multi-use tokens are only for short-lived nodes of a known kind.
     #[error("a token without a limit of uses needs --ephemeral, --group and --name")]
     Unlimited,
+    /// The operator's fault: none of them has expired.
+    #[error("this node remembers {MAX_TOKENS} tokens that are still good; wait until one has expired")]
+    TooMany,
     /// No such token was minted here.
     #[error("no token {0} was minted on this node; `gossamer token list` shows the ids")]
     Unknown(TokenId),
@@ -327,7 +330,7 @@ impl Desk {
         let token = Token::build(grant, |bytes| self.identity.key.sign(bytes))
             .map_err(|error| TokenError::TooLong(error.to_string()))?;
         let mut tokens = self.tokens.clone();
-        make_room(&mut tokens.minted);
+        make_room(&mut tokens.minted)?;
         let grant = token.grant();
         tokens.minted.push(Minted {
             id: grant.id.to_string(),
@@ -458,14 +461,14 @@ impl Desk {
     }
 }
 
-/// Forgets expired tokens when the list is full; their uses stay in the ledger.
-fn make_room(minted: &mut Vec<Minted>) {
+/// Forgets expired tokens when the list is full; their uses stay in the ledger. Others are never forgotten: a
+/// revoked one would be good again.
+fn make_room(minted: &mut Vec<Minted>) -> Result<(), TokenError> {
     if minted.len() >= MAX_TOKENS {
         let now = clock::wall();
         minted.retain(|token| token.not_after >= now);
-        let surplus = (minted.len() + 1).saturating_sub(MAX_TOKENS);
-        minted.drain(..surplus);
     }
+    if minted.len() < MAX_TOKENS { Ok(()) } else { Err(TokenError::TooMany) }
 }
 
 /// Warns when no other machine, or none outside this network, could reach the addresses of a token.

@@ -3,9 +3,10 @@
 //! Owns: the pool and who waits for it. Must not know: what flows carry.
 //! Driven by: `transport`. The side that can dial opens; `DialBack` asks it to (design section 9).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
@@ -39,13 +40,20 @@ pub struct FlowStream {
 }
 
 /// Keeps a data connection alive while the flow lives.
-#[derive(Clone, Debug, Default)]
-pub struct FlowLease(Arc<()>);
+#[derive(Debug, Default)]
+pub struct FlowLease(Arc<AtomicUsize>);
 
 impl FlowLease {
-    /// Returns whether any flow holds a clone of this lease.
-    fn in_use(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
+    fn new(flows: &Arc<AtomicUsize>) -> Self {
+        flows.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(flows))
+    }
+}
+
+impl Drop for FlowLease {
+    fn drop(&mut self) {
+        // A lease of its own, as tests make them, counts nothing.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |flows| flows.checked_sub(1));
     }
 }
 
@@ -68,12 +76,13 @@ pub enum OpenError {
 pub(super) struct DataConnection {
     pub(super) connection: Connection,
     pub(super) peer: Arc<Leaf>,
-    lease: FlowLease,
+    /// Flows that live on it.
+    flows: Arc<AtomicUsize>,
 }
 
 impl DataConnection {
     pub(super) fn new(connection: Connection, peer: Arc<Leaf>) -> Self {
-        Self { connection, peer, lease: FlowLease::default() }
+        Self { connection, peer, flows: Arc::default() }
     }
 
     /// Opens a stream.
@@ -81,7 +90,7 @@ impl DataConnection {
     /// # Errors
     /// [`OpenError::Lost`]; the pool notices by itself.
     pub(super) async fn open(&self) -> Result<FlowStream, OpenError> {
-        let lease = self.lease.clone();
+        let lease = FlowLease::new(&self.flows);
         let (send, recv) = self.connection.open_bi().await.map_err(|_| OpenError::Lost)?;
         Ok(self.flow(send, recv, lease))
     }
@@ -96,13 +105,14 @@ impl DataConnection {
                 () = stop.cancelled() => return,
                 stream = self.connection.accept_bi() => {
                     let Ok((send, recv)) = stream else { return };
-                    let flow = self.flow(send, recv, self.lease.clone());
+                    let flow = self.flow(send, recv, FlowLease::new(&self.flows));
                     if inbound.send(flow).await.is_err() {
                         return;
                     }
                 }
                 _ = tick.tick() => {
-                    unused = if self.lease.in_use() { Duration::ZERO } else { unused + TICK };
+                    let in_use = self.flows.load(Ordering::Relaxed) > 0;
+                    unused = if in_use { Duration::ZERO } else { unused + TICK };
                     if unused > KEEP_UNUSED {
                         return self.connection.close(CLOSE_IDLE.into(), b"unused");
                     }
@@ -128,7 +138,12 @@ pub(super) struct Pool {
     /// Mostly one per node; two when both ends dialled. The newest is used for new flows.
     live: BTreeMap<NodeId, Vec<DataConnection>>,
     waiting: BTreeMap<NodeId, Vec<Waiting>>,
+    /// Nodes that are being dialled, or were asked to dial.
+    dialling: BTreeSet<NodeId>,
 }
+
+/// Data connections of one peer: both ends may have dialled at once, and each may have replaced its own.
+const MAX_LIVE: usize = 4;
 
 /// Flows waiting for one connection; more are refused at once.
 const MAX_WAITING: usize = 1_024;
@@ -146,16 +161,28 @@ impl Pool {
         if waiting.len() < MAX_WAITING {
             waiting.push(caller);
         }
-        waiting.len() == 1
+        self.dialling.insert(node)
     }
 
-    /// Takes a new connection into use and serves who waits for it.
-    pub(super) fn insert(&mut self, data: DataConnection) {
+    /// Whether the node may be dialled because it asks for it: one dial at a time, and none beside a live
+    /// connection, so that a peer cannot make this node dial at its pace.
+    pub(super) fn request_back(&mut self, node: NodeId) -> bool {
+        let has_live = self.live.get(&node).is_some_and(|live| !live.is_empty());
+        !has_live && self.dialling.insert(node)
+    }
+
+    /// Takes a new connection into use and serves who waits for it. Returns `false` when the peer has too many.
+    pub(super) fn insert(&mut self, data: DataConnection) -> bool {
         let node = data.peer.node;
+        self.dialling.remove(&node);
+        if self.live.get(&node).is_some_and(|live| live.len() >= MAX_LIVE) {
+            return false;
+        }
         for caller in self.waiting.remove(&node).unwrap_or_default() {
             let _ = caller.send(data.clone());
         }
         self.live.entry(node).or_default().push(data);
+        true
     }
 
     /// Forgets a connection that has ended.
@@ -168,14 +195,85 @@ impl Pool {
         }
     }
 
-    /// Tells who waits for the node that no connection came about; they may ask again.
-    pub(super) fn failed(&mut self, node: NodeId) {
+    /// A dial came to nothing. Returns whether somebody still waits, so that it must be tried again.
+    pub(super) fn dial_failed(&mut self, node: NodeId) -> bool {
+        self.dialling.remove(&node);
+        let Some(waiting) = self.waiting.get_mut(&node) else { return false };
+        waiting.retain(|caller| !caller.is_closed());
+        if waiting.is_empty() {
+            self.waiting.remove(&node);
+            return false;
+        }
+        self.dialling.insert(node)
+    }
+
+    /// Tells who waits for the node that no connection will come about.
+    pub(super) fn give_up(&mut self, node: NodeId) {
+        self.dialling.remove(&node);
         self.waiting.remove(&node);
     }
 
     /// Removes and returns the connections to a node that is down.
     pub(super) fn remove(&mut self, node: NodeId) -> Vec<DataConnection> {
-        self.waiting.remove(&node);
+        self.give_up(node);
         self.live.remove(&node).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEER: NodeId = NodeId::from_bytes([1; 16]);
+
+    fn waiting(pool: &mut Pool) -> (bool, oneshot::Receiver<DataConnection>) {
+        let (caller, connection) = oneshot::channel();
+        (pool.request(PEER, caller), connection)
+    }
+
+    #[test]
+    fn flows_are_counted_while_they_live() {
+        let flows = Arc::default();
+        let (first, second) = (FlowLease::new(&flows), FlowLease::new(&flows));
+        drop(first);
+        assert_eq!(flows.load(Ordering::Relaxed), 1);
+        drop(second);
+        assert_eq!(flows.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_node_is_dialled_once_for_all_who_wait() {
+        let mut pool = Pool::default();
+        let (dial, _first) = waiting(&mut pool);
+        let (again, _second) = waiting(&mut pool);
+        assert!(dial && !again);
+    }
+
+    #[test]
+    fn a_failed_dial_is_repeated_while_somebody_waits() {
+        let mut pool = Pool::default();
+        let (_, first) = waiting(&mut pool);
+        assert!(pool.dial_failed(PEER));
+        drop(first);
+        assert!(!pool.dial_failed(PEER));
+        let (dial, _later) = waiting(&mut pool);
+        assert!(dial, "a later flow starts anew");
+    }
+
+    #[test]
+    fn a_peer_can_ask_for_one_dial_at_a_time() {
+        let mut pool = Pool::default();
+        assert!(pool.request_back(PEER));
+        assert!(!pool.request_back(PEER));
+        pool.give_up(PEER);
+        assert!(pool.request_back(PEER));
+    }
+
+    #[tokio::test]
+    async fn who_waits_hears_when_it_is_hopeless() {
+        let mut pool = Pool::default();
+        let (_, connection) = waiting(&mut pool);
+        pool.give_up(PEER);
+        assert!(connection.await.is_err());
     }
 }

@@ -4,19 +4,22 @@
 //! Driven by: `transport`, which starts one task per link.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendDatagramError, SendStream};
 use tokio::sync::mpsc;
 
-use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
 use gossamer_wire::limits::MAX_SWIM_BYTES;
+use gossamer_wire::{DecodeError, NodeId};
 
 use super::hello::{Greeted, HelloError, read_frame};
 use super::{Inbox, ToCatalog, ToMembership};
 use crate::metrics::Metrics;
 
+/// Bytes waiting for a link's stream; a peer that does not read pins no more (design section 16).
+const MAX_QUEUED_BYTES: usize = 4 << 20;
 /// Frames waiting for a link's stream. A full catalog of 1,000 nodes is about 12 frames; a peer that does not
 /// read loses what is above, which repair mends.
 const FRAMES: usize = 1_024;
@@ -28,6 +31,7 @@ pub(super) struct Link {
     pub(super) nonce: u64,
     pub(super) dialled: bool,
     frames: mpsc::Sender<Vec<u8>>,
+    queued: Arc<AtomicUsize>,
 }
 
 /// The receiving half, to be run in a task.
@@ -38,6 +42,7 @@ pub(super) struct LinkIo {
     send: SendStream,
     recv: RecvStream,
     frames: mpsc::Receiver<Vec<u8>>,
+    queued: Arc<AtomicUsize>,
 }
 
 impl Link {
@@ -45,19 +50,38 @@ impl Link {
     pub(super) fn new(greeted: Greeted) -> (Self, LinkIo) {
         let Greeted { connection, peer, nonce, dialled, send, recv, .. } = greeted;
         let (sender, frames) = mpsc::channel(FRAMES);
-        let io = LinkIo { connection: connection.clone(), node: peer.node, send, recv, frames };
-        (Self { connection, nonce, dialled, frames: sender }, io)
+        let queued = Arc::<AtomicUsize>::default();
+        let io = LinkIo {
+            connection: connection.clone(),
+            node: peer.node,
+            send,
+            recv,
+            frames,
+            queued: Arc::clone(&queued),
+        };
+        (Self { connection, nonce, dialled, frames: sender, queued }, io)
     }
 
     /// Queues a frame; `false` when the queue is full or the link has ended.
     pub(super) fn send_frame(&self, frame: &Frame) -> bool {
         match frame.encode() {
-            Ok(bytes) => self.frames.try_send(bytes).is_ok(),
+            Ok(bytes) => self.queue(bytes),
             Err(error) => {
                 tracing::warn!(%error, "frame not sent");
                 false
             }
         }
+    }
+
+    fn queue(&self, bytes: Vec<u8>) -> bool {
+        let len = bytes.len();
+        if self.queued.fetch_add(len, Ordering::Relaxed) + len > MAX_QUEUED_BYTES
+            || self.frames.try_send(bytes).is_err()
+        {
+            self.queued.fetch_sub(len, Ordering::Relaxed);
+            return false;
+        }
+        true
     }
 
     /// Sends a SWIM packet as a datagram, or on the stream when the path's datagrams are too small.
@@ -74,10 +98,10 @@ impl Link {
 impl LinkIo {
     /// Runs until the connection ends, whoever ends it.
     pub(super) async fn run(self, inbox: Inbox, metrics: Arc<Metrics>) {
-        let Self { connection, node, send, recv, frames } = self;
+        let Self { connection, node, send, recv, frames, queued } = self;
         let result = tokio::select! {
             biased;
-            result = write(send, frames) => result,
+            result = write(send, frames, &queued) => result,
             result = read(node, recv, &inbox) => result,
             result = datagrams(node, &connection, &inbox) => result,
         };
@@ -102,8 +126,13 @@ pub(super) const CLOSE_IDLE: u32 = 4;
 /// The certificate, ALPN or hello was refused.
 pub(super) const CLOSE_REFUSED: u32 = 5;
 
-async fn write(mut send: SendStream, mut frames: mpsc::Receiver<Vec<u8>>) -> Result<(), HelloError> {
+async fn write(
+    mut send: SendStream,
+    mut frames: mpsc::Receiver<Vec<u8>>,
+    queued: &AtomicUsize,
+) -> Result<(), HelloError> {
     while let Some(frame) = frames.recv().await {
+        queued.fetch_sub(frame.len(), Ordering::Relaxed);
         send.write_all(&frame).await.map_err(std::io::Error::from)?;
     }
     Ok(())
@@ -121,7 +150,11 @@ async fn read(node: NodeId, mut recv: RecvStream, inbox: &Inbox) -> Result<(), H
             Frame::Want(ids) => inbox.catalog(ToCatalog::Want { from: node, ids }).await,
             Frame::MemberHash(hash) => inbox.membership(ToMembership::Hash { from: node, hash }),
             Frame::Members { members, reply } => {
-                inbox.membership(ToMembership::Members { from: node, members, reply });
+                inbox.members(node, members, reply).await;
+            }
+            Frame::Swim(bytes) if bytes.len() > MAX_SWIM_BYTES => {
+                let (what, len) = ("swim packet", bytes.len());
+                return Err(DecodeError::TooLong { what, len, limit: MAX_SWIM_BYTES }.into());
             }
             Frame::Swim(bytes) => inbox.membership(ToMembership::Packet { from: node, bytes }),
             Frame::DialBack(purpose) => inbox.dial_back(node, purpose).await,

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use gossamer_core::dial::Source;
 use gossamer_wire::advert::AdvertId;
@@ -46,8 +46,10 @@ const COMMANDS: usize = 16_384;
 const INPUTS: usize = 1_024;
 /// Packets and frames waiting for membership: a second's worth at 1,000 nodes; above it SWIM tolerates loss.
 pub const MEMBERSHIP_QUEUE: usize = 4_096;
-/// Frames waiting for the catalog; when full, the links are not read.
-pub const CATALOG_QUEUE: usize = 1_024;
+/// Frames waiting for the catalog, each up to 65,000 bytes; when full, the links are not read.
+pub const CATALOG_QUEUE: usize = 64;
+/// Full states on their way to membership, each up to 65,000 bytes; when full, their links are not read.
+const STATES: usize = 16;
 /// Accepted streams waiting for the relay; when full, the data connections are not read.
 pub const FLOW_QUEUE: usize = 256;
 
@@ -80,6 +82,8 @@ pub enum ToMembership {
         members: Vec<SwimMember>,
         /// Whether it wants ours.
         reply: bool,
+        /// Room for one full state, given back when the message is dropped.
+        place: Option<OwnedSemaphorePermit>,
     },
 }
 
@@ -147,6 +151,8 @@ enum Report {
 #[derive(Clone, Debug)]
 struct Inbox {
     membership: mpsc::Sender<ToMembership>,
+    /// Room for full states, which are large.
+    states: Arc<Semaphore>,
     catalog: mpsc::Sender<ToCatalog>,
     reports: mpsc::Sender<Report>,
     metrics: Arc<Metrics>,
@@ -158,6 +164,12 @@ impl Inbox {
         if self.membership.try_send(message).is_err() {
             self.metrics.membership_queue_full();
         }
+    }
+
+    /// Waits when too many full states are on their way: the peer's stream is then not read.
+    async fn members(&self, from: NodeId, members: Vec<SwimMember>, reply: bool) {
+        let place = Arc::clone(&self.states).acquire_owned().await.ok();
+        let _ = self.membership.send(ToMembership::Members { from, members, reply, place }).await;
     }
 
     /// Waits when the catalog is behind: the peer's stream is then not read.

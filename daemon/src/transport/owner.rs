@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use quinn::Connection;
 use rand::SeedableRng;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use gossamer_core::dial::{DialBook, Keep, Source, Standing, keep_which};
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
+use gossamer_wire::limits::MAX_INCOMING;
 
 use super::accept::{Accepted, Dialler, Joiners, accept, hand_to_issuer};
 use super::data::{DataConnection, Pool};
@@ -22,8 +23,8 @@ use super::endpoint::{Endpoints, bind, widen};
 use super::hello::Greeted;
 use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE, Link, is_data};
 use super::{
-    BindError, COMMANDS, Command, FlowStream, INPUTS, Inbox, Links, Peers, Report, ToCatalog, ToMembership,
-    Trust,
+    BindError, COMMANDS, Command, FlowStream, INPUTS, Inbox, Links, Peers, Report, STATES, ToCatalog,
+    ToMembership, Trust,
 };
 use crate::clock;
 use crate::identity::Identity;
@@ -68,6 +69,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     let peers = Peers { links: Arc::clone(&links), commands, connected: connected_reader };
     let inbox = Inbox {
         membership: parts.membership,
+        states: Arc::new(Semaphore::new(STATES)),
         catalog: parts.catalog,
         reports,
         metrics: Arc::clone(&parts.metrics),
@@ -153,18 +155,10 @@ impl Owner {
                 self.metrics.dial_failed();
                 self.book.failed(node, clock::now().mono);
             }
-            // Who waits goes on waiting when the peer was asked to dial.
-            Report::DialFailed { node, purpose: Purpose::Data } => {
-                if self.current.get(&node).is_none_or(|link| link.dialled) {
-                    self.pool.failed(node);
-                }
-            }
+            Report::DialFailed { node, purpose: Purpose::Data } => self.data_dial_failed(node),
             Report::LinkEnded { node, stable_id } => self.remove_link(node, stable_id).await,
             Report::DataEnded { node, stable_id } => self.pool.ended(node, stable_id),
-            Report::DialBack { node, purpose } => {
-                let addresses = self.book.addresses_of(node);
-                self.dial(node, addresses, purpose);
-            }
+            Report::DialBack { node, purpose } => self.dial_back(node, purpose),
         }
     }
 
@@ -245,7 +239,9 @@ impl Owner {
         widen(&connection);
         let node = peer.node;
         let data = DataConnection::new(connection.clone(), peer);
-        self.pool.insert(data.clone());
+        if !self.pool.insert(data.clone()) {
+            return connection.close(CLOSE_DUPLICATE.into(), b"too many data connections");
+        }
         let (flows, stop) = (self.flows.clone(), self.stage.stopping().clone());
         let reports = self.inbox.reports.clone();
         self.stage.spawn_short("data", async move {
@@ -255,24 +251,50 @@ impl Owner {
         });
     }
 
+    fn open_data(&mut self, node: NodeId, caller: super::data::Waiting) {
+        if self.pool.request(node, caller) {
+            self.dial_data(node);
+        }
+    }
+
+    /// A peer that cannot be dialled was asked to dial; who waits for it goes on waiting.
+    fn data_dial_failed(&mut self, node: NodeId) {
+        let may_dial_us = self.current.get(&node).is_some_and(|link| !link.dialled);
+        if !may_dial_us {
+            self.pool.give_up(node);
+        } else if self.pool.dial_failed(node) {
+            self.dial_data(node);
+        }
+    }
+
+    /// Only data connections are dialled at a peer's wish: control connections are this node's own concern.
+    fn dial_back(&mut self, node: NodeId, purpose: Purpose) {
+        if is_data(purpose) && self.pool.request_back(node) {
+            let addresses = self.data_addresses(node);
+            self.dial(node, addresses, Purpose::Data);
+        }
+    }
+
     /// The side that can dial opens the connection. When the peer dialled the control connection, it may be
     /// the only one that can, so it is asked as well.
-    fn open_data(&mut self, node: NodeId, caller: super::data::Waiting) {
-        if !self.pool.request(node, caller) {
-            return;
-        }
+    fn dial_data(&mut self, node: NodeId) {
         if let Some(link) = self.current.get(&node).filter(|link| !link.dialled) {
             link.send_frame(&Frame::DialBack(Purpose::Data));
         }
+        let addresses = self.data_addresses(node);
+        self.dial(node, addresses, Purpose::Data);
+    }
+
+    /// Returns where the node may be, the address of its control connection first.
+    fn data_addresses(&self, node: NodeId) -> Vec<SocketAddr> {
         let mut addresses = self.book.addresses_of(node);
         if let Some(link) = self.current.get(&node) {
             let mut remote = link.connection.remote_address();
             remote.set_ip(remote.ip().to_canonical());
-            if !addresses.contains(&remote) {
-                addresses.push(remote);
-            }
+            addresses.retain(|address| *address != remote);
+            addresses.insert(0, remote);
         }
-        self.dial(node, addresses, Purpose::Data);
+        addresses
     }
 
     fn dial_due(&mut self) {
@@ -308,8 +330,20 @@ impl Owner {
         let (stage, trust, nonce) = (self.stage.clone(), Arc::clone(&self.trust), self.nonce);
         let (reports, metrics) = (self.inbox.reports.clone(), Arc::clone(&self.metrics));
         async move {
+            let places = Arc::new(Semaphore::new(MAX_INCOMING));
             // Ends when the endpoint is closed, which is when the stage stops.
             while let Some(incoming) = endpoint.accept().await {
+                // Under load a source must show that it has the address it claims (RFC 9000 8.1.2).
+                let is_busy = places.available_permits() < MAX_INCOMING / 2;
+                if is_busy && !incoming.remote_address_validated() && incoming.may_retry() {
+                    let _ = incoming.retry();
+                    continue;
+                }
+                let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                    metrics.handshake_refused("busy");
+                    incoming.refuse();
+                    continue;
+                };
                 let (trust, metrics) = (Arc::clone(&trust), Arc::clone(&metrics));
                 let (reports, joiners) = (reports.clone(), joiners.clone());
                 stage.spawn_short("handshake", async move {
@@ -322,6 +356,7 @@ impl Owner {
                         }
                         None => {}
                     }
+                    drop(place);
                 });
             }
         }
