@@ -83,8 +83,8 @@ impl Namespace {
     pub fn cut(&self, address: Ipv4Addr) -> Result<()> {
         self.nft(&format!(
             "table ip cut {{ \
-             chain in {{ type filter hook input priority 0; ip saddr {address} drop; }} \
-             chain out {{ type filter hook output priority 0; ip daddr {address} drop; }} }}"
+             chain in {{ type filter hook input priority 0; ip saddr {address} drop; }}; \
+             chain out {{ type filter hook output priority 0; ip daddr {address} drop; }}; }}"
         ))
     }
 
@@ -95,8 +95,8 @@ impl Namespace {
     pub fn isolate(&self) -> Result<()> {
         self.nft(
             "table inet isolated { \
-             chain in { type filter hook input priority 0; iif != lo drop; } \
-             chain out { type filter hook output priority 0; oif != lo drop; } }",
+             chain in { type filter hook input priority 0; iif != lo drop; }; \
+             chain out { type filter hook output priority 0; oif != lo drop; }; }",
         )
     }
 
