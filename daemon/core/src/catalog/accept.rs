@@ -127,7 +127,8 @@ impl Catalog {
             }
             Known::New | Known::Twin => {}
         }
-        if !self.rates.take(from, node, now.mono) {
+        let has_card = node == self.config.node || self.store.owner(node).is_some();
+        if !self.rates.take(from, node, has_card, now.mono) {
             return Err(refused(Refusal::Rate));
         }
         if node == self.config.node {
@@ -149,6 +150,9 @@ impl Catalog {
         let is_new =
             self.judge(from, advert, Age::received(copy.age, now.mono), touched, now).map_err(refused)?;
         if is_new {
+            if !has_card {
+                self.rates.introduce(from, node);
+            }
             self.repair.taught(from, node);
         }
         Ok(is_new)

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use gossamer_wire::NodeId;
-use gossamer_wire::limits::{ADVERT_BURST, ADVERT_RATE, FORGET_AFTER, MAX_NODES, OFFER_UNTIL};
+use gossamer_wire::limits::{ADVERT_BURST, ADVERT_RATE, FORGET_AFTER, MAX_HELD, MAX_NODES, OFFER_UNTIL};
 
 /// Seconds a copy had when it came, and when it came. Grows with the local clock only.
 #[derive(Clone, Copy, Debug)]
@@ -102,31 +102,75 @@ impl Bucket {
     }
 }
 
-/// Token buckets of what each peer gives of each owner.
+/// Token buckets of what each peer gives of each owner. What one peer does changes nothing for another.
 #[derive(Debug, Default)]
-pub(super) struct Rates(BTreeMap<(NodeId, NodeId), Bucket>);
+pub(super) struct Rates(BTreeMap<NodeId, Giver>);
 
-/// Most buckets: a joiner hears of [`MAX_NODES`] owners from a few peers at once. About 4 MiB when full.
-const MAX_RATES: usize = 4 * MAX_NODES;
+/// The buckets of one peer: one for each owner whose card is known, some for others, one for all the rest.
+#[derive(Debug)]
+struct Giver {
+    known: Room,
+    strangers: Room,
+    rest: Bucket,
+}
+
+/// A bounded number of buckets. A full room is emptied when it is older than a bucket takes to refill.
+#[derive(Debug)]
+struct Room {
+    buckets: BTreeMap<NodeId, Bucket>,
+    most: usize,
+    since: Instant,
+}
+
+/// Most owners without a card that have a bucket of their own: no more of their adverts may wait at once.
+const MAX_STRANGERS: usize = MAX_HELD;
 
 impl Rates {
-    /// Takes a token of (giver, owner); `false` when the giver sends too much of that owner.
-    pub(super) fn take(&mut self, giver: NodeId, owner: NodeId, now: Instant) -> bool {
-        if self.0.len() >= MAX_RATES && !self.0.contains_key(&(giver, owner)) {
-            let refilled = Duration::from_secs_f64(ADVERT_BURST / ADVERT_RATE);
-            self.0.retain(|_, bucket| now.saturating_duration_since(bucket.at) < refilled);
-            if self.0.len() >= MAX_RATES {
-                return false;
-            }
+    /// Takes a token of (giver, owner); `false` when the giver sends too much of that owner. The owner's name is
+    /// not verified: one whose card is not known may be an invention of the giver.
+    pub(super) fn take(&mut self, giver: NodeId, owner: NodeId, is_known: bool, now: Instant) -> bool {
+        let of_giver = self.0.entry(giver).or_insert_with(|| Giver {
+            known: Room::new(MAX_NODES, now),
+            strangers: Room::new(MAX_STRANGERS, now),
+            rest: bucket(now),
+        });
+        let room = if is_known { &mut of_giver.known } else { &mut of_giver.strangers };
+        room.bucket(owner, now).unwrap_or(&mut of_giver.rest).take(now)
+    }
+
+    /// Frees the place of an owner whose card the giver has just brought.
+    pub(super) fn introduce(&mut self, giver: NodeId, owner: NodeId) {
+        if let Some(of_giver) = self.0.get_mut(&giver) {
+            of_giver.strangers.buckets.remove(&owner);
         }
-        let bucket = || Bucket::full(ADVERT_RATE, ADVERT_BURST, now);
-        self.0.entry((giver, owner)).or_insert_with(bucket).take(now)
     }
 
     /// Drops the buckets of a peer.
     pub(super) fn drop_peer(&mut self, giver: NodeId) {
-        self.0.retain(|(of, _), _| *of != giver);
+        self.0.remove(&giver);
     }
+}
+
+impl Room {
+    const fn new(most: usize, now: Instant) -> Self {
+        Self { buckets: BTreeMap::new(), most, since: now }
+    }
+
+    /// Returns the bucket of an owner, a new one when there is room.
+    fn bucket(&mut self, owner: NodeId, now: Instant) -> Option<&mut Bucket> {
+        if self.buckets.len() >= self.most && !self.buckets.contains_key(&owner) {
+            let refilled = Duration::from_secs_f64(ADVERT_BURST / ADVERT_RATE);
+            if now.saturating_duration_since(self.since) < refilled {
+                return None;
+            }
+            *self = Self::new(self.most, now);
+        }
+        Some(self.buckets.entry(owner).or_insert_with(|| bucket(now)))
+    }
+}
+
+const fn bucket(now: Instant) -> Bucket {
+    Bucket::full(ADVERT_RATE, ADVERT_BURST, now)
 }
 
 #[cfg(test)]
@@ -177,5 +221,38 @@ mod tests {
         assert!(bucket.clone().take(bucket.ready_at()));
         assert_eq!(taken(&mut bucket, start + SECOND), 2);
         assert_eq!(taken(&mut bucket, start + 100 * SECOND), 3);
+    }
+
+    fn node(number: u32) -> NodeId {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        NodeId::from_bytes(bytes)
+    }
+
+    #[test]
+    fn invented_owners_use_up_the_giver_s_common_bucket_only() {
+        let now = crate::catalog::tests::start();
+        let (liar, honest, known) = (node(1), node(2), node(3));
+        let mut rates = Rates::default();
+        let invented = (1_000..100_000).filter(|owner| rates.take(liar, node(*owner), false, now)).count();
+        assert_eq!(invented, MAX_STRANGERS + ADVERT_BURST as usize);
+        assert_eq!(rates.0[&liar].strangers.buckets.len(), MAX_STRANGERS);
+        assert!(!rates.take(liar, node(7), false, now));
+        assert!(rates.take(liar, known, true, now), "an owner with a card keeps its own bucket");
+        assert!(rates.take(honest, node(7), false, now), "another giver is not touched");
+        assert!(rates.take(liar, node(7), false, now + 4 * SECOND), "the room was emptied");
+        rates.drop_peer(liar);
+        assert_eq!(rates.0.len(), 1);
+    }
+
+    #[test]
+    fn a_joiner_may_be_told_of_more_owners_than_may_be_strangers() {
+        let now = crate::catalog::tests::start();
+        let mut rates = Rates::default();
+        for owner in 0..MAX_NODES as u32 {
+            assert!(rates.take(node(1), node(owner), false, now), "{owner}");
+            rates.introduce(node(1), node(owner));
+            assert!(rates.take(node(1), node(owner), true, now), "{owner}");
+        }
     }
 }

@@ -295,6 +295,28 @@ fn one_owner_at_one_peer_has_a_rate_and_others_are_not_touched() {
 }
 
 #[test]
+fn invented_owners_of_one_giver_silence_nobody() {
+    let mut net = Net::mesh(&["west"; 4]);
+    let body = |service: &str, node: &str| {
+        Fragment::of(&[record(service, node)]).expect("fits").encode().expect("fits")
+    };
+    let junk = net.forge(1, Kind::Records, 0, (1, 1), &body("junk", "n1")).bytes().to_vec();
+    for number in 0..3_000_u32 {
+        let mut bytes = junk.clone();
+        bytes[17..21].copy_from_slice(&number.to_be_bytes());
+        net.give(1, 0, 0, &bytes);
+    }
+    let refused = net.counters(0).refused[&Refusal::Rate];
+    assert!(refused > 1_000, "{refused}");
+    for (giver, owner, service) in [(1, 2, "orders"), (1, 1, "own"), (2, 3, "web")] {
+        let advert = net.forge(owner, Kind::Records, 0, (1, 100), &body(service, &format!("n{owner}")));
+        net.give(giver, 0, 0, advert.bytes());
+        assert_eq!(net.usable(0, service), [owner], "{service}");
+    }
+    assert_eq!(net.counters(0).refused[&Refusal::Rate], refused);
+}
+
+#[test]
 fn a_head_cannot_claim_a_longer_lease_than_allowed() {
     let mut net = Net::mesh(&["west"; 2]);
     let head = Head { n: 0, lease_seconds: u32::MAX, statement_digest: [0; 16], roles: 0 };
