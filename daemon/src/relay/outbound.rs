@@ -112,7 +112,7 @@ impl Relay {
             () = stop.cancelled() => Err(ConnectError::Stopping),
             opened = self.open(flow, name, port, &mut client, &mut early) => opened,
         };
-        let (choice, far) = match opened {
+        let (choice, far, took) = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 count(&self.counters.failed);
@@ -124,7 +124,7 @@ impl Relay {
         };
         count(&self.counters.opened);
         let key = choice.key(name);
-        let _in_flight = self.flows.opened(key, began.elapsed());
+        let _in_flight = self.flows.opened(key, took);
         let _listed = self.flows.list(choice.info(flow, name, began));
         let counts = Counts::default();
         let copied = async {
@@ -145,7 +145,8 @@ impl Relay {
         Ok(Carried { flow, bytes_in, bytes_out, broken: reason })
     }
 
-    /// Tries instances, round after round, until one takes the flow or the time is over.
+    /// Tries instances, round after round, until one takes the flow or the time is over. Returns the one that
+    /// took it and how long it needed.
     async fn open<C: Side>(
         &self,
         flow: FlowId,
@@ -153,7 +154,7 @@ impl Relay {
         port: &PortChoice,
         client: &mut Guarded<C>,
         early: &mut Early,
-    ) -> Result<(Choice, Far), ConnectError> {
+    ) -> Result<(Choice, Far, Duration), ConnectError> {
         let deadline = Instant::now() + OPEN_WITHIN;
         let mut last = "none is usable".to_owned();
         loop {
@@ -162,9 +163,10 @@ impl Relay {
             for (at, choice) in choices.iter().enumerate() {
                 let is_last = at + 1 == choices.len();
                 let limit = if is_last { LAST_ATTEMPT } else { ATTEMPT };
+                let began = Instant::now();
                 let attempt = timeout(limit, self.attempt(flow, name, choice, client, early));
                 let failure = match timeout_at(deadline, attempt).await {
-                    Ok(Ok(Ok(far))) => return Ok((choice.clone(), far)),
+                    Ok(Ok(Ok(far))) => return Ok((choice.clone(), far, began.elapsed())),
                     Ok(Ok(Err(failure))) => failure,
                     Ok(Err(_)) | Err(_) => Failure::Elsewhere("no answer in time".to_owned()),
                 };

@@ -111,6 +111,24 @@ async fn a_program_that_restarts_is_reached_when_it_is_back() {
 }
 
 #[tokio::test]
+async fn an_instance_is_not_charged_with_what_others_took() {
+    let mesh = Mesh::new().await;
+    let alive = greeter(&mesh.programs).await;
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").expect("free").local_addr().expect("bound");
+    mesh.server.targets.set(vec![local_service("orders", "db-0", 5432, dead)]);
+    let (program, flow) = mesh.connect();
+    // Longer than a few rounds, each of which ends with a pause.
+    let lost = 4 * ROUND_PAUSE;
+    tokio::time::sleep(lost).await;
+    mesh.server.targets.set(vec![local_service("orders", "db-1", 5432, alive)]);
+    assert_eq!(talk(program, b"you").await, b"hello you bye");
+    flow.end().await.expect("reached");
+    let key = (THERE, service("orders"), named("db-1"));
+    let (load, _) = mesh.caller.relay.flows.judge(&key, Instant::now().into_std());
+    assert!(!load.connect.is_zero() && load.connect < lost, "{:?}", load.connect);
+}
+
+#[tokio::test]
 async fn a_name_that_admits_nobody_fails_at_once() {
     let mesh = Mesh::new().await;
     mesh.server.targets.set(Vec::new());
