@@ -81,13 +81,7 @@ impl EventLog {
         let _ = self.0.followers.send(line);
     }
 
-    /// Returns the kept lines from `since` (Unix seconds) on, oldest first.
-    pub fn since(&self, since: u64) -> Vec<EventLine> {
-        let kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.iter().filter(|line| line.at >= since).cloned().collect()
-    }
-
-    /// Returns the kept lines from `since` on and a receiver of all later ones; none is in both. A receiver
+    /// Returns the kept lines from `since` (Unix seconds) on, oldest first, and a receiver of all later ones; none is in both. A receiver
     /// that is 1,000 lines behind loses the oldest.
     pub fn follow(&self, since: u64) -> (Vec<EventLine>, broadcast::Receiver<EventLine>) {
         let kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -130,7 +124,7 @@ mod tests {
     fn a_line_says_when_who_what_why_and_who_said_so() {
         let log = EventLog::default();
         log.push_at(&event("no answer to probes"), 1_700_000_000);
-        let [line] = &log.since(0)[..] else { panic!("one line") };
+        let [line] = &log.follow(0).0[..] else { panic!("one line") };
         assert_eq!(
             line.line,
             "2023-11-14T22:13:20Z node vm-b: alive -> down, no answer to probes (says vm-c)"
@@ -142,7 +136,7 @@ mod tests {
     fn a_line_is_one_line_of_at_most_200_characters() {
         let log = EventLog::default();
         log.push_at(&event(&"\n\u{1b}[31mx".repeat(100)), 0);
-        let line = &log.since(0)[0].line;
+        let line = &log.follow(0).0[0].line;
         assert_eq!(line.chars().count(), 200);
         assert!(line.ends_with("...") && !line.contains(char::is_control), "{line}");
     }
@@ -153,9 +147,9 @@ mod tests {
         for at in 0..1_010 {
             log.push_at(&event("x"), at);
         }
-        let kept = log.since(0);
+        let kept = log.follow(0).0;
         assert_eq!((kept.len(), kept[0].at), (1_000, 10));
-        assert_eq!(log.since(1_005).len(), 5);
+        assert_eq!(log.follow(1_005).0.len(), 5);
     }
 
     #[tokio::test]

@@ -71,7 +71,7 @@ pub struct PoolError {
     text: String,
 }
 
-/// The addresses of one daemon: VIPs, its DNS address, its redirect target.
+/// The addresses of one daemon: VIPs and its DNS address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pool {
     base: Ipv4Addr,
@@ -114,11 +114,6 @@ impl Pool {
     /// Returns the address DNS listens on, `.0.53`.
     pub fn dns(&self) -> Ipv4Addr {
         self.at(53)
-    }
-
-    /// Returns the address a redirecting host rule sends to, `.0.1`.
-    pub fn redirect(&self) -> Ipv4Addr {
-        self.at(1)
     }
 
     /// Returns the VIP of a hash; never one of the first or last [`RESERVED`] addresses.
@@ -175,7 +170,7 @@ impl PartialOrd for Claim {
     }
 }
 
-/// Addresses kept free at both ends of a pool, for DNS, the redirect target and what comes later.
+/// Addresses kept free at both ends of a pool, for DNS and what comes later.
 pub const RESERVED: u32 = 256;
 
 /// Separates this hash from every other use of SHA-256 in the mesh.

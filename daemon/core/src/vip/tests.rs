@@ -52,7 +52,6 @@ fn the_ends_of_a_pool_are_reserved() {
     assert_eq!(pool.vip(room - 1), Ipv4Addr::new(127, 241, 254, 255));
     assert_eq!(pool.vip(room), pool.vip(0));
     assert_eq!(pool.dns(), Ipv4Addr::new(127, 241, 0, 53));
-    assert_eq!(pool.redirect(), Ipv4Addr::new(127, 241, 0, 1));
 }
 
 #[test]
