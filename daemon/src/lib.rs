@@ -14,6 +14,7 @@ pub mod config;
 pub mod events;
 pub mod identity;
 pub mod index;
+mod listeners;
 pub mod membership;
 pub mod metrics;
 pub mod register;

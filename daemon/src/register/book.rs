@@ -12,10 +12,10 @@ use gossamer_wire::limits::{MAX_ADVERT_BYTES, MAX_FRAGMENTS, MAX_OWN_RECORDS, MA
 use gossamer_wire::{Health, InstanceName, PortName, ServiceRecord, Transport};
 
 use super::health::Verdict;
-use super::listeners::Listeners;
 use super::request::{ExposeError, ExposeRequest, Exposed, WithdrawError, WithdrawRequest, Withdrawn};
 use super::spec::{Key, PortSpec, Rules, Spec, Stored, StoredService, VERSION};
 use super::{Change, LocalService, Target};
+use crate::listeners::Listeners;
 
 /// What a finished check says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use super::book::{CheckId, Probe};
-use super::listeners::Listeners;
+use crate::listeners::Listeners;
 use crate::supervise::Stage;
 
 /// How often and how patiently targets are checked.

@@ -9,7 +9,6 @@
 mod book;
 mod checks;
 mod health;
-mod listeners;
 mod request;
 mod spec;
 mod target;

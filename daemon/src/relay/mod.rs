@@ -11,7 +11,6 @@
 
 mod copy;
 mod flow;
-mod holders;
 mod inbound;
 mod listener;
 mod outbound;
@@ -206,8 +205,6 @@ pub struct RelayCounters {
     pub malformed: AtomicU64,
     /// Connections to VIPs from other machines, closed.
     pub strangers: AtomicU64,
-    /// Ports not listened on because of the limit of listeners.
-    pub over_listener_limit: AtomicU64,
     /// Bytes from clients to services, of ended flows.
     pub bytes_in: AtomicU64,
     /// Bytes from services to clients, of ended flows.

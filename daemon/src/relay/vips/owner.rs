@@ -19,11 +19,11 @@ use gossamer_core::vip::{
 use gossamer_wire::{ServiceName, Transport};
 
 use super::{OpenVip, Shared, Usage, VipsParts};
+use crate::listeners::{Listeners, program_blocking};
 use crate::register::{LocalService, Target};
-use crate::relay::holders::{Holders, program_blocking};
+use crate::relay::RelayCounters;
 use crate::relay::listener::{Accepting, Listening, bind, is_local};
 use crate::relay::scope::{attempts, tcp_ports};
-use crate::relay::{RelayCounters, count};
 use crate::supervise::Stage;
 
 /// Asks for a name to be opened.
@@ -272,7 +272,7 @@ impl Owner {
         let mut found = Vec::new();
         for local in self.targets.iter() {
             for target in local.targets.iter().filter(|target| wants(target, port)) {
-                let listens = pass.holders().await.is_wildcard(target.addr);
+                let listens = pass.listeners().await.is_wildcard(target.addr);
                 found.push(LocalTarget {
                     serves: self.serves(name, local) && target.port == port,
                     healthy: target.healthy,
@@ -298,7 +298,7 @@ impl Owner {
 
     /// Returns who would receive connections to a VIP port that we do not listen on.
     async fn holder(&mut self, vip: SocketAddrV4, pass: &mut Pass) -> Option<Holder> {
-        let listener = pass.holders().await.holder(SocketAddr::V4(vip))?;
+        let listener = pass.listeners().await.holder(SocketAddr::V4(vip))?;
         let program = match self.programs.get(&listener.inode) {
             Some(program) => program.clone(),
             None => {
@@ -313,7 +313,6 @@ impl Owner {
     fn bind(&self, vip: SocketAddrV4) -> Result<TcpListener, BindOutcome> {
         let ports = self.names.values().flat_map(|open| open.ports.values());
         if ports.filter(|port| port.listening.is_some()).count() >= self.max_listeners {
-            count(&self.counters.over_listener_limit);
             return Err(BindOutcome::Failed(format!(
                 "the limit of {} listeners is reached",
                 self.max_listeners
@@ -373,12 +372,12 @@ impl Owner {
 /// What is read at most once while names are looked at: the kernel walks its whole socket table for it, which
 /// takes 20 ms on a machine with the usual 2^18 buckets (measured).
 #[derive(Debug, Default)]
-struct Pass(Option<Holders>);
+struct Pass(Option<Listeners>);
 
 impl Pass {
-    async fn holders(&mut self) -> &Holders {
+    async fn listeners(&mut self) -> &Listeners {
         if self.0.is_none() {
-            self.0 = Some(Stage::blocking(Holders::read_blocking).await);
+            self.0 = Some(Stage::blocking(Listeners::read_blocking).await);
         }
         self.0.get_or_insert_default()
     }

@@ -1,7 +1,10 @@
 //! Who listens on the TCP ports of this machine, and which program it is.
 //!
 //! Owns: the kernel's socket table and the way from a socket to its program. Must not know: VIPs, services.
-//! Driven by: `vips`, before it listens and when it may not.
+//! Driven by: `relay::vips`, before it listens and when it may not; `register`, about targets on this machine.
+//!
+//! A program that listens on the wildcard address cannot restart while the daemon holds the same port on a VIP
+//! (design section 8).
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,29 +12,29 @@ use std::path::Path;
 
 /// A listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Listener {
-    pub(super) address: SocketAddr,
+pub(crate) struct Listener {
+    pub(crate) address: SocketAddr,
     /// Its number in `/proc/PID/fd`.
-    pub(super) inode: u64,
+    pub(crate) inode: u64,
 }
 
 impl Listener {
-    pub(super) fn is_wildcard(&self) -> bool {
+    pub(crate) fn is_wildcard(&self) -> bool {
         self.address.ip().is_unspecified()
     }
 }
 
 /// The listening TCP sockets of this network namespace at one moment.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Holders(Vec<Listener>);
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Listeners(Vec<Listener>);
 
-impl Holders {
+impl Listeners {
     /// Reads the kernel's tables; what cannot be read is left out.
-    pub(super) fn read_blocking() -> Self {
+    pub(crate) fn read_blocking() -> Self {
         let mut found = Vec::new();
         for table in TABLES {
             let text = fs::read_to_string(table).unwrap_or_default();
-            found.extend(text.lines().skip(1).filter_map(parse_line));
+            found.extend(text.lines().filter_map(parse_line));
         }
         Self(found)
     }
@@ -39,7 +42,7 @@ impl Holders {
     /// Returns who would receive a connection to `vip`, on which this daemon does not listen itself.
     ///
     /// An IPv6 wildcard counts: whether it takes IPv4 too is in no table, and nearly all do.
-    pub(super) fn holder(&self, vip: SocketAddr) -> Option<Listener> {
+    pub(crate) fn holder(&self, vip: SocketAddr) -> Option<Listener> {
         let on_port = || self.0.iter().filter(|listener| listener.address.port() == vip.port());
         on_port()
             .find(|listener| listener.address == vip)
@@ -48,15 +51,17 @@ impl Holders {
     }
 
     /// Returns whether what answers on `target` listens on the wildcard; `None` when nobody answers there.
-    pub(super) fn is_wildcard(&self, target: SocketAddr) -> Option<bool> {
+    pub(crate) fn is_wildcard(&self, target: SocketAddr) -> Option<bool> {
         let listens = |ip: IpAddr| {
             let address = SocketAddr::new(ip, target.port());
             self.0.iter().any(|listener| listener.address == address)
         };
         let ip = target.ip().to_canonical();
+        // A specific listener gets the connection before a wildcard one.
         if listens(ip) {
             return Some(false);
         }
+        // An IPv6 wildcard takes IPv4 too unless its program said otherwise, which the table does not show.
         let is_wildcard =
             listens(Ipv6Addr::UNSPECIFIED.into()) || (ip.is_ipv4() && listens(Ipv4Addr::UNSPECIFIED.into()));
         is_wildcard.then_some(true)
@@ -64,7 +69,7 @@ impl Holders {
 }
 
 /// Finds the program that holds a socket; `None` when it belongs to somebody whose files we may not see.
-pub(super) fn program_blocking(inode: u64) -> Option<String> {
+pub(crate) fn program_blocking(inode: u64) -> Option<String> {
     let wanted = format!("socket:[{inode}]");
     let holds = |process: &Path| {
         let files = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
@@ -144,12 +149,32 @@ mod tests {
     fn the_listener_on_the_vip_itself_gets_the_connection_before_the_wildcard() {
         let listener = |text, inode| Listener { address: address(text), inode };
         let vip = address("127.240.3.4:80");
-        let mut holders = Holders(vec![listener("0.0.0.0:80", 1), listener("127.0.0.1:80", 2)]);
-        assert_eq!(holders.holder(vip).map(|found| found.inode), Some(1));
-        holders.0.push(listener("127.240.3.4:80", 3));
-        assert_eq!(holders.holder(vip).map(|found| found.inode), Some(3));
-        assert_eq!(holders.holder(address("127.240.3.4:81")), None);
-        assert_eq!(Holders(vec![listener("[::]:80", 4)]).holder(vip).map(|found| found.inode), Some(4));
+        let mut listeners = Listeners(vec![listener("0.0.0.0:80", 1), listener("127.0.0.1:80", 2)]);
+        assert_eq!(listeners.holder(vip).map(|found| found.inode), Some(1));
+        listeners.0.push(listener("127.240.3.4:80", 3));
+        assert_eq!(listeners.holder(vip).map(|found| found.inode), Some(3));
+        assert_eq!(listeners.holder(address("127.240.3.4:81")), None);
+        assert_eq!(Listeners(vec![listener("[::]:80", 4)]).holder(vip).map(|found| found.inode), Some(4));
+    }
+
+    #[test]
+    fn wildcard_and_specific_targets_are_told_apart() {
+        let listener = |text| Listener { address: address(text), inode: 1 };
+        let bound = ["127.0.0.1:5432", "0.0.0.0:80", "[::]:22", "[::1]:631"];
+        let listeners = Listeners(bound.map(listener).into());
+        for (target, wildcard) in [
+            ("127.0.0.1:5432", Some(false)),
+            ("127.0.0.2:5432", None),
+            ("127.0.0.1:80", Some(true)),
+            ("[::1]:80", None),
+            ("127.0.0.1:8080", None),
+            ("127.0.0.1:22", Some(true)),
+            ("[::1]:22", Some(true)),
+            ("[::1]:631", Some(false)),
+            ("[::ffff:127.0.0.1]:80", Some(true)),
+        ] {
+            assert_eq!(listeners.is_wildcard(address(target)), wildcard, "{target}");
+        }
     }
 
     #[test]
@@ -157,12 +182,12 @@ mod tests {
         let (one, all) = (TcpListener::bind("127.0.0.1:0"), TcpListener::bind("0.0.0.0:0"));
         let port = |listener: &TcpListener| listener.local_addr().expect("bound").port();
         let (one, all) = (one.expect("free"), all.expect("free"));
-        let holders = Holders::read_blocking();
+        let listeners = Listeners::read_blocking();
         let at = |port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
-        assert_eq!(holders.is_wildcard(at(port(&one))), Some(false));
-        assert_eq!(holders.is_wildcard(at(port(&all))), Some(true));
+        assert_eq!(listeners.is_wildcard(at(port(&one))), Some(false));
+        assert_eq!(listeners.is_wildcard(at(port(&all))), Some(true));
         let holder =
-            holders.holder(SocketAddr::new([127, 250, 0, 9].into(), port(&all))).expect("the wildcard");
+            listeners.holder(SocketAddr::new([127, 250, 0, 9].into(), port(&all))).expect("the wildcard");
         assert!(holder.is_wildcard());
         let own = fs::read_to_string("/proc/self/comm").expect("readable");
         assert_eq!(program_blocking(holder.inode).as_deref(), Some(own.trim()));
