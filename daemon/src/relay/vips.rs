@@ -23,7 +23,7 @@ use gossamer_core::vip::{Pool, PortState, VipName};
 use gossamer_dns::VipAnswer;
 use gossamer_wire::{GroupName, MeshId};
 
-use super::scope::attempt;
+use super::scope::{attempt, behind};
 use super::{LocalTargets, Relay, RelayCounters};
 use crate::index::IndexReader;
 use crate::supervise::Stage;
@@ -61,6 +61,8 @@ struct Shared {
     index: IndexReader,
     began: Instant,
     open: ArcSwap<BTreeMap<VipName, Arc<OpenVip>>>,
+    /// The name each address stands for, of all names of the catalog.
+    names: ArcSwap<BTreeMap<Ipv4Addr, VipName>>,
     /// Names that are not answered because another name has their address.
     losers: ArcSwap<BTreeMap<VipName, VipName>>,
 }
@@ -112,6 +114,7 @@ impl Vips {
             index: parts.index.clone(),
             began: Instant::now(),
             open: ArcSwap::default(),
+            names: ArcSwap::default(),
             losers: ArcSwap::default(),
         });
         let stage = parts.stage.clone();
@@ -153,10 +156,13 @@ impl Vips {
         VipAnswer::Address(self.shared.address(view, name))
     }
 
-    /// Returns the name in use that an address stands for.
+    /// Returns the name that an address stands for, in use or not; `None` when this node may not see it. A new
+    /// name is known some seconds later, unless it is opened.
     pub fn pointer(&self, vip: Ipv4Addr) -> Option<VipName> {
-        let open = self.shared.open.load();
-        open.iter().find(|(_, open)| open.address == vip).map(|(name, _)| name.clone())
+        let names = self.shared.names.load();
+        let name = names.get(&vip)?;
+        let view = self.shared.index.service(name.service())?;
+        behind(&view, name).next().map(|_| name.clone())
     }
 
     /// Returns the ports of all names in use, by name and port.
@@ -171,17 +177,6 @@ impl Vips {
             open.ports.iter().map(port).collect::<Vec<_>>()
         };
         open.iter().flat_map(of_name).collect()
-    }
-
-    /// Returns how many ports are in each state.
-    pub fn port_counts(&self) -> Vec<(&'static str, u64)> {
-        let mut counts = BTreeMap::new();
-        for open in self.shared.open.load().values() {
-            for state in open.ports.values() {
-                *counts.entry(state.word()).or_insert(0) += 1;
-            }
-        }
-        counts.into_iter().collect()
     }
 
     /// Returns the names that are not answered because another name has their address, with that name.

@@ -28,19 +28,26 @@ impl Table {
         Self { mesh, pool, claims: BTreeMap::new(), placed: BTreeMap::new(), losers: BTreeMap::new() }
     }
 
-    /// Replaces the names of a service, each with its `try`; none removes it.
-    pub fn set_service(&mut self, service: &ServiceName, names: impl IntoIterator<Item = (VipName, u8)>) {
+    /// Replaces the names of a service, each with its `try`; none removes it. Returns whether that changes
+    /// anything.
+    pub fn set_service(
+        &mut self,
+        service: &ServiceName,
+        names: impl IntoIterator<Item = (VipName, u8)>,
+    ) -> bool {
+        let claim = |(name, attempt): (VipName, u8)| Claim { hash: name.hash(&self.mesh, attempt), name };
+        let placed: Vec<_> =
+            names.into_iter().map(claim).map(|claim| (self.pool.vip(claim.hash), claim)).collect();
+        let before = self.placed.remove(service).unwrap_or_default();
+        let is_new = placed != before;
         let mut touched = BTreeSet::new();
-        for (address, claim) in self.placed.remove(service).unwrap_or_default() {
+        for (address, claim) in before {
             if let Some(claims) = self.claims.get_mut(&address) {
                 claims.remove(&claim);
             }
             self.losers.remove(&claim.name);
             touched.insert(address);
         }
-        let claim = |(name, attempt): (VipName, u8)| Claim { hash: name.hash(&self.mesh, attempt), name };
-        let placed: Vec<_> =
-            names.into_iter().map(claim).map(|claim| (self.pool.vip(claim.hash), claim)).collect();
         for (address, claim) in &placed {
             self.claims.entry(*address).or_default().insert(claim.clone());
             touched.insert(*address);
@@ -51,6 +58,12 @@ impl Table {
         for address in touched {
             self.settle(address);
         }
+        is_new
+    }
+
+    /// Returns each address in use with the name that holds it.
+    pub fn holders(&self) -> impl Iterator<Item = (Ipv4Addr, &VipName)> {
+        self.claims.iter().filter_map(|(address, claims)| Some((*address, &claims.first()?.name)))
     }
 
     /// Returns the services that have names here.
@@ -133,7 +146,20 @@ mod tests {
             }
             let expected = BTreeMap::from([(loser.name.clone(), winner.name.clone())]);
             assert_eq!(table.losers(), &expected);
+            assert_eq!(table.holders().map(|(_, name)| name).collect::<Vec<_>>(), [&winner.name]);
         }
+    }
+
+    #[test]
+    fn the_same_names_again_change_nothing() {
+        let mut table = table();
+        assert!(table.set_service(&service("orders"), [(name("orders"), 0)]));
+        assert!(!table.set_service(&service("orders"), [(name("orders"), 0)]));
+        assert_eq!(table.holders().count(), 1);
+        assert!(table.set_service(&service("orders"), [(name("orders"), 1)]));
+        assert!(table.set_service(&service("orders"), []));
+        assert!(!table.set_service(&service("orders"), []));
+        assert_eq!(table.holders().count(), 0);
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub(super) struct Owner {
     /// The addresses of all names of the catalog, and the views they were taken from.
     table: Table,
     placed: BTreeMap<ServiceName, Arc<ServiceView>>,
+    /// Whether the table has changed since readers saw it.
+    is_table_new: bool,
     targets: Arc<Vec<LocalService>>,
     /// Programs by socket.
     programs: BTreeMap<u64, Option<String>>,
@@ -114,6 +116,7 @@ impl Owner {
             take,
             names: BTreeMap::new(),
             placed: BTreeMap::new(),
+            is_table_new: false,
             programs: BTreeMap::new(),
             max_listeners: max_listeners(),
         }
@@ -337,11 +340,11 @@ impl Owner {
         match (view, self.placed.get(service)) {
             (Some(view), Some(placed)) if Arc::ptr_eq(&view, placed) => {}
             (Some(view), _) => {
-                self.table.set_service(service, attempts(&view));
+                self.is_table_new |= self.table.set_service(service, attempts(&view));
                 self.placed.insert(service.clone(), view);
             }
             (None, _) => {
-                self.table.set_service(service, []);
+                self.is_table_new |= self.table.set_service(service, []);
                 self.placed.remove(service);
             }
         }
@@ -356,14 +359,16 @@ impl Owner {
     }
 
     /// Lets readers see the state.
-    fn publish(&self) {
+    fn publish(&mut self) {
         let open = |(name, open): (&VipName, &Name)| {
             let ports = open.ports.iter().map(|(number, port)| (*number, port.state.clone())).collect();
             let (view, used) = (Arc::clone(&open.view), Arc::clone(&open.used));
             (name.clone(), Arc::new(OpenVip { address: open.address, view, ports, used }))
         };
         self.shared.open.store(Arc::new(self.names.iter().map(open).collect()));
-        if **self.shared.losers.load() != *self.table.losers() {
+        if std::mem::take(&mut self.is_table_new) {
+            let holders = self.table.holders().map(|(vip, name)| (vip, name.clone()));
+            self.shared.names.store(Arc::new(holders.collect()));
             self.shared.losers.store(Arc::new(self.table.losers().clone()));
         }
     }
