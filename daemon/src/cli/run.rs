@@ -4,12 +4,15 @@
 //! Driven by: `start`.
 
 use std::ffi::OsString;
-use std::process::ExitCode;
+use std::io;
+use std::process::{ExitCode, ExitStatus};
+use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::claim::SlotClaim;
@@ -24,6 +27,9 @@ use crate::identity::Identity;
 use crate::store::Store;
 use crate::supervise::Stage;
 use crate::telemetry;
+
+/// How long a command may take to end when it is asked to; then it is killed.
+const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// What a daemon is started from.
 #[derive(Debug)]
@@ -55,19 +61,32 @@ pub(super) async fn foreground(prepared: Prepared, then: Then) -> Result<ExitCod
         // Tests share one process, whose log would hold the lines of all of them.
         let _ = telemetry::install(settings.log_level, settings.log_format);
     }
-    let stop = CancellationToken::new();
+    let (stop, asked) = (CancellationToken::new(), CancellationToken::new());
     let stage = Stage::default();
-    stop_on_signals(&stage, &stop);
+    end_on_signals(&stage, &stop, &asked);
     let client = Client::new(&settings.socket);
     let (is_ready, ready) = oneshot::channel();
     let announce = |ready: &Ready| drop(is_ready.send(ready.clone()));
-    let daemon = app::run(settings, store, identity, announce, stop.clone());
+    let daemon = async {
+        let ended = app::run(settings, store, identity, announce, stop.clone()).await;
+        stop.cancel();
+        ended
+    };
+    // The command ends before the daemon leaves: its last connections go by the mesh.
     let work = async {
-        let Ok(ready) = ready.await else { return Ok(None) };
-        let result = after(&ready, &client, then, &stage, &stop).await;
-        if !matches!(result, Ok(None)) {
-            stop.cancel();
+        let ready = tokio::select! {
+            biased;
+            () = asked.cancelled() => None,
+            ready = ready => ready.ok(),
+        };
+        let result = match ready {
+            Some(ready) => after(&ready, &client, then, &stage, &asked).await,
+            None => Ok(None),
+        };
+        if matches!(result, Ok(None)) {
+            asked.cancelled().await;
         }
+        stop.cancel();
         result
     };
     let (ended, worked) = tokio::join!(Box::pin(daemon), Box::pin(work));
@@ -84,7 +103,7 @@ async fn after(
     client: &Client,
     then: Then,
     stage: &Stage,
-    stop: &CancellationToken,
+    asked: &CancellationToken,
 ) -> Result<Option<ExitCode>, Failure> {
     let about = &ready.about;
     for service in &then.expose {
@@ -106,7 +125,7 @@ async fn after(
     if then.command.is_empty() {
         return Ok(None);
     }
-    command(&then.command, stop).await.map(Some)
+    command(&then.command, asked).await.map(Some)
 }
 
 /// Prints the line to paste on another machine.
@@ -118,11 +137,15 @@ pub(super) async fn join_line(client: &Client, body: &CreateToken) -> Result<(),
     Ok(())
 }
 
-fn stop_on_signals(stage: &Stage, stop: &CancellationToken) {
-    let stop = stop.clone();
+/// Cancels `asked` when this process is asked to end, or the daemon stops.
+fn end_on_signals(stage: &Stage, stop: &CancellationToken, asked: &CancellationToken) {
+    let (stop, asked) = (stop.clone(), asked.clone());
     stage.spawn_short("signals", async move {
-        interrupted().await;
-        stop.cancel();
+        tokio::select! {
+            () = interrupted() => {}
+            () = stop.cancelled() => {}
+        }
+        asked.cancel();
     });
 }
 
@@ -139,30 +162,41 @@ pub(super) async fn interrupted() {
     }
 }
 
-/// Runs a command to its end, or ends it with `stop`; returns its exit code as a shell would.
+/// Runs a command to its end, or ends it with `stop`; returns its exit code as a shell would. It is not told
+/// the token this daemon joined with.
 pub(super) async fn command(command: &[OsString], stop: &CancellationToken) -> Result<ExitCode, Failure> {
     let [program, arguments @ ..] = command else { return Ok(ExitCode::SUCCESS) };
     let name = program.to_string_lossy();
     let failed = |error| Failure::failed(format_args!("{name} cannot be run: {error}; check the path"));
-    let mut child = Command::new(program).args(arguments).kill_on_drop(true).spawn().map_err(failed)?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env_remove("GOSSAMER_TOKEN")
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
     let status = tokio::select! {
         status = child.wait() => status,
         () = stop.cancelled() => {
-            terminate(&child);
-            child.wait().await
+            end(&mut child, END_WITHIN).await
         }
     };
     Ok(ExitCode::from(shell_code(status.map_err(failed)?)))
 }
 
-fn terminate(child: &tokio::process::Child) {
+/// Asks a command to end, kills it when it has not after `within`, and waits for it.
+async fn end(child: &mut Child, within: Duration) -> io::Result<ExitStatus> {
     if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM);
     }
+    if let Ok(status) = timeout(within, child.wait()).await {
+        return status;
+    }
+    let _ = child.start_kill();
+    child.wait().await
 }
 
 /// 128 + N for a command that signal N ended, as shells say it.
-fn shell_code(status: std::process::ExitStatus) -> u8 {
+fn shell_code(status: ExitStatus) -> u8 {
     use std::os::unix::process::ExitStatusExt;
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
@@ -196,5 +230,38 @@ mod tests {
         stop.cancel();
         let words: Vec<OsString> = ["sleep", "600"].map(OsString::from).into();
         assert!(same(command(&words, &stop).await.expect("ended"), 143));
+    }
+
+    #[tokio::test]
+    async fn a_command_that_ignores_the_end_is_killed() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let mark = dir.path().join("deaf");
+        let line = format!("trap '' TERM; : > {}; while :; do read line; done", mark.display());
+        let mut command = Command::new("sh");
+        command.args(["-c", &line]).stdin(std::process::Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().expect("runs");
+        let _open = child.stdin.take();
+        while !mark.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let status = end(&mut child, Duration::from_millis(50)).await.expect("killed");
+        assert_eq!(shell_code(status), 137);
+    }
+
+    #[test]
+    fn a_command_is_not_told_the_token() {
+        // The variable of a process that runs nothing else is set: this test, started again.
+        let run_again = || {
+            std::process::Command::new(std::env::current_exe().expect("a path"))
+                .args(["--exact", "cli::run::tests::a_command_is_not_told_the_token", "--nocapture"])
+                .env("GOSSAMER_TOKEN", "gsm1_secret")
+                .status()
+        };
+        if std::env::var_os("GOSSAMER_TOKEN").is_none() {
+            return assert!(run_again().expect("runs").success());
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("starts");
+        let told = runtime.block_on(code("test -z \"$GOSSAMER_TOKEN\""));
+        assert!(same(told.expect("runs"), 0));
     }
 }
