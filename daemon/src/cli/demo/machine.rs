@@ -22,6 +22,9 @@ const READY_WITHIN: Duration = Duration::from_secs(10);
 /// Longest wait for a command, and for a daemon to leave.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
+/// How a join token begins.
+pub(super) const TOKEN_PREFIX: &str = "gsm1_";
+
 /// The places of one demo.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -98,6 +101,9 @@ impl Place {
 
     fn command(&self, name: &str, words: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
+        // Every user of the machine may read the arguments of a process.
+        let (tokens, words): (Vec<&str>, Vec<&str>) =
+            words.iter().partition(|word| word.starts_with(TOKEN_PREFIX));
         command.args(words).arg("--state-dir").arg(self.dir.path().join(name));
         command
             .arg("--socket")
@@ -110,7 +116,7 @@ impl Place {
                 command.env_remove(variable);
             }
         }
-        command.stdin(Stdio::null());
+        command.envs(tokens.first().map(|token| ("GOSSAMER_TOKEN", token))).stdin(Stdio::null());
         command
     }
 
@@ -223,6 +229,15 @@ mod tests {
         assert_eq!(ended.ok(), Err("words".to_owned()));
         let ended = place.cli("a", &["-c", "env | grep -c GOSSAMER_; echo $0"]).await.expect("runs");
         assert!(ended.stdout.starts_with("0\n--state-dir"), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn a_token_is_not_among_the_arguments() {
+        let place = place();
+        let ended =
+            place.cli("a", &["-c", "echo $GOSSAMER_TOKEN in $0 $*", "gsm1_secret"]).await.expect("runs");
+        assert!(ended.stdout.starts_with("gsm1_secret in --state-dir"), "{ended:?}");
+        assert_eq!(ended.stdout.matches("gsm1_secret").count(), 1);
     }
 
     #[test]

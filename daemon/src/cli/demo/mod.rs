@@ -21,7 +21,7 @@ use super::failure::Failure;
 use super::{output, run};
 use crate::api::messages::{NodeRow, Status};
 use crate::supervise::Stage;
-use machine::{Machine, Place};
+use machine::{Machine, Place, TOKEN_PREFIX};
 use report::{Form, Report, Step, milliseconds, short};
 use world::{Greeter, Tally};
 
@@ -139,7 +139,7 @@ impl Demo {
     async fn machine(&mut self, name: &'static str, words: &[&str]) -> Result<Status, String> {
         let shown: Vec<String> = words
             .iter()
-            .map(|word| if word.starts_with("gsm1_") { short(word) } else { (*word).to_owned() })
+            .map(|word| if word.starts_with(TOKEN_PREFIX) { short(word) } else { (*word).to_owned() })
             .collect();
         self.report.command(&shown.iter().map(String::as_str).collect::<Vec<_>>());
         let began = Instant::now();
