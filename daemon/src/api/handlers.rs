@@ -313,7 +313,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         state_dir: about.state_dir.clone(),
         members_alive: views::members_alive(&nodes, about.node),
         services: state.index.services().len(),
-        findings: views::findings(about, &nodes, &own, &vips),
+        findings: views::findings(about, &nodes, &own, &vips, &state.vips.losers(), clock::wall()),
         vips: vips.into_iter().map(views::vip_row).collect(),
         counters: state.metrics.snapshot(),
         issuer: about.issuer,

@@ -93,7 +93,7 @@ pub struct Exposed {
     pub visibility: String,
     /// Whether a registration with another content was replaced.
     pub replaced: bool,
-    /// Members the record was handed to.
+    /// Members the record is sent to: all this node is connected to.
     pub holders: usize,
     /// Other members that live.
     pub members: usize,

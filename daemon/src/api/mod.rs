@@ -13,6 +13,7 @@ mod refusal;
 mod socket;
 mod views;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -29,6 +30,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+
+use gossamer_core::vip::VipName;
 
 use crate::app::About;
 use crate::events::EventLog;
@@ -78,7 +81,8 @@ pub struct ApiState {
     pub events: EventLog,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// Counts the members the last change of the own records was written to.
+    /// Counts the members that own records are sent to: all this node is connected to. What they keep is not
+    /// known.
     pub holders: Arc<dyn Fn() -> usize + Send + Sync>,
     /// Cancelled to leave the mesh and end the daemon.
     pub stop: CancellationToken,
@@ -105,6 +109,9 @@ pub trait Flows: Send + Sync {
 pub trait Ports: Send + Sync {
     /// Returns each port that was used, with its state.
     fn ports(&self) -> Vec<VipPort>;
+
+    /// Returns the names that are not answered because another has their address, with that other name.
+    fn losers(&self) -> Arc<BTreeMap<VipName, VipName>>;
 }
 
 impl Flows for Relay {
@@ -125,6 +132,10 @@ impl Flows for Relay {
 impl Ports for Vips {
     fn ports(&self) -> Vec<VipPort> {
         Self::ports(self)
+    }
+
+    fn losers(&self) -> Arc<BTreeMap<VipName, VipName>> {
+        Self::losers(self)
     }
 }
 

@@ -56,6 +56,10 @@ impl Ports for Stolen {
             state: PortState::Stolen { program: Some("postgres".to_owned()) },
         }]
     }
+
+    fn losers(&self) -> Arc<BTreeMap<VipName, VipName>> {
+        Arc::default()
+    }
 }
 
 /// Knows `orders` only.
@@ -192,7 +196,7 @@ fn expose(service: &str) -> Expose {
         ports: vec![ExposePort { name: None, number: 5432, target_port: Some(9) }],
         target: None,
         to: messages::Audience::All,
-        metadata: std::collections::BTreeMap::new(),
+        metadata: BTreeMap::new(),
         weight: 100,
     }
 }

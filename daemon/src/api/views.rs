@@ -3,10 +3,14 @@
 //! Owns: the words for states, what counts as a finding. Must not know: HTTP, tables.
 //! Driven by: `handlers`. All functions are pure.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use gossamer_core::catalog::{InstanceState, InstanceView, Nearness, ServiceView};
 use gossamer_core::membership::MemberState;
-use gossamer_core::vip::PortState;
+use gossamer_core::vip::{PortState, VipName};
 use gossamer_wire::{GroupName, NodeId, ServiceName};
+use time::OffsetDateTime;
 
 use super::messages::{Audience, Finding, InstanceRow, NodeRow, PortRow, ServiceRow, VipRow};
 use crate::app::About;
@@ -155,8 +159,11 @@ pub(super) fn findings(
     nodes: &[NodeSummary],
     own: &[LocalService],
     vips: &[VipPort],
+    losers: &BTreeMap<VipName, VipName>,
+    now: u64,
 ) -> Vec<Finding> {
-    let mut findings = Vec::new();
+    let mut findings: Vec<_> = certificate_finding(about.certificate_ends, now).into_iter().collect();
+    findings.extend(losers.iter().map(loser_finding));
     for port in vips {
         findings.extend(port_finding(port));
     }
@@ -180,6 +187,32 @@ pub(super) fn findings(
     findings.extend(nodes.iter().filter(|node| node.node != about.node).filter_map(node_finding));
     findings
 }
+
+/// Warns of a certificate that ends soon. Both are seconds since the Unix epoch.
+fn certificate_finding(ends: u64, now: u64) -> Option<Finding> {
+    if ends.saturating_sub(now) > CERTIFICATE_WARNING.as_secs() {
+        return None;
+    }
+    let date = i64::try_from(ends).ok().and_then(|ends| OffsetDateTime::from_unix_timestamp(ends).ok());
+    let date = date.map_or_else(|| ends.to_string(), |at| at.date().to_string());
+    let verb = if ends <= now { "ended" } else { "ends" };
+    Some(Finding {
+        text: format!("this node's certificate {verb} on {date}; without one it is shut out of the mesh"),
+        fix:
+            "where the mesh was made: gossamer token create; here, then: gossamer join TOKEN --state-dir NEW"
+                .to_owned(),
+    })
+}
+
+fn loser_finding((loser, winner): (&VipName, &VipName)) -> Finding {
+    Finding {
+        text: format!("{loser} is not answered: it has the same virtual address as {winner}"),
+        fix: format!("offer {} under another name, or use gossamer forward", loser.service()),
+    }
+}
+
+/// How long before its end a certificate is warned of: time for a person to act.
+const CERTIFICATE_WARNING: Duration = Duration::from_secs(7 * 86_400);
 
 fn port_finding(port: &VipPort) -> Option<Finding> {
     let VipPort { name, address, state } = port;

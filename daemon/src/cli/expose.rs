@@ -34,7 +34,7 @@ fn lines(exposed: &Exposed) -> Vec<String> {
         format!("{verb}  instance {} of {}, {}", exposed.instance, exposed.service, ports.join(", ")),
         format!("check       {}", exposed.check),
         format!("visible to  {}", exposed.visibility),
-        format!("held by     {} of {} other members", exposed.holders.min(exposed.members), exposed.members),
+        format!("sent to     {} of {} other members", exposed.holders.min(exposed.members), exposed.members),
     ];
     lines.extend(exposed.warnings.iter().map(|warning| format!("warning: {warning}")));
     lines
@@ -173,8 +173,12 @@ mod tests {
             warnings: vec!["nobody listens on 127.0.0.1:5432".to_owned()],
         };
         let text = lines(&exposed).join("\n");
-        for words in ["TCP connect each 5 s", "groups east, west", "2 of 2 other", "warning: nobody listens"]
-        {
+        for words in [
+            "TCP connect each 5 s",
+            "groups east, west",
+            "sent to     2 of 2 other",
+            "warning: nobody listens",
+        ] {
             assert!(text.contains(words), "{words} is missing in {text}");
         }
     }

@@ -1,9 +1,6 @@
 //! Rules of rows and findings.
 
-use std::time::Duration;
-
 use gossamer_core::catalog::{MemberLiveness, NodeView};
-use gossamer_core::vip::VipName;
 use gossamer_wire::{Health, Port, Transport, Tries};
 
 use super::*;
@@ -159,6 +156,25 @@ fn a_port_finding_names_the_program_and_a_way_around() {
     }
     let row = vip_row(port(PortState::Stolen { program: Some("nginx".to_owned()) }));
     assert_eq!((row.port, row.state.as_str(), row.program.as_deref()), (443, "stolen", Some("nginx")));
+}
+
+#[test]
+fn a_certificate_is_warned_of_a_week_before_its_end() {
+    // 2027-01-15T08:00:00Z
+    let ends = 1_800_000_000;
+    assert_eq!(certificate_finding(ends, ends - 8 * 86_400), None);
+    let soon = certificate_finding(ends, ends - 6 * 86_400).expect("wrong");
+    assert!(soon.text.contains("certificate ends on 2027-01-15"), "{soon:?}");
+    assert!(soon.fix.contains("gossamer join TOKEN --state-dir"), "{soon:?}");
+    assert!(certificate_finding(ends, ends + 1).expect("wrong").text.contains("ended on 2027-01-15"));
+    assert_eq!(certificate_finding(u64::MAX, ends), None);
+}
+
+#[test]
+fn two_names_that_meet_are_both_named() {
+    let name = |text: &str| VipName::Service(text.parse().expect("name"));
+    let finding = loser_finding((&name("orders"), &name("web")));
+    assert!(finding.text.contains("orders is not") && finding.text.contains("address as web"), "{finding:?}");
 }
 
 #[test]
