@@ -15,6 +15,10 @@ use crate::supervise::Stage;
 use gossamer_wire::join::Refusal;
 use gossamer_wire::token::Token;
 
+mod hostile;
+mod pool;
+mod raw;
+
 const SOON: Duration = Duration::from_secs(10);
 
 /// A node with everything below membership.
@@ -26,6 +30,7 @@ struct Node {
     catalog: mpsc::Receiver<ToCatalog>,
     flows: mpsc::Receiver<FlowStream>,
     issuer: Option<IssuerHandle>,
+    metrics: Arc<Metrics>,
     stage: Stage,
     dir: TempDir,
 }
@@ -58,11 +63,11 @@ fn start_node(identity: Identity, dir: TempDir) -> Node {
             index: IndexWriter::default().reader(),
             advertised: vec![address],
             joiners,
-            metrics,
+            metrics: Arc::clone(&metrics),
         };
         issuer::start(&stage, parts).expect("starts")
     });
-    Node { identity, peers, address, membership, catalog, flows, issuer, stage, dir }
+    Node { identity, peers, address, membership, catalog, flows, issuer, metrics, stage, dir }
 }
 
 fn first_node() -> Node {
@@ -98,10 +103,16 @@ impl Node {
         issuer.create_token(request).await.expect("mints").token
     }
 
-    async fn join(&self, name: &str) -> Self {
+    /// Admits a member that does not run.
+    async fn member(&self, name: &str) -> (Identity, TempDir) {
         let dir = tempfile::tempdir().expect("scratch");
         let store = Store::open(&dir.path().join("state")).expect("opens");
         let identity = join(&store, &self.token().await, &request(name)).await.expect("joins");
+        (identity, dir)
+    }
+
+    async fn join(&self, name: &str) -> Self {
+        let (identity, dir) = self.member(name).await;
         start_node(identity, dir)
     }
 

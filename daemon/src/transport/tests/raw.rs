@@ -1,0 +1,114 @@
+//! A member by its certificate that speaks the protocol by hand, and so can break it.
+
+use quinn::Connection;
+use rustls::client::ResolvesClientCert;
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, SignatureScheme};
+
+use super::super::endpoint::{self, Endpoints};
+use super::super::hello::{Greeted, answer, greet, read_frame};
+use super::super::tls;
+use super::*;
+
+/// A member that does only what a test tells it.
+pub(super) struct Raw {
+    pub(super) identity: Identity,
+    pub(super) trust: Trust,
+    pub(super) endpoints: Endpoints,
+    pub(super) address: SocketAddr,
+    _dir: TempDir,
+}
+
+impl Raw {
+    /// Makes a member of the mesh of `issuer`.
+    pub(super) async fn of(issuer: &Node, name: &str) -> Self {
+        let (identity, dir) = issuer.member(name).await;
+        Self::new(identity, dir)
+    }
+
+    /// Speaks as this member.
+    pub(super) fn new(identity: Identity, dir: TempDir) -> Self {
+        let trust = Arc::new(ArcSwap::from_pointee(identity.trust.clone()));
+        let any = "127.0.0.1:0".parse().expect("address");
+        let endpoints = endpoint::bind(any, &identity, &trust, &[8; 64]).expect("binds");
+        let address = endpoints.endpoint.local_addr().expect("bound");
+        Self { identity, trust, endpoints, address, _dir: dir }
+    }
+
+    /// Completes a handshake and says nothing.
+    pub(super) async fn shake_hands(&self, to: SocketAddr) -> Connection {
+        let config = self.endpoints.control.clone();
+        let dial = self.endpoints.endpoint.connect_with(config, to, "test").expect("dials");
+        timeout(SOON, dial).await.expect("in time").expect("connects")
+    }
+
+    /// Dials and greets, as a process with this nonce.
+    pub(super) async fn dial(&self, to: SocketAddr, purpose: Purpose, nonce: u64) -> Greeted {
+        let connection = self.shake_hands(to).await;
+        let greeting = greet(connection, &self.trust, purpose, nonce);
+        timeout(SOON, greeting).await.expect("in time").expect("greets")
+    }
+
+    /// Takes a connection that comes in, without its hello.
+    pub(super) async fn accept(&self) -> Connection {
+        let incoming = timeout(SOON, self.endpoints.endpoint.accept()).await.expect("in time");
+        incoming.expect("open").accept().expect("accepts").await.expect("connects")
+    }
+
+    /// Answers the hello of a connection.
+    pub(super) async fn answer(&self, connection: Connection, nonce: u64) -> Greeted {
+        let answering = answer(connection, &self.trust, nonce);
+        timeout(SOON, answering).await.expect("in time").expect("greets")
+    }
+
+    /// Dials with TLS settings of its own; `None` when the other side does not take the connection.
+    pub(super) async fn dial_with(&self, to: SocketAddr, tls: ClientConfig) -> Option<Connection> {
+        let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).expect("TLS 1.3");
+        let config = quinn::ClientConfig::new(Arc::new(crypto));
+        let dial = self.endpoints.endpoint.connect_with(config, to, "test").expect("dials");
+        timeout(SOON, dial).await.expect("in time").ok()
+    }
+
+    /// Returns the TLS settings of an honest member, to be changed.
+    pub(super) fn tls(&self) -> ClientConfig {
+        tls::client(&self.identity, &self.trust).expect("settings")
+    }
+}
+
+/// Returns the code with which the other side closes a connection.
+pub(super) async fn close_code(connection: &Connection) -> u32 {
+    match timeout(SOON, connection.closed()).await.expect("closed in time") {
+        quinn::ConnectionError::ApplicationClosed(close) => {
+            close.error_code.into_inner().try_into().expect("a code of ours")
+        }
+        other => panic!("closed without a reason: {other}"),
+    }
+}
+
+/// Reads frames until one is of the kind that is looked for.
+pub(super) async fn frame_where(greeted: &mut Greeted, is_it: impl Fn(&Frame) -> bool) -> Frame {
+    let read = async {
+        loop {
+            if let Some(frame) = read_frame(&mut greeted.recv).await.expect("an open stream")
+                && is_it(&frame)
+            {
+                return frame;
+            }
+        }
+    };
+    timeout(SOON, read).await.expect("a frame")
+}
+
+/// Shows no certificate.
+#[derive(Debug)]
+pub(super) struct Anonymous;
+
+impl ResolvesClientCert for Anonymous {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
