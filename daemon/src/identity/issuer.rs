@@ -488,3 +488,6 @@ fn address_warning(addresses: &[SocketAddr]) -> Option<String> {
         format!("{} are private addresses; from other networks add --address PUBLIC-IP:PORT", list())
     })
 }
+
+#[cfg(test)]
+mod tests;

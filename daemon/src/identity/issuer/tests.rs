@@ -1,0 +1,366 @@
+//! The desk of an issuer, without the network: what it mints, whom it admits, what survives on disk.
+
+use std::path::Path;
+
+use gossamer_core::catalog::{MemberLiveness, NodeView};
+use gossamer_core::membership::MemberState;
+use gossamer_core::trust::TrustBundle;
+
+use super::*;
+use crate::identity::{InitRequest, NodeKey, init};
+use crate::index::{IndexWriter, NodeSummary};
+
+/// A desk on a state directory of its own.
+struct Office {
+    desk: Desk,
+    index: IndexWriter,
+    _dir: tempfile::TempDir,
+}
+
+fn office() -> Office {
+    let dir = tempfile::tempdir().expect("scratch");
+    let store = Store::open(&dir.path().join("state")).expect("opens");
+    let request = InitRequest {
+        mesh_name: "test".parse().expect("name"),
+        group: "west".parse().expect("name"),
+        node: "vm-a".parse().expect("name"),
+        zone: None,
+        region: None,
+    };
+    let identity = Arc::new(init(&store, &request).expect("makes"));
+    let index = IndexWriter::default();
+    let desk = Desk {
+        tokens: Tokens::read(&store).expect("reads"),
+        store,
+        issuer: identity.issuer.clone().expect("an issuer"),
+        identity,
+        index: index.reader(),
+        advertised: vec!["192.0.2.1:4677".parse().expect("address")],
+    };
+    Office { desk, index, _dir: dir }
+}
+
+fn request() -> TokenRequest {
+    TokenRequest {
+        ttl: Duration::from_secs(60),
+        uses: 1,
+        group: Some("east".parse().expect("name")),
+        node_pattern: None,
+        services: Vec::new(),
+        relay: false,
+        ephemeral: None,
+        addresses: Vec::new(),
+    }
+}
+
+fn joiner(token: &Token, name: &str) -> Checked {
+    let key = NodeKey::generate().expect("a key");
+    let request = JoinRequest {
+        token: token.reveal().to_owned(),
+        public_key: key.public(),
+        proof: Vec::new(),
+        name: name.parse().expect("name"),
+    };
+    Checked { token: token.clone(), request, node: key.node() }
+}
+
+fn addresses(list: &[&str]) -> Vec<SocketAddr> {
+    list.iter().map(|text| text.parse().expect("address")).collect()
+}
+
+impl Office {
+    async fn token(&mut self, request: TokenRequest) -> Token {
+        self.desk.create(request).await.expect("mints").token
+    }
+
+    async fn refusal(&mut self, checked: &Checked) -> Refusal {
+        self.desk.try_admit(checked).await.expect_err("refuses")
+    }
+
+    fn on_disk(&self) -> Tokens {
+        Tokens::read(&self.desk.store).expect("reads")
+    }
+
+    /// Lets the catalog know a node by this name.
+    fn show(&mut self, name: &str, group: &str, state: MemberState) -> NodeId {
+        let node = NodeId::from_bytes(rand::random());
+        let view = NodeView {
+            node,
+            name: name.parse().expect("name"),
+            group: group.parse().expect("name"),
+            zone: None,
+            region: None,
+            labels: Vec::new(),
+            addresses: addresses(&["192.0.2.9:4677"]),
+            relays: Vec::new(),
+            epoch: 1,
+            records: 0,
+            age: Duration::ZERO,
+            lease_left: Duration::from_secs(60),
+            liveness: MemberLiveness::Alive,
+            held: 0,
+            quarantined: 0,
+            not_after: u64::MAX,
+            outside_claims: 0,
+            trusted: true,
+        };
+        self.index.set_nodes(vec![NodeSummary { node, view: Some(view), state: Some(state) }]);
+        node
+    }
+}
+
+#[tokio::test]
+async fn a_token_grants_what_was_asked_for() {
+    let mut office = office();
+    let asked = TokenRequest {
+        uses: 3,
+        node_pattern: Some("vm-*".to_owned()),
+        services: vec!["web-*".to_owned()],
+        relay: true,
+        ephemeral: Some(Duration::from_secs(600)),
+        addresses: addresses(&["198.51.100.7:4677"]),
+        ..request()
+    };
+    let before = clock::wall();
+    let token = office.token(asked).await;
+    let grant = token.grant();
+    assert_eq!((grant.mesh, grant.issuer), (office.desk.identity.mesh, office.desk.identity.node()));
+    assert_eq!((grant.uses, grant.group.as_str()), (3, "east"));
+    assert_eq!(grant.node_pattern.as_deref(), Some("vm-*"));
+    let claims = Claims { services: vec!["web-*".to_owned()], relay: true, ephemeral_seconds: 600 };
+    assert_eq!(grant.claims, claims);
+    assert_eq!(grant.addresses, addresses(&["198.51.100.7:4677"]));
+    assert!((before + 60..=clock::wall() + 60).contains(&grant.not_after));
+    let (signed, signature) = token.signed();
+    assert!(signature_holds(&office.desk.identity.key.public(), &signed, &signature));
+}
+
+#[tokio::test]
+async fn a_token_without_group_and_addresses_takes_those_of_the_issuer() {
+    let mut office = office();
+    office.desk.advertised =
+        addresses(&["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1", "192.0.2.4:1", "[::1]:1"]);
+    let token = office.token(TokenRequest { group: None, ..request() }).await;
+    assert_eq!(token.grant().group.as_str(), "west");
+    assert_eq!(token.grant().addresses, office.desk.advertised[..MAX_TOKEN_ADDRESSES]);
+}
+
+#[tokio::test]
+async fn what_no_reader_would_take_is_not_minted() {
+    let mut office = office();
+    let five = addresses(&["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1", "192.0.2.4:1", "192.0.2.5:1"]);
+    let refused = office.desk.create(TokenRequest { addresses: five, ..request() }).await;
+    assert!(matches!(refused, Err(TokenError::Addresses(5))));
+    let services = vec!["s".repeat(300)];
+    let refused = office.desk.create(TokenRequest { services, ..request() }).await;
+    assert!(matches!(refused, Err(TokenError::TooLong(_))));
+    let node_pattern = Some("x".repeat(600));
+    let refused = office.desk.create(TokenRequest { node_pattern, ..request() }).await;
+    assert!(matches!(refused, Err(TokenError::TooLong(_))));
+    assert!(office.desk.list().is_empty() && office.on_disk().minted.is_empty());
+}
+
+#[tokio::test]
+async fn only_a_narrow_token_may_be_without_a_limit() {
+    let mut office = office();
+    let narrow = || TokenRequest {
+        uses: 0,
+        ephemeral: Some(Duration::from_secs(60)),
+        node_pattern: Some("ci-*".to_owned()),
+        ..request()
+    };
+    for wide in [
+        TokenRequest { ephemeral: None, ..narrow() },
+        TokenRequest { node_pattern: None, ..narrow() },
+        TokenRequest { group: None, ..narrow() },
+    ] {
+        assert!(matches!(office.desk.create(wide).await, Err(TokenError::Unlimited)));
+    }
+    let token = office.token(narrow()).await;
+    for name in ["ci-1", "ci-2", "ci-3"] {
+        office.desk.try_admit(&joiner(&token, name)).await.expect("admits");
+    }
+}
+
+#[tokio::test]
+async fn who_is_admitted_gets_a_certificate_of_exactly_what_was_granted() {
+    let mut office = office();
+    let token = office.token(TokenRequest { services: vec!["web-*".to_owned()], ..request() }).await;
+    let checked = joiner(&token, "vm-b");
+    let admitted = office.desk.try_admit(&checked).await.expect("admits");
+    let mesh = office.desk.identity.mesh;
+    let bundle = TrustBundle::new(mesh, admitted.roots, admitted.issuers).expect("certificates");
+    let leaf = bundle.verify(&admitted.leaf, &[], clock::wall()).expect("trusted");
+    assert_eq!(leaf.node, checked.node);
+    assert_eq!((leaf.name.as_str(), leaf.group.as_str()), ("vm-b", "east"));
+    assert_eq!(leaf.claims, token.grant().claims);
+    assert_eq!(admitted.peers.len(), 1, "the issuer itself");
+}
+
+#[tokio::test]
+async fn a_use_is_on_disk_before_the_certificate_leaves() {
+    let mut office = office();
+    let token = office.token(request()).await;
+    let first = joiner(&token, "vm-b");
+    office.desk.try_admit(&first).await.expect("admits");
+    // A crash now: the desk that starts again knows the use.
+    office.desk.tokens = office.on_disk();
+    office.desk.try_admit(&first).await.expect("admits the same key again");
+    assert_eq!(office.refusal(&joiner(&token, "vm-c")).await, Refusal::Used);
+    let used_by: Vec<_> = office.desk.list().remove(0).used_by;
+    assert_eq!(used_by.iter().map(|entry| entry.node).collect::<Vec<_>>(), [first.node]);
+}
+
+#[tokio::test]
+async fn nobody_is_admitted_whose_use_cannot_be_kept() {
+    let mut office = office();
+    let token = office.token(request()).await;
+    std::fs::remove_dir_all(office.desk.store.dir()).expect("removes");
+    assert_eq!(office.refusal(&joiner(&token, "vm-b")).await, Refusal::Unavailable);
+    assert!(office.desk.list()[0].used_by.is_empty(), "what is not on disk is not believed");
+}
+
+#[tokio::test]
+async fn an_expired_token_admits_nobody() {
+    let mut office = office();
+    let grant = office.token(request()).await.grant().clone();
+    let old = Grant { not_after: clock::wall() - 1, ..grant };
+    let key = Arc::clone(&office.desk.identity.key);
+    let token = Token::build(old, |bytes| key.sign(bytes)).expect("fits");
+    assert_eq!(office.refusal(&joiner(&token, "vm-b")).await, Refusal::Expired);
+}
+
+#[tokio::test]
+async fn a_token_that_somebody_else_signed_or_changed_admits_nobody() {
+    let mut office = office();
+    let grant = office.token(request()).await.grant().clone();
+    let stranger = NodeKey::generate().expect("a key");
+    let forged = Token::build(grant.clone(), |bytes| stranger.sign(bytes)).expect("fits");
+    assert_eq!(office.refusal(&joiner(&forged, "vm-b")).await, Refusal::Foreign);
+    let other = Grant { issuer: stranger.node(), ..grant };
+    let elsewhere = Token::build(other, |bytes| stranger.sign(bytes)).expect("fits");
+    assert_eq!(office.refusal(&joiner(&elsewhere, "vm-b")).await, Refusal::OtherIssuer);
+}
+
+#[tokio::test]
+async fn a_name_outside_the_pattern_is_refused() {
+    let mut office = office();
+    let token = office.token(TokenRequest { node_pattern: Some("vm-*".to_owned()), ..request() }).await;
+    assert_eq!(office.refusal(&joiner(&token, "db-1")).await, Refusal::Name);
+    office.desk.try_admit(&joiner(&token, "vm-1")).await.expect("admits");
+}
+
+#[tokio::test]
+async fn a_name_is_taken_while_a_live_node_of_the_group_has_it() {
+    let mut office = office();
+    let token = office.token(TokenRequest { uses: 9, ..request() }).await;
+    office.show("vm-b", "east", MemberState::Alive);
+    assert_eq!(office.refusal(&joiner(&token, "vm-b")).await, Refusal::NameTaken);
+    office.show("vm-b", "east", MemberState::Suspect);
+    assert_eq!(office.refusal(&joiner(&token, "vm-b")).await, Refusal::NameTaken);
+    office.show("vm-b", "west", MemberState::Alive);
+    office.desk.try_admit(&joiner(&token, "vm-b")).await.expect("another group's name is free");
+    office.show("vm-b", "east", MemberState::Down);
+    office.desk.try_admit(&joiner(&token, "vm-b")).await.expect("a dead node's name is free");
+    // The issuer knows its own name without any catalog.
+    let own = office.token(TokenRequest { group: None, ..request() }).await;
+    assert_eq!(office.refusal(&joiner(&own, "vm-a")).await, Refusal::NameTaken);
+}
+
+#[tokio::test]
+async fn a_joiner_hears_of_members_that_are_up_and_can_be_dialled() {
+    let mut office = office();
+    let up = office.show("vm-b", "east", MemberState::Alive);
+    let hints: Vec<_> = office.desk.hints().into_iter().map(|hint| hint.node).collect();
+    assert_eq!(hints, [office.desk.identity.node(), up]);
+    office.show("vm-b", "east", MemberState::Down);
+    assert_eq!(office.desk.hints().len(), 1);
+}
+
+#[tokio::test]
+async fn a_revoked_token_stays_revoked_and_an_unknown_one_is_named() {
+    let mut office = office();
+    let token = office.token(request()).await;
+    let id = token.grant().id;
+    let used_by = office.desk.revoke(id).await.expect("revokes");
+    assert!(used_by.is_empty());
+    office.desk.tokens = office.on_disk();
+    assert_eq!(office.refusal(&joiner(&token, "vm-b")).await, Refusal::Revoked);
+    assert!(office.desk.list()[0].revoked);
+    let unknown = TokenId::from_bytes([9; 16]);
+    assert!(matches!(office.desk.revoke(unknown).await, Err(TokenError::Unknown(id)) if id == unknown));
+}
+
+#[tokio::test]
+async fn the_ledger_survives_a_restart_without_any_secret() {
+    let mut office = office();
+    let token = office.token(request()).await;
+    office.desk.try_admit(&joiner(&token, "vm-b")).await.expect("admits");
+    let file = std::fs::read_to_string(office.desk.store.dir().join("tokens.json")).expect("there");
+    assert!(!file.contains("gsm1_"), "{file}");
+    let again = office.on_disk();
+    assert_eq!(again.ledger, office.desk.tokens.ledger);
+    assert_eq!(again.minted.len(), 1);
+}
+
+#[tokio::test]
+async fn a_damaged_ledger_is_an_error_and_never_an_empty_one() {
+    let mut office = office();
+    let token = office.token(request()).await;
+    office.desk.try_admit(&joiner(&token, "vm-b")).await.expect("admits");
+    let store = &office.desk.store;
+    let read = |path: &Path| std::fs::read_to_string(path).expect("there");
+    let good = read(&store.dir().join("tokens.json"));
+    let id = token.grant().id.to_string();
+    for damaged in [&good[..good.len() / 2], "", "[]", &good.replace(&id, "not-an-id")] {
+        store.write("tokens.json", damaged.as_bytes()).expect("writes");
+        assert!(matches!(Tokens::read(store), Err(StoreError::Damaged { .. })), "{damaged}");
+    }
+}
+
+#[test]
+fn expired_tokens_make_room_and_good_ones_do_not() {
+    let minted = |not_after| Minted {
+        id: TokenId::from_bytes([1; 16]).to_string(),
+        group: "west".parse().expect("name"),
+        uses: 1,
+        not_after,
+        revoked: false,
+    };
+    let (past, future) = (clock::wall() - 10, clock::wall() + 1_000);
+    let mut few = vec![minted(past); 5];
+    assert!(make_room(&mut few).is_ok());
+    assert_eq!(few.len(), 5, "nothing is forgotten while there is room");
+    let mut full = vec![minted(future); MAX_TOKENS - 1];
+    full.push(minted(past));
+    assert!(make_room(&mut full).is_ok());
+    assert_eq!(full.len(), MAX_TOKENS - 1);
+    full.push(minted(future));
+    assert!(make_room(&mut full).is_err());
+    assert_eq!(full.len(), MAX_TOKENS, "a good token is never forgotten for a new one");
+}
+
+#[test]
+fn the_operator_is_warned_of_addresses_that_others_cannot_reach() {
+    for (list, warning) in [
+        (&[][..], Some("no address")),
+        (&["127.0.0.1:4677", "[::1]:4677"], Some("only this machine")),
+        (&["10.0.0.1:4677"], Some("private addresses")),
+        (&["192.168.1.1:1", "172.16.0.1:1", "127.0.0.1:1"], Some("private addresses")),
+        (&["169.254.1.1:1"], Some("private addresses")),
+        (&["[fd00::1]:1"], Some("private addresses")),
+        (&["[fe80::1]:1"], Some("private addresses")),
+        (&["198.51.100.1:1"], None),
+        (&["10.0.0.1:1", "198.51.100.1:1"], None),
+        (&["[2001:db8::1]:1"], None),
+    ] {
+        let said = address_warning(&addresses(list));
+        match (warning, &said) {
+            (None, None) => {}
+            (Some(warning), Some(said)) => {
+                assert!(said.contains(warning) && said.contains("--address"), "{list:?}: {said}");
+            }
+            _ => panic!("{list:?}: {said:?}"),
+        }
+    }
+}
