@@ -292,3 +292,6 @@ fn input_of(message: ToCatalog) -> Input {
         ToCatalog::Want { from, ids } => Input::Want { from, ids },
     }
 }
+
+#[cfg(test)]
+mod tests;
