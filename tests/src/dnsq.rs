@@ -4,6 +4,7 @@
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::wait::{until, wait_for};
 /// How long one datagram may take on loopback before it is asked again.
 const ANSWER: Duration = Duration::from_millis(500);
 /// How often a question is repeated before the server counts as silent.
-const TRIES: u32 = 4;
+const TRIES: usize = 4;
 /// Option code of an extended error (RFC 8914 section 4).
 const EXTENDED_ERROR: u16 = 15;
 
@@ -30,6 +31,8 @@ const EXTENDED_ERROR: u16 = 15;
 pub struct Resolver {
     socket: UdpSocket,
     server: SocketAddr,
+    /// Id of the last question: a late answer must not pass for one to the next question.
+    id: AtomicU16,
 }
 
 /// An answer.
@@ -46,7 +49,7 @@ impl Resolver {
         let socket = UdpSocket::bind(any).context("a UDP socket")?;
         socket.connect(server).with_context(|| format!("the DNS server {server}"))?;
         socket.set_read_timeout(Some(ANSWER))?;
-        Ok(Self { socket, server })
+        Ok(Self { socket, server, id: AtomicU16::new(0) })
     }
 
     /// Returns whom it asks.
@@ -59,7 +62,8 @@ impl Resolver {
     /// # Errors
     /// No answer came although it was asked several times, or one that is no DNS message.
     pub fn ask(&self, name: &str, kind: RecordType) -> Result<Answer> {
-        for id in 1..=TRIES as u16 {
+        for _ in 0..TRIES {
+            let id = self.id.fetch_add(1, Ordering::Relaxed);
             if self.socket.send(&question(id, name, kind)?).is_err() {
                 sleep(Duration::from_millis(20)); // nobody listens yet: the answer was an ICMP error
                 continue;
@@ -262,7 +266,9 @@ fn poll(
     for server in servers {
         server.socket.set_nonblocking(true)?;
     }
-    let question = question(1, name, kind)?;
+    let id = servers.iter().map(|server| server.id.fetch_add(1, Ordering::Relaxed)).max().unwrap_or_default();
+    servers.iter().for_each(|server| server.id.store(id.wrapping_add(1), Ordering::Relaxed));
+    let question = question(id, name, kind)?;
     let mut finished = false;
     let mut next = Instant::now();
     while !finished && Instant::now() < end {
@@ -275,6 +281,9 @@ fn poll(
         }
         for (index, server) in servers.iter().enumerate() {
             while let Some(message) = server.received() {
+                if message.metadata.id != id {
+                    continue; // late, and of another question
+                }
                 finished |= done(index, Answer(message), Instant::now());
             }
         }
@@ -338,6 +347,32 @@ mod tests {
             assert_eq!(first.code(), ResponseCode::NXDomain);
             let second = resolver.ask("a.mesh.internal", RecordType::A).expect("answered");
             assert!(second.is_nodata() && second.reason().is_none());
+        });
+    }
+
+    #[test]
+    fn a_late_answer_is_not_taken_for_one_to_the_next_question() {
+        let server = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let resolver = Resolver::new(server.local_addr().expect("bound")).expect("a client");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut last: Vec<u8> = Vec::new();
+                // Each answer is sent again in front of the next one, as a slow server's second one would be.
+                for code in [ResponseCode::NoError, ResponseCode::NXDomain] {
+                    let mut bytes = [0; 512];
+                    let (length, from) = server.recv_from(&mut bytes).expect("a question");
+                    if !last.is_empty() {
+                        server.send_to(&last, from).expect("sent");
+                    }
+                    let mut message = Message::from_vec(&bytes[..length]).expect("DNS").into_response();
+                    message.metadata.response_code = code;
+                    last = message.to_vec().expect("encodes");
+                    server.send_to(&last, from).expect("sent");
+                }
+            });
+            let ask = |name| resolver.ask(name, RecordType::A).expect("answered").code();
+            assert_eq!(ask("a.mesh.internal"), ResponseCode::NoError);
+            assert_eq!(ask("b.mesh.internal"), ResponseCode::NXDomain);
         });
     }
 

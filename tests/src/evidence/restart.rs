@@ -123,8 +123,6 @@ fn registrations(
                 model.insert(service, if exposes { Known::Exposed } else { Known::Withdrawn });
                 acknowledged += 1;
             }
-            // Withdrawing what an unanswered request has withdrawn already.
-            Ok((404, _)) if !exposes => drop(model.insert(service, Known::Withdrawn)),
             Ok((code, body)) => promise!(false, "registering {service} was answered with {code}: {body}"),
             Err(error) => {
                 model.insert(service, Known::Unknown);
@@ -149,20 +147,26 @@ fn withdraw(api: &mut Api, service: &str) -> Result<(u16, String)> {
 /// Asks for every service of the model.
 fn judge(node: &Node, model: &Model) -> Result<()> {
     let resolver = node.resolver()?;
-    for (service, known) in model {
-        let name = format!("{service}.mesh.internal");
-        match known {
-            Known::Exposed => drop(resolver.address(&name, ANSWERED)?),
-            Known::Withdrawn => absent(&resolver, &name)?,
-            Known::Unknown => {}
-        }
+    let all = |wanted| model.iter().filter(move |(_, known)| **known == wanted);
+    for (service, _) in all(Known::Withdrawn) {
+        absent(&resolver, &format!("{service}.mesh.internal"))?;
+    }
+    for (service, _) in all(Known::Exposed) {
+        resolver.address(&format!("{service}.mesh.internal"), ANSWERED)?;
     }
     Ok(())
 }
 
+/// A withdrawn service must not be answered at any moment after the restart, so it is asked for once; how long
+/// it comes back tells where to look.
 fn absent(resolver: &Resolver, name: &str) -> Result<()> {
     let answer = resolver.ask(name, RecordType::A)?;
-    promise!(answer.code() == ResponseCode::NXDomain, "{name} was withdrawn, and is answered with {answer}");
+    if answer.code() != ResponseCode::NXDomain {
+        let lasts = resolver
+            .gone(name, ANSWERED)
+            .map_or_else(|_| "for ever".to_owned(), |for_| format!("for {for_:?}"));
+        promise!(false, "{name} was withdrawn, and is answered with {answer} {lasts}");
+    }
     Ok(())
 }
 
