@@ -135,7 +135,7 @@ fn demo(run: &Run) -> Result<String> {
         let line = line?;
         let step: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
         let daemons = daemons_below(parent);
-        if run.sabotaged && daemons.len() == 3 && seen.len() == 1 {
+        if run.sabotaged && daemons.len() == 3 {
             daemons.first().map(|pid| kill(Pid::from_raw(*pid), Signal::SIGKILL)).transpose()?;
         }
         let name = step["step"].as_str().unwrap_or_default().to_owned();
