@@ -215,17 +215,19 @@ pub fn first_accepted(
     accept: impl Fn(&Answer) -> bool,
 ) -> Result<Vec<Duration>> {
     let mut found = vec![None; servers.len()];
+    let mut last = vec![String::from("nothing"); servers.len()];
     poll(servers, name, kind, Instant::now() + limit, |server, answer, at| {
+        last[server] = answer.to_string();
         if accept(&answer) {
             found[server].get_or_insert_with(|| at.duration_since(since));
         }
         found.iter().all(Option::is_some)
     })?;
-    let at = |(server, found): (&Resolver, Option<Duration>)| {
-        let why = format!("{} did not answer {name} {kind} as wanted within {limit:?}", server.server);
+    let at = |(index, found): (usize, Option<Duration>)| {
+        let why = format!("server {index} answers {name} {kind} with {} after {limit:?}", last[index]);
         found.ok_or_else(|| crate::wait::Broken(why).into())
     };
-    servers.iter().zip(found).map(at).collect()
+    found.into_iter().enumerate().map(at).collect()
 }
 
 /// Asks all servers the same question each millisecond, until none has given an answer that `names` for
