@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use gossamer_core::catalog::{CardContent, Catalog, Input, MemberLiveness, Output};
 use gossamer_core::dial::Source;
 use gossamer_core::membership::MemberState;
-use gossamer_wire::frame::AdvertCopy;
+use gossamer_wire::frame::{AdvertCopy, Frame};
 use gossamer_wire::limits::MAX_CARD_BYTES;
 use gossamer_wire::{NodeId, ServiceName, ServiceRecord};
 
@@ -180,7 +180,8 @@ impl Task {
             let is_housekeeping = matches!(wake, Wake::Housekeeping);
             match wake {
                 Wake::Inputs => {
-                    batch.drain(..).for_each(|input| self.parts.core.handle(input_of(input), now))
+                    let inputs = batch.drain(..).filter_map(input_of);
+                    inputs.for_each(|input| self.parts.core.handle(input, now));
                 }
                 Wake::Command(Command::Member { node, state }) => {
                     self.members.insert(node, state);
@@ -282,15 +283,18 @@ const fn liveness(state: MemberState) -> MemberLiveness {
     }
 }
 
-fn input_of(message: ToCatalog) -> Input {
-    match message {
+fn input_of(message: ToCatalog) -> Option<Input> {
+    Some(match message {
         ToCatalog::Connected(peer) => Input::Connected(peer),
         ToCatalog::Disconnected(peer) => Input::Disconnected(peer),
-        ToCatalog::Adverts { from, copies, forward } => Input::Adverts { from, copies, forward },
-        ToCatalog::Root { from, hash } => Input::Root { from, hash },
-        ToCatalog::Ids { from, ids, more } => Input::Ids { from, ids, more },
-        ToCatalog::Want { from, ids } => Input::Want { from, ids },
-    }
+        ToCatalog::Frame { from, frame } => match frame {
+            Frame::Adverts { copies, forward } => Input::Adverts { from, copies, forward },
+            Frame::Root(hash) => Input::Root { from, hash },
+            Frame::Ids { ids, more } => Input::Ids { from, ids, more },
+            Frame::Want(ids) => Input::Want { from, ids },
+            _ => return None,
+        },
+    })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use gossamer_core::membership::{Cause, Input, MemberState, Membership, MembershipConfig, Output};
 use gossamer_wire::NodeId;
+use gossamer_wire::frame::Frame;
 use gossamer_wire::swim::Identity;
 
 use crate::catalog::Command;
@@ -73,7 +74,9 @@ impl Task {
             }
             let now = clock::now().mono;
             for input in batch.drain(..) {
-                self.core.handle(input_of(input), now);
+                if let Some(input) = input_of(input) {
+                    self.core.handle(input, now);
+                }
             }
             self.core.handle_timeout(now);
             self.drain().await;
@@ -147,12 +150,13 @@ const fn cause_text(cause: Cause) -> &'static str {
     }
 }
 
-fn input_of(message: ToMembership) -> Input {
-    match message {
+fn input_of(message: ToMembership) -> Option<Input> {
+    Some(match message {
         ToMembership::Connected(peer) => Input::Connected { peer },
         ToMembership::Disconnected(peer) => Input::Disconnected { peer },
         ToMembership::Packet { from, bytes } => Input::Packet { from, bytes },
-        ToMembership::Hash { from, hash } => Input::MemberHash { from, hash },
+        ToMembership::Frame { from, frame: Frame::MemberHash(hash) } => Input::MemberHash { from, hash },
+        ToMembership::Frame { .. } => return None,
         ToMembership::Members { from, members, reply, .. } => Input::Members { from, members, reply },
-    }
+    })
 }

@@ -94,7 +94,27 @@ pub enum Frame {
     Statements(Vec<Vec<u8>>),
     /// A SWIM packet that did not fit a datagram.
     Swim(Vec<u8>),
+    /// Hashes of the giver's catalog by bucket; [`BUCKETS`] of them.
+    Buckets(Vec<u64>),
+    /// New adverts on their way down a tree: the receiver answers for the nodes of the interval.
+    Spread {
+        /// The adverts.
+        copies: Vec<AdvertCopy>,
+        /// First id of the interval.
+        first: NodeId,
+        /// Last id of the interval; below `first` it runs over the end of the id space.
+        last: NodeId,
+    },
+    /// Adverts the giver has just learned: whoever does not get them otherwise asks for them.
+    Have(Vec<AdvertId>),
+    /// "Do you live?" The receiver answers with the same number.
+    Probe(u64),
+    /// Answer to a probe.
+    ProbeAck(u64),
 }
+
+/// Buckets a catalog is compared by: the first byte of an advert's hash.
+pub const BUCKETS: usize = 256;
 
 impl Frame {
     /// Encodes prefix and payload.
@@ -113,6 +133,11 @@ impl Frame {
             Self::DialBack(purpose) => (8, payload(purpose)?),
             Self::Statements(statements) => (9, payload(statements)?),
             Self::Swim(packet) => (10, payload(packet)?),
+            Self::Buckets(hashes) => (11, payload(hashes)?),
+            Self::Spread { copies, first, last } => (12, payload(&(copies, first, last))?),
+            Self::Have(ids) => (13, payload(ids)?),
+            Self::Probe(number) => (14, payload(number)?),
+            Self::ProbeAck(number) => (15, payload(number)?),
         };
         let mut bytes = Vec::with_capacity(PREFIX_BYTES + payload.len());
         bytes.extend_from_slice(&(payload.len() as u32).to_be_bytes());
@@ -143,11 +168,8 @@ impl Frame {
             1 => Self::Hello(value(payload)?),
             2 => {
                 let (copies, forward): (Vec<AdvertCopy>, Vec<NodeId>) = value(payload)?;
-                at_most("adverts", &copies, MAX_ADVERTS_PER_FRAME)?;
+                check_copies(&copies)?;
                 at_most("nodes to forward to", &forward, MAX_FORWARD)?;
-                for copy in &copies {
-                    at_most("advert", &copy.bytes, MAX_CARD_BYTES)?;
-                }
                 Self::Adverts { copies, forward }
             }
             3 => Self::Root(value(payload)?),
@@ -176,10 +198,32 @@ impl Frame {
                 Self::Statements(statements)
             }
             10 => Self::Swim(value(payload)?),
+            11 => {
+                let hashes: Vec<u64> = value(payload)?;
+                at_most("bucket hashes", &hashes, BUCKETS)?;
+                Self::Buckets(hashes)
+            }
+            12 => {
+                let (copies, first, last): (Vec<AdvertCopy>, NodeId, NodeId) = value(payload)?;
+                check_copies(&copies)?;
+                Self::Spread { copies, first, last }
+            }
+            13 => {
+                let ids: Vec<AdvertId> = value(payload)?;
+                at_most("advert ids", &ids, MAX_IDS_PER_FRAME)?;
+                Self::Have(ids)
+            }
+            14 => Self::Probe(value(payload)?),
+            15 => Self::ProbeAck(value(payload)?),
             _ => return Ok(None),
         };
         Ok(Some(frame))
     }
+}
+
+fn check_copies(copies: &[AdvertCopy]) -> Result<(), DecodeError> {
+    at_most("adverts", copies, MAX_ADVERTS_PER_FRAME)?;
+    copies.iter().try_for_each(|copy| at_most("advert", &copy.bytes, MAX_CARD_BYTES))
 }
 
 fn payload<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, EncodeError> {
@@ -226,6 +270,15 @@ mod tests {
             Frame::DialBack(Purpose::Data),
             Frame::Statements(vec![vec![3; 70]]),
             Frame::Swim(vec![1, 2, 3]),
+            Frame::Buckets(vec![7; BUCKETS]),
+            Frame::Spread {
+                copies: vec![AdvertCopy { age: 9, bytes: vec![1, 2] }],
+                first: node(),
+                last: NodeId::from_bytes([9; 16]),
+            },
+            Frame::Have(vec![id]),
+            Frame::Probe(7),
+            Frame::ProbeAck(7),
         ]
     }
 

@@ -142,13 +142,6 @@ async fn read(node: NodeId, mut recv: RecvStream, inbox: &Inbox) -> Result<(), H
     loop {
         let Some(frame) = read_frame(&mut recv).await? else { continue };
         match frame {
-            Frame::Adverts { copies, forward } => {
-                inbox.catalog(ToCatalog::Adverts { from: node, copies, forward }).await;
-            }
-            Frame::Root(hash) => inbox.catalog(ToCatalog::Root { from: node, hash }).await,
-            Frame::Ids { ids, more } => inbox.catalog(ToCatalog::Ids { from: node, ids, more }).await,
-            Frame::Want(ids) => inbox.catalog(ToCatalog::Want { from: node, ids }).await,
-            Frame::MemberHash(hash) => inbox.membership(ToMembership::Hash { from: node, hash }),
             Frame::Members { members, reply } => {
                 inbox.members(node, members, reply).await;
             }
@@ -158,6 +151,16 @@ async fn read(node: NodeId, mut recv: RecvStream, inbox: &Inbox) -> Result<(), H
             }
             Frame::Swim(bytes) => inbox.membership(ToMembership::Packet { from: node, bytes }),
             Frame::DialBack(purpose) => inbox.dial_back(node, purpose).await,
+            frame @ (Frame::MemberHash(_) | Frame::Probe(_) | Frame::ProbeAck(_)) => {
+                inbox.membership(ToMembership::Frame { from: node, frame });
+            }
+            frame @ (Frame::Adverts { .. }
+            | Frame::Root(_)
+            | Frame::Buckets(_)
+            | Frame::Ids { .. }
+            | Frame::Want(_)
+            | Frame::Spread { .. }
+            | Frame::Have(_)) => inbox.catalog(ToCatalog::Frame { from: node, frame }).await,
             // Statements are exchanged from the issue that gives them effect; a second hello means nothing.
             Frame::Statements(_) | Frame::Hello(_) => {}
         }

@@ -23,8 +23,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use gossamer_core::dial::Source;
-use gossamer_wire::advert::AdvertId;
-use gossamer_wire::frame::{AdvertCopy, Frame, Purpose};
+use gossamer_wire::frame::{Frame, Purpose};
 use gossamer_wire::swim::SwimMember;
 use gossamer_wire::{NodeId, frame};
 
@@ -67,12 +66,12 @@ pub enum ToMembership {
         /// The packet.
         bytes: Vec<u8>,
     },
-    /// The hash of the sender's members.
-    Hash {
+    /// A frame that is not a full state or a packet.
+    Frame {
         /// The verified sender.
         from: NodeId,
-        /// The hash.
-        hash: u64,
+        /// The frame.
+        frame: Frame,
     },
     /// The sender's members.
     Members {
@@ -94,37 +93,12 @@ pub enum ToCatalog {
     Connected(NodeId),
     /// The last control connection to the node has ended.
     Disconnected(NodeId),
-    /// Adverts.
-    Adverts {
+    /// A frame about adverts.
+    Frame {
         /// The verified sender.
         from: NodeId,
-        /// The adverts.
-        copies: Vec<AdvertCopy>,
-        /// Whom to pass them on to.
-        forward: Vec<NodeId>,
-    },
-    /// The sender's root hash.
-    Root {
-        /// The verified sender.
-        from: NodeId,
-        /// The hash.
-        hash: u64,
-    },
-    /// The sender's advert ids.
-    Ids {
-        /// The verified sender.
-        from: NodeId,
-        /// The ids.
-        ids: Vec<AdvertId>,
-        /// Parts still to come.
-        more: bool,
-    },
-    /// Adverts the sender wants.
-    Want {
-        /// The verified sender.
-        from: NodeId,
-        /// The ids.
-        ids: Vec<AdvertId>,
+        /// The frame.
+        frame: Frame,
     },
 }
 

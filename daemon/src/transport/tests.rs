@@ -183,7 +183,7 @@ async fn members_connect_and_frames_arrive_in_order() {
     let receive = async {
         let mut seen = Vec::new();
         while seen.len() < 100 {
-            if let Some(ToCatalog::Root { hash, .. }) = a.catalog.recv().await {
+            if let Some(ToCatalog::Frame { frame: Frame::Root(hash), .. }) = a.catalog.recv().await {
                 seen.push(hash);
             }
         }

@@ -32,7 +32,7 @@ impl Node {
     async fn root(&mut self) -> (NodeId, u64) {
         let receive = async {
             loop {
-                if let Some(ToCatalog::Root { from, hash }) = self.catalog.recv().await {
+                if let Some(ToCatalog::Frame { from, frame: Frame::Root(hash) }) = self.catalog.recv().await {
                     return (from, hash);
                 }
             }
@@ -121,7 +121,10 @@ async fn every_kind_of_frame_reaches_its_part_with_the_verified_sender() {
     greeted.send.write_all(&all).await.expect("writes");
 
     let hash = timeout(SOON, a.membership.recv()).await.expect("in time");
-    assert!(matches!(hash, Some(ToMembership::Hash { from, hash: 1 }) if from == node), "{hash:?}");
+    assert!(
+        matches!(hash, Some(ToMembership::Frame { from, frame: Frame::MemberHash(1) }) if from == node),
+        "{hash:?}"
+    );
     let members = timeout(SOON, a.membership.recv()).await.expect("in time");
     assert!(
         matches!(&members, Some(ToMembership::Members { from, members, reply: true, .. })
@@ -136,12 +139,18 @@ async fn every_kind_of_frame_reaches_its_part_with_the_verified_sender() {
     let connected = timeout(SOON, a.catalog.recv()).await.expect("in time");
     assert!(matches!(connected, Some(ToCatalog::Connected(peer)) if peer == node));
     let want = timeout(SOON, a.catalog.recv()).await.expect("in time");
-    assert!(matches!(want, Some(ToCatalog::Want { from, .. }) if from == node), "{want:?}");
+    assert!(
+        matches!(want, Some(ToCatalog::Frame { from, frame: Frame::Want(_) }) if from == node),
+        "{want:?}"
+    );
     let ids = timeout(SOON, a.catalog.recv()).await.expect("in time");
-    assert!(matches!(ids, Some(ToCatalog::Ids { from, more: true, .. }) if from == node), "{ids:?}");
+    assert!(
+        matches!(ids, Some(ToCatalog::Frame { from, frame: Frame::Ids { more: true, .. } }) if from == node),
+        "{ids:?}"
+    );
     let adverts = timeout(SOON, a.catalog.recv()).await.expect("in time");
     assert!(
-        matches!(&adverts, Some(ToCatalog::Adverts { from, forward, .. }) if *from == node && forward == &[node]),
+        matches!(&adverts, Some(ToCatalog::Frame { from, frame: Frame::Adverts { forward, .. } }) if *from == node && forward == &[node]),
         "{adverts:?}"
     );
 }
