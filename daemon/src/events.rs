@@ -1,7 +1,9 @@
 //! The event log: one line per change of state.
 //!
-//! Owns: the last 1,000 lines and who is told of the next. Must not know: what changes, where lines are shown.
+//! Owns: the last 1,000 lines, who is told of the next, and the findings about nodes. Must not know: what changes, where lines are shown.
 //! Driven by: membership, registry, VIPs, issuer (they push); the local API (reads and follows).
+
+mod findings;
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -11,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::broadcast;
+
+pub use findings::{Findings, Named, What};
 
 use crate::clock;
 
@@ -55,12 +59,13 @@ pub struct EventLog(Arc<Shared>);
 struct Shared {
     kept: Mutex<VecDeque<EventLine>>,
     followers: broadcast::Sender<EventLine>,
+    findings: Findings,
 }
 
 impl Default for EventLog {
     fn default() -> Self {
         let followers = broadcast::Sender::new(FOLLOWER_LAG);
-        Self(Arc::new(Shared { kept: Mutex::default(), followers }))
+        Self(Arc::new(Shared { kept: Mutex::default(), followers, findings: Findings::default() }))
     }
 }
 
@@ -68,6 +73,11 @@ impl EventLog {
     /// Keeps an event under the present time; the oldest one goes when 1,000 are kept. Never blocks.
     pub fn push(&self, event: &Event) {
         self.push_at(event, clock::wall());
+    }
+
+    /// Returns the findings about nodes, which outlast their line in the log.
+    pub fn findings(&self) -> &Findings {
+        &self.0.findings
     }
 
     fn push_at(&self, event: &Event, at: u64) {

@@ -300,6 +300,12 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
     let nodes = state.index.nodes();
     let vips = state.vips.ports();
     let own = state.registry.targets().all();
+    let about_nodes = state.events.findings().all();
+    let named = about_nodes
+        .iter()
+        .map(|named| views::named_finding(named, about.node, |node| state.index.name_of(node)));
+    let mut findings: Vec<_> = named.collect();
+    findings.extend(views::findings(about, &nodes, &own, &vips, &state.vips.losers(), clock::wall()));
     Json(Status {
         version: about.version.to_owned(),
         pid: std::process::id(),
@@ -313,7 +319,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         state_dir: about.state_dir.clone(),
         members_alive: views::members_alive(&nodes, about.node),
         services: state.index.services().len(),
-        findings: views::findings(about, &nodes, &own, &vips, &state.vips.losers(), clock::wall()),
+        findings,
         vips: vips.into_iter().map(views::vip_row).collect(),
         counters: state.metrics.snapshot(),
         issuer: about.issuer,

@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 
 use super::messages::{Audience, Finding, InstanceRow, NodeRow, PortRow, ServiceRow, VipRow};
 use crate::app::About;
+use crate::events::{Named, What};
 use crate::index::NodeSummary;
 use crate::register::LocalService;
 use crate::relay::VipPort;
@@ -202,6 +203,46 @@ fn certificate_finding(ends: u64, now: u64) -> Option<Finding> {
             "where the mesh was made: gossamer token create; here, then: gossamer join TOKEN --state-dir NEW"
                 .to_owned(),
     })
+}
+
+/// Puts a finding about a node into words; `name_of` turns ids into names.
+pub(super) fn named_finding(named: &Named, this: NodeId, name_of: impl Fn(NodeId) -> String) -> Finding {
+    let who = name_of(named.who);
+    let since = time_words(named.since);
+    let (text, fix) = match &named.what {
+        What::FalseClaims { refuted } => (
+            format!(
+                "node {who} says of living members that they are down; {refuted} claims refuted since {since}"
+            ),
+            format!(
+                "look at the network and the clock of {who}, or evict it; its claims count only with a second one"
+            ),
+        ),
+        What::RunsTwice { at } => {
+            let at = at.map(|at| format!(", at {at}")).unwrap_or_default();
+            let who = if named.who == this {
+                "this identity".to_owned()
+            } else {
+                format!("the identity of node {who}")
+            };
+            (
+                format!("{who} runs twice{at}, since {since}"),
+                "stop one of the two; a copied machine needs a state directory and a join of its own"
+                    .to_owned(),
+            )
+        }
+        What::SameName { other } => (
+            format!("node {who} and node {other} have the same name and group, since {since}"),
+            format!("let one of them join again with another --node; {who}.node names both"),
+        ),
+    };
+    Finding { text, fix }
+}
+
+fn time_words(at: u64) -> String {
+    let time = i64::try_from(at).ok().and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
+    let time = time.and_then(|time| time.format(&time::format_description::well_known::Rfc3339).ok());
+    time.unwrap_or_else(|| at.to_string())
 }
 
 fn loser_finding((loser, winner): (&VipName, &VipName)) -> Finding {

@@ -197,3 +197,26 @@ fn visibility_is_said_in_words() {
     assert_eq!(visibility_words(&Audience::Groups(vec![west]), &east), "groups east, west");
     assert_eq!(visibility_words(&Audience::All, &east), "all groups");
 }
+
+#[test]
+fn a_finding_about_a_node_says_who_what_since_when_and_what_to_do() {
+    let (this, other) = (NodeId::from_bytes([1; 16]), NodeId::from_bytes([2; 16]));
+    let name_of = |node| if node == this { "vm-a".to_owned() } else { "vm-b".to_owned() };
+    let named = |who, what| named_finding(&Named { who, what, since: 1_700_000_000 }, this, name_of);
+    let accuser = named(other, What::FalseClaims { refuted: 5 });
+    for word in ["vm-b", "5 claims refuted", "2023-11-14T22:13:20Z"] {
+        assert!(accuser.text.contains(word), "{}", accuser.text);
+    }
+    let at = Some("192.0.2.7:4677".parse().expect("address"));
+    assert!(
+        named(this, What::RunsTwice { at }).text.starts_with("this identity runs twice, at 192.0.2.7:4677")
+    );
+    assert!(
+        named(other, What::RunsTwice { at: None }).text.starts_with("the identity of node vm-b runs twice")
+    );
+    let twins = named(other, What::SameName { other: this });
+    assert!(
+        twins.text.contains(&format!("vm-b and node {this}")) && twins.fix.contains("--node"),
+        "{twins:?}"
+    );
+}
