@@ -15,5 +15,6 @@ pub mod planted;
 pub mod process;
 pub mod quic;
 pub mod report;
+pub mod scenario;
 pub mod targets;
 pub mod wait;
