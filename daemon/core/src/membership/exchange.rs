@@ -15,7 +15,7 @@ use gossamer_wire::{DecodeError, NodeId};
 use rand::RngExt;
 
 use super::codec::member_from_wire;
-use super::peers::{COMPARE_AFTER, Verdict, member_hash, news};
+use super::peers::{COMPARE_AFTER, Verdict, news};
 use super::timers::Due;
 use super::{MemberState, Membership, Output, Source, log, packet, touched};
 
@@ -31,12 +31,27 @@ impl Membership {
         members.iter().try_for_each(|member| packet::check_identity(member.identity))?;
         self.heed_claims(from, None, &members, now)?;
         self.apply(from, &members, now);
+        self.tell_if_down(from);
         if reply && !self.peers.is_told(from, now) {
             let news = news(self.full_state(), &members);
             self.send_members(from, news, false);
         }
         self.peers.settle(from);
         Ok(())
+    }
+
+    /// Tells a peer that is down here so: only a new life of it can end that.
+    fn tell_if_down(&mut self, peer: NodeId) {
+        let Some(view) = self.table.get(peer).filter(|view| !view.state.is_up()) else { return };
+        let identity = Identity { node: peer, generation: view.generation };
+        let entry = SwimMember { identity, incarnation: view.incarnation, state: SwimState::Down };
+        self.send_members(peer, vec![entry], false);
+    }
+
+    /// Tells a peer of this node alone: a Feed in answer to an announce would cost both a look at all members.
+    pub(super) fn introduce(&mut self, peer: NodeId) {
+        let entry = SwimMember { identity: self.me(), incarnation: 0, state: SwimState::Alive };
+        self.send_members(peer, vec![entry], false);
     }
 
     pub(super) fn handle_hash(&mut self, from: NodeId, hash: u64, now: Instant) {
@@ -121,7 +136,7 @@ impl Membership {
         let (own, others): (Vec<_>, Vec<_>) =
             members.into_iter().partition(|member| member.identity.node == from);
         for (members, is_news) in [(own, true), (others, false)] {
-            let touched = touched(from, &members);
+            let touched = touched(&members);
             let result = self.drive(Source::Peer(from), touched, now, |swim, effects| {
                 swim.apply_many(members.iter().map(member_from_wire), is_news, effects)
             });
@@ -141,10 +156,6 @@ impl Membership {
     }
 
     fn hash(&self) -> u64 {
-        let up = self.table.iter().filter(|view| view.state.is_up());
-        let others = up.map(|view| Identity { node: view.node, generation: view.generation });
-        let mut up: Vec<_> = others.chain([self.me()]).collect();
-        up.sort_unstable();
-        member_hash(up.into_iter())
+        self.table.hash(self.me())
     }
 }

@@ -154,7 +154,12 @@ impl Membership {
             return Ok(());
         }
         self.retain_useful(&mut packet.members);
-        let touched = touched(from, &packet.members);
+        let mut touched = touched(&packet.members);
+        let sender = Identity { node: from, generation: packet.header.from };
+        let incarnation = packet.header.incarnation;
+        if self.table.is_news(&SwimMember { identity: sender, incarnation, state: SwimState::Alive }) {
+            touched.push(from);
+        }
         let named = packet.name(from, self.me().node);
         let result =
             self.drive(Source::Peer(from), touched, now, |swim, effects| swim.handle_data(&named, effects));
@@ -166,13 +171,10 @@ impl Membership {
             return;
         }
         self.peers.connect(peer);
-        if self.table.is_up(peer) {
-            self.send_hash(peer);
-            return;
-        }
-        self.announce(peer, now);
-        if self.table.get(peer).is_none() && self.table.len() > FULL_STATE_TO_STRANGERS {
-            // It has what it needs from its first peer, or asks for it because it is alone.
+        let is_stranger = self.table.get(peer).is_none();
+        if self.table.is_up(peer) || is_stranger && self.table.len() > FULL_STATE_TO_STRANGERS {
+            // It has what it needs from its first peer, or asks for it because it is alone or differs.
+            self.introduce(peer);
             self.send_hash(peer);
         } else {
             self.send_full_state(peer, now);
@@ -267,7 +269,7 @@ impl Membership {
         Ok(())
     }
 
-    /// Drops claims about other lives of this node, and unknown nodes beyond the limit.
+    /// Drops claims about other lives of this node, what is known already, and unknown nodes beyond the limit.
     fn retain_useful(&self, members: &mut Vec<SwimMember>) {
         let me = self.me();
         // One place is kept for the sender.
@@ -275,6 +277,9 @@ impl Membership {
         members.retain(|member| {
             if member.identity.node == me.node {
                 return member.identity == me;
+            }
+            if !self.table.is_news(member) {
+                return false;
             }
             let is_known = self.table.get(member.identity.node).is_some();
             let is_kept = is_known || room > 0;
@@ -295,6 +300,12 @@ impl Membership {
         let mut result = call(&mut self.swim, &mut effects);
         if let Some(generation) = effects.renewed {
             self.outputs.push_back(Output::Renewed(generation));
+            // foca tells members that are up only; who wanted this may be none of them here.
+            if let Source::Peer(peer) = source
+                && self.peers.contains(peer)
+            {
+                self.introduce(peer);
+            }
             // Without this foca probes nobody until the next packet comes.
             let woken = self.swim.apply_many(std::iter::empty(), false, &mut effects);
             result = result.and(woken);
@@ -368,9 +379,9 @@ impl Source {
     }
 }
 
-/// Returns the nodes a message can change: its sender and those it tells of.
-fn touched(from: NodeId, members: &[SwimMember]) -> Vec<NodeId> {
-    members.iter().map(|member| member.identity.node).chain([from]).collect()
+/// Returns the nodes a message tells of.
+fn touched(members: &[SwimMember]) -> Vec<NodeId> {
+    members.iter().map(|member| member.identity.node).collect()
 }
 
 /// foca's complaints about timers are of no consequence: it recovers with the next probe.

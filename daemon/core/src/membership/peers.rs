@@ -1,16 +1,15 @@
 //! The connected peers, and which of them seem to see other members than this node does.
 //!
-//! Owns: who is connected, who is in doubt since when, what the compared hash covers.
+//! Owns: who is connected, who is in doubt since when.
 //! Must not know: SWIM. Driven by: `Membership`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use gossamer_wire::NodeId;
-use gossamer_wire::swim::{Identity, SwimMember, SwimState};
+use gossamer_wire::swim::{SwimMember, SwimState};
 use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
-use sha2::{Digest, Sha256};
 
 /// What a peer's hash calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,18 +102,6 @@ impl Peers {
     }
 }
 
-/// Hashes who is up: `up` in order of id, with this node. Down members are left out because nodes forget them
-/// at different times; one that is up here and down there makes a difference all the same.
-pub(super) fn member_hash(up: impl Iterator<Item = Identity>) -> u64 {
-    let mut hash = Sha256::new();
-    for identity in up {
-        hash.update(identity.node.as_bytes());
-        hash.update(identity.generation.epoch.to_be_bytes());
-        hash.update(identity.generation.renewals.to_be_bytes());
-    }
-    hash.finalize().iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
-}
-
 /// Keeps of `mine` what a peer that holds `theirs` would learn from: it ignores down members it does not know.
 pub(super) fn news(mine: Vec<SwimMember>, theirs: &[SwimMember]) -> Vec<SwimMember> {
     let key = |member: &SwimMember| (member.identity, member.state == SwimState::Down);
@@ -133,6 +120,7 @@ const DOUBT_LASTS: Duration = Duration::from_secs(30);
 #[cfg(test)]
 mod tests {
     use gossamer_wire::Generation;
+    use gossamer_wire::swim::Identity;
     use rand::SeedableRng;
 
     use super::super::tests::start;
@@ -199,17 +187,6 @@ mod tests {
         assert_eq!(drawn.len(), 3);
         assert!(!drawn.contains(&node(1)));
         assert_eq!(connected().some(3, &mut rng, |peer| peer == node(2)), [node(2)]);
-    }
-
-    #[test]
-    fn the_hash_depends_on_node_epoch_and_renewals() {
-        let one = Identity { node: node(1), generation: Generation::of_epoch(1) };
-        let two = Identity { node: node(2), ..one };
-        let renewed = Identity { generation: one.generation.renewed(), ..one };
-        let restarted = Identity { generation: Generation::of_epoch(2), ..one };
-        let hashes = [one, two, renewed, restarted].map(|identity| member_hash([identity].into_iter()));
-        assert_eq!(std::collections::BTreeSet::from(hashes).len(), 4);
-        assert_eq!(member_hash([one].into_iter()), hashes[0]);
     }
 
     #[test]

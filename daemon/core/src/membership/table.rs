@@ -4,13 +4,16 @@
 //! Driven by: `Membership`, after each call of foca, with the members that call was about.
 //!
 //! foca tells of up and down but not of suspicion, so states are compared: only those of members named in the
-//! packet or timer at hand, in one pass over foca's list (linear like each of foca's own look-ups).
+//! packet or timer at hand, in one pass over foca's list (linear like each of foca's own look-ups). What the
+//! table already says is not given to foca at all, so most packets cost neither.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use foca::{Member, State};
+use gossamer_wire::swim::{Identity, SwimMember, SwimState};
 use gossamer_wire::{Generation, NodeId};
+use sha2::{Digest, Sha256};
 
 use super::codec::Life;
 
@@ -75,6 +78,8 @@ pub(super) struct Change {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     views: BTreeMap<NodeId, MemberView>,
+    /// Sum of [`life_hash`] over the members that are up.
+    up_sum: u64,
 }
 
 impl Table {
@@ -87,6 +92,9 @@ impl Table {
         now: Instant,
     ) -> Vec<Change> {
         let mut changes = Vec::new();
+        if touched.is_empty() {
+            return changes;
+        }
         touched.sort_unstable();
         touched.dedup();
         for member in members {
@@ -98,9 +106,25 @@ impl Table {
             }
         }
         for gone in touched {
-            self.views.remove(&gone);
+            if let Some(view) = self.views.remove(&gone) {
+                self.up_sum = self.up_sum.wrapping_sub(view.share());
+            }
         }
         changes
+    }
+
+    /// Whether foca would learn from an entry: not from one the table already says or has left behind.
+    pub(super) fn is_news(&self, entry: &SwimMember) -> bool {
+        let Some(known) = self.get(entry.identity.node) else { return true };
+        let order = entry.identity.generation.cmp(&known.generation);
+        order.is_gt() || order.is_eq() && known.yields_to(entry)
+    }
+
+    /// Returns a number that two nodes share when they hold the same members for up, in the same lives:
+    /// `me` included. Down members are left out because nodes forget them at different times; one that is up
+    /// here and down there makes a difference all the same.
+    pub(super) fn hash(&self, me: Identity) -> u64 {
+        self.up_sum.wrapping_add(life_hash(me))
     }
 
     /// Returns one member.
@@ -137,16 +161,51 @@ impl Table {
         let is_same = before.is_some_and(|old| (old.state, old.generation) == (state, generation));
         let since = before.filter(|_| is_same).map_or(now, |old| old.since);
         let view = MemberView { node, generation, incarnation, state, since };
+        if !is_same {
+            let shares = before.map_or(0, |old| old.share());
+            self.up_sum = self.up_sum.wrapping_sub(shares).wrapping_add(view.share());
+        }
         self.views.insert(node, view);
         (!is_same).then_some(Change { before: before.map(|old| old.state), view })
     }
+}
+
+impl MemberView {
+    /// Returns what it adds to the sum of those that are up.
+    fn share(&self) -> u64 {
+        if self.state.is_up() {
+            life_hash(Identity { node: self.node, generation: self.generation })
+        } else {
+            0
+        }
+    }
+
+    /// Whether an entry about the same life changes the state or the incarnation (SWIM 4.2).
+    fn yields_to(&self, entry: &SwimMember) -> bool {
+        match (self.state, entry.state) {
+            (MemberState::Down | MemberState::Left, _) => false,
+            (_, SwimState::Down) => true,
+            (MemberState::Alive, SwimState::Suspect) => entry.incarnation >= self.incarnation,
+            (_, SwimState::Alive | SwimState::Suspect) => entry.incarnation > self.incarnation,
+        }
+    }
+}
+
+/// Hashes one life of a node. Strong, because sums are only as good as their parts.
+fn life_hash(life: Identity) -> u64 {
+    let mut hash = Sha256::new();
+    hash.update(life.node.as_bytes());
+    hash.update(life.generation.epoch.to_be_bytes());
+    hash.update(life.generation.renewals.to_be_bytes());
+    hash.finalize().iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use gossamer_wire::swim::Identity;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
 
     use super::super::tests::start;
     use super::*;
@@ -214,5 +273,59 @@ mod tests {
         assert!(table.is_up(NodeId::from_bytes([1; 16])));
         assert_eq!(table.update(changed[..1].iter(), vec![NodeId::from_bytes([2; 16])], now), []);
         assert_eq!((table.len(), table.get(NodeId::from_bytes([2; 16]))), (1, None));
+    }
+
+    #[test]
+    fn the_sum_follows_every_change_and_forgets_who_is_forgotten() {
+        let (now, mut table) = (start(), Table::default());
+        let me = Identity { node: NodeId::from_bytes([9; 16]), generation: Generation::of_epoch(1) };
+        let empty = table.hash(me);
+        update(&mut table, &[member(1, 1, 0, State::Alive)], now);
+        let one = table.hash(me);
+        update(&mut table, &[member(2, 1, 0, State::Alive), member(1, 2, 0, State::Suspect)], now);
+        let two = table.hash(me);
+        let mut other = Table::default();
+        update(&mut other, &[member(1, 2, 3, State::Alive), member(2, 1, 0, State::Alive)], now);
+        assert_eq!(other.hash(me), two, "order, incarnation and suspicion do not matter");
+        assert_eq!(std::collections::BTreeSet::from([empty, one, two]).len(), 3);
+        update(&mut table, &[member(1, 2, 0, State::Down)], now);
+        table.update(std::iter::empty(), vec![NodeId::from_bytes([2; 16])], now);
+        assert_eq!(table.hash(me), empty);
+    }
+
+    #[test]
+    fn the_hash_depends_on_node_epoch_and_renewals() {
+        let one = Identity { node: NodeId::from_bytes([1; 16]), generation: Generation::of_epoch(1) };
+        let two = Identity { node: NodeId::from_bytes([2; 16]), ..one };
+        let renewed = Identity { generation: one.generation.renewed(), ..one };
+        let restarted = Identity { generation: Generation::of_epoch(2), ..one };
+        let hashes = [one, two, renewed, restarted].map(life_hash);
+        assert_eq!(std::collections::BTreeSet::from(hashes).len(), 4);
+    }
+
+    /// What the table holds for no news must be what foca ignores, else members diverge in silence.
+    #[test]
+    fn an_entry_is_news_exactly_when_it_changes_a_member() {
+        let now = start();
+        let states = [State::Alive, State::Suspect, State::Down];
+        for (known, told) in states.into_iter().flat_map(|known| states.map(|told| (known, told))) {
+            for (epoch, incarnation) in [(1, 4), (2, 3), (2, 4), (2, 5), (3, 0)] {
+                let mut table = Table::default();
+                update(&mut table, &[member(1, 2, 4, known)], now);
+                let mut foca = foca::Foca::new(
+                    Life(Identity { node: NodeId::from_bytes([9; 16]), generation: Generation::of_epoch(1) }),
+                    foca::Config::simple(),
+                    StdRng::seed_from_u64(1),
+                    super::super::codec::LeanCodec,
+                );
+                let mut effects = super::super::effects::Effects::default();
+                for entry in [member(1, 2, 4, known), member(1, epoch, incarnation, told)] {
+                    foca.apply_many([entry].into_iter(), false, &mut effects).expect("applied");
+                }
+                let changed = foca.iter_membership_state().next() != Some(&member(1, 2, 4, known));
+                let entry = super::super::codec::member_to_wire(&member(1, epoch, incarnation, told));
+                assert_eq!(table.is_news(&entry), changed, "{known:?}, {told:?} {epoch}.{incarnation}");
+            }
+        }
     }
 }

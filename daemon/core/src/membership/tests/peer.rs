@@ -154,6 +154,12 @@ fn frames(outputs: &[Output]) -> Vec<Frame> {
     frames.collect()
 }
 
+/// Whether this is what a peer gets that need not be told of others: node `ME`, then the hash.
+fn is_introduction(frames: &[Frame]) -> bool {
+    let me = vec![entry(ME, 5, SwimState::Alive)];
+    matches!(frames, [Frame::Members { members, reply: false }, Frame::MemberHash(_)] if *members == me)
+}
+
 #[test]
 fn whoever_sends_a_packet_is_who_is_alive() {
     let mut probe = Probe::new();
@@ -278,28 +284,35 @@ fn a_packet_for_an_earlier_life_is_answered_with_an_announce() {
 }
 
 #[test]
-fn a_new_peer_gets_an_announce_and_the_full_state() {
+fn a_new_peer_gets_the_full_state() {
     let outputs = Probe::new().give(Input::Connected { peer: node(PEER) });
-    assert_eq!(messages_to(&outputs, PEER), [SwimMessage::Announce]);
     let members = vec![entry(ME, 5, SwimState::Alive)];
     assert_eq!(frames(&outputs), [Frame::Members { members, reply: true }]);
 }
 
 #[test]
-fn a_peer_known_as_alive_gets_the_hash_only() {
+fn a_peer_known_as_alive_gets_this_node_and_the_hash_only() {
     let mut probe = Probe::with_peer();
     let outputs = probe.give(Input::Connected { peer: node(PEER) });
-    assert!(matches!(outputs[..], [Output::Frame { frame: Frame::MemberHash(_), .. }]), "{outputs:?}");
+    assert!(is_introduction(&frames(&outputs)), "{outputs:?}");
     assert_eq!(probe.give(Input::Connected { peer: node(ME) }), [], "itself");
 }
 
 #[test]
-fn a_stranger_to_a_large_mesh_gets_an_announce_and_the_hash_only() {
+fn a_stranger_to_a_large_mesh_gets_this_node_and_the_hash_only() {
     let mut probe = Probe::with_peer();
     probe.members(PEER, (10..100).map(|n| entry(n, 1, SwimState::Alive)).collect(), false);
     let outputs = probe.give(Input::Connected { peer: node(3) });
-    assert_eq!(messages_to(&outputs, 3), [SwimMessage::Announce]);
-    assert!(matches!(frames(&outputs)[..], [Frame::MemberHash(_)]), "{outputs:?}");
+    assert!(is_introduction(&frames(&outputs)), "{outputs:?}");
+}
+
+#[test]
+fn a_peer_that_introduces_itself_while_it_is_down_here_is_told_so() {
+    let mut probe = Probe::with_peer();
+    probe.run(5 * SECOND);
+    let told = frames(&probe.members(PEER, vec![entry(PEER, 1, SwimState::Alive)], false));
+    assert_eq!(told, [Frame::Members { members: vec![entry(PEER, 1, SwimState::Down)], reply: false }]);
+    assert_eq!(frames(&probe.members(PEER, vec![entry(PEER, 2, SwimState::Alive)], false)), []);
 }
 
 #[test]
@@ -324,7 +337,7 @@ fn equal_views_have_equal_hashes() {
     other.give(Input::Connected { peer: node(ME) });
     other.members(ME, vec![entry(ME, 5, SwimState::Alive)], false);
     let outputs = other.give(Input::Connected { peer: node(ME) });
-    let [Frame::MemberHash(hash)] = frames(&outputs)[..] else { panic!("{outputs:?}") };
+    let [_, Frame::MemberHash(hash)] = frames(&outputs)[..] else { panic!("{outputs:?}") };
     for _ in 0..5 {
         assert_eq!(probe.give(Input::MemberHash { from, hash }), []);
         probe.now += SECOND;
