@@ -5,6 +5,7 @@
 
 mod dns;
 mod interfaces;
+pub mod mesh;
 mod readings;
 mod wiring;
 
@@ -27,6 +28,7 @@ use crate::relay::Relay;
 use crate::store::{Store, StoreError};
 use crate::supervise::Stage;
 use crate::{api, register, transport};
+use mesh::MeshStages;
 use wiring::Wiring;
 
 pub use dns::Listening as DnsListening;
@@ -140,6 +142,12 @@ impl Stages {
             api: transport.next(),
             transport,
         }
+    }
+
+    /// Returns the stages of the replicated part.
+    fn mesh(&self) -> MeshStages {
+        let (transport, membership) = (self.transport.clone(), self.membership.clone());
+        MeshStages { transport, membership, catalog: self.catalog.clone() }
     }
 
     /// Stops in the reverse order of start: nothing new comes in, flows end, the others are told, and last

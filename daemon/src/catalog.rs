@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use gossamer_core::catalog::{CardContent, Catalog, Input, MemberLiveness, Output};
 use gossamer_core::dial::Source;
@@ -19,6 +19,7 @@ use gossamer_wire::frame::{AdvertCopy, Frame};
 use gossamer_wire::limits::MAX_CARD_BYTES;
 use gossamer_wire::{NodeId, ServiceName, ServiceRecord};
 
+use crate::clock::Clock;
 use crate::events::EventLog;
 use crate::index::{IndexWriter, NodeSummary};
 use crate::metrics::Metrics;
@@ -48,6 +49,8 @@ pub enum Command {
         /// Its state.
         state: MemberState,
     },
+    /// Every advert is wanted, byte for byte, in the order of their ids.
+    Dump(oneshot::Sender<Vec<AdvertCopy>>),
 }
 
 /// What the task needs.
@@ -69,6 +72,8 @@ pub struct Parts {
     pub index: IndexWriter,
     /// The state directory.
     pub store: Store,
+    /// The clocks certificates and ages on disk are judged by.
+    pub clock: Clock,
     /// The event log.
     pub events: EventLog,
     /// The metrics.
@@ -79,7 +84,7 @@ pub struct Parts {
 pub fn start(stage: &Stage, parts: Parts) {
     let stop = stage.stopping().clone();
     let (disk, writes) = mpsc::channel(1);
-    stage.spawn("catalog-disk", write_rows(parts.store.clone(), writes));
+    stage.spawn("catalog-disk", write_rows(parts.store.clone(), parts.clock.clone(), writes));
     let task = Task {
         disk,
         parts,
@@ -95,9 +100,10 @@ pub fn start(stage: &Stage, parts: Parts) {
 ///
 /// # Errors
 /// Loose permissions, or the system.
-pub fn restore(store: &Store) -> Result<Vec<AdvertCopy>, StoreError> {
+pub fn restore(store: &Store, clock: &Clock) -> Result<Vec<AdvertCopy>, StoreError> {
+    let wall = clock.wall();
     match store.read_json::<Vec<Row>>(FILE) {
-        Ok(rows) => Ok(rows.unwrap_or_default().into_iter().filter_map(Row::copy).collect()),
+        Ok(rows) => Ok(rows.unwrap_or_default().into_iter().filter_map(|row| row.copy(wall)).collect()),
         Err(StoreError::Damaged { path, why }) => {
             tracing::warn!(path = %path.display(), why, "the stored catalog is damaged; it is learned again");
             store.remove(FILE).map(|()| Vec::new())
@@ -115,24 +121,24 @@ struct Row {
 }
 
 impl Row {
-    fn copy(self) -> Option<AdvertCopy> {
+    fn copy(self, wall: u64) -> Option<AdvertCopy> {
         let bytes = data_encoding::BASE64.decode(self.advert.as_bytes()).ok()?;
-        let age = clock::wall().saturating_sub(self.born).try_into().unwrap_or(u32::MAX);
+        let age = wall.saturating_sub(self.born).try_into().unwrap_or(u32::MAX);
         (bytes.len() <= MAX_CARD_BYTES).then_some(AdvertCopy { age, bytes })
     }
 
-    fn of(copy: &AdvertCopy) -> Self {
-        let born = clock::wall().saturating_sub(copy.age.into());
+    fn of(copy: &AdvertCopy, wall: u64) -> Self {
+        let born = wall.saturating_sub(copy.age.into());
         Self { born, advert: data_encoding::BASE64.encode(&copy.bytes) }
     }
 }
 
 /// Writes each set of adverts that is handed over, until the catalog ends. A fault costs only a slower start.
-async fn write_rows(store: Store, mut writes: mpsc::Receiver<Vec<AdvertCopy>>) {
+async fn write_rows(store: Store, clock: Clock, mut writes: mpsc::Receiver<Vec<AdvertCopy>>) {
     while let Some(copies) = writes.recv().await {
-        let store = store.clone();
-        let write = move || store.write_json(FILE, &copies.iter().map(Row::of).collect::<Vec<_>>());
-        if let Err(error) = Stage::blocking(write).await {
+        let wall = clock.wall();
+        let rows = move || copies.iter().map(|copy| Row::of(copy, wall)).collect::<Vec<_>>();
+        if let Err(error) = store.aside(move |store| store.write_json(FILE, &rows())).await {
             tracing::warn!(%error, "the catalog could not be written");
         }
     }
@@ -162,7 +168,7 @@ impl Task {
     async fn run(mut self, stop: &tokio_util::sync::CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
-        self.parts.core.handle(Input::Card(self.parts.card.clone()), clock::now());
+        self.parts.core.handle(Input::Card(self.parts.card.clone()), self.parts.clock.now());
         self.stale.extend(self.parts.core.services().cloned());
         self.drain().await;
         loop {
@@ -176,7 +182,7 @@ impl Task {
                 _ = housekeeping.tick() => Wake::Housekeeping,
                 () = clock::sleep_until(deadline) => Wake::Timeout,
             };
-            let now = clock::now();
+            let now = self.parts.clock.now();
             let is_housekeeping = matches!(wake, Wake::Housekeeping);
             match wake {
                 Wake::Inputs => {
@@ -188,6 +194,8 @@ impl Task {
                     self.nodes_stale = true;
                     self.parts.core.handle(Input::Member { node, state: liveness(state) }, now);
                 }
+                // Who asked may have gone.
+                Wake::Command(Command::Dump(reply)) => drop(reply.send(self.parts.core.export(now))),
                 Wake::Records(records) => self.parts.core.handle(Input::Publish(records), now),
                 Wake::Housekeeping => self.nodes_stale = true,
                 Wake::Timeout => {}
@@ -224,7 +232,7 @@ impl Task {
     }
 
     fn write_index(&mut self) {
-        let now = clock::now();
+        let now = self.parts.clock.now();
         self.unsaved |= !self.stale.is_empty();
         for service in std::mem::take(&mut self.stale) {
             let view = self.parts.core.service(&service, now);
@@ -252,22 +260,22 @@ impl Task {
         if self.unsaved
             && let Ok(place) = self.disk.try_reserve()
         {
-            place.send(self.parts.core.export(clock::now()));
+            place.send(self.parts.core.export(self.parts.clock.now()));
             self.unsaved = false;
         }
     }
 
     /// Hands over the last adverts and lets the disk finish.
     async fn save_last(self) {
-        let _ = self.disk.send(self.parts.core.export(clock::now())).await;
+        let _ = self.disk.send(self.parts.core.export(self.parts.clock.now())).await;
     }
 
     async fn raise_epoch(&mut self, at_least: u64) {
-        let store = self.parts.store.clone();
-        match Stage::blocking(move || identity::raise_epoch(&store, at_least)).await {
+        let raise = move |store: &Store| identity::raise_epoch(store, at_least);
+        match self.parts.store.aside(raise).await {
             Ok(epoch) => {
                 tracing::warn!(epoch, "others hold later adverts of this node; published again above them");
-                self.parts.core.set_epoch(epoch, clock::now());
+                self.parts.core.set_epoch(epoch, self.parts.clock.now());
             }
             Err(error) => tracing::error!(%error, "the epoch could not be raised; others ignore this node"),
         }

@@ -2,13 +2,72 @@
 //!
 //! Owns: reading them. Must not know: what a moment means. Driven by: the owner loops and `identity`.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls::pki_types::UnixTime;
 
 use gossamer_core::time::Now;
 
 /// Returns both clocks; the monotonic one is tokio's, so tests may pause it.
 pub fn now() -> Now {
-    Now { mono: tokio::time::Instant::now().into_std(), wall: wall() }
+    Clock::default().now()
+}
+
+/// A source of wall time.
+pub trait Wall: fmt::Debug + Send + Sync {
+    /// Returns seconds since the Unix epoch.
+    fn seconds(&self) -> u64;
+}
+
+/// The clocks of one node; clones read the same ones. The default is the machine's.
+#[derive(Clone, Debug)]
+pub struct Clock(Arc<dyn Wall>);
+
+impl Clock {
+    /// Takes wall time from another source than the system.
+    pub fn of(wall: Arc<dyn Wall>) -> Self {
+        Self(wall)
+    }
+
+    /// Returns both clocks.
+    pub fn now(&self) -> Now {
+        Now { mono: tokio::time::Instant::now().into_std(), wall: self.wall() }
+    }
+
+    /// Returns seconds since the Unix epoch.
+    pub fn wall(&self) -> u64 {
+        self.0.seconds()
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self(Arc::new(System))
+    }
+}
+
+impl rustls::time_provider::TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(self.wall())))
+    }
+}
+
+/// QUIC judges the age of its address validation tokens by this.
+impl quinn::TimeSource for Clock {
+    fn now(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(self.wall())
+    }
+}
+
+#[derive(Debug)]
+struct System;
+
+impl Wall for System {
+    fn seconds(&self) -> u64 {
+        wall()
+    }
 }
 
 /// Returns seconds since the Unix epoch: certificates, tokens and event lines only.
@@ -32,4 +91,28 @@ pub async fn sleep_until(deadline: Option<std::time::Instant>) {
 #[expect(clippy::disallowed_methods, reason = "the one place that reads wall time")]
 pub fn system() -> SystemTime {
     SystemTime::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Fixed(u64);
+
+    impl Wall for Fixed {
+        fn seconds(&self) -> u64 {
+            self.0
+        }
+    }
+
+    #[test]
+    fn everything_that_judges_by_wall_time_sees_the_given_one() {
+        let clock = Clock::of(Arc::new(Fixed(1_800_000_000)));
+        assert_eq!((clock.wall(), clock.now().wall), (1_800_000_000, 1_800_000_000));
+        let tls = rustls::time_provider::TimeProvider::current_time(&clock).expect("a time");
+        assert_eq!(tls.as_secs(), 1_800_000_000);
+        assert_eq!(quinn::TimeSource::now(&clock), UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+        assert!(Clock::default().wall() > 1_700_000_000);
+    }
 }

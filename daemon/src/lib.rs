@@ -11,6 +11,7 @@ pub mod catalog;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod entropy;
 pub mod events;
 pub mod identity;
 pub mod index;

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::SeedableRng;
 use tokio::sync::mpsc;
 
 use gossamer_core::membership::{Cause, Input, MemberState, Membership, MembershipConfig, Output};
@@ -16,6 +15,7 @@ use gossamer_wire::swim::Identity;
 
 use crate::catalog::Command;
 use crate::clock;
+use crate::entropy::Entropy;
 use crate::events::{Event, EventLog};
 use crate::index::IndexReader;
 use crate::metrics::Metrics;
@@ -43,6 +43,8 @@ pub struct Parts {
     pub index: IndexReader,
     /// The event log.
     pub events: EventLog,
+    /// Where the choice of probed members comes from.
+    pub entropy: Entropy,
     /// The metrics.
     pub metrics: Arc<Metrics>,
 }
@@ -50,7 +52,7 @@ pub struct Parts {
 /// Starts the task.
 pub fn start(stage: &Stage, parts: Parts) {
     let stop = stage.stopping().clone();
-    let rng = rand::rngs::StdRng::from_rng(&mut rand::rng());
+    let rng = parts.entropy.rng("membership");
     let core = Membership::new(MembershipConfig::default(), parts.me, rng, clock::now().mono);
     let task = Task { core, parts };
     stage.spawn("membership", async move { task.run(&stop).await });

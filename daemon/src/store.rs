@@ -3,6 +3,7 @@
 //! Owns: how state files are read and written. Must not know: what is in them.
 //! Driven by: `identity` (keys, certificates, epoch), the issuer (ledger), the registry, the catalog task.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -13,6 +14,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
+
+use crate::supervise::Stage;
 
 /// Why state could not be used. The operator's fault unless the disk is broken; nothing was changed.
 #[derive(Debug, Error)]
@@ -48,11 +51,42 @@ pub enum StoreError {
     },
 }
 
-/// An open state directory. Clones share the lock, which is held until the last one is dropped.
+/// What keeps state files. The daemon's is a directory; a simulator's forgets what was not synced.
+pub trait Disk: fmt::Debug + Send + Sync {
+    /// Reads a file; `None` when there is none.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Replaces a file as a whole: readers and a crash see the old content or the new one. Which one a crash
+    /// leaves is open until [`Disk::sync`] has returned.
+    ///
+    /// # Errors
+    /// The system; the old content stays.
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError>;
+
+    /// Makes everything that was replaced survive a crash.
+    ///
+    /// # Errors
+    /// The system.
+    fn sync(&self) -> Result<(), StoreError>;
+
+    /// Removes a file; a missing one is fine.
+    ///
+    /// # Errors
+    /// The system.
+    fn remove(&self, name: &str) -> Result<(), StoreError>;
+
+    /// Whether calls may take long, so that async code must not make them.
+    fn is_slow(&self) -> bool;
+}
+
+/// An open state directory. Clones share it; its lock is held until the last one is dropped.
 #[derive(Clone, Debug)]
 pub struct Store {
     dir: Arc<PathBuf>,
-    _lock: Arc<Flock<File>>,
+    disk: Arc<dyn Disk>,
 }
 
 /// Largest state file that is read, bytes: a catalog of 10,000 nodes is about 40 MiB.
@@ -69,16 +103,12 @@ impl Store {
     /// # Errors
     /// Loose permissions, another daemon, or the system.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let at = |error| StoreError::Io { path: dir.to_owned(), error };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at)?;
-        check_mode(dir, 0o700)?;
-        let path = dir.join(LOCK);
-        let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-        let file = open.map_err(|error| StoreError::Io { path, error })?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| StoreError::Locked(dir.to_owned()))?;
-        sweep(dir).map_err(at)?;
-        Ok(Self { dir: Arc::new(dir.to_owned()), _lock: Arc::new(lock) })
+        Ok(Self::on(dir, Arc::new(Directory::open(dir)?)))
+    }
+
+    /// Uses a disk that is there already; `dir` is what messages call it.
+    pub fn on(dir: &Path, disk: Arc<dyn Disk>) -> Self {
+        Self { dir: Arc::new(dir.to_owned()), disk }
     }
 
     /// Returns whether the directory holds an identity, without opening or locking it.
@@ -96,20 +126,7 @@ impl Store {
     /// # Errors
     /// Loose permissions, a size beyond any of ours, or the system.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let path = self.dir.join(name);
-        let at = |error| StoreError::Io { path: path.clone(), error };
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(at(error)),
-        };
-        check_mode(&path, 0o600)?;
-        let mut bytes = Vec::new();
-        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(at)?;
-        if bytes.len() as u64 > MAX_FILE_BYTES {
-            return Err(StoreError::Damaged { path, why: "it is larger than 64 MiB".to_owned() });
-        }
-        Ok(Some(bytes))
+        self.disk.read(name)
     }
 
     /// Replaces a file: the old content or the new one survives a crash, never a mixture. The new one has
@@ -118,19 +135,8 @@ impl Store {
     /// # Errors
     /// The system, for example a full disk; the old content stays.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        let path = self.dir.join(name);
-        let replace = || {
-            let mut file = tempfile::Builder::new()
-                .prefix(UNFINISHED)
-                .permissions(Permissions::from_mode(0o600))
-                .tempfile_in(&*self.dir)?;
-            file.write_all(bytes)?;
-            file.as_file().sync_all()?;
-            file.persist(&path)?;
-            // The name is durable only with its directory.
-            File::open(&*self.dir)?.sync_all()
-        };
-        replace().map_err(|error| StoreError::Io { path: path.clone(), error })
+        self.disk.replace(name, bytes)?;
+        self.disk.sync()
     }
 
     /// Removes a file; a missing one is fine.
@@ -138,11 +144,20 @@ impl Store {
     /// # Errors
     /// The system.
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
-        let path = self.dir.join(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::Io { path, error }),
-            _ => Ok(()),
+        self.disk.remove(name)
+    }
+
+    /// Runs a function that reads or writes, where a slow disk stops nobody else.
+    pub async fn aside<T, F>(&self, function: F) -> T
+    where
+        T: Send + 'static,
+        F: FnOnce(&Self) -> T + Send + 'static,
+    {
+        if !self.disk.is_slow() {
+            return function(self);
         }
+        let store = self.clone();
+        Stage::blocking(move || function(&store)).await
     }
 
     /// Reads a JSON file; `None` when there is none.
@@ -166,6 +181,81 @@ impl Store {
         let bytes = serde_json::to_vec_pretty(value)
             .map_err(|error| StoreError::Damaged { path: self.dir.join(name), why: error.to_string() })?;
         self.write(name, &bytes)
+    }
+}
+
+/// A real directory, locked for this process.
+#[derive(Debug)]
+struct Directory {
+    dir: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Directory {
+    fn open(dir: &Path) -> Result<Self, StoreError> {
+        let at = |error| StoreError::Io { path: dir.to_owned(), error };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at)?;
+        check_mode(dir, 0o700)?;
+        let path = dir.join(LOCK);
+        let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = open.map_err(|error| StoreError::Io { path, error })?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| StoreError::Locked(dir.to_owned()))?;
+        sweep(dir).map_err(at)?;
+        Ok(Self { dir: dir.to_owned(), _lock: lock })
+    }
+}
+
+impl Disk for Directory {
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.dir.join(name);
+        let at = |error| StoreError::Io { path: path.clone(), error };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(at(error)),
+        };
+        check_mode(&path, 0o600)?;
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(at)?;
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            return Err(StoreError::Damaged { path, why: "it is larger than 64 MiB".to_owned() });
+        }
+        Ok(Some(bytes))
+    }
+
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let path = self.dir.join(name);
+        let replace = || {
+            let mut file = tempfile::Builder::new()
+                .prefix(UNFINISHED)
+                .permissions(Permissions::from_mode(0o600))
+                .tempfile_in(&self.dir)?;
+            file.write_all(bytes)?;
+            // Before it gets its name: a name must never lead to half a file.
+            file.as_file().sync_all()?;
+            file.persist(&path)?;
+            io::Result::Ok(())
+        };
+        replace().map_err(|error| StoreError::Io { path: path.clone(), error })
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        // The content was synced when it was written; a name is durable only with its directory.
+        let sync = File::open(&self.dir).and_then(|dir| dir.sync_all());
+        sync.map_err(|error| StoreError::Io { path: self.dir.clone(), error })
+    }
+
+    fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.dir.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::Io { path, error }),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_slow(&self) -> bool {
+        true
     }
 }
 
@@ -243,6 +333,46 @@ mod tests {
         let store = Store::open(&dir).expect("opens");
         assert!(!dir.join(".new-abc").exists());
         store.write("a", b"one").expect("writes");
+    }
+
+    /// Notes which calls were made.
+    #[derive(Debug, Default)]
+    struct Noted(std::sync::Mutex<Vec<&'static str>>);
+
+    impl Disk for Noted {
+        fn read(&self, _name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+            Ok(None)
+        }
+
+        fn replace(&self, _name: &str, _bytes: &[u8]) -> Result<(), StoreError> {
+            self.0.lock().expect("one thread").push("replace");
+            Ok(())
+        }
+
+        fn sync(&self) -> Result<(), StoreError> {
+            self.0.lock().expect("one thread").push("sync");
+            Ok(())
+        }
+
+        fn remove(&self, _name: &str) -> Result<(), StoreError> {
+            Ok(())
+        }
+
+        fn is_slow(&self) -> bool {
+            false
+        }
+    }
+
+    #[tokio::test]
+    async fn a_write_is_synced_and_a_quick_disk_needs_no_thread() {
+        let disk = Arc::new(Noted::default());
+        let store = Store::on(Path::new("memory"), Arc::<Noted>::clone(&disk));
+        let here = std::thread::current().id();
+        let thread = store.aside(move |store| store.write("a", b"one").map(|()| std::thread::current().id()));
+        assert_eq!(thread.await.expect("writes"), here);
+        assert_eq!(*disk.0.lock().expect("one thread"), ["replace", "sync"]);
+        let (_dir, slow) = self::store();
+        assert_ne!(slow.aside(|_| std::thread::current().id()).await, here);
     }
 
     #[test]

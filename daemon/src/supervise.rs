@@ -3,13 +3,21 @@
 //! Owns: the tracker, the stop tokens, the first failure. Must not know: what tasks do.
 //! Driven by: `app`, which makes one stage per part and stops them in reverse order.
 
+use std::fmt;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
+
+/// Runs tasks somewhere else than directly on the tokio runtime: a simulator holds those of one node still.
+pub trait Executor: fmt::Debug + Send + Sync {
+    /// Starts a task. It may be dropped before its end.
+    fn execute(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>);
+}
 
 /// A group of tasks that stop together. Clones are handles to the same group.
 #[derive(Clone, Debug)]
@@ -19,6 +27,8 @@ pub struct Stage {
     /// Cancelled when any task of any stage ends early.
     failed: CancellationToken,
     first_failure: Arc<OnceLock<&'static str>>,
+    /// Where tasks run; the current runtime unless told otherwise.
+    executor: Option<Arc<dyn Executor>>,
 }
 
 impl Default for Stage {
@@ -28,12 +38,18 @@ impl Default for Stage {
             stop: CancellationToken::new(),
             failed: CancellationToken::new(),
             first_failure: Arc::default(),
+            executor: None,
         }
     }
 }
 
 impl Stage {
-    /// Makes another stage that shares only the report of failures.
+    /// Makes a stage whose tasks run on an executor.
+    pub fn on(executor: Arc<dyn Executor>) -> Self {
+        Self { executor: Some(executor), ..Self::default() }
+    }
+
+    /// Makes another stage that shares only the report of failures and the executor.
     #[must_use]
     pub fn next(&self) -> Self {
         Self {
@@ -41,6 +57,7 @@ impl Stage {
             stop: CancellationToken::new(),
             failed: self.failed.clone(),
             first_failure: Arc::clone(&self.first_failure),
+            executor: self.executor.clone(),
         }
     }
 
@@ -66,12 +83,24 @@ impl Stage {
         self.spawn_tracked(task.instrument(tracing::debug_span!("task", name)));
     }
 
+    /// Runs a task of a library where the tasks of the stage run. It ends by itself, some time after what it
+    /// serves is dropped; the stop of the stage does not wait for it.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
+    pub fn spawn_foreign<F>(&self, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        match &self.executor {
+            Some(executor) => executor.execute(Box::pin(task)),
+            None => drop(tokio::spawn(task)),
+        }
+    }
+
     fn spawn_tracked<F>(&self, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        drop(tokio::spawn(self.tasks.track_future(task)));
+        self.spawn_foreign(self.tasks.track_future(task));
     }
 
     /// Runs a blocking function, for example an fsync, on tokio's blocking threads.
@@ -137,6 +166,34 @@ mod tests {
     async fn a_task_that_ends_early_is_named() {
         let stage = Stage::default();
         stage.next().spawn("worker", async {});
+        assert_eq!(stage.failure().await, "worker");
+    }
+
+    /// Keeps tasks instead of running them.
+    #[derive(Default)]
+    struct Kept(std::sync::Mutex<Vec<Pin<Box<dyn Future<Output = ()> + Send>>>>);
+
+    impl fmt::Debug for Kept {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("Kept")
+        }
+    }
+
+    impl Executor for Kept {
+        fn execute(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
+            self.0.lock().expect("one thread").push(task);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_executor_gets_the_tasks_of_all_stages_made_from_its_own() {
+        let kept = Arc::new(Kept::default());
+        let stage = Stage::on(Arc::<Kept>::clone(&kept));
+        stage.next().spawn("worker", async {});
+        stage.spawn_foreign(async {});
+        let tasks = std::mem::take(&mut *kept.0.lock().expect("one thread"));
+        assert_eq!(tasks.len(), 2);
+        tasks.into_iter().next().expect("the worker").await;
         assert_eq!(stage.failure().await, "worker");
     }
 

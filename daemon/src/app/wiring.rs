@@ -5,36 +5,30 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use quinn::Connection;
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use gossamer_core::catalog::{CardContent, Catalog, CatalogConfig};
 use gossamer_dns::{DnsMetrics, Zone};
-use gossamer_wire::frame::AdvertCopy;
-use gossamer_wire::swim::Identity as SwimIdentity;
-use gossamer_wire::{Generation, RegionName, ServiceRecord, ZoneName};
+use gossamer_wire::{RegionName, ServiceRecord, ZoneName};
 
+use super::mesh::{self, MeshParts};
 use super::readings::Readers;
-use super::{About, Ready, RunError, Stages, dns, interfaces};
+use super::{About, Ready, RunError, Stages, dns};
 use crate::api::{self, ApiState};
+use crate::clock::{self, Clock};
 use crate::config::Settings;
+use crate::entropy::Entropy;
 use crate::events::{Event, EventLog};
+use crate::identity::Identity;
 use crate::identity::issuer::{self, IssuerHandle};
-use crate::identity::{self, Identity};
-use crate::index::{IndexReader, IndexWriter};
+use crate::index::IndexReader;
 use crate::metrics::Metrics;
 use crate::register::{self, DenyList, Registry, Rules};
 use crate::relay::{Relay, RelayParts, Vips, VipsParts};
 use crate::resolver::Resolver;
 use crate::store::{Store, StoreError};
-use crate::transport::{
-    self, CATALOG_QUEUE, FLOW_QUEUE, FlowStream, MEMBERSHIP_QUEUE, Peers, ToCatalog, ToMembership,
-};
-use crate::{catalog, clock, membership};
+use crate::transport::{FlowStream, Peers, Udp};
 
 /// Joiners waiting for the issuer; more are told to come back.
 const JOINERS: usize = 64;
@@ -49,16 +43,6 @@ pub(super) struct Wiring<'a> {
     events: EventLog,
 }
 
-/// The transport and the queues it fills.
-struct Mesh {
-    peers: Peers,
-    listen: SocketAddr,
-    membership: mpsc::Receiver<ToMembership>,
-    catalog: mpsc::Receiver<ToCatalog>,
-    flows: mpsc::Receiver<FlowStream>,
-    joiners: mpsc::Receiver<Connection>,
-}
-
 impl<'a> Wiring<'a> {
     pub(super) fn new(stages: &'a Stages, settings: Settings, store: Store, identity: Arc<Identity>) -> Self {
         Self { stages, settings, store, identity, metrics: Arc::default(), events: EventLog::default() }
@@ -71,26 +55,19 @@ impl<'a> Wiring<'a> {
         let api_listener = api::bind(&self.settings.socket).await?;
         let dns_sockets = dns::bind(self.settings.dns_address, self.settings.vip_pool.dns()).await?;
         let listening = dns_sockets.listening();
-        let restored = catalog::restore(&self.store)?;
 
-        let mesh = self.transport()?;
-        let advertised = interfaces::advertised(&self.settings.advertise, mesh.listen);
-        let epoch = identity::next_epoch(&self.store)?;
-
-        let index = IndexWriter::default();
-        let (reader, peers) = (index.reader(), mesh.peers.clone());
-        let commands = self.membership(epoch, mesh.membership, &peers, &reader);
-        let core = self.catalog_core(epoch, restored);
-        let records = self.catalog(core, &advertised, (mesh.catalog, commands), &peers, index);
+        let (joiners_in, joiners) = mpsc::channel(JOINERS);
+        let mesh = mesh::start(&self.stages.mesh(), self.mesh(joiners_in))?;
+        let (reader, peers, advertised) = (mesh.index, mesh.peers, mesh.advertised);
 
         let deny = DenyList::new(vec![mesh.listen, listening.address], network, prefix);
-        let registry = self.registry(&deny, records)?;
+        let registry = self.registry(&deny, mesh.records)?;
         let (relay, vips) = self.relay(deny, mesh.flows, &reader, &registry, &peers);
         let resolver = Arc::new(Resolver::new(reader.clone(), vips.clone()));
         let dns_metrics = Arc::new(DnsMetrics::default());
         let names = (Arc::clone(&resolver), Arc::clone(&zone), Arc::clone(&dns_metrics));
         dns::start(&self.stages.dns, dns_sockets, names);
-        let issuer = self.issuer(&reader, &advertised, mesh.joiners)?;
+        let issuer = self.issuer(&reader, &advertised, joiners)?;
 
         self.read_metrics(dns_metrics, &reader, &registry, &relay, &vips);
         let about = Arc::new(self.about(mesh.listen, advertised, listening, issuer.is_some()));
@@ -113,89 +90,21 @@ impl<'a> Wiring<'a> {
         Ok(Ready { about, issuer, registry, relay })
     }
 
-    fn transport(&self) -> Result<Mesh, RunError> {
-        let (membership_in, membership) = mpsc::channel(MEMBERSHIP_QUEUE);
-        let (catalog_in, catalog) = mpsc::channel(CATALOG_QUEUE);
-        let (flows_in, flows) = mpsc::channel(FLOW_QUEUE);
-        let (joiners_in, joiners) = mpsc::channel(JOINERS);
-        let parts = transport::Parts {
-            listen: self.settings.listen,
-            trust: Arc::new(ArcSwap::from_pointee(self.identity.trust.clone())),
-            reset_key: identity::reset_key(&self.store)?,
-            membership: membership_in,
-            catalog: catalog_in,
-            flows: flows_in,
-            joiners: self.identity.issuer.as_ref().map(|_| joiners_in),
-            metrics: Arc::clone(&self.metrics),
-        };
-        let (peers, listen) = transport::start(&self.stages.transport, &self.identity, parts)?;
-        Ok(Mesh { peers, listen, membership, catalog, flows, joiners })
-    }
-
-    fn membership(
-        &self,
-        epoch: u64,
-        inputs: mpsc::Receiver<ToMembership>,
-        peers: &Peers,
-        index: &IndexReader,
-    ) -> mpsc::Receiver<catalog::Command> {
-        let (catalog, commands) = mpsc::channel(catalog::COMMANDS);
-        let parts = membership::Parts {
-            me: SwimIdentity { node: self.identity.node(), generation: Generation::of_epoch(epoch) },
-            inputs,
-            peers: peers.clone(),
-            catalog,
-            index: index.clone(),
-            events: self.events.clone(),
-            metrics: Arc::clone(&self.metrics),
-        };
-        membership::start(&self.stages.membership, parts);
-        commands
-    }
-
-    fn catalog_core(&self, epoch: u64, restored: Vec<AdvertCopy>) -> Catalog {
-        let config = CatalogConfig {
-            node: self.identity.node(),
-            group: self.identity.group().clone(),
+    fn mesh(&self, joiners: mpsc::Sender<Connection>) -> MeshParts {
+        MeshParts {
+            identity: Arc::clone(&self.identity),
+            store: self.store.clone(),
+            udp: Udp::Bind(self.settings.listen),
+            advertise: self.settings.advertise.clone(),
             zone: self.zone(),
             region: self.region(),
             imports: self.settings.import.clone(),
-        };
-        let (trust, signer) = (self.identity.trust.clone(), Box::new(Arc::clone(&self.identity.key)));
-        let rng = SmallRng::from_rng(&mut rand::rng());
-        Catalog::new(config, trust, signer, rng, epoch, restored, clock::now())
-    }
-
-    fn catalog(
-        &self,
-        core: Catalog,
-        advertised: &[SocketAddr],
-        (inputs, commands): (mpsc::Receiver<ToCatalog>, mpsc::Receiver<catalog::Command>),
-        peers: &Peers,
-        index: IndexWriter,
-    ) -> mpsc::Sender<Vec<ServiceRecord>> {
-        let card = CardContent {
-            leaf: self.identity.leaf_der.clone(),
-            addresses: advertised.to_vec(),
-            zone: self.zone(),
-            region: self.region(),
-            ..CardContent::default()
-        };
-        let (records_in, records) = mpsc::channel(catalog::RECORD_SETS);
-        let parts = catalog::Parts {
-            core,
-            card,
-            inputs,
-            commands,
-            records,
-            peers: peers.clone(),
-            index,
-            store: self.store.clone(),
-            events: self.events.clone(),
+            joiners: self.identity.issuer.as_ref().map(|_| joiners),
+            clock: Clock::default(),
+            entropy: Entropy::System,
             metrics: Arc::clone(&self.metrics),
-        };
-        catalog::start(&self.stages.catalog, parts);
-        records_in
+            events: self.events.clone(),
+        }
     }
 
     fn registry(

@@ -20,6 +20,7 @@ use gossamer_wire::join::PeerHint;
 use gossamer_wire::{GroupName, MeshId, MeshName, NodeId, NodeName, RegionName, ZoneName};
 
 use crate::clock;
+use crate::entropy::Entropy;
 use crate::store::{Store, StoreError};
 
 pub use certificate::IssuerKey;
@@ -176,12 +177,12 @@ pub fn raise_epoch(store: &Store, at_least: u64) -> Result<u64, StoreError> {
 ///
 /// # Errors
 /// The disk refuses.
-pub fn reset_key(store: &Store) -> Result<[u8; 64], StoreError> {
+pub fn reset_key(store: &Store, entropy: &Entropy) -> Result<[u8; 64], StoreError> {
     if let Some(Ok(key)) = store.read(RESET_KEY)?.map(TryInto::try_into) {
         return Ok(key);
     }
     let mut key = [0; 64];
-    rand::Rng::fill_bytes(&mut rand::rng(), &mut key);
+    rand::Rng::fill_bytes(&mut entropy.rng("reset key"), &mut key);
     store.write(RESET_KEY, &key)?;
     Ok(key)
 }

@@ -76,7 +76,10 @@ fn epochs_only_rise() {
 fn the_reset_key_stays() {
     let dir = tempfile::tempdir().expect("scratch");
     let store = store(dir.path());
-    assert_eq!(reset_key(&store).expect("makes"), reset_key(&store).expect("reads"));
+    assert_eq!(
+        reset_key(&store, &Entropy::System).expect("makes"),
+        reset_key(&store, &Entropy::System).expect("reads")
+    );
 }
 
 #[test]
@@ -189,8 +192,8 @@ fn a_reset_key_of_the_wrong_length_is_made_again() {
     let dir = tempfile::tempdir().expect("scratch");
     let store = store(dir.path());
     store.write(RESET_KEY, &[1; 63]).expect("writes");
-    let made = reset_key(&store).expect("makes");
-    assert_eq!(reset_key(&store).expect("reads"), made);
+    let made = reset_key(&store, &Entropy::System).expect("makes");
+    assert_eq!(reset_key(&store, &Entropy::System).expect("reads"), made);
 }
 
 /// What an issuer of a mesh makes, and the trust to judge it by.

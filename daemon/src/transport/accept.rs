@@ -17,10 +17,9 @@ use gossamer_wire::frame::Purpose;
 use gossamer_wire::limits::HANDSHAKE_TIMEOUT;
 use gossamer_wire::{NodeId, join};
 
-use super::hello::{Greeted, HelloError, answer, greet, identify};
+use super::hello::{Greeted, Greeter, HelloError};
 use super::link::CLOSE_REFUSED;
 use super::member_alpn;
-use super::tls::Trust;
 use crate::metrics::Metrics;
 
 /// A connection that came in: a member's, greeted, or a joiner's, for the issuer.
@@ -30,12 +29,7 @@ pub(super) enum Accepted {
 }
 
 /// Completes an inbound handshake; `None` when it was refused, which is counted.
-pub(super) async fn accept(
-    incoming: Incoming,
-    trust: &Trust,
-    nonce: u64,
-    metrics: &Metrics,
-) -> Option<Accepted> {
+pub(super) async fn accept(incoming: Incoming, greeter: &Greeter, metrics: &Metrics) -> Option<Accepted> {
     let remote = incoming.remote_address();
     let handshake = async { incoming.accept()?.await };
     let connection = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
@@ -62,7 +56,7 @@ pub(super) async fn accept(
         metrics.handshake_refused("protocol");
         return None;
     }
-    match timeout(HANDSHAKE_TIMEOUT, answer(connection.clone(), trust, nonce)).await {
+    match timeout(HANDSHAKE_TIMEOUT, greeter.answer(connection.clone())).await {
         Ok(Ok(greeted)) => Some(Accepted::Member(greeted)),
         Ok(Err(error)) => {
             tracing::debug!(%remote, %error, "connection refused");
@@ -91,8 +85,7 @@ const fn reason(error: &HelloError) -> &'static str {
 pub(super) struct Dialler {
     pub(super) endpoint: Endpoint,
     pub(super) config: ClientConfig,
-    pub(super) trust: Trust,
-    pub(super) nonce: u64,
+    pub(super) greeter: Greeter,
 }
 
 impl Dialler {
@@ -120,7 +113,7 @@ impl Dialler {
                 Err(error) => tracing::debug!(peer = %node, %error, "dial failed"),
             }
         };
-        let greeting = greet(connection.clone(), &self.trust, purpose, self.nonce);
+        let greeting = self.greeter.greet(connection.clone(), purpose);
         match timeout(HANDSHAKE_TIMEOUT, greeting).await {
             Ok(Ok(greeted)) => Some(greeted),
             Ok(Err(error)) => {
@@ -143,7 +136,7 @@ impl Dialler {
             .map_err(|error| HelloError::Stream(std::io::Error::other(error)))?;
         let timed_out = |_| HelloError::Connection(quinn::ConnectionError::TimedOut);
         let connection = timeout(HANDSHAKE_TIMEOUT, connecting).await.map_err(timed_out)??;
-        if identify(&connection, &self.trust)?.node != node {
+        if self.greeter.identify(&connection)?.node != node {
             connection.close(CLOSE_REFUSED.into(), b"another node was meant");
             return Err(HelloError::Purpose);
         }

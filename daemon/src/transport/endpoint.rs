@@ -3,16 +3,20 @@
 //! Owns: the UDP socket and the QUIC configurations. Must not know: who is dialled, what streams carry.
 //! Driven by: `transport`. The figures behind the settings are in `docs/adr/0005`.
 
+use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
-    ClientConfig, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, ServerConfig,
-    TransportConfig, ValidationTokenConfig, VarInt,
+    AsyncTimer, AsyncUdpSocket, ClientConfig, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig,
+    IdleTimeout, Runtime, ServerConfig, TokioRuntime, TransportConfig, ValidationTokenConfig, VarInt,
 };
+use rand::RngExt as _;
+use rand::rngs::StdRng;
 use ring::hmac;
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
@@ -20,7 +24,10 @@ use thiserror::Error;
 use gossamer_wire::limits::{MAX_FLOWS_PER_PEER, MAX_INCOMING};
 
 use super::tls::{self, Trust};
+use crate::clock::Clock;
+use crate::entropy::Entropy;
 use crate::identity::Identity;
+use crate::supervise::Stage;
 
 /// Control connections live on SWIM's own traffic.
 const CONTROL_IDLE: Duration = Duration::from_secs(15 * 60);
@@ -53,31 +60,51 @@ pub(super) struct Endpoints {
     pub(super) data: ClientConfig,
 }
 
-/// Binds the mesh port. `listen` with the unspecified IPv6 address means both families.
+/// What carries the mesh's datagrams.
+#[derive(Clone, Debug)]
+pub enum Udp {
+    /// A socket bound to this address; the unspecified IPv6 address means both families.
+    Bind(SocketAddr),
+    /// A socket that is there already, for example one in memory.
+    Given(Arc<dyn AsyncUdpSocket>),
+}
+
+/// What an endpoint is made of.
+#[derive(Debug)]
+pub(super) struct Opening<'a> {
+    pub(super) udp: &'a Udp,
+    pub(super) trust: &'a Trust,
+    pub(super) reset_key: &'a [u8; 64],
+    pub(super) clock: &'a Clock,
+    pub(super) entropy: &'a Entropy,
+}
+
+/// Opens the mesh port; the tasks of the QUIC library run on the stage.
 ///
 /// # Errors
 /// See [`BindError`].
-pub(super) fn bind(
-    listen: SocketAddr,
+pub(super) fn open(
+    stage: &Stage,
     identity: &Identity,
-    trust: &Trust,
-    reset_key: &[u8; 64],
+    opening: &Opening<'_>,
 ) -> Result<Endpoints, BindError> {
+    let Opening { udp, trust, reset_key, clock, entropy } = *opening;
     let tls_error = |error: &dyn std::fmt::Display| BindError::Tls(error.to_string());
-    let server_tls = tls::server(identity, trust).map_err(|error| tls_error(&error))?;
+    let server_tls = tls::server(identity, trust, clock).map_err(|error| tls_error(&error))?;
     let server_tls = QuicServerConfig::try_from(server_tls).map_err(|error| tls_error(&error))?;
     let mut server = ServerConfig::with_crypto(Arc::new(server_tls));
     server
         .transport_config(Arc::new(accepted_settings()))
         .max_incoming(MAX_INCOMING)
         .incoming_buffer_size(16 << 10)
-        .incoming_buffer_size_total(1 << 20);
+        .incoming_buffer_size_total(1 << 20)
+        .time_source(Arc::new(Clock::clone(clock)));
     // Addresses are validated by Retry under load; remembered tokens would cost 220 B per handshake.
     let mut tokens = ValidationTokenConfig::default();
     tokens.sent(0);
     server.validation_token_config(tokens);
 
-    let client_tls = tls::client(identity, trust).map_err(|error| tls_error(&error))?;
+    let client_tls = tls::client(identity, trust, clock).map_err(|error| tls_error(&error))?;
     let client_tls = Arc::new(QuicClientConfig::try_from(client_tls).map_err(|error| tls_error(&error))?);
     let client = |settings: TransportConfig| {
         let mut config = ClientConfig::new(Arc::clone(&client_tls) as _);
@@ -85,14 +112,28 @@ pub(super) fn bind(
         config
     };
 
-    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key)));
-    config.cid_generator(|| Box::new(ShortIds));
-    let _ = config.max_udp_payload_size(MAX_UDP_PAYLOAD);
-    let socket = socket(listen)?;
-    let runtime = Arc::new(quinn::TokioRuntime);
-    let endpoint = Endpoint::new(config, Some(server), socket, runtime)
-        .map_err(|error| BindError::Refused(listen, error))?;
+    let runtime = Arc::new(OnStage(stage.clone()));
+    let (config, server) = (endpoint_config(reset_key, entropy), Some(server));
+    let endpoint = match udp {
+        Udp::Bind(listen) => Endpoint::new(config, server, socket(*listen)?, runtime)
+            .map_err(|error| BindError::Refused(*listen, error))?,
+        Udp::Given(socket) => {
+            let unnamed = (Ipv4Addr::UNSPECIFIED, 0).into();
+            let address = socket.local_addr().unwrap_or(unnamed);
+            Endpoint::new_with_abstract_socket(config, server, Arc::clone(socket), runtime)
+                .map_err(|error| BindError::Refused(address, error))?
+        }
+    };
     Ok(Endpoints { endpoint, control: client(control_settings()), data: client(data_settings()) })
+}
+
+fn endpoint_config(reset_key: &[u8; 64], entropy: &Entropy) -> EndpointConfig {
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key)));
+    let ids = entropy.clone();
+    config.cid_generator(move || Box::new(ShortIds(ids.rng("connection ids"))));
+    config.rng_seed(Some(entropy.rng("endpoint").random()));
+    let _ = config.max_udp_payload_size(MAX_UDP_PAYLOAD);
+    config
 }
 
 /// Makes an endpoint that only dials, for a joiner.
@@ -198,11 +239,11 @@ fn socket(listen: SocketAddr) -> Result<UdpSocket, BindError> {
 /// Random 4-byte connection ids: 24 bytes less per probe than quinn's default (measured), and 2^32 of them are
 /// plenty for one socket.
 #[derive(Debug)]
-struct ShortIds;
+struct ShortIds(StdRng);
 
 impl ConnectionIdGenerator for ShortIds {
     fn generate_cid(&mut self) -> ConnectionId {
-        ConnectionId::new(&rand::random::<[u8; 4]>())
+        ConnectionId::new(&self.0.random::<[u8; 4]>())
     }
 
     fn cid_len(&self) -> usize {
@@ -211,5 +252,27 @@ impl ConnectionIdGenerator for ShortIds {
 
     fn cid_lifetime(&self) -> Option<Duration> {
         None
+    }
+}
+
+/// Runs the tasks of the QUIC library where the other tasks of the transport run.
+#[derive(Debug)]
+struct OnStage(Stage);
+
+impl Runtime for OnStage {
+    fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
+        TokioRuntime.new_timer(at)
+    }
+
+    fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        self.0.spawn_foreign(task);
+    }
+
+    fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        TokioRuntime.wrap_udp_socket(socket)
+    }
+
+    fn now(&self) -> Instant {
+        TokioRuntime.now()
     }
 }

@@ -18,7 +18,7 @@ use gossamer_wire::frame::{Frame, Hello, PREFIX_BYTES, Purpose};
 use gossamer_wire::{DecodeError, EncodeError, statement};
 
 use super::tls::Trust;
-use crate::clock;
+use crate::clock::Clock;
 
 /// Why a connection did not come about. The peer's or the network's fault; nothing is kept of it.
 #[derive(Debug, Error)]
@@ -51,42 +51,52 @@ pub(super) struct Greeted {
     pub(super) recv: RecvStream,
 }
 
-/// Greets as the dialer.
-pub(super) async fn greet(
-    connection: Connection,
-    trust: &Trust,
-    purpose: Purpose,
-    nonce: u64,
-) -> Result<Greeted, HelloError> {
-    let peer = identify(&connection, trust)?;
-    let (mut send, mut recv) = connection.open_bi().await?;
-    write_hello(&connection, &mut send, purpose, nonce).await?;
-    let theirs = read_hello(&mut recv).await?;
-    if theirs.purpose != purpose {
-        return Err(HelloError::Purpose);
+/// What this side greets with, and how it judges the other one.
+#[derive(Clone, Debug)]
+pub(super) struct Greeter {
+    pub(super) trust: Trust,
+    pub(super) clock: Clock,
+    /// Random per process.
+    pub(super) nonce: u64,
+}
+
+impl Greeter {
+    /// Greets as the dialer.
+    pub(super) async fn greet(
+        &self,
+        connection: Connection,
+        purpose: Purpose,
+    ) -> Result<Greeted, HelloError> {
+        let peer = self.identify(&connection)?;
+        let (mut send, mut recv) = connection.open_bi().await?;
+        write_hello(&connection, &mut send, purpose, self.nonce).await?;
+        let theirs = read_hello(&mut recv).await?;
+        if theirs.purpose != purpose {
+            return Err(HelloError::Purpose);
+        }
+        Ok(Greeted { connection, peer, purpose, nonce: theirs.nonce, dialled: true, send, recv })
     }
-    Ok(Greeted { connection, peer, purpose, nonce: theirs.nonce, dialled: true, send, recv })
-}
 
-/// Answers a greeting as the side that was dialled. Without a verified certificate nothing is read.
-pub(super) async fn answer(connection: Connection, trust: &Trust, nonce: u64) -> Result<Greeted, HelloError> {
-    let peer = identify(&connection, trust)?;
-    let (mut send, mut recv) = connection.accept_bi().await?;
-    let theirs = read_hello(&mut recv).await?;
-    write_hello(&connection, &mut send, theirs.purpose, nonce).await?;
-    let Hello { purpose, nonce, .. } = theirs;
-    Ok(Greeted { connection, peer, purpose, nonce, dialled: false, send, recv })
-}
+    /// Answers a greeting as the side that was dialled. Without a verified certificate nothing is read.
+    pub(super) async fn answer(&self, connection: Connection) -> Result<Greeted, HelloError> {
+        let peer = self.identify(&connection)?;
+        let (mut send, mut recv) = connection.accept_bi().await?;
+        let theirs = read_hello(&mut recv).await?;
+        write_hello(&connection, &mut send, theirs.purpose, self.nonce).await?;
+        let Hello { purpose, nonce, .. } = theirs;
+        Ok(Greeted { connection, peer, purpose, nonce, dialled: false, send, recv })
+    }
 
-/// Judges the certificate of a connection again, after the handshake: the handshake's own verdict could be
-/// missing (no certificate is mandatory in TLS) or stale.
-pub(super) fn identify(connection: &Connection, trust: &Trust) -> Result<Arc<Leaf>, TrustError> {
-    let chain = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .ok_or(TrustError::None)?;
-    let (leaf, shown) = chain.split_first().ok_or(TrustError::None)?;
-    trust.load().verify(leaf, shown, clock::wall()).map(Arc::new)
+    /// Judges the certificate of a connection again, after the handshake: the handshake's own verdict could be
+    /// missing (no certificate is mandatory in TLS) or stale.
+    pub(super) fn identify(&self, connection: &Connection) -> Result<Arc<Leaf>, TrustError> {
+        let chain = connection
+            .peer_identity()
+            .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+            .ok_or(TrustError::None)?;
+        let (leaf, shown) = chain.split_first().ok_or(TrustError::None)?;
+        self.trust.load().verify(leaf, shown, self.clock.wall()).map(Arc::new)
+    }
 }
 
 async fn write_hello(

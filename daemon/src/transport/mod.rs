@@ -30,7 +30,7 @@ use gossamer_wire::{NodeId, frame};
 use crate::metrics::Metrics;
 
 pub use data::{FlowLease, FlowStream, OpenError};
-pub use endpoint::BindError;
+pub use endpoint::{BindError, Udp};
 pub(crate) use endpoint::{dial_only, joiner};
 use link::Link;
 pub use owner::{Parts, start};

@@ -4,12 +4,12 @@
 //! Driven by: its inputs: handshakes done, connections ended, commands of the other parts, time.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::Connection;
-use rand::SeedableRng;
+use rand::RngExt as _;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use gossamer_core::dial::{DialBook, Keep, Source, Standing, keep_which};
@@ -19,14 +19,15 @@ use gossamer_wire::limits::MAX_INCOMING;
 
 use super::accept::{Accepted, Dialler, Joiners, accept, hand_to_issuer};
 use super::data::{DataConnection, Pool};
-use super::endpoint::{Endpoints, bind, widen};
-use super::hello::Greeted;
+use super::endpoint::{Endpoints, Opening, Udp, open, widen};
+use super::hello::{Greeted, Greeter};
 use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE, Link, is_data};
 use super::{
     BindError, COMMANDS, Command, FlowStream, INPUTS, Inbox, Links, Peers, Report, STATES, ToCatalog,
     ToMembership, Trust,
 };
-use crate::clock;
+use crate::clock::{self, Clock};
+use crate::entropy::Entropy;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::supervise::Stage;
@@ -37,8 +38,8 @@ const CLOSE_WITHIN: Duration = Duration::from_millis(300);
 /// What the transport is made of.
 #[derive(Debug)]
 pub struct Parts {
-    /// Where the mesh port listens.
-    pub listen: SocketAddr,
+    /// What carries the datagrams.
+    pub udp: Udp,
     /// The trust bundle; handshakes see later changes.
     pub trust: Trust,
     /// Key of stateless resets.
@@ -51,6 +52,10 @@ pub struct Parts {
     pub flows: mpsc::Sender<FlowStream>,
     /// Joiners, on issuers.
     pub joiners: Option<mpsc::Sender<Connection>>,
+    /// The clocks certificates are judged by.
+    pub clock: Clock,
+    /// Where nonces, connection ids and back-offs come from.
+    pub entropy: Entropy,
     /// The metrics.
     pub metrics: Arc<Metrics>,
 }
@@ -60,8 +65,16 @@ pub struct Parts {
 /// # Errors
 /// The port cannot be bound.
 pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers, SocketAddr), BindError> {
-    let endpoints = bind(parts.listen, identity, &parts.trust, &parts.reset_key)?;
-    let address = endpoints.endpoint.local_addr().unwrap_or(parts.listen);
+    let opening = Opening {
+        udp: &parts.udp,
+        trust: &parts.trust,
+        reset_key: &parts.reset_key,
+        clock: &parts.clock,
+        entropy: &parts.entropy,
+    };
+    let endpoints = open(stage, identity, &opening)?;
+    let unnamed = |_| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let address = endpoints.endpoint.local_addr().unwrap_or_else(unnamed);
     let (commands, command_queue) = mpsc::channel(COMMANDS);
     let (reports, report_queue) = mpsc::channel(INPUTS);
     let (connected, connected_reader) = watch::channel(0);
@@ -76,10 +89,13 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     };
     let mut owner = Owner {
         me: identity.node(),
-        nonce: rand::random(),
+        greeter: Greeter {
+            trust: parts.trust,
+            clock: parts.clock,
+            nonce: parts.entropy.rng("nonce").random(),
+        },
         endpoints,
-        trust: parts.trust,
-        book: DialBook::new(identity.node(), rand::rngs::StdRng::from_rng(&mut rand::rng())),
+        book: DialBook::new(identity.node(), parts.entropy.rng("dials")),
         current: BTreeMap::new(),
         links,
         pool: Pool::default(),
@@ -100,9 +116,8 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
 
 struct Owner {
     me: NodeId,
-    nonce: u64,
+    greeter: Greeter,
     endpoints: Endpoints,
-    trust: Trust,
     book: DialBook,
     current: BTreeMap<NodeId, Arc<Link>>,
     links: Links,
@@ -308,12 +323,8 @@ impl Owner {
             Purpose::Control => self.endpoints.control.clone(),
             Purpose::Data => self.endpoints.data.clone(),
         };
-        let dialler = Dialler {
-            endpoint: self.endpoints.endpoint.clone(),
-            config,
-            trust: Arc::clone(&self.trust),
-            nonce: self.nonce,
-        };
+        let dialler =
+            Dialler { endpoint: self.endpoints.endpoint.clone(), config, greeter: self.greeter.clone() };
         let reports = self.inbox.reports.clone();
         self.stage.spawn_short("dial", async move {
             let report = match dialler.dial(node, addresses, purpose).await {
@@ -327,7 +338,7 @@ impl Owner {
     /// Returns the task that takes handshakes; each is completed in a task of its own.
     fn acceptor(&self, joiners: Option<Joiners>) -> impl Future<Output = ()> + Send + 'static {
         let endpoint = self.endpoints.endpoint.clone();
-        let (stage, trust, nonce) = (self.stage.clone(), Arc::clone(&self.trust), self.nonce);
+        let (stage, greeter) = (self.stage.clone(), self.greeter.clone());
         let (reports, metrics) = (self.inbox.reports.clone(), Arc::clone(&self.metrics));
         async move {
             let places = Arc::new(Semaphore::new(MAX_INCOMING));
@@ -344,10 +355,10 @@ impl Owner {
                     incoming.refuse();
                     continue;
                 };
-                let (trust, metrics) = (Arc::clone(&trust), Arc::clone(&metrics));
+                let (greeter, metrics) = (greeter.clone(), Arc::clone(&metrics));
                 let (reports, joiners) = (reports.clone(), joiners.clone());
                 stage.spawn_short("handshake", async move {
-                    match accept(incoming, &trust, nonce, &metrics).await {
+                    match accept(incoming, &greeter, &metrics).await {
                         Some(Accepted::Member(greeted)) => {
                             let _ = reports.send(Report::Greeted(greeted)).await;
                         }

@@ -7,6 +7,8 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 use super::*;
+use crate::clock::Clock;
+use crate::entropy::Entropy;
 use crate::identity::issuer::{self, IssuerHandle, TokenRequest};
 use crate::identity::{Identity, InitRequest, JoinError, JoinRequest, init, join};
 use crate::index::IndexWriter;
@@ -44,13 +46,15 @@ fn start_node(identity: Identity, dir: TempDir) -> Node {
     let (joiners_in, joiners) = mpsc::channel(8);
     let metrics = Arc::new(Metrics::default());
     let parts = Parts {
-        listen: "127.0.0.1:0".parse().expect("address"),
+        udp: Udp::Bind("127.0.0.1:0".parse().expect("address")),
         trust: Arc::new(ArcSwap::from_pointee(identity.trust.clone())),
         reset_key: [7; 64],
         membership: membership_in,
         catalog: catalog_in,
         flows: flows_in,
         joiners: identity.issuer.as_ref().map(|_| joiners_in),
+        clock: Clock::default(),
+        entropy: Entropy::System,
         metrics: Arc::clone(&metrics),
     };
     let (peers, address) = start(&stage, &identity, parts).expect("binds");

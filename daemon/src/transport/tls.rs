@@ -20,6 +20,7 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 use gossamer_core::trust::{TrustBundle, TrustError};
 use gossamer_wire::{MeshId, NodeId, frame, join};
 
+use crate::clock::Clock;
 use crate::identity::Identity;
 
 /// The trust bundle as it is at the moment of a handshake.
@@ -29,10 +30,10 @@ pub type Trust = Arc<ArcSwap<TrustBundle>>;
 ///
 /// # Errors
 /// A bug: the identity was checked when it was loaded.
-pub(super) fn server(identity: &Identity, trust: &Trust) -> Result<ServerConfig, Error> {
+pub(super) fn server(identity: &Identity, trust: &Trust, clock: &Clock) -> Result<ServerConfig, Error> {
     let verifier = Arc::new(MemberVerifier::new(trust));
     let resolver = Arc::new(ChainByAlpn::new(identity)?);
-    let mut config = ServerConfig::builder_with_provider(provider())
+    let mut config = ServerConfig::builder_with_details(provider(), Arc::new(clock.clone()))
         .with_protocol_versions(&[&version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(resolver);
@@ -49,9 +50,9 @@ pub(super) fn server(identity: &Identity, trust: &Trust) -> Result<ServerConfig,
 ///
 /// # Errors
 /// As [`server`].
-pub(super) fn client(identity: &Identity, trust: &Trust) -> Result<ClientConfig, Error> {
+pub(super) fn client(identity: &Identity, trust: &Trust, clock: &Clock) -> Result<ClientConfig, Error> {
     let chain = member_chain(identity);
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_details(provider(), Arc::new(clock.clone()))
         .with_protocol_versions(&[&version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(MemberVerifier::new(trust)))

@@ -5,8 +5,8 @@ use rustls::client::ResolvesClientCert;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, SignatureScheme};
 
-use super::super::endpoint::{self, Endpoints};
-use super::super::hello::{Greeted, answer, greet, read_frame};
+use super::super::endpoint::{Endpoints, Opening, Udp, open};
+use super::super::hello::{Greeted, Greeter, read_frame};
 use super::super::tls;
 use super::*;
 
@@ -30,7 +30,14 @@ impl Raw {
     pub(super) fn new(identity: Identity, dir: TempDir) -> Self {
         let trust = Arc::new(ArcSwap::from_pointee(identity.trust.clone()));
         let any = "127.0.0.1:0".parse().expect("address");
-        let endpoints = endpoint::bind(any, &identity, &trust, &[8; 64]).expect("binds");
+        let opening = Opening {
+            udp: &Udp::Bind(any),
+            trust: &trust,
+            reset_key: &[8; 64],
+            clock: &Clock::default(),
+            entropy: &Entropy::System,
+        };
+        let endpoints = open(&Stage::default(), &identity, &opening).expect("binds");
         let address = endpoints.endpoint.local_addr().expect("bound");
         Self { identity, trust, endpoints, address, _dir: dir }
     }
@@ -45,8 +52,8 @@ impl Raw {
     /// Dials and greets, as a process with this nonce.
     pub(super) async fn dial(&self, to: SocketAddr, purpose: Purpose, nonce: u64) -> Greeted {
         let connection = self.shake_hands(to).await;
-        let greeting = greet(connection, &self.trust, purpose, nonce);
-        timeout(SOON, greeting).await.expect("in time").expect("greets")
+        let greeter = self.greeter(nonce);
+        timeout(SOON, greeter.greet(connection, purpose)).await.expect("in time").expect("greets")
     }
 
     /// Takes a connection that comes in, without its hello.
@@ -57,8 +64,8 @@ impl Raw {
 
     /// Answers the hello of a connection.
     pub(super) async fn answer(&self, connection: Connection, nonce: u64) -> Greeted {
-        let answering = answer(connection, &self.trust, nonce);
-        timeout(SOON, answering).await.expect("in time").expect("greets")
+        let greeter = self.greeter(nonce);
+        timeout(SOON, greeter.answer(connection)).await.expect("in time").expect("greets")
     }
 
     /// Dials with TLS settings of its own; `None` when the other side does not take the connection.
@@ -69,9 +76,13 @@ impl Raw {
         timeout(SOON, dial).await.expect("in time").ok()
     }
 
+    fn greeter(&self, nonce: u64) -> Greeter {
+        Greeter { trust: Arc::clone(&self.trust), clock: Clock::default(), nonce }
+    }
+
     /// Returns the TLS settings of an honest member, to be changed.
     pub(super) fn tls(&self) -> ClientConfig {
-        tls::client(&self.identity, &self.trust).expect("settings")
+        tls::client(&self.identity, &self.trust, &Clock::default()).expect("settings")
     }
 }
 

@@ -1,0 +1,215 @@
+//! The replicated part of a node: transport, membership, catalog and index, without DNS, relay and API.
+//!
+//! Owns: the start of these parts. Must not know: who reads the index, where records come from.
+//! Driven by: the daemon's start, and by simulators, which run many of these in one process.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use quinn::Connection;
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
+use tokio::sync::{mpsc, oneshot};
+
+use gossamer_core::catalog::{CardContent, Catalog, CatalogConfig, Imports};
+use gossamer_wire::frame::AdvertCopy;
+use gossamer_wire::swim::Identity as SwimIdentity;
+use gossamer_wire::{Generation, RegionName, ServiceRecord, ZoneName};
+
+use super::{RunError, interfaces};
+use crate::clock::Clock;
+use crate::entropy::Entropy;
+use crate::events::EventLog;
+use crate::identity::{self, Identity};
+use crate::index::{IndexReader, IndexWriter};
+use crate::metrics::Metrics;
+use crate::store::Store;
+use crate::supervise::Stage;
+use crate::transport::{
+    self, CATALOG_QUEUE, FLOW_QUEUE, FlowStream, MEMBERSHIP_QUEUE, Peers, ToCatalog, ToMembership, Udp,
+};
+use crate::{catalog, membership};
+
+/// The stages of these parts, in the order of start.
+#[derive(Clone, Debug)]
+pub struct MeshStages {
+    /// Connections.
+    pub transport: Stage,
+    /// Who is there.
+    pub membership: Stage,
+    /// What they offer.
+    pub catalog: Stage,
+}
+
+impl MeshStages {
+    /// Makes the stages that share the executor of the first one.
+    pub fn from(transport: Stage) -> Self {
+        Self { membership: transport.next(), catalog: transport.next(), transport }
+    }
+
+    /// Takes leave of the mesh: the others are told, then the connections close. Each stage gets `within`.
+    pub async fn stop(&self, within: Duration) {
+        for stage in [&self.membership, &self.catalog, &self.transport] {
+            stage.stop(within).await;
+        }
+    }
+}
+
+/// What a node of the mesh is made of.
+#[derive(Debug)]
+pub struct MeshParts {
+    /// Who it is.
+    pub identity: Arc<Identity>,
+    /// Its state directory.
+    pub store: Store,
+    /// What carries its datagrams.
+    pub udp: Udp,
+    /// Addresses it gives others besides the one it listens on.
+    pub advertise: Vec<SocketAddr>,
+    /// Its small failure domain.
+    pub zone: Option<ZoneName>,
+    /// Its large failure domain.
+    pub region: Option<RegionName>,
+    /// Which services of others it uses.
+    pub imports: Imports,
+    /// Where joiners go, on issuers.
+    pub joiners: Option<mpsc::Sender<Connection>>,
+    /// Its clocks.
+    pub clock: Clock,
+    /// Its randomness.
+    pub entropy: Entropy,
+    /// Its metrics.
+    pub metrics: Arc<Metrics>,
+    /// Its event log.
+    pub events: EventLog,
+}
+
+/// A started node of the mesh: the handles of its parts.
+#[derive(Debug)]
+pub struct Mesh {
+    /// Connections to others.
+    pub peers: Peers,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where others are told to dial.
+    pub advertised: Vec<SocketAddr>,
+    /// What it knows of others.
+    pub index: IndexReader,
+    /// Takes complete sets of its own records.
+    pub records: mpsc::Sender<Vec<ServiceRecord>>,
+    /// Flows that come in.
+    pub flows: mpsc::Receiver<FlowStream>,
+    /// Asks the catalog.
+    pub catalog: CatalogHandle,
+}
+
+/// Asks the catalog for what the index does not hold. Clones are handles.
+#[derive(Clone, Debug)]
+pub struct CatalogHandle(mpsc::Sender<catalog::Command>);
+
+impl CatalogHandle {
+    /// Returns every advert as it is held, byte for byte, by node and kind; `None` when the node stops.
+    pub async fn dump(&self) -> Option<Vec<AdvertCopy>> {
+        let (reply, copies) = oneshot::channel();
+        self.0.send(catalog::Command::Dump(reply)).await.ok()?;
+        copies.await.ok()
+    }
+}
+
+/// Starts the parts. The port is bound before the epoch is raised: a start that fails leaves no trace.
+///
+/// # Errors
+/// The port or the state directory; what was started before is stopped with the stages.
+pub fn start(stages: &MeshStages, parts: MeshParts) -> Result<Mesh, RunError> {
+    let restored = catalog::restore(&parts.store, &parts.clock)?;
+    let (transport, inputs) = start_transport(&stages.transport, &parts)?;
+    let (peers, listen) = transport;
+    let advertised = interfaces::advertised(&parts.advertise, listen);
+    let epoch = identity::next_epoch(&parts.store)?;
+
+    let index = IndexWriter::default();
+    let reader = index.reader();
+    let (commands_in, commands) = mpsc::channel(catalog::COMMANDS);
+    let members = membership::Parts {
+        me: SwimIdentity { node: parts.identity.node(), generation: Generation::of_epoch(epoch) },
+        inputs: inputs.membership,
+        peers: peers.clone(),
+        catalog: commands_in.clone(),
+        index: reader.clone(),
+        events: parts.events.clone(),
+        entropy: parts.entropy.clone(),
+        metrics: Arc::clone(&parts.metrics),
+    };
+    membership::start(&stages.membership, members);
+
+    let (records, record_sets) = mpsc::channel(catalog::RECORD_SETS);
+    let replica = catalog::Parts {
+        core: catalog_core(&parts, epoch, restored),
+        card: card(&parts, &advertised),
+        inputs: inputs.catalog,
+        commands,
+        records: record_sets,
+        peers: peers.clone(),
+        index,
+        store: parts.store,
+        clock: parts.clock,
+        events: parts.events,
+        metrics: parts.metrics,
+    };
+    catalog::start(&stages.catalog, replica);
+    let (flows, catalog) = (inputs.flows, CatalogHandle(commands_in));
+    Ok(Mesh { peers, listen, advertised, index: reader, records, flows, catalog })
+}
+
+/// What the transport fills.
+struct Inputs {
+    membership: mpsc::Receiver<ToMembership>,
+    catalog: mpsc::Receiver<ToCatalog>,
+    flows: mpsc::Receiver<FlowStream>,
+}
+
+fn start_transport(stage: &Stage, parts: &MeshParts) -> Result<((Peers, SocketAddr), Inputs), RunError> {
+    let (membership_in, membership) = mpsc::channel(MEMBERSHIP_QUEUE);
+    let (catalog_in, catalog) = mpsc::channel(CATALOG_QUEUE);
+    let (flows_in, flows) = mpsc::channel(FLOW_QUEUE);
+    let transport = transport::Parts {
+        udp: parts.udp.clone(),
+        trust: Arc::new(ArcSwap::from_pointee(parts.identity.trust.clone())),
+        reset_key: identity::reset_key(&parts.store, &parts.entropy)?,
+        membership: membership_in,
+        catalog: catalog_in,
+        flows: flows_in,
+        joiners: parts.joiners.clone(),
+        clock: parts.clock.clone(),
+        entropy: parts.entropy.clone(),
+        metrics: Arc::clone(&parts.metrics),
+    };
+    let started = transport::start(stage, &parts.identity, transport)?;
+    Ok((started, Inputs { membership, catalog, flows }))
+}
+
+fn catalog_core(parts: &MeshParts, epoch: u64, restored: Vec<AdvertCopy>) -> Catalog {
+    let identity = &parts.identity;
+    let config = CatalogConfig {
+        node: identity.node(),
+        group: identity.group().clone(),
+        zone: parts.zone.clone(),
+        region: parts.region.clone(),
+        imports: parts.imports.clone(),
+    };
+    let (trust, signer) = (identity.trust.clone(), Box::new(Arc::clone(&identity.key)));
+    let rng = SmallRng::from_rng(&mut parts.entropy.rng("catalog"));
+    Catalog::new(config, trust, signer, rng, epoch, restored, parts.clock.now())
+}
+
+fn card(parts: &MeshParts, advertised: &[SocketAddr]) -> CardContent {
+    CardContent {
+        leaf: parts.identity.leaf_der.clone(),
+        addresses: advertised.to_vec(),
+        zone: parts.zone.clone(),
+        region: parts.region.clone(),
+        ..CardContent::default()
+    }
+}
