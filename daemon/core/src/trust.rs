@@ -6,6 +6,7 @@
 //! X.509 name constraints cannot hold URI names (rustls-webpki refuses every URI under any constraint), so
 //! scope and identity are checked here, after the chain.
 
+use std::fmt;
 use std::sync::Arc;
 
 use ring::signature::{ED25519, UnparsedPublicKey};
@@ -89,6 +90,36 @@ pub struct Leaf {
     pub not_after: u64,
 }
 
+/// Who does the expensive part of a judgement. The daemon's is the default of each method: every check is made
+/// anew. A simulator of a thousand nodes gives the same bytes to a thousand catalogs in one process, so it puts
+/// in one that makes each distinct check once and remembers the verdict; nothing else has a reason to.
+pub trait Verify: fmt::Debug + Send + Sync {
+    /// Returns whether `signature` is the key's over `bytes`.
+    fn signature(&self, public_key: &[u8; 32], bytes: &[u8], signature: &[u8]) -> bool {
+        signature_holds(public_key, bytes, signature)
+    }
+
+    /// Judges a leaf as [`TrustBundle::verify`] does.
+    ///
+    /// # Errors
+    /// Those of [`TrustBundle::verify`].
+    fn leaf(
+        &self,
+        bundle: &TrustBundle,
+        leaf: &[u8],
+        shown: &[CertificateDer<'_>],
+        wall: u64,
+    ) -> Result<Leaf, TrustError> {
+        bundle.check(leaf, shown, wall)
+    }
+}
+
+/// Makes every check anew.
+#[derive(Debug)]
+struct Anew;
+
+impl Verify for Anew {}
+
 /// Roots and issuers of a mesh.
 #[derive(Clone, Debug)]
 pub struct TrustBundle {
@@ -96,6 +127,7 @@ pub struct TrustBundle {
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
     issuers: Vec<CertificateDer<'static>>,
+    verifier: Arc<dyn Verify>,
 }
 
 impl TrustBundle {
@@ -114,7 +146,14 @@ impl TrustBundle {
             anchors: anchors.map_err(|_| TrustError::Malformed)?,
             roots,
             issuers: issuers.into_iter().map(CertificateDer::from).collect(),
+            verifier: Arc::new(Anew),
         })
+    }
+
+    /// Lets another do the checks; see [`Verify`].
+    #[must_use]
+    pub fn with_verifier(self, verifier: Arc<dyn Verify>) -> Self {
+        Self { verifier, ..self }
     }
 
     /// Returns the mesh it stands for.
@@ -138,6 +177,15 @@ impl TrustBundle {
     /// # Errors
     /// The first check that fails; nothing is changed.
     pub fn verify(&self, leaf: &[u8], shown: &[CertificateDer<'_>], wall: u64) -> Result<Leaf, TrustError> {
+        self.verifier.leaf(self, leaf, shown, wall)
+    }
+
+    /// Returns whether `signature` is the key's over `bytes`.
+    pub fn signature_holds(&self, public_key: &[u8; 32], bytes: &[u8], signature: &[u8]) -> bool {
+        self.verifier.signature(public_key, bytes, signature)
+    }
+
+    fn check(&self, leaf: &[u8], shown: &[CertificateDer<'_>], wall: u64) -> Result<Leaf, TrustError> {
         if leaf.len() > MAX_LEAF_BYTES || shown.iter().any(|der| der.len() > MAX_CERTIFICATE_BYTES) {
             return Err(TrustError::Malformed);
         }

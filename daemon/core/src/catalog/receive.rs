@@ -8,7 +8,7 @@ use std::sync::Arc;
 use gossamer_wire::advert::{Advert, Card, Fragment, Head, Kind};
 use gossamer_wire::{DecodeError, ServiceRecord};
 
-use crate::trust::{Leaf, TrustBundle, TrustError, signature_holds};
+use crate::trust::{Leaf, TrustBundle, TrustError};
 
 /// Why an advert was refused. It is not stored and not forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,7 +63,7 @@ pub(super) fn judge(advert: &Advert, leaf: Option<&Leaf>, trust: &TrustBundle, w
         return judge_card(advert, trust, wall);
     }
     let Some(leaf) = leaf else { return Verdict::Hold };
-    if !signature_holds(&leaf.public_key, &advert.signed(), advert.signature()) {
+    if !trust.signature_holds(&leaf.public_key, &advert.signed(), advert.signature()) {
         return Verdict::Refuse(Refusal::Signature);
     }
     if kind == Kind::Records {
@@ -89,7 +89,7 @@ fn judge_card(advert: &Advert, trust: &TrustBundle, wall: u64) -> Verdict {
     if leaf.node != advert.id().slot.node {
         return Verdict::Refuse(Refusal::Certificate);
     }
-    if !signature_holds(&leaf.public_key, &advert.signed(), advert.signature()) {
+    if !trust.signature_holds(&leaf.public_key, &advert.signed(), advert.signature()) {
         return Verdict::Refuse(Refusal::Signature);
     }
     Verdict::Take(Content::Card(Box::new((card, leaf))))

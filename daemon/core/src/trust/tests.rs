@@ -199,3 +199,28 @@ fn a_joiner_anchors_on_the_pinned_root_only() {
     mixed[0] = theirs.issue(leaf_params(ours.mesh, "west", "vm-a"), &Key::new().pair).into();
     assert!(matches!(TrustBundle::pinned(ours.mesh, &pin, &mixed, WALL), Err(TrustError::Chain(_))));
 }
+
+/// Remembers nothing and believes everything it is asked.
+#[derive(Debug, Default)]
+struct Asked(std::sync::atomic::AtomicU32);
+
+impl Verify for Asked {
+    fn signature(&self, _: &[u8; 32], _: &[u8], _: &[u8]) -> bool {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        true
+    }
+}
+
+#[test]
+fn a_verifier_put_in_is_asked_and_otherwise_every_check_is_made() {
+    let (authority, key, asked) = (Authority::new(), Key::new(), Arc::new(Asked::default()));
+    let leaf = authority.leaf("west", "vm-b", &key);
+    let plain = authority.bundle();
+    let public_key = plain.verify(&leaf, &[], WALL).expect("valid").public_key;
+    assert!(plain.signature_holds(&public_key, b"x", &key.sign(b"x")));
+    assert!(!plain.signature_holds(&public_key, b"y", &key.sign(b"x")));
+    let lent = plain.with_verifier(Arc::clone(&asked) as Arc<dyn Verify>);
+    assert!(lent.signature_holds(&public_key, b"y", b""));
+    assert_eq!(asked.0.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(lent.verify(b"junk", &[], WALL), Err(TrustError::Malformed));
+}
