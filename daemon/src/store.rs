@@ -339,18 +339,24 @@ mod tests {
     #[derive(Debug, Default)]
     struct Noted(std::sync::Mutex<Vec<&'static str>>);
 
+    impl Noted {
+        fn note(&self, call: &'static str) {
+            self.0.lock().expect("one thread").push(call);
+        }
+    }
+
     impl Disk for Noted {
         fn read(&self, _name: &str) -> Result<Option<Vec<u8>>, StoreError> {
             Ok(None)
         }
 
         fn replace(&self, _name: &str, _bytes: &[u8]) -> Result<(), StoreError> {
-            self.0.lock().expect("one thread").push("replace");
+            self.note("replace");
             Ok(())
         }
 
         fn sync(&self) -> Result<(), StoreError> {
-            self.0.lock().expect("one thread").push("sync");
+            self.note("sync");
             Ok(())
         }
 

@@ -10,6 +10,7 @@ pub mod api;
 pub mod bad_input;
 pub mod dnsq;
 pub mod evidence;
+pub mod fabric;
 pub mod netns;
 pub mod planted;
 pub mod process;
