@@ -6,9 +6,10 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
-use clap::Parser;
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
 
+mod gossip;
 mod micro;
 mod report;
 
@@ -16,25 +17,36 @@ mod report;
 #[derive(Parser)]
 #[command(name = "gossamer-bench")]
 struct Arguments {
-    /// What to measure: micro
-    suite: String,
     /// Also write the result as one JSON object.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     json: Option<PathBuf>,
+    #[command(subcommand)]
+    suite: Suite,
+}
+
+/// What to measure.
+#[derive(Subcommand)]
+enum Suite {
+    /// What single functions cost on one core, without sockets
+    Micro(Micro),
+    /// Membership and records of real daemons beside a peer's, in network namespaces; needs root
+    Gossip(gossip::Arguments),
+}
+
+#[derive(Args)]
+struct Micro {
     /// How often each row is measured; the median counts.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
 }
 
-/// A suite by its name.
-type Suite = (&'static str, fn(u32) -> Result<report::Report>);
-
-const SUITES: [Suite; 1] = [("micro", micro::run)];
-
 #[expect(clippy::print_stdout, reason = "the table is the product")]
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let report = find(&arguments.suite)?(arguments.rounds)?;
+    let report = match arguments.suite {
+        Suite::Micro(micro) => micro::run(micro.rounds),
+        Suite::Gossip(asked) => gossip::run(&asked),
+    }?;
     println!("{}", report.table());
     if let Some(path) = arguments.json {
         let json = serde_json::to_vec_pretty(&report)?;
@@ -43,30 +55,22 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn find(name: &str) -> Result<fn(u32) -> Result<report::Report>> {
-    match SUITES.iter().find(|(suite, _)| *suite == name) {
-        Some((_, run)) => Ok(*run),
-        None => {
-            let known = SUITES.map(|(suite, _)| suite).join(", ");
-            bail!("there is no suite `{name}`; suites: {known}")
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_unknown_suite_names_the_ones_there_are() {
-        let error = find("mirco").expect_err("unknown").to_string();
-        assert!(error.contains("`mirco`") && error.contains("micro"), "{error}");
-    }
 
     #[test]
     fn the_command_line_is_well_formed() {
         use clap::CommandFactory as _;
         Arguments::command().debug_assert();
         assert!(Arguments::try_parse_from(["bench", "micro", "--rounds", "0"]).is_err());
+        assert!(Arguments::try_parse_from(["bench", "micro", "--json", "f"]).is_ok());
+    }
+
+    #[test]
+    fn an_unknown_suite_names_the_ones_there_are() {
+        let Err(error) = Arguments::try_parse_from(["bench", "mirco"]) else { panic!("unknown") };
+        let said = error.to_string();
+        assert!(said.contains("mirco") && said.contains("micro"), "{said}");
     }
 }

@@ -33,13 +33,23 @@ pub(crate) struct Row {
 
 impl Row {
     /// Makes a row of all rounds; at least one.
-    pub(crate) fn of(metric: &'static str, unit: &'static str, mut values: Vec<f64>) -> Self {
+    pub(crate) fn of(metric: &'static str, unit: &'static str, values: Vec<f64>) -> Self {
+        Self::by("gossamer", metric, unit, values)
+    }
+
+    /// Makes a row of what a system needed; at least one value.
+    pub(crate) fn by(
+        system: &'static str,
+        metric: &'static str,
+        unit: &'static str,
+        mut values: Vec<f64>,
+    ) -> Self {
         values.sort_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
         let last = values.len().saturating_sub(1);
         // Of an even number, the mean of the two in the middle.
         let median = f64::midpoint(at(last / 2), at(values.len() / 2));
-        Self { system: "gossamer", metric, unit, median, min: at(0), max: at(last) }
+        Self { system, metric, unit, median, min: at(0), max: at(last) }
     }
 }
 
@@ -48,11 +58,16 @@ impl Report {
     pub(crate) fn table(&self) -> String {
         let mut table = comfy_table::Table::new();
         table.load_style(comfy_table::presets::NOTHING);
-        table.set_header(["metric", "unit", "median", "min", "max"]);
+        table.set_header(["system", "metric", "unit", "median", "min", "max"]);
+        let number = |value: f64| match value.abs() {
+            0.0 => "0".to_owned(),
+            size if size < 1.0 => format!("{value:.3}"),
+            size if size < 100.0 => format!("{value:.1}"),
+            _ => format!("{value:.0}"),
+        };
         for row in &self.rows {
-            let number =
-                |value: f64| if value < 100.0 { format!("{value:.1}") } else { format!("{value:.0}") };
             table.add_row([
+                row.system.to_owned(),
                 row.metric.to_owned(),
                 row.unit.to_owned(),
                 number(row.median),
@@ -60,7 +75,9 @@ impl Report {
                 number(row.max),
             ]);
         }
+        let ratios = self.ratios.iter().map(|(name, ratio)| format!("\nratio {name}: {}", number(*ratio)));
         format!("{}: {} rounds on {}\n{table}", self.suite, self.rounds, self.machine)
+            + &ratios.collect::<String>()
     }
 }
 

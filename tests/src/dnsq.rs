@@ -134,6 +134,11 @@ impl Resolver {
 }
 
 impl Answer {
+    /// Reads an answer; `None` when the bytes are no DNS message.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        Message::from_vec(bytes).ok().map(Self)
+    }
+
     /// Returns the response code.
     pub const fn code(&self) -> ResponseCode {
         self.0.metadata.response_code
@@ -308,7 +313,11 @@ impl Resolver {
     }
 }
 
-fn question(id: u16, name: &str, kind: RecordType) -> Result<Vec<u8>> {
+/// Writes a question with this id; the id is the first two bytes.
+///
+/// # Errors
+/// The name is none.
+pub fn question(id: u16, name: &str, kind: RecordType) -> Result<Vec<u8>> {
     let mut name = Name::from_ascii(name).with_context(|| format!("the name {name}"))?;
     name.set_fqdn(true);
     let mut message = Message::new(id, MessageType::Query, OpCode::Query);

@@ -7,15 +7,20 @@
 //! the prefix holds the id of the process that made it.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+mod star;
+
+pub use star::{Counter, LINK_HEADER, Star};
 
 /// What every namespace of ours begins with.
 const PREFIX: &str = "gsm-";
@@ -60,12 +65,37 @@ impl Namespace {
         tool("ip", &[&["-n", &self.name], arguments].concat())
     }
 
+    /// Runs many commands of `ip` inside, one a line, with one process.
+    ///
+    /// # Errors
+    /// With the words of `ip` when one fails; those after it are not run.
+    pub fn ip_batch(&self, lines: &str) -> Result<()> {
+        fed("ip", &["-n", &self.name, "-batch", "-"], lines)
+    }
+
+    /// Sets a kernel parameter of the namespace: a path below `/proc/sys/net`.
+    ///
+    /// # Errors
+    /// The namespace has no such parameter.
+    pub fn parameter(&self, path: &str, value: &str) -> Result<()> {
+        let file = Path::new("/proc/sys/net").join(path);
+        self.enter(|| fs::write(&file, value))?.with_context(|| file.display().to_string())
+    }
+
     /// Loads nftables rules inside, beside those that are there.
     ///
     /// # Errors
     /// With the words of `nft` when it fails.
     pub fn nft(&self, rules: &str) -> Result<()> {
         tool("ip", &["netns", "exec", &self.name, "nft", rules])
+    }
+
+    /// Returns what `nft` says inside.
+    ///
+    /// # Errors
+    /// With the words of `nft` when it fails.
+    pub fn nft_says(&self, arguments: &str) -> Result<String> {
+        said("ip", &["netns", "exec", &self.name, "nft", arguments])
     }
 
     /// Removes all rules inside.
@@ -213,9 +243,32 @@ fn remove_leftovers() -> Result<()> {
 
 /// Runs a tool that must succeed.
 fn tool(program: &str, arguments: &[&str]) -> Result<()> {
+    said(program, arguments).map(drop)
+}
+
+/// Runs a tool that must succeed and returns its output.
+fn said(program: &str, arguments: &[&str]) -> Result<String> {
     let output =
         Command::new(program).args(arguments).output().with_context(|| format!("running {program}"))?;
     if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        bail!("{program} {}: {said}", arguments.join(" "));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs a tool that reads its orders from standard input and must succeed.
+fn fed(program: &str, arguments: &[&str], orders: &str) -> Result<()> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("running {program}"))?;
+    let fed = child.stdin.take().map_or(Ok(()), |mut input| input.write_all(orders.as_bytes()));
+    let output = child.wait_with_output()?;
+    if !output.status.success() || fed.is_err() {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         bail!("{program} {}: {said}", arguments.join(" "));
     }
