@@ -6,6 +6,8 @@
 //! A program that listens on the wildcard address cannot restart while the daemon holds the same port on a VIP
 //! (design section 8).
 
+mod diag;
+
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -29,14 +31,9 @@ impl Listener {
 pub(crate) struct Listeners(Vec<Listener>);
 
 impl Listeners {
-    /// Reads the kernel's tables; what cannot be read is left out.
+    /// Asks the kernel; where it may not be asked, its tables are read, and what cannot be read is left out.
     pub(crate) fn read_blocking() -> Self {
-        let mut found = Vec::new();
-        for table in TABLES {
-            let text = fs::read_to_string(table).unwrap_or_default();
-            found.extend(text.lines().filter_map(parse_line));
-        }
-        Self(found)
+        Self(diag::listening().unwrap_or_else(|_| read_tables()))
     }
 
     /// Returns who would receive a connection to `vip`, on which this daemon does not listen itself.
@@ -85,6 +82,11 @@ pub(crate) fn program_blocking(inode: u64) -> Option<String> {
 
 fn is_process(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit))
+}
+
+fn read_tables() -> Vec<Listener> {
+    let texts = TABLES.map(|table| fs::read_to_string(table).unwrap_or_default());
+    texts.iter().flat_map(|text| text.lines().filter_map(parse_line)).collect()
 }
 
 /// Parses `sl local remote state tx:rx tr:when retrnsmt uid timeout inode ..` when it is a listening socket.
@@ -192,5 +194,16 @@ mod tests {
         let own = fs::read_to_string("/proc/self/comm").expect("readable");
         assert_eq!(program_blocking(holder.inode).as_deref(), Some(own.trim()));
         assert_eq!(program_blocking(0), None);
+    }
+
+    #[test]
+    fn the_tables_show_what_the_kernel_says() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("free");
+        let address = listener.local_addr().expect("bound");
+        let inode = |found: Vec<Listener>| {
+            found.into_iter().find(|one| one.address == address).map(|listener| listener.inode)
+        };
+        assert!(inode(read_tables()).is_some());
+        assert_eq!(inode(read_tables()), inode(Listeners::read_blocking().0));
     }
 }

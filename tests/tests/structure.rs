@@ -126,6 +126,7 @@ const RULES: &[Rule] = &[
             "daemon/src/transport",
             "daemon/src/app",
             "daemon/src/relay/listener",
+            "daemon/src/listeners/diag", // netlink
             "daemon/src/api",
             "daemon/src/cli",
         ],
