@@ -3,30 +3,34 @@
 //! Owns: the catalog core and the write half of the index. Must not know: DNS, sockets.
 //! Driven by: frames of the transport, changes of membership, records of the registry, time.
 
+mod holdings;
+mod projection;
 mod report;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 
-use gossamer_core::catalog::{CardContent, Catalog, Input, MemberLiveness, Output};
+use gossamer_core::catalog::{CardContent, Catalog, CatalogEvent, Input, MemberLiveness, Output};
 use gossamer_core::dial::Source;
 use gossamer_core::membership::MemberState;
 use gossamer_wire::frame::{AdvertCopy, Frame};
 use gossamer_wire::limits::MAX_CARD_BYTES;
-use gossamer_wire::{NodeId, ServiceName, ServiceRecord};
+use gossamer_wire::{NodeId, ServiceRecord};
 
 use crate::clock::Clock;
-use crate::events::EventLog;
-use crate::index::{IndexWriter, NodeSummary};
-use crate::metrics::Metrics;
+use crate::events::{EventLog, What};
+use crate::index::{IndexWriter, Why};
 use crate::store::{Store, StoreError};
 use crate::supervise::Stage;
 use crate::transport::{Peers, ToCatalog};
 use crate::{clock, identity};
+
+pub use holdings::Holdings;
+
+use projection::Projection;
 
 /// Commands waiting for the catalog: a whole mesh of 1,000 nodes coming up at once.
 pub const COMMANDS: usize = 1_024;
@@ -34,7 +38,7 @@ pub const COMMANDS: usize = 1_024;
 pub const RECORD_SETS: usize = 4;
 /// Inputs taken in one wake-up before timers run and the index is written.
 const BATCH: usize = 64;
-/// How often the catalog is written to disk while it changes, and node listings are brought up to date.
+/// How often the catalog is written to disk while it changes.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 const FILE: &str = "catalog.json";
@@ -48,7 +52,13 @@ pub enum Command {
         node: NodeId,
         /// Its state.
         state: MemberState,
+        /// What happened.
+        cause: &'static str,
+        /// Who said so: a node's name, or `self`.
+        by: String,
     },
+    /// What is held, in numbers and by node.
+    Holdings(oneshot::Sender<Holdings>),
     /// Every advert is wanted, byte for byte, in the order of their ids.
     Dump(oneshot::Sender<Vec<AdvertCopy>>),
 }
@@ -56,6 +66,8 @@ pub enum Command {
 /// What the task needs.
 #[derive(Debug)]
 pub struct Parts {
+    /// This node.
+    pub me: NodeId,
     /// The core, with the adverts of the last run.
     pub core: Catalog,
     /// What this node says about itself.
@@ -76,8 +88,6 @@ pub struct Parts {
     pub clock: Clock,
     /// The event log.
     pub events: EventLog,
-    /// The metrics.
-    pub metrics: Arc<Metrics>,
 }
 
 /// Starts the task.
@@ -85,14 +95,8 @@ pub fn start(stage: &Stage, parts: Parts) {
     let stop = stage.stopping().clone();
     let (disk, writes) = mpsc::channel(1);
     stage.spawn("catalog-disk", write_rows(parts.store.clone(), parts.clock.clone(), writes));
-    let task = Task {
-        disk,
-        parts,
-        members: BTreeMap::new(),
-        stale: BTreeSet::new(),
-        nodes_stale: true,
-        unsaved: false,
-    };
+    let projection = Projection::new(&parts);
+    let task = Task { disk, parts, projection, unsaved: false };
     stage.spawn("catalog", async move { task.run(&stop).await });
 }
 
@@ -147,10 +151,7 @@ async fn write_rows(store: Store, clock: Clock, mut writes: mpsc::Receiver<Vec<A
 struct Task {
     parts: Parts,
     disk: mpsc::Sender<Vec<AdvertCopy>>,
-    members: BTreeMap<NodeId, MemberState>,
-    /// Services whose view must be made again.
-    stale: BTreeSet<ServiceName>,
-    nodes_stale: bool,
+    projection: Projection,
     unsaved: bool,
 }
 
@@ -168,8 +169,9 @@ impl Task {
     async fn run(mut self, stop: &tokio_util::sync::CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.parts.core.handle(Input::Card(self.parts.card.clone()), self.parts.clock.now());
-        self.stale.extend(self.parts.core.services().cloned());
+        self.projection.note_all(&self.parts.core, self.parts.clock.now());
         self.drain().await;
         loop {
             let deadline = self.parts.core.next_deadline();
@@ -179,7 +181,7 @@ impl Task {
                 Some(command) = self.parts.commands.recv() => Wake::Command(command),
                 Some(records) = self.parts.records.recv() => Wake::Records(records),
                 _ = self.parts.inputs.recv_many(&mut batch, BATCH) => Wake::Inputs,
-                _ = housekeeping.tick() => Wake::Housekeeping,
+                _ = housekeeping.tick(), if self.unsaved => Wake::Housekeeping,
                 () = clock::sleep_until(deadline) => Wake::Timeout,
             };
             let now = self.parts.clock.now();
@@ -189,16 +191,18 @@ impl Task {
                     let inputs = batch.drain(..).filter_map(input_of);
                     inputs.for_each(|input| self.parts.core.handle(input, now));
                 }
-                Wake::Command(Command::Member { node, state }) => {
-                    self.members.insert(node, state);
-                    self.nodes_stale = true;
+                Wake::Command(Command::Member { node, state, cause, by }) => {
+                    let why = Why { since: now.wall, cause, by };
+                    self.projection.member(&mut self.parts.index, node, state, why);
                     self.parts.core.handle(Input::Member { node, state: liveness(state) }, now);
+                }
+                Wake::Command(Command::Holdings(reply)) => {
+                    drop(reply.send(Holdings::of(&self.parts.core, self.parts.me, now)));
                 }
                 // Who asked may have gone.
                 Wake::Command(Command::Dump(reply)) => drop(reply.send(self.parts.core.export(now))),
                 Wake::Records(records) => self.parts.core.handle(Input::Publish(records), now),
-                Wake::Housekeeping => self.nodes_stale = true,
-                Wake::Timeout => {}
+                Wake::Housekeeping | Wake::Timeout => {}
                 Wake::Stop => break,
             }
             self.parts.core.handle_timeout(now);
@@ -214,49 +218,29 @@ impl Task {
         while let Some(output) = self.parts.core.next_output() {
             match output {
                 Output::Send { to, frame } => drop(self.parts.peers.send_frame(to, &frame)),
-                Output::ServiceChanged(service) => drop(self.stale.insert(service)),
+                Output::ServiceChanged(service) => self.projection.note_service(service),
                 Output::NodeChanged(node) => {
-                    self.nodes_stale = true;
+                    self.projection.note_node(node);
                     if let Some(addresses) = self.parts.core.node_addresses(node) {
                         self.parts.peers.learn(node, addresses.to_vec(), Source::Card);
                     }
                 }
                 Output::EpochBehind { at_least } => self.raise_epoch(at_least).await,
                 Output::Event(event) => {
-                    let names = self.parts.index.reader();
-                    self.parts.events.push(&report::line(event, &names));
+                    if let CatalogEvent::DuplicateIdentity { node } = &event {
+                        let what = What::RunsTwice { at: None };
+                        self.parts.events.findings().name(*node, what, self.parts.clock.wall());
+                    }
+                    self.parts.events.push(&report::line(event, self.projection.names()));
                 }
             }
         }
-        self.write_index();
-    }
-
-    fn write_index(&mut self) {
         let now = self.parts.clock.now();
-        self.unsaved |= !self.stale.is_empty();
-        for service in std::mem::take(&mut self.stale) {
-            let view = self.parts.core.service(&service, now);
-            self.parts.index.set_service(&service, view);
-        }
-        if std::mem::take(&mut self.nodes_stale) {
-            let mut unseen = self.members.clone();
-            let summary = |view: gossamer_core::catalog::NodeView| {
-                let node = view.node;
-                NodeSummary { state: unseen.remove(&node), view: Some(view), node }
-            };
-            let mut nodes: Vec<_> = self.parts.core.nodes(now).into_iter().map(summary).collect();
-            nodes.extend(unseen.into_iter().map(|(node, state)| NodeSummary {
-                view: None,
-                node,
-                state: Some(state),
-            }));
-            self.parts.index.set_nodes(nodes);
-        }
+        self.unsaved |= self.projection.write(&mut self.parts.index, &self.parts.core, now);
     }
 
     /// Hands the adverts to the disk, unless it is still at the last ones: the mesh does not wait for a disk.
     fn save(&mut self) {
-        self.parts.metrics.catalog(&self.parts.core.counters());
         if self.unsaved
             && let Ok(place) = self.disk.try_reserve()
         {

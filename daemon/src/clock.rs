@@ -76,6 +76,13 @@ pub fn wall() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// Returns microseconds since the Unix epoch: for the lines of `watch` only, which measurements compare.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads wall time")]
+pub fn wall_micros() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
 /// Sleeps until a core's deadline; for ever when it has none.
 ///
 /// # Cancel safety

@@ -1,59 +1,173 @@
-//! The service index: what DNS, relay and API read.
+//! The index: what DNS, relay and API read.
 //!
-//! Owns: the one concurrent map of the daemon; its guards never leave this file.
-//! Must not know: who reads, how views are made. Driven by: `catalog`, the only writer.
+//! Owns: the concurrent maps of the daemon; their guards never leave these files. Must not know: who reads, how
+//! views are made. Driven by: `catalog`, the only writer of services and nodes; `vips`, the only one of addresses.
+//!
+//! Writing one service or one node costs as much as that one has, however many others there are; nobody copies
+//! or walks the whole for it. Who must act on changes gets the names of what changed ([`IndexReader::changes`]),
+//! who wants to see them gets lines ([`IndexReader::watch`]).
 
+mod addresses;
+mod watch;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
 use dashmap::DashMap;
+use tokio::sync::broadcast;
 
 use gossamer_core::catalog::{NodeView, ServiceView};
 use gossamer_core::membership::MemberState;
-use gossamer_wire::{NodeId, NodeName, ServiceName};
+use gossamer_wire::{GroupName, NodeId, NodeName, ServiceName};
 
-/// A node as the listing shows it.
-#[derive(Clone, Debug)]
+pub use addresses::{AddressReader, AddressWriter};
+pub use watch::{WatchLine, WatchPort, Watcher, instance_word, node_word};
+
+use watch::Feed;
+
+/// A node as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSummary {
-    /// What its adverts say; `None` until its card has arrived.
+    /// What its adverts say, as of its last change; `None` until its card has arrived. Ages and leases pass
+    /// meanwhile: [`CatalogReader`](crate::catalog::CatalogReader) has the present ones.
     pub view: Option<NodeView>,
     /// The node.
     pub node: NodeId,
-    /// What membership says; `None` for a node known from disk only.
+    /// What membership says; `None` for a node known from disk only, and for this one.
     pub state: Option<MemberState>,
+    /// Why it has that state.
+    pub why: Option<Why>,
 }
 
-#[derive(Debug, Default)]
+/// Why a node has its state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Why {
+    /// Since when, seconds since the Unix epoch.
+    pub since: u64,
+    /// What happened.
+    pub cause: &'static str,
+    /// Who said so: a node's name, or `self`.
+    pub by: String,
+}
+
+/// How much was written since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Views of services.
+    pub services: u64,
+    /// Nodes.
+    pub nodes: u64,
+}
+
+/// Names of changed services that a reader may be behind: a restart of the largest exporter, twice. Who is
+/// further behind looks at all of them.
+const CHANGES: usize = 1_024;
+
+#[derive(Debug)]
 struct Shared {
     services: DashMap<ServiceName, Arc<ServiceView>>,
-    nodes: ArcSwap<Vec<NodeSummary>>,
+    nodes: DashMap<NodeId, Arc<NodeSummary>>,
+    named: DashMap<NodeName, BTreeSet<NodeId>>,
+    /// Services of which this node may see an instance in the group.
+    groups: DashMap<GroupName, usize>,
+    changes: broadcast::Sender<ServiceName>,
+    feed: Feed,
+    services_written: AtomicU64,
+    nodes_written: AtomicU64,
 }
 
 /// The only write access. Not `Clone`: one writer is a fact of the types.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct IndexWriter(Arc<Shared>);
 
 /// Read access; clones are cheap and see later writes.
 #[derive(Clone, Debug)]
 pub struct IndexReader(Arc<Shared>);
 
+impl Default for IndexWriter {
+    fn default() -> Self {
+        Self(Arc::new(Shared {
+            services: DashMap::new(),
+            nodes: DashMap::new(),
+            named: DashMap::new(),
+            groups: DashMap::new(),
+            changes: broadcast::Sender::new(CHANGES),
+            feed: Feed::default(),
+            services_written: AtomicU64::new(0),
+            nodes_written: AtomicU64::new(0),
+        }))
+    }
+}
+
 impl IndexWriter {
-    /// Replaces the view of a service; `None` removes it.
+    /// Replaces the view of a service; `None` removes it. An equal view leaves the old one in place.
     pub fn set_service(&mut self, service: &ServiceName, view: Option<ServiceView>) {
-        match view {
-            Some(view) => drop(self.0.services.insert(service.clone(), Arc::new(view))),
+        self.0.services_written.fetch_add(1, Ordering::Relaxed);
+        let before = self.0.services.get(service).map(|entry| Arc::clone(entry.value()));
+        if before.as_deref() == view.as_ref() {
+            return;
+        }
+        let after = view.map(Arc::new);
+        match &after {
+            Some(view) => drop(self.0.services.insert(service.clone(), Arc::clone(view))),
             None => drop(self.0.services.remove(service)),
         }
+        self.count_groups(before.as_deref(), after.as_deref());
+        // Without readers there is nobody to tell.
+        let _ = self.0.changes.send(service.clone());
+        self.0.feed.service(service, before.as_deref(), after.as_deref());
     }
 
-    /// Replaces the list of nodes.
-    pub fn set_nodes(&mut self, nodes: Vec<NodeSummary>) {
-        self.0.nodes.store(Arc::new(nodes));
+    /// Changes what is known of a node. One that is no live member and has no card is dropped.
+    pub fn update_node(&mut self, node: NodeId, change: impl FnOnce(&mut NodeSummary)) {
+        self.0.nodes_written.fetch_add(1, Ordering::Relaxed);
+        let before = self.0.nodes.get(&node).map(|entry| Arc::clone(entry.value()));
+        let unknown = || NodeSummary { view: None, node, state: None, why: None };
+        let mut after = before.as_deref().cloned().unwrap_or_else(unknown);
+        change(&mut after);
+        self.rename(node, before.as_deref().and_then(name), name(&after));
+        self.0.feed.node(before.as_deref(), &after, |id| self.name_of(id));
+        if after.view.is_none() && !after.state.is_some_and(MemberState::is_up) {
+            self.0.nodes.remove(&node);
+        } else {
+            self.0.nodes.insert(node, Arc::new(after));
+        }
     }
 
     /// Returns read access.
     pub fn reader(&self) -> IndexReader {
         IndexReader(Arc::clone(&self.0))
+    }
+
+    fn name_of(&self, node: NodeId) -> String {
+        self.reader().name_of(node)
+    }
+
+    fn rename(&self, node: NodeId, before: Option<&NodeName>, after: Option<&NodeName>) {
+        if before == after {
+            return;
+        }
+        if let Some(name) = before {
+            self.0.named.entry(name.clone()).or_default().remove(&node);
+            self.0.named.remove_if(name, |_, nodes| nodes.is_empty());
+        }
+        if let Some(name) = after {
+            self.0.named.entry(name.clone()).or_default().insert(node);
+        }
+    }
+
+    fn count_groups(&self, before: Option<&ServiceView>, after: Option<&ServiceView>) {
+        let (before, after) = (groups(before), groups(after));
+        for group in before.difference(&after) {
+            if let Some(mut count) = self.0.groups.get_mut(*group) {
+                *count -= 1;
+            }
+            self.0.groups.remove_if(*group, |_, count| *count == 0);
+        }
+        for group in after.difference(&before) {
+            *self.0.groups.entry((*group).clone()).or_default() += 1;
+        }
     }
 }
 
@@ -70,45 +184,71 @@ impl IndexReader {
         names
     }
 
-    /// Returns all nodes known by membership or catalog.
-    pub fn nodes(&self) -> Arc<Vec<NodeSummary>> {
-        self.0.nodes.load_full()
+    /// Counts the services.
+    pub fn count_services(&self) -> usize {
+        self.0.services.len()
+    }
+
+    /// Returns whether this node may see an instance of any service in a group.
+    pub fn has_group(&self, group: &GroupName) -> bool {
+        self.0.groups.contains_key(group)
+    }
+
+    /// Returns what is known of a node.
+    pub fn node(&self, node: NodeId) -> Option<Arc<NodeSummary>> {
+        self.0.nodes.get(&node).map(|entry| Arc::clone(entry.value()))
+    }
+
+    /// Returns all nodes known by membership or catalog, by id.
+    pub fn nodes(&self) -> Vec<Arc<NodeSummary>> {
+        let mut nodes: Vec<_> = self.0.nodes.iter().map(|entry| Arc::clone(entry.value())).collect();
+        nodes.sort_by_key(|summary| summary.node);
+        nodes
     }
 
     /// Returns a node's name, or its id while its card is unknown.
     pub fn name_of(&self, node: NodeId) -> String {
-        let nodes = self.0.nodes.load();
-        let known =
-            nodes.iter().find(|summary| summary.node == node).and_then(|summary| summary.view.as_ref());
-        known.map_or_else(|| node.to_string(), |view| view.name.to_string())
+        let known = self.node(node);
+        known.as_deref().and_then(name).map_or_else(|| node.to_string(), ToString::to_string)
     }
 
-    /// Returns the nodes of a name; names are unique per group by convention only.
-    pub fn nodes_named(&self, name: &NodeName) -> Vec<NodeView> {
-        let nodes = self.0.nodes.load();
-        nodes.iter().filter_map(|node| node.view.clone()).filter(|view| view.name == *name).collect()
+    /// Returns the nodes of a name, by id; names are unique per group by convention only.
+    pub fn nodes_named(&self, name: &NodeName) -> Vec<Arc<NodeSummary>> {
+        let ids = self.0.named.get(name).map(|entry| entry.value().clone()).unwrap_or_default();
+        ids.into_iter().filter_map(|id| self.node(id)).collect()
     }
+
+    /// Returns the names of services from their next change on, for one who must follow.
+    pub fn changes(&self) -> broadcast::Receiver<ServiceName> {
+        self.0.changes.subscribe()
+    }
+
+    /// Returns a line for each change from now on, as it becomes visible here.
+    pub fn watch(&self) -> Watcher {
+        self.0.feed.watch()
+    }
+
+    /// Counts who watches, and the lines that were lost because they read too slowly.
+    pub fn watchers(&self) -> (u64, u64) {
+        self.0.feed.counts()
+    }
+
+    /// Counts what was written since the start: the work that changes have caused.
+    pub fn written(&self) -> Written {
+        Written {
+            services: self.0.services_written.load(Ordering::Relaxed),
+            nodes: self.0.nodes_written.load(Ordering::Relaxed),
+        }
+    }
+}
+
+fn name(summary: &NodeSummary) -> Option<&NodeName> {
+    summary.view.as_ref().map(|view| &view.name)
+}
+
+fn groups(view: Option<&ServiceView>) -> BTreeSet<&GroupName> {
+    view.into_iter().flat_map(|view| &view.instances).map(|found| &found.group).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn view(service: &str) -> ServiceView {
-        ServiceView { service: service.parse().expect("name"), instances: Vec::new(), hidden: Vec::new() }
-    }
-
-    #[test]
-    fn readers_see_what_the_writer_does() {
-        let mut writer = IndexWriter::default();
-        let reader = writer.reader();
-        let (orders, web) = ("orders".parse().expect("name"), "web".parse().expect("name"));
-        writer.set_service(&web, Some(view("web")));
-        writer.set_service(&orders, Some(view("orders")));
-        assert_eq!(reader.services(), [orders.clone(), web]);
-        assert_eq!(reader.service(&orders).expect("there").service, orders);
-        writer.set_service(&orders, None);
-        assert!(reader.service(&orders).is_none());
-        assert!(reader.nodes().is_empty());
-    }
-}
+mod tests;

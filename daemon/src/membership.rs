@@ -116,21 +116,22 @@ impl Task {
             false if was_up => self.parts.peers.gone(node),
             _ => {}
         }
+        let by = match cause {
+            Cause::Itself => self.parts.index.name_of(node),
+            Cause::Peer(peer) => self.parts.index.name_of(peer),
+            Cause::Silence => "self".to_owned(),
+        };
         if from != Some(to) {
-            let by = match cause {
-                Cause::Itself => self.parts.index.name_of(node),
-                Cause::Peer(peer) => self.parts.index.name_of(peer),
-                Cause::Silence => "self".to_owned(),
-            };
             self.parts.events.push(&Event {
                 who: format!("node {}", self.parts.index.name_of(node)),
                 was: from.map_or("unknown", state_word),
                 now: state_word(to),
                 cause: cause_text(cause).to_owned(),
-                by,
+                by: by.clone(),
             });
         }
-        let _ = self.parts.catalog.send(Command::Member { node, state: to }).await;
+        let change = Command::Member { node, state: to, cause: cause_text(cause), by };
+        let _ = self.parts.catalog.send(change).await;
     }
 }
 

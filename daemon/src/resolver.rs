@@ -85,15 +85,13 @@ impl Directory for Resolver {
 
     fn node(&self, node: &NodeName) -> Option<Vec<IpAddr>> {
         let nodes = self.index.nodes_named(node);
-        let all = nodes.iter().flat_map(|view| &view.addresses).map(|address| address.ip());
+        let views = nodes.iter().filter_map(|node| node.view.as_ref());
+        let all = views.flat_map(|view| &view.addresses).map(|address| address.ip());
         (!nodes.is_empty()).then(|| without_doubles(all))
     }
 
     fn has_group(&self, group: &GroupName) -> bool {
-        self.index.services().into_iter().any(|service| {
-            let name = VipName::Group(service, group.clone());
-            self.index.service(name.service()).is_some_and(|view| behind(&view, &name).next().is_some())
-        })
+        self.index.has_group(group)
     }
 
     fn pointer(&self, vip: Ipv4Addr) -> Option<Target> {

@@ -150,6 +150,13 @@ name!(
     MeshName, "mesh name", &[]
 );
 
+impl InstanceName {
+    /// Returns the least name there is: where a range of instances begins.
+    pub fn least() -> Self {
+        Self(Label("0".into()))
+    }
+}
+
 impl From<&NodeName> for InstanceName {
     fn from(node: &NodeName) -> Self {
         Self(node.0.clone())
@@ -197,6 +204,7 @@ mod tests {
     #[test]
     fn instances_may_use_words_that_are_reserved_for_services() {
         assert!("node".parse::<InstanceName>().is_ok());
+        assert_eq!("0".parse::<InstanceName>().expect("name"), InstanceName::least());
         assert!("node".parse::<GroupName>().is_err());
         assert_eq!(PortName::from(5432).as_str(), "5432");
     }

@@ -237,4 +237,7 @@ async fn converse(router: Router, stream: UnixStream, stop: CancellationToken) {
 }
 
 #[cfg(test)]
+pub(crate) use views::tests as views_for_tests;
+
+#[cfg(test)]
 pub(crate) mod tests;

@@ -110,7 +110,9 @@ fn index() -> IndexReader {
         let view = ServiceView { service: name(service), instances, hidden };
         index.set_service(&name(service), Some(view));
     }
-    index.set_nodes(vec![node("vm-a", 1), node("vm-b", 2)]);
+    for summary in [node("vm-a", 1), node("vm-b", 2)] {
+        index.update_node(summary.node, |known| *known = summary.clone());
+    }
     index.reader()
 }
 

@@ -4,9 +4,10 @@
 //! Driven by: `handlers`. All functions are pure.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use gossamer_core::catalog::{InstanceState, InstanceView, Nearness, ServiceView};
+use gossamer_core::catalog::{InstanceView, Nearness, ServiceView};
 use gossamer_core::membership::MemberState;
 use gossamer_core::vip::{PortState, VipName};
 use gossamer_wire::{GroupName, NodeId, ServiceName};
@@ -15,7 +16,7 @@ use time::OffsetDateTime;
 use super::messages::{Audience, Finding, InstanceRow, NodeRow, PortRow, ServiceRow, VipRow};
 use crate::app::About;
 use crate::events::{Named, What};
-use crate::index::NodeSummary;
+use crate::index::{NodeSummary, instance_word, node_word};
 use crate::register::LocalService;
 use crate::relay::VipPort;
 
@@ -26,7 +27,7 @@ pub(super) fn node_row(summary: &NodeSummary, this: NodeId) -> NodeRow {
         name: view.map(|view| view.name.clone()),
         id: summary.node.to_string(),
         group: view.map(|view| view.group.clone()),
-        state: if is_this { "alive" } else { state_word(summary.state) }.to_owned(),
+        state: if is_this { "alive" } else { node_word(summary.state) }.to_owned(),
         zone: view.and_then(|view| view.zone.clone()),
         region: view.and_then(|view| view.region.clone()),
         addresses: view.map(|view| view.addresses.clone()).unwrap_or_default(),
@@ -35,19 +36,9 @@ pub(super) fn node_row(summary: &NodeSummary, this: NodeId) -> NodeRow {
     }
 }
 
-const fn state_word(state: Option<MemberState>) -> &'static str {
-    match state {
-        Some(MemberState::Alive) => "alive",
-        Some(MemberState::Suspect) => "suspect",
-        Some(MemberState::Down) => "down",
-        Some(MemberState::Left) => "left",
-        None => "unknown",
-    }
-}
-
 /// Counts the members that live, this node included.
-pub(super) fn members_alive(nodes: &[NodeSummary], this: NodeId) -> usize {
-    let lives = |node: &&NodeSummary| {
+pub(super) fn members_alive(nodes: &[Arc<NodeSummary>], this: NodeId) -> usize {
+    let lives = |node: &&Arc<NodeSummary>| {
         node.node != this && matches!(node.state, Some(MemberState::Alive | MemberState::Suspect))
     };
     1 + nodes.iter().filter(lives).count()
@@ -67,14 +58,7 @@ fn instance_row(view: &InstanceView) -> InstanceRow {
         instance: view.instance.clone(),
         node: view.node_name.clone(),
         group: view.group.clone(),
-        state: match view.state {
-            InstanceState::Usable => "usable",
-            InstanceState::NodeDown => "down",
-            InstanceState::LeaseOver => "expired",
-            InstanceState::Failing => "failing",
-            InstanceState::Drained => "drained",
-        }
-        .to_owned(),
+        state: instance_word(view.state).to_owned(),
         ports: view.ports.iter().map(port).collect(),
         nearness: match view.nearness {
             Nearness::SameNode => "node",
@@ -157,7 +141,7 @@ pub(super) fn named(relative: &str) -> Option<(ServiceName, Option<GroupName>)> 
 /// Lists what is wrong, worst first, each with what mends it.
 pub(super) fn findings(
     about: &About,
-    nodes: &[NodeSummary],
+    nodes: &[Arc<NodeSummary>],
     own: &[LocalService],
     vips: &[VipPort],
     losers: &BTreeMap<VipName, VipName>,
@@ -185,7 +169,8 @@ pub(super) fn findings(
             });
         }
     }
-    findings.extend(nodes.iter().filter(|node| node.node != about.node).filter_map(node_finding));
+    findings
+        .extend(nodes.iter().filter(|node| node.node != about.node).filter_map(|node| node_finding(node)));
     findings
 }
 
@@ -304,4 +289,4 @@ fn address_words(node: &NodeSummary) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -110,6 +110,18 @@ pub struct Mesh {
 pub struct CatalogHandle(mpsc::Sender<catalog::Command>);
 
 impl CatalogHandle {
+    /// Makes a handle to what takes commands at the other end.
+    pub const fn of(commands: mpsc::Sender<catalog::Command>) -> Self {
+        Self(commands)
+    }
+
+    /// Returns what is held, in numbers and by node; `None` when the node stops.
+    pub async fn holdings(&self) -> Option<catalog::Holdings> {
+        let (reply, holdings) = oneshot::channel();
+        self.0.send(catalog::Command::Holdings(reply)).await.ok()?;
+        holdings.await.ok()
+    }
+
     /// Returns every advert as it is held, byte for byte, by node and kind; `None` when the node stops.
     pub async fn dump(&self) -> Option<Vec<AdvertCopy>> {
         let (reply, copies) = oneshot::channel();
@@ -146,6 +158,7 @@ pub fn start(stages: &MeshStages, parts: MeshParts) -> Result<Mesh, RunError> {
 
     let (records, record_sets) = mpsc::channel(catalog::RECORD_SETS);
     let replica = catalog::Parts {
+        me: parts.identity.node(),
         core: catalog_core(&parts, epoch, restored),
         card: card(&parts, &advertised),
         inputs: inputs.catalog,
@@ -156,7 +169,6 @@ pub fn start(stages: &MeshStages, parts: MeshParts) -> Result<Mesh, RunError> {
         store: parts.store,
         clock: parts.clock,
         events: parts.events,
-        metrics: parts.metrics,
     };
     catalog::start(&stages.catalog, replica);
     let (flows, catalog) = (inputs.flows, CatalogHandle(commands_in));

@@ -132,7 +132,7 @@ mod tests {
     fn a_node_is_named_once_per_kind_and_keeps_its_first_time() {
         let findings = Findings::default();
         assert!(findings.name(node(1), What::FalseClaims { refuted: 5 }, 100));
-        assert!(!findings.clone().name(node(1), What::FalseClaims { refuted: 9 }, 200));
+        assert!(!findings.name(node(1), What::FalseClaims { refuted: 9 }, 200));
         assert!(findings.name(node(1), What::RunsTwice { at: None }, 50));
         let of = |what, since| Named { who: node(1), what, since };
         let expected = [of(What::RunsTwice { at: None }, 50), of(What::FalseClaims { refuted: 9 }, 100)];

@@ -23,7 +23,7 @@ use super::certificate::LeafSubject;
 use super::ledger::{Minted, Tokens};
 use super::{Identity, IssuerKey};
 use crate::clock;
-use crate::index::IndexReader;
+use crate::index::{IndexReader, NodeSummary};
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 use crate::supervise::Stage;
@@ -428,13 +428,12 @@ impl Desk {
     }
 
     fn name_taken(&self, grant: &Grant, node: NodeId, request: &JoinRequest) -> bool {
-        let in_use = |view: &gossamer_core::catalog::NodeView| view.group == grant.group && view.node != node;
         let own = *self.identity.name() == request.name && *self.identity.group() == grant.group;
-        let nodes = self.index.nodes();
-        let alive = |id: NodeId| {
-            nodes.iter().any(|summary| summary.node == id && summary.state.is_some_and(|state| state.is_up()))
+        let in_use = |other: &NodeSummary| {
+            let is_of_group = other.view.as_ref().is_some_and(|view| view.group == grant.group);
+            is_of_group && other.node != node && other.state.is_some_and(|state| state.is_up())
         };
-        own || self.index.nodes_named(&request.name).iter().any(|view| in_use(view) && alive(view.node))
+        own || self.index.nodes_named(&request.name).iter().any(|other| in_use(other))
     }
 
     fn hints(&self) -> Vec<PeerHint> {

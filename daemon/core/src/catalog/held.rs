@@ -80,6 +80,15 @@ impl Held {
         self.0.keys().filter(|(slot, _)| slot.node == node).count()
     }
 
+    /// Counts what waits by the node it is of.
+    pub(super) fn by_node(&self) -> BTreeMap<NodeId, usize> {
+        let mut counts = BTreeMap::new();
+        for (slot, _) in self.0.keys() {
+            *counts.entry(slot.node).or_default() += 1;
+        }
+        counts
+    }
+
     fn of_slot(&self, slot: Slot) -> impl Iterator<Item = &Waiting> {
         let all = (slot, NodeId::from_bytes([0; 16]))..=(slot, NodeId::from_bytes([255; 16]));
         self.0.range(all).map(|(_, waiting)| waiting)

@@ -42,7 +42,7 @@ pub use fuzz::fuzz;
 pub use import::{Import, ImportError, Imports};
 pub use own::{CardContent, CardError, HeadContent};
 pub use receive::Refusal;
-pub use view::{InstanceState, InstanceView, Nearness, NodeView, ServiceView};
+pub use view::{InstanceState, InstanceView, Nearness, NodeView, ServiceView, Waiting};
 
 /// A record within one node.
 type Key = (ServiceName, InstanceName);

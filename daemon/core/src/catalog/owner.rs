@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use gossamer_wire::advert::{Advert, AdvertId, Card, Head, Kind, Slot, Version};
 use gossamer_wire::limits::{LEASE, OLD_EPOCH_GRACE};
-use gossamer_wire::{DecodeError, ServiceName, ServiceRecord};
+use gossamer_wire::{DecodeError, InstanceName, ServiceName, ServiceRecord};
 
 use super::age::{Age, Patience};
 use super::receive::{Content, Records};
@@ -253,8 +253,17 @@ impl Owner {
         self.served.keys().map(|(service, _)| service)
     }
 
+    /// Returns its records of one service, by instance, without a look at the others.
+    pub(super) fn of_service<'a>(
+        &'a self,
+        service: &'a ServiceName,
+    ) -> impl Iterator<Item = &'a Arc<ServiceRecord>> {
+        let first = (service.clone(), InstanceName::least());
+        self.served.range(first..).take_while(move |((of, _), _)| of == service).map(|(_, record)| record)
+    }
+
     pub(super) fn serves(&self, service: &ServiceName) -> bool {
-        self.services().any(|served| served == service)
+        self.of_service(service).next().is_some()
     }
 
     pub(super) const fn outside_claims(&self) -> usize {

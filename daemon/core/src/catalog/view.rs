@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use gossamer_wire::{
-    GroupName, Health, InstanceName, NodeId, NodeName, Port, RegionName, ServiceName, ServiceRecord, Tries,
-    ZoneName,
+    DecodeError, GroupName, Health, InstanceName, NodeId, NodeName, Port, RegionName, ServiceName,
+    ServiceRecord, Tries, ZoneName,
 };
 
 use super::owner::{Gate, Owner};
@@ -91,6 +91,21 @@ pub struct ServiceView {
     pub hidden: Vec<InstanceView>,
 }
 
+/// Adverts of one node that are not served, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// The node they are of.
+    pub node: NodeId,
+    /// Adverts that cannot be judged yet; not stored, dropped after 10 minutes.
+    pub held: usize,
+    /// Whether its card has come, so that what is held waits for an issuer or the right time.
+    pub has_card: bool,
+    /// Stored fragments that do not decode here, with the reason.
+    pub quarantined: Vec<(u16, DecodeError)>,
+    /// Records outside the claims of its certificate.
+    pub outside_claims: usize,
+}
+
 /// A node as this one sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeView {
@@ -140,8 +155,7 @@ impl Catalog {
         for (node, owner) in self.store.serving(service) {
             let gate = owner.gate_at(node == self.config.node, self.store.liveness(node), now);
             if gate.is_trusted {
-                let of_service = owner.served().values().filter(|record| record.service == *service);
-                all.extend(of_service.map(|record| self.instance(node, owner, gate, record)));
+                all.extend(owner.of_service(service).map(|record| self.instance(node, owner, gate, record)));
             }
         }
         if all.is_empty() {
@@ -160,12 +174,39 @@ impl Catalog {
 
     /// Returns all nodes whose card is held, by id.
     pub fn nodes(&self, now: Now) -> Vec<NodeView> {
-        self.store.owners().map(|(node, owner)| self.node_view(node, owner, now)).collect()
+        let held = self.held.by_node();
+        let of = |node| held.get(&node).copied().unwrap_or_default();
+        self.store.owners().map(|(node, owner)| self.node_view(node, owner, of(node), now)).collect()
     }
 
     /// Returns one node.
     pub fn node(&self, node: NodeId, now: Now) -> Option<NodeView> {
-        self.store.owner(node).map(|owner| self.node_view(node, owner, now))
+        let held = self.held.of_node(node);
+        self.store.owner(node).map(|owner| self.node_view(node, owner, held, now))
+    }
+
+    /// Returns the nodes of which something is not served, by id.
+    pub fn waiting(&self) -> Vec<Waiting> {
+        let mut held = self.held.by_node();
+        let mut all: Vec<_> = Vec::new();
+        for (node, owner) in self.store.owners() {
+            let quarantined = owner.quarantined().map(|(id, why)| (id.slot.k, why.clone())).collect();
+            let held = held.remove(&node).unwrap_or_default();
+            let of =
+                Waiting { node, held, has_card: true, quarantined, outside_claims: owner.outside_claims() };
+            if held > 0 || !of.quarantined.is_empty() || of.outside_claims > 0 {
+                all.push(of);
+            }
+        }
+        all.extend(held.into_iter().map(|(node, held)| Waiting {
+            node,
+            held,
+            has_card: false,
+            quarantined: Vec::new(),
+            outside_claims: 0,
+        }));
+        all.sort_by_key(|of| of.node);
+        all
     }
 
     /// Returns where a node may be dialled; `None` while its card is not held.
@@ -173,7 +214,7 @@ impl Catalog {
         self.store.owner(node).map(|owner| owner.card().addresses.as_slice())
     }
 
-    fn node_view(&self, node: NodeId, owner: &Owner, now: Now) -> NodeView {
+    fn node_view(&self, node: NodeId, owner: &Owner, held: usize, now: Now) -> NodeView {
         let (card, leaf) = (owner.card().clone(), owner.leaf());
         let liveness = self.store.liveness(node);
         let is_own = node == self.config.node;
@@ -191,7 +232,7 @@ impl Catalog {
             age: if is_own { Duration::ZERO } else { owner.age().at(now.mono) },
             lease_left: if is_own { Duration::MAX } else { owner.lease_left(now.mono) },
             liveness,
-            held: self.held.of_node(node),
+            held,
             quarantined: owner.quarantined().count(),
             outside_claims: owner.outside_claims(),
             trusted: owner.gate_at(is_own, liveness, now).is_trusted,

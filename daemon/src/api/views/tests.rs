@@ -1,11 +1,11 @@
 //! Rules of rows and findings.
 
-use gossamer_core::catalog::{MemberLiveness, NodeView};
+use gossamer_core::catalog::{InstanceState, MemberLiveness, NodeView};
 use gossamer_wire::{Health, Port, Transport, Tries};
 
 use super::*;
 
-pub(in crate::api) fn instance(node: &str, group: &str) -> InstanceView {
+pub(crate) fn instance(node: &str, group: &str) -> InstanceView {
     InstanceView {
         node: NodeId::of_spki(node.as_bytes()),
         node_name: node.parse().expect("name"),
@@ -25,7 +25,7 @@ pub(in crate::api) fn instance(node: &str, group: &str) -> InstanceView {
     }
 }
 
-pub(in crate::api) fn node(name: &str, id: u8) -> NodeSummary {
+pub(crate) fn node(name: &str, id: u8) -> NodeSummary {
     let node = NodeId::from_bytes([id; 16]);
     let view = NodeView {
         node,
@@ -47,7 +47,7 @@ pub(in crate::api) fn node(name: &str, id: u8) -> NodeSummary {
         trusted: true,
         not_after: 0,
     };
-    NodeSummary { view: Some(view), node, state: Some(MemberState::Alive) }
+    NodeSummary { view: Some(view), node, state: Some(MemberState::Alive), why: None }
 }
 
 fn view(instances: Vec<InstanceView>, hidden: Vec<InstanceView>) -> ServiceView {
@@ -72,9 +72,10 @@ fn this_node_is_alive_whatever_membership_says() {
 #[test]
 fn suspects_still_count_as_members() {
     let this = NodeId::from_bytes([1; 16]);
-    let mut nodes = vec![node("a", 1), node("b", 2), node("c", 3), node("d", 4)];
+    let mut nodes = [node("a", 1), node("b", 2), node("c", 3), node("d", 4)];
     nodes[2].state = Some(MemberState::Suspect);
     nodes[3].state = Some(MemberState::Down);
+    let nodes = nodes.map(Arc::new);
     assert_eq!(members_alive(&nodes, this), 3);
     assert_eq!(members_alive(&[], this), 1);
 }

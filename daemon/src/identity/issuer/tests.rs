@@ -8,7 +8,7 @@ use gossamer_core::trust::TrustBundle;
 
 use super::*;
 use crate::identity::{InitRequest, NodeKey, init};
-use crate::index::{IndexWriter, NodeSummary};
+use crate::index::IndexWriter;
 
 /// A desk on a state directory of its own.
 struct Office {
@@ -104,7 +104,10 @@ impl Office {
             outside_claims: 0,
             trusted: true,
         };
-        self.index.set_nodes(vec![NodeSummary { node, view: Some(view), state: Some(state) }]);
+        for known in self.index.reader().nodes() {
+            self.index.update_node(known.node, |known| (known.view, known.state) = (None, None));
+        }
+        self.index.update_node(node, |known| (known.view, known.state) = (Some(view), Some(state)));
         node
     }
 }
