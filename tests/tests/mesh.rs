@@ -2,16 +2,19 @@
 //!
 //! Owns: what a user does and sees. Must not know: how. Driven by: `cargo test`.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use gossamer_core::vip::{Pool, VipName};
 use gossamer_tests::dnsq::{RecordType, ResponseCode};
 use gossamer_tests::process::{Lab, Logs, Node, scenario};
 use gossamer_tests::promise;
 use gossamer_tests::targets::{Manner, exchange, read_greeting, while_serving};
 use gossamer_tests::wait::until;
+use gossamer_wire::MeshId;
 
 /// How long a change may take on a machine that runs many tests at once.
 const TRAVEL: Duration = Duration::from_secs(20);
@@ -118,6 +121,52 @@ fn a_withdrawn_service_is_gone_everywhere() -> Result<()> {
             }
             let again = nodes[1].cli(&["withdraw", "orders"])?;
             promise!(again.code == Some(4), "withdrawing it again ends with {:?}", again.code);
+            Ok(())
+        })
+    })
+}
+
+/// Returns two service names that have one virtual address in this node's mesh; the second one loses.
+fn meeting(node: &Node) -> Result<[String; 2]> {
+    let mesh: MeshId = node.status()?["mesh"]["id"].as_str().context("a mesh")?.parse()?;
+    let mut seen = BTreeMap::new();
+    for number in 0.. {
+        let name = format!("meets-{number}");
+        let hash = VipName::Service(name.parse()?).hash(&mesh, 0);
+        if let Some((other, lower)) = seen.insert(Pool::of_slot(0).vip(hash), (name.clone(), hash)) {
+            return Ok(if lower < hash { [other, name] } else { [name, other] });
+        }
+    }
+    unreachable!("a pool has fewer addresses than there are names")
+}
+
+#[test]
+fn two_names_of_one_address_are_both_answered_and_stay_apart_over_a_restart() -> Result<()> {
+    play(|lab| {
+        let mut nodes = mesh(lab, &[("a", "west"), ("b", "west")])?;
+        let [winner, loser] = meeting(&nodes[0])?;
+        while_serving(Manner::Greets("hello"), |port| {
+            for (node, name) in [(0, &winner), (1, &loser)] {
+                nodes[node].ok(&["expose", &format!("{name}:{port}")])?;
+            }
+            let both = |node: &Node| Ok([vip(node, &winner, port)?, vip(node, &loser, port)?]);
+            let first: Result<Vec<_>> = nodes.iter().map(both).collect();
+            let ips: Vec<_> = first?.iter().map(|both| both.map(|at| at.ip())).collect();
+            promise!(ips.iter().all(|ip| ip[0] != ip[1]), "they have {ips:?}");
+            let losing = nodes[0].status()?["findings"].to_string();
+            promise!(!losing.contains("virtual address"), "a settled name is still a finding: {losing}");
+            // The same instance under the next start has the same address, from its own disk.
+            nodes[1].kill9()?;
+            nodes[1].run()?;
+            let again: [SocketAddr; 2] = both(&nodes[1])?;
+            promise!(
+                again.map(|at| at.ip()) == ips[1],
+                "after a restart they have {again:?}, not {:?}",
+                ips[1]
+            );
+            for at in again {
+                promise!(read_greeting(at, FLOW)? == "hello", "{at} is not the service");
+            }
             Ok(())
         })
     })

@@ -155,6 +155,7 @@ impl<'a> Wiring<'a> {
             group: self.identity.group().clone(),
             index: index.clone(),
             targets: Arc::new(registry.targets()),
+            raises: registry.raises(),
         };
         let vips = Vips::start(parts, &relay);
         (relay, vips)

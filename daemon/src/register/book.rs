@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use gossamer_wire::advert::{HEADER_BYTES, SIGNATURE_BYTES};
 use gossamer_wire::limits::{MAX_ADVERT_BYTES, MAX_FRAGMENTS, MAX_OWN_RECORDS, MAX_RECORDS_PER_FRAGMENT};
-use gossamer_wire::{Health, InstanceName, PortName, ServiceRecord, Transport};
+use gossamer_wire::{Health, InstanceName, PortName, ServiceRecord, Transport, Tries};
 
 use super::health::Verdict;
 use super::request::{ExposeError, ExposeRequest, Exposed, WithdrawError, WithdrawRequest, Withdrawn};
 use super::spec::{Key, PortSpec, Rules, Spec, Stored, StoredService, VERSION};
-use super::{Change, LocalService, Target};
+use super::{Change, LocalService, Raise, Target};
 use crate::listeners::Listeners;
 
 /// What a finished check says.
@@ -40,6 +40,7 @@ pub(super) struct CheckId {
 #[derive(Clone, Debug)]
 struct Entry {
     spec: Arc<Spec>,
+    tries: Tries,
     /// One per port of the spec.
     watches: Vec<Watch>,
     /// Unique per adopted content.
@@ -69,6 +70,8 @@ pub(super) struct Book {
 #[derive(Clone, Debug)]
 pub(super) struct Draft {
     specs: BTreeMap<Key, Arc<Spec>>,
+    /// Those that are not 0.
+    tries: BTreeMap<Key, Tries>,
     barred: BTreeMap<Key, StoredService>,
     is_changed: bool,
 }
@@ -101,7 +104,7 @@ impl Book {
                 return Err(format!("instance {} of {} is in it twice", key.1, key.0));
             }
             match service.spec.check(&book.rules) {
-                Ok(()) => book.insert(service.spec.into(), &service.wildcard_ports),
+                Ok(()) => book.insert(service.spec.into(), service.tries, &service.wildcard_ports),
                 Err(fault @ (ExposeError::NotAllowed { .. } | ExposeError::Target { .. })) => {
                     book.barred.insert(key.clone(), service);
                     faults.push((key, fault));
@@ -118,7 +121,13 @@ impl Book {
     /// Makes a draft equal to the book.
     pub(super) fn draft(&self) -> Draft {
         let specs = self.entries.iter().map(|(key, entry)| (key.clone(), Arc::clone(&entry.spec)));
-        Draft { specs: specs.collect(), barred: self.barred.clone(), is_changed: false }
+        let raised = self.entries.iter().filter(|(_, entry)| entry.tries != Tries::default());
+        Draft {
+            specs: specs.collect(),
+            tries: raised.map(|(key, entry)| (key.clone(), entry.tries)).collect(),
+            barred: self.barred.clone(),
+            is_changed: false,
+        }
     }
 
     /// Returns the rules requests are judged by.
@@ -140,17 +149,21 @@ impl Book {
         self.barred = draft.barred;
         let mut fresh = Vec::new();
         for (key, spec) in draft.specs {
-            let known = self.entries.get(&key);
-            if known.is_some_and(|entry| entry.spec == spec) {
-                continue;
-            }
-            changes.push(Change::new(
-                &key,
-                if known.is_some() { "registered" } else { "absent" },
-                if known.is_some() { "replaced" } else { "registered" },
-                "gossamer expose",
-            ));
-            self.insert(spec, &[]);
+            let tries = draft.tries.get(&key).copied().unwrap_or_default();
+            let is_known = match self.entries.get_mut(&key) {
+                Some(entry) if entry.spec == spec => {
+                    if entry.tries != tries {
+                        entry.tries = tries;
+                        let cause = "its virtual address is that of another name too";
+                        changes.push(Change::new(&key, "blocked", "moved", cause));
+                    }
+                    continue;
+                }
+                known => known.is_some(),
+            };
+            let (was, now) = if is_known { ("registered", "replaced") } else { ("absent", "registered") };
+            changes.push(Change::new(&key, was, now, "gossamer expose"));
+            self.insert(spec, tries, &[]);
             fresh.extend(self.checks_of(&key));
         }
         (changes, fresh)
@@ -225,6 +238,7 @@ impl Book {
                 .filter(|entry| entry.spec == *spec)
                 .map(Entry::wildcard_ports)
                 .unwrap_or_default(),
+            tries: draft.tries.get(key).copied().unwrap_or_default(),
         };
         let services = draft.specs.iter().map(stored).chain(draft.barred.values().cloned());
         Stored { version: VERSION, services: services.collect() }
@@ -234,7 +248,8 @@ impl Book {
     pub(super) fn exposed(&self, planned: &Planned) -> Exposed {
         // A later request of the same draft may have replaced or withdrawn it: then nothing is known of it.
         let known = self.entries.get(&planned.spec.key()).filter(|entry| entry.spec == planned.spec);
-        let entry = known.cloned().unwrap_or_else(|| Entry::new(Arc::clone(&planned.spec), &[], 0));
+        let entry =
+            known.cloned().unwrap_or_else(|| Entry::new(Arc::clone(&planned.spec), Tries::default(), &[], 0));
         let targets = entry.targets();
         let silent = targets.iter().filter(|target| !target.healthy);
         let warning = |target: &Target| {
@@ -253,9 +268,9 @@ impl Book {
         }
     }
 
-    fn insert(&mut self, spec: Arc<Spec>, wildcard_ports: &[PortName]) {
+    fn insert(&mut self, spec: Arc<Spec>, tries: Tries, wildcard_ports: &[PortName]) {
         let key = spec.key();
-        self.entries.insert(key, Entry::new(spec, wildcard_ports, self.next_run));
+        self.entries.insert(key, Entry::new(spec, tries, wildcard_ports, self.next_run));
         self.next_run += 1;
     }
 
@@ -274,13 +289,13 @@ impl Book {
 }
 
 impl Entry {
-    fn new(spec: Arc<Spec>, wildcard_ports: &[PortName], run: u64) -> Self {
+    fn new(spec: Arc<Spec>, tries: Tries, wildcard_ports: &[PortName], run: u64) -> Self {
         let watch = |port: &PortSpec| Watch {
             verdict: None,
             is_local: spec.target.is_loopback(),
             wildcard: wildcard_ports.contains(&port.name).then_some(true),
         };
-        Self { watches: spec.ports.iter().map(watch).collect(), spec, run }
+        Self { watches: spec.ports.iter().map(watch).collect(), spec, tries, run }
     }
 
     /// An instance passes while every checked target does: a client may use any of its ports.
@@ -289,7 +304,7 @@ impl Entry {
     }
 
     fn record(&self) -> ServiceRecord {
-        self.spec.record(if self.is_passing() { Health::Passing } else { Health::Failing })
+        self.spec.record(if self.is_passing() { Health::Passing } else { Health::Failing }, self.tries)
     }
 
     fn targets(&self) -> Vec<Target> {
@@ -367,12 +382,31 @@ impl Draft {
         }
         for key in &keys {
             self.specs.remove(key);
+            self.tries.remove(key);
             self.barred.remove(key);
         }
         self.is_changed = true;
         let mut instances: Vec<InstanceName> = keys.into_iter().map(|(_, instance)| instance).collect();
         instances.sort();
         Ok(Withdrawn { instances })
+    }
+
+    /// Raises the `try` of names of a registration. One that is gone, or is as high already, stays as it is.
+    pub(super) fn raise(&mut self, raise: Raise) {
+        let key = (raise.service, raise.instance);
+        if !self.specs.contains_key(&key) {
+            return;
+        }
+        let before = self.tries.get(&key).copied().unwrap_or_default();
+        let after = Tries {
+            service: before.service.max(raise.tries.service),
+            group: before.group.max(raise.tries.group),
+            instance: before.instance.max(raise.tries.instance),
+        };
+        if after != before {
+            self.tries.insert(key, after);
+            self.is_changed = true;
+        }
     }
 
     fn unknown(&self, request: &WithdrawRequest) -> WithdrawError {

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 
-use gossamer_wire::{InstanceName, PortName, ServiceName, ServiceRecord, Transport, Visibility};
+use gossamer_wire::{InstanceName, PortName, ServiceName, ServiceRecord, Transport, Tries, Visibility};
 
 pub use request::{
     ExposeError, ExposeRequest, Exposed, PortRequest, WithdrawError, WithdrawRequest, Withdrawn,
@@ -38,8 +38,23 @@ use task::{Command, Task};
 #[derive(Clone, Debug)]
 pub struct Registry {
     commands: mpsc::Sender<Command>,
+    raises: mpsc::Sender<Vec<Raise>>,
     targets: TargetsReader,
 }
+
+/// Names of a registration that met others: publish them with at least these `try`s.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Raise {
+    /// The service.
+    pub service: ServiceName,
+    /// The instance.
+    pub instance: InstanceName,
+    /// Its `try`s; one that is lower than what is published changes nothing.
+    pub tries: Tries,
+}
+
+/// Sets of [`Raise`] that wait. The sender looks again and says all that is still to be said, so one is enough.
+const WAITING_RAISES: usize = 1;
 
 /// Requests that wait for the owner task. Two batches: one is written while the other one gathers; when it
 /// is full, callers wait.
@@ -72,6 +87,11 @@ impl Registry {
         let command = Command::Withdraw(request, answer);
         self.commands.send(command).await.map_err(|_| WithdrawError::Stopping)?;
         answered.await.unwrap_or(Err(WithdrawError::Stopping))
+    }
+
+    /// Returns where raised `try`s go. They are on disk before they are published.
+    pub fn raises(&self) -> mpsc::Sender<Vec<Raise>> {
+        self.raises.clone()
     }
 
     /// Returns read access to services and targets.
@@ -184,18 +204,20 @@ fn start_at(
     }
     let snapshot = Arc::new(ArcSwap::from_pointee(book.services()));
     let (commands, asked) = mpsc::channel(WAITING_REQUESTS);
+    let (raises, raised) = mpsc::channel(WAITING_RAISES);
     let targets = TargetsReader(Arc::clone(&snapshot));
     let task = Task {
         book,
         checks: Checks::new(pace),
         store,
         commands: asked,
+        raises: raised,
         snapshot,
         records,
         events: Box::new(events),
     };
     stage.spawn("registry", task.run(stage.stopping().clone()));
-    Ok(Registry { commands, targets })
+    Ok(Registry { commands, raises, targets })
 }
 
 #[cfg(test)]

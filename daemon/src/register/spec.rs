@@ -99,7 +99,8 @@ impl Spec {
 
     /// Returns the bytes of its record, after the checks of records.
     pub(super) fn encoded_len(&self) -> Result<usize, ExposeError> {
-        let record = self.record(Health::Passing);
+        // A `try` has one byte, whatever it is.
+        let record = self.record(Health::Passing, Tries::default());
         record.check().map_err(|error| match error {
             DecodeError::Malformed { why, .. } => ExposeError::Record(why),
             error => ExposeError::Record(error.to_string()),
@@ -118,7 +119,7 @@ impl Spec {
     }
 
     /// Returns what other nodes are told.
-    pub(super) fn record(&self, health: Health) -> ServiceRecord {
+    pub(super) fn record(&self, health: Health, tries: Tries) -> ServiceRecord {
         let port = |port: &PortSpec| Port {
             name: port.name.clone(),
             number: port.number,
@@ -131,7 +132,7 @@ impl Spec {
             visibility: self.visibility.clone(),
             health,
             weight: self.weight,
-            tries: Tries::default(),
+            tries,
             metadata: self.metadata.clone(),
         }
     }
@@ -153,6 +154,10 @@ pub(super) struct StoredService {
     /// a port free on its VIPs also when it starts before the program.
     #[serde(default)]
     pub(super) wildcard_ports: Vec<PortName>,
+    /// Raised when a name met another one (design section 8). Kept, because a name that falls back meets it
+    /// again.
+    #[serde(default)]
+    pub(super) tries: Tries,
 }
 
 /// Name of the state file.
@@ -171,7 +176,7 @@ mod tests {
         let spec = Spec::of(request("orders", 5432), &rules()).expect("valid");
         assert_eq!(spec.instance.as_str(), "vm-b");
         assert_eq!(spec.addr(&spec.ports[0]), "127.0.0.1:5432".parse().expect("address"));
-        let record = spec.record(Health::Failing);
+        let record = spec.record(Health::Failing, Tries::default());
         assert_eq!(record.ports[0].name.as_str(), "5432");
         assert_eq!(record.health, Health::Failing);
     }
@@ -183,7 +188,7 @@ mod tests {
         asked.target = Some("10.0.0.7".parse().expect("address"));
         let spec = Spec::of(asked, &rules()).expect("valid");
         assert_eq!(spec.addr(&spec.ports[0]), "10.0.0.7:8080".parse().expect("address"));
-        assert_eq!(spec.record(Health::Passing).ports[0].number, 80);
+        assert_eq!(spec.record(Health::Passing, Tries::default()).ports[0].number, 80);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::book::{Book, Draft, Planned};
 use super::checks::{Checks, Done};
 use super::request::{ExposeError, ExposeRequest, Exposed, WithdrawError, WithdrawRequest, Withdrawn};
 use super::spec::{FILE, Stored};
-use super::{Change, LocalService};
+use super::{Change, LocalService, Raise};
 use crate::store::{Store, StoreError};
 use crate::supervise::Stage;
 
@@ -39,6 +39,7 @@ pub(super) struct Task {
     pub(super) checks: Checks,
     pub(super) store: Store,
     pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) raises: mpsc::Receiver<Vec<Raise>>,
     pub(super) snapshot: Arc<ArcSwap<Vec<LocalService>>>,
     pub(super) records: mpsc::Sender<Vec<ServiceRecord>>,
     pub(super) events: Box<dyn Fn(Change) + Send>,
@@ -47,6 +48,7 @@ pub(super) struct Task {
 enum Input {
     Stop,
     Checked(Done),
+    Raised(Vec<Raise>),
     Asked(Command),
 }
 
@@ -63,11 +65,13 @@ impl Task {
                 biased;
                 () = stop.cancelled() => Input::Stop,
                 done = self.checks.next() => Input::Checked(done),
+                Some(raises) = self.raises.recv() => Input::Raised(raises),
                 Some(command) = self.commands.recv() => Input::Asked(command),
             };
             match input {
                 Input::Stop => return,
                 Input::Checked(done) => self.take_check(done).await,
+                Input::Raised(raises) => self.raise(raises).await,
                 Input::Asked(first) => self.commit(first).await,
             }
         }
@@ -102,6 +106,21 @@ impl Task {
                 Waiting::Withdraw(withdrawn, answer) => drop(answer.send(Ok(withdrawn))),
             }
         }
+    }
+
+    /// Raises `try`s, durably before others hear of them. What cannot be written is raised at the next look.
+    async fn raise(&mut self, raises: Vec<Raise>) {
+        let mut draft = self.book.draft();
+        raises.into_iter().for_each(|raise| draft.raise(raise));
+        if !draft.is_changed() {
+            return;
+        }
+        if let Err(error) = self.write(self.book.stored(&draft)).await {
+            return tracing::warn!(err = %error, "the new virtual address of a service could not be written");
+        }
+        let (changes, _) = self.book.adopt(draft);
+        self.publish().await;
+        changes.into_iter().for_each(&self.events);
     }
 
     async fn take_check(&mut self, done: Done) {

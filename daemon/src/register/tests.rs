@@ -289,3 +289,33 @@ async fn without_a_catalog_nobody_is_told_that_a_service_is_offered() {
     assert!(matches!(answer, Err(ExposeError::Stopping)), "{answer:?}");
     running.stop().await;
 }
+
+#[tokio::test]
+async fn a_raised_try_is_on_disk_and_then_published_and_told() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let mut running = Running::start(&dir.path().join("state"));
+    let (_listener, port) = listener().await;
+    running.expose(request("orders", port)).await;
+    for _ in 0..2 {
+        running.published().await;
+    }
+    let tries = Tries { service: 3, ..Tries::default() };
+    let (service, instance) = ("orders".parse().expect("name"), "vm-b".parse().expect("name"));
+    let raise = vec![Raise { service, instance, tries }];
+    running.registry.raises().send(raise).await.expect("runs");
+    let records = timeout(PATIENCE, running.records.recv()).await.expect("in time").expect("running");
+    assert_eq!(records[0].tries, tries);
+    assert!(
+        file(&dir.path().join("state")).contains("\"service\": 3"),
+        "{}",
+        file(&dir.path().join("state"))
+    );
+    assert_eq!(running.events.recv().await.expect("told").now, "registered");
+    assert_eq!(running.events.recv().await.expect("told").now, "moved");
+    running.stop().await;
+
+    let mut again = Running::start(&dir.path().join("state"));
+    let records = timeout(PATIENCE, again.records.recv()).await.expect("in time").expect("running");
+    assert_eq!(records[0].tries, tries);
+    again.stop().await;
+}

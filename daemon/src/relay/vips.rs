@@ -7,6 +7,7 @@
 //! machine from starting (design section 8).
 
 mod owner;
+mod raises;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -25,7 +26,8 @@ use gossamer_wire::{GroupName, MeshId};
 
 use super::scope::{attempt, behind};
 use super::{LocalTargets, Relay, RelayCounters};
-use crate::index::IndexReader;
+use crate::index::{AddressReader, AddressWriter, IndexReader};
+use crate::register::Raise;
 use crate::supervise::Stage;
 use owner::{Open, Owner, Pace};
 
@@ -44,6 +46,8 @@ pub struct VipsParts {
     pub index: IndexReader,
     /// What runs here.
     pub targets: Arc<dyn LocalTargets>,
+    /// Who publishes what runs here: told when a name of it must have another address.
+    pub raises: mpsc::Sender<Vec<Raise>>,
 }
 
 /// The VIPs of this node. Clones are handles to the same owner task.
@@ -62,7 +66,7 @@ struct Shared {
     began: Instant,
     open: ArcSwap<BTreeMap<VipName, Arc<OpenVip>>>,
     /// The name each address stands for, of all names of the catalog.
-    names: ArcSwap<BTreeMap<Ipv4Addr, VipName>>,
+    names: AddressReader,
     /// Names that are not answered because another name has their address.
     losers: ArcSwap<BTreeMap<VipName, VipName>>,
 }
@@ -108,17 +112,18 @@ impl Vips {
         take: impl Fn(TcpStream, VipName, u16) + Send + Sync + 'static,
     ) -> Self {
         let (commands, asked) = mpsc::channel(WAITING_OPENS);
+        let names = AddressWriter::default();
         let shared = Arc::new(Shared {
             mesh: parts.mesh,
             pool: parts.pool,
             index: parts.index.clone(),
             began: Instant::now(),
             open: ArcSwap::default(),
-            names: ArcSwap::default(),
+            names: names.reader(),
             losers: ArcSwap::default(),
         });
         let stage = parts.stage.clone();
-        let owner = Owner::new(parts, Arc::clone(&shared), counters, Arc::new(take));
+        let owner = Owner::new(parts, Arc::clone(&shared), names, counters, Arc::new(take));
         stage.spawn("vips", owner.run(asked, pace));
         Self { commands, shared }
     }
@@ -146,7 +151,7 @@ impl Vips {
     pub fn answer(&self, view: &ServiceView, name: &VipName) -> VipAnswer {
         if let Some(winner) = self.shared.losers.load().get(name) {
             return VipAnswer::Blocked(format!(
-                "{name} has the same virtual address as {winner}; its exporters must choose another try"
+                "{name} has the same virtual address as {winner}; its exporters are about to give it another one"
             ));
         }
         let blocked = |open: &Arc<OpenVip>| open.blocked();
@@ -157,12 +162,12 @@ impl Vips {
     }
 
     /// Returns the name that an address stands for, in use or not; `None` when this node may not see it. A new
-    /// name is known some seconds later, unless it is opened.
+    /// name is known a moment later, unless it is opened.
     pub fn pointer(&self, vip: Ipv4Addr) -> Option<VipName> {
-        let names = self.shared.names.load();
-        let name = names.get(&vip)?;
+        let name = self.shared.names.name(vip)?;
         let view = self.shared.index.service(name.service())?;
-        behind(&view, name).next().map(|_| name.clone())
+        let is_seen = behind(&view, &name).next().is_some();
+        is_seen.then_some(name)
     }
 
     /// Returns the ports of all names in use, by name and port.

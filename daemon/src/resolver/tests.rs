@@ -31,6 +31,7 @@ fn fixture() -> Fixture {
         group: group("west"),
         index: index.reader(),
         targets: Arc::new(bench.targets.clone()),
+        raises: tokio::sync::mpsc::channel(1).0,
     };
     let mut far = instance("far", "east");
     far.nearness = Nearness::Any;

@@ -76,7 +76,14 @@ fn expose_once(nodes: &[Node], repeat: usize) -> Result<Vec<Duration>> {
     nodes[exporter].ok(&["expose", &format!("{service}:{port}"), &format!("127.0.0.1:{PORT}")])?;
     let end = Instant::now();
     let name = format!("{service}.mesh.internal");
-    first_accepted(&others, &name, RecordType::A, end, VISIBLE, |answer| !answer.addresses().is_empty())
+    let seen =
+        first_accepted(&others, &name, RecordType::A, end, VISIBLE, |answer| !answer.addresses().is_empty())?;
+    // What is measured is one service that comes, not the hundredth beside all others.
+    nodes[exporter].ok(&["withdraw", &service])?;
+    for resolver in &others {
+        resolver.gone(&name, VISIBLE)?;
+    }
+    Ok(seen)
 }
 
 /// Kills the daemon of one of two instances and times the last SRV answer that names it, then restarts it.
@@ -98,6 +105,9 @@ fn kill_once(nodes: &mut [Node], repeat: usize) -> Result<Duration> {
         answer.targets().iter().any(|target| target.starts_with(&dead))
     })?;
     nodes[victim].run()?;
+    for exporter in [0, victim] {
+        nodes[exporter].ok(&["withdraw", &service])?;
+    }
     let back = nodes[victim].name.clone();
     for node in nodes.iter() {
         until(&format!("{} seeing {back} again", node.name), GONE, || {

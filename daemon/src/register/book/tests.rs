@@ -309,3 +309,64 @@ fn a_file_that_cannot_be_ours_is_refused_as_a_whole() {
     broken.services[0].spec.ports.clear();
     assert!(refused(broken).contains("no port"));
 }
+
+fn raise(service: &str, tries: (u8, u8, u8)) -> Raise {
+    let (service, instance) = (service.parse().expect("name"), "vm-b".parse().expect("name"));
+    Raise { service, instance, tries: Tries { service: tries.0, group: tries.1, instance: tries.2 } }
+}
+
+/// Raises through a draft, as the task does after a write. Returns what changed.
+fn raised(book: &mut Book, raise: Raise) -> Vec<Change> {
+    let mut draft = book.draft();
+    draft.raise(raise);
+    if draft.is_changed() { book.adopt(draft).0 } else { Vec::new() }
+}
+
+#[test]
+fn a_raised_try_is_published_and_survives_restarts_and_replacements() {
+    let mut book = empty();
+    expose(&mut book, request("web", 80));
+    let tries = |book: &Book| book.records()[0].tries;
+    let changes = raised(&mut book, raise("web", (2, 0, 1)));
+    assert_eq!((changes.len(), changes[0].was, changes[0].now), (1, "blocked", "moved"));
+    assert_eq!(tries(&book), Tries { service: 2, group: 0, instance: 1 });
+    let (mut again, barred) = restarted(&book, rules());
+    assert!(barred.is_empty());
+    assert_eq!(tries(&again), tries(&book));
+    expose(&mut again, request("web", 81));
+    assert_eq!((tries(&again).service, again.records()[0].ports[0].number), (2, 81));
+}
+
+#[test]
+fn a_try_never_goes_down_and_each_level_is_raised_on_its_own() {
+    let mut book = empty();
+    expose(&mut book, request("web", 80));
+    raised(&mut book, raise("web", (5, 0, 0)));
+    assert!(raised(&mut book, raise("web", (4, 0, 0))).is_empty(), "nothing is written for it");
+    raised(&mut book, raise("web", (1, 255, 0)));
+    assert_eq!(book.records()[0].tries, Tries { service: 5, group: 255, instance: 0 });
+}
+
+#[test]
+fn what_is_not_registered_cannot_be_raised_and_a_new_registration_starts_at_zero() {
+    let mut book = empty();
+    assert!(raised(&mut book, raise("web", (1, 0, 0))).is_empty());
+    expose(&mut book, request("web", 80));
+    raised(&mut book, raise("web", (1, 0, 0)));
+    let mut draft = book.draft();
+    draft.withdraw(&withdrawal("web", None)).expect("registered");
+    book.adopt(draft);
+    expose(&mut book, request("web", 80));
+    assert_eq!(book.records()[0].tries, Tries::default());
+}
+
+#[test]
+fn a_file_without_tries_is_read() {
+    let mut book = empty();
+    expose(&mut book, request("web", 80));
+    let mut json = serde_json::to_value(book.stored(&book.draft())).expect("serializes");
+    json["services"][0].as_object_mut().expect("an object").remove("tries").expect("it is written");
+    let stored = serde_json::from_value(json).expect("parses");
+    let (book, _) = Book::restore(rules(), Some(stored)).expect("restores");
+    assert_eq!(book.records()[0].tries, Tries::default());
+}

@@ -1,6 +1,7 @@
 //! The task that opens, watches and closes VIP listeners.
 //!
-//! Owns: the listeners. Must not know: who asks. Driven by: `Vips::open` and a timer of one second.
+//! Owns: the listeners and the table of addresses. Must not know: who asks. Driven by: `Vips::open`, changes of
+//! the index, a timer of one second.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
 use gossamer_core::catalog::ServiceView;
@@ -18,7 +20,8 @@ use gossamer_core::vip::{
 };
 use gossamer_wire::{ServiceName, Transport};
 
-use super::{OpenVip, Shared, Usage, VipsParts};
+use super::{OpenVip, Shared, Usage, VipsParts, raises};
+use crate::index::AddressWriter;
 use crate::listeners::{Listeners, program_blocking};
 use crate::register::{LocalService, Target};
 use crate::relay::RelayCounters;
@@ -61,11 +64,16 @@ pub(super) struct Owner {
     counters: Arc<RelayCounters>,
     take: Take,
     names: BTreeMap<VipName, Name>,
+    addresses: AddressWriter,
+    /// Services that changed in the index.
+    changes: broadcast::Receiver<ServiceName>,
     /// The addresses of all names of the catalog, and the views they were taken from.
     table: Table,
     placed: BTreeMap<ServiceName, Arc<ServiceView>>,
     /// Whether the table has changed since readers saw it.
     is_table_new: bool,
+    /// Services whose own names may need another address.
+    unsettled: BTreeSet<ServiceName>,
     targets: Arc<Vec<LocalService>>,
     /// Programs by socket.
     programs: BTreeMap<u64, Option<String>>,
@@ -97,6 +105,8 @@ struct Port {
 enum Input {
     Stop,
     Open(Open),
+    /// A service changed; `None` when it is not known which ones.
+    Changed(Option<ServiceName>),
     Tick,
 }
 
@@ -104,19 +114,23 @@ impl Owner {
     pub(super) fn new(
         parts: VipsParts,
         shared: Arc<Shared>,
+        addresses: AddressWriter,
         counters: Arc<RelayCounters>,
         take: Take,
     ) -> Self {
         Self {
             table: Table::new(parts.mesh, parts.pool),
             targets: parts.targets.all(),
+            changes: parts.index.changes(),
             parts,
             shared,
             counters,
             take,
             names: BTreeMap::new(),
+            addresses,
             placed: BTreeMap::new(),
             is_table_new: false,
+            unsettled: BTreeSet::new(),
             programs: BTreeMap::new(),
             max_listeners: max_listeners(),
         }
@@ -127,11 +141,13 @@ impl Owner {
         let mut tick = interval(pace.tick);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ticks = 0_u32;
+        self.place_all();
         loop {
             let input = tokio::select! {
                 biased;
                 () = stop.cancelled() => Input::Stop,
                 open = asked.recv() => open.map_or(Input::Stop, Input::Open),
+                changed = self.changes.recv() => changed_of(changed),
                 _ = tick.tick() => Input::Tick,
             };
             match input {
@@ -145,6 +161,11 @@ impl Owner {
                         self.publish();
                     }
                     let _ = done.send(());
+                }
+                Input::Changed(first) => {
+                    self.place_changed(first);
+                    self.publish_addresses();
+                    self.raise();
                 }
                 Input::Tick => {
                     let is_sweep = ticks.is_multiple_of(pace.sweep_ticks);
@@ -161,10 +182,12 @@ impl Owner {
         let is_changed = !Arc::ptr_eq(&targets, &self.targets);
         self.targets = targets;
         if is_sweep {
-            self.place_all();
             self.programs.clear();
         }
         if is_sweep || is_changed {
+            // What was raised may not have been taken, and what is offered here is new.
+            self.unsettled.extend(self.targets.iter().map(|local| local.record.service.clone()));
+            self.raise();
             let mut pass = Pass::default();
             for name in self.names.keys().cloned().collect::<Vec<_>>() {
                 self.refresh(&name, false, &mut pass).await;
@@ -337,17 +360,36 @@ impl Owner {
     /// Enters a service's names into the table when its view has changed.
     fn place(&mut self, service: &ServiceName) {
         let view = self.parts.index.service(service);
-        match (view, self.placed.get(service)) {
-            (Some(view), Some(placed)) if Arc::ptr_eq(&view, placed) => {}
+        let is_new = match (view, self.placed.get(service)) {
+            (Some(view), Some(placed)) if Arc::ptr_eq(&view, placed) => return,
             (Some(view), _) => {
-                self.is_table_new |= self.table.set_service(service, attempts(&view));
+                let is_new = self.table.set_service(service, attempts(&view));
                 self.placed.insert(service.clone(), view);
+                is_new
             }
             (None, _) => {
-                self.is_table_new |= self.table.set_service(service, []);
                 self.placed.remove(service);
+                self.table.set_service(service, [])
             }
+        };
+        if is_new {
+            self.is_table_new = true;
+            self.unsettled.insert(service.clone());
         }
+    }
+
+    /// Enters what has changed. One service costs as much as it has, all of them only those that fell behind.
+    fn place_changed(&mut self, first: Option<ServiceName>) {
+        let mut next = first;
+        while let Some(service) = next {
+            self.place(&service);
+            next = match self.changes.try_recv() {
+                Ok(service) => Some(service),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+                Err(TryRecvError::Lagged(_)) => None,
+            };
+        }
+        self.place_all();
     }
 
     fn place_all(&mut self) {
@@ -355,6 +397,22 @@ impl Owner {
         all.extend(self.placed.keys().cloned());
         for service in all {
             self.place(&service);
+        }
+        self.publish_addresses();
+    }
+
+    /// Tells who publishes this node's services which of their names must have another address. What does not
+    /// get through is said again at the next look.
+    fn raise(&mut self) {
+        let mut services = std::mem::take(&mut self.unsettled);
+        services.extend(self.table.losers().keys().map(|name| name.service().clone()));
+        let of_service = |service: &ServiceName| {
+            raises::of_service(&self.table, &self.targets, &self.parts.group, service)
+        };
+        let raises: Vec<_> = services.iter().flat_map(of_service).collect();
+        if !raises.is_empty() {
+            tracing::debug!(count = raises.len(), "names of this node move to another virtual address");
+            let _ = self.parts.raises.try_send(raises);
         }
     }
 
@@ -366,11 +424,28 @@ impl Owner {
             (name.clone(), Arc::new(OpenVip { address: open.address, view, ports, used }))
         };
         self.shared.open.store(Arc::new(self.names.iter().map(open).collect()));
-        if std::mem::take(&mut self.is_table_new) {
-            let holders = self.table.holders().map(|(vip, name)| (vip, name.clone()));
-            self.shared.names.store(Arc::new(holders.collect()));
+        self.publish_addresses();
+    }
+
+    fn publish_addresses(&mut self) {
+        if !std::mem::take(&mut self.is_table_new) {
+            return;
+        }
+        for address in self.table.take_changed() {
+            self.addresses.set(address, self.table.holder(address).cloned());
+        }
+        if **self.shared.losers.load() != *self.table.losers() {
             self.shared.losers.store(Arc::new(self.table.losers().clone()));
         }
+    }
+}
+
+fn changed_of(received: Result<ServiceName, RecvError>) -> Input {
+    match received {
+        Ok(service) => Input::Changed(Some(service)),
+        Err(RecvError::Lagged(_)) => Input::Changed(None),
+        // The index lives as long as its reader, which the owner has.
+        Err(RecvError::Closed) => Input::Stop,
     }
 }
 

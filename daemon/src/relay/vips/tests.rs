@@ -26,6 +26,7 @@ struct Host {
     targets: Targets,
     stage: Stage,
     counters: Arc<RelayCounters>,
+    raised: mpsc::Receiver<Vec<Raise>>,
 }
 
 impl Host {
@@ -33,6 +34,7 @@ impl Host {
     fn new(pool: u8) -> Self {
         let (index, targets, stage) = (IndexWriter::default(), Targets::default(), Stage::default());
         let counters = Arc::new(RelayCounters::default());
+        let (raises, raised) = mpsc::channel(1);
         let parts = VipsParts {
             stage: stage.clone(),
             mesh: MESH,
@@ -40,6 +42,7 @@ impl Host {
             group: group("west"),
             index: index.reader(),
             targets: Arc::new(targets.clone()),
+            raises,
         };
         let flows = stage.clone();
         let greet = move |mut client: TcpStream, name: VipName, port: u16| {
@@ -48,7 +51,7 @@ impl Host {
             });
         };
         let vips = Vips::start_with(parts, Arc::clone(&counters), PACE, greet);
-        Self { vips, index, targets, stage, counters }
+        Self { vips, index, targets, stage, counters, raised }
     }
 
     /// Offers `orders` by a remote instance on this port.
@@ -261,6 +264,50 @@ async fn names_that_meet_are_answered_for_one_of_them_only() {
 }
 
 #[tokio::test]
+async fn only_the_exporter_of_the_name_that_lost_is_told_and_until_it_has_moved() {
+    let mut host = Host::new(0);
+    let pool = host.vips.shared.pool;
+    let hash = |name: &str| VipName::Service(service(name)).hash(&MESH, 0);
+    let meets = |name: &String| pool.vip(hash(name)) == pool.vip(hash("orders"));
+    let other = (0..).map(|at| format!("s{at}")).find(meets).expect("the pool is small");
+    let (winner, loser) =
+        if hash("orders") < hash(&other) { ("orders", other.as_str()) } else { (other.as_str(), "orders") };
+    let both = [winner, loser].map(|name| local_service(name, "vm-a", 1, ([127, 0, 0, 1], 1).into()));
+    let mut both = both.to_vec();
+    both.sort_by(|a, b| a.record.service.cmp(&b.record.service));
+    host.targets.set(both.clone());
+    for name in [winner, loser] {
+        host.index.set_service(&service(name), Some(service_view(name, vec![instance("vm-a", "west")])));
+    }
+
+    let told = timeout(Duration::from_secs(15), host.raised.recv()).await.expect("in time").expect("told");
+    let [raise] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((raise.service.as_str(), raise.instance.as_str()), (loser, "vm-a"));
+    assert!(raise.tries.service > 0 && (raise.tries.group, raise.tries.instance) == (0, 0), "{raise:?}");
+    assert_eq!(host.vips.losers().len(), 1);
+
+    // Said again, for nobody has taken it; then the registry has, and at last the mesh knows.
+    let again = timeout(Duration::from_secs(15), host.raised.recv()).await.expect("in time").expect("told");
+    assert_eq!(again, told);
+    let moved =
+        both.iter_mut().find(|local| local.record.service.as_str() == loser).expect("it is one of two");
+    moved.record.tries = raise.tries;
+    host.targets.set(both);
+    let mut found = instance("vm-a", "west");
+    found.tries = raise.tries;
+    host.index.set_service(&service(loser), Some(service_view(loser, vec![found])));
+    let settled = async {
+        while !host.vips.losers().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(15), settled).await.expect("nobody loses");
+    while host.raised.try_recv().is_ok() {}
+    tokio::time::sleep(PACE.tick * (PACE.sweep_ticks + 2)).await;
+    assert!(host.raised.try_recv().is_err(), "who has moved is left alone");
+}
+
+#[tokio::test]
 async fn a_service_that_is_gone_is_closed() {
     let (mut host, port) = (Host::new(9), free_port());
     host.offer(&[port]);
@@ -313,7 +360,7 @@ async fn an_address_points_to_its_name_before_that_is_used_but_not_to_a_hidden_o
     };
     timeout(Duration::from_secs(15), known).await.expect("known");
     assert_eq!(host.vips.pointer(address(&seen)), Some(seen));
-    assert!(host.vips.shared.names.load().contains_key(&address(&unseen)));
+    assert!(host.vips.shared.names.name(address(&unseen)).is_some());
     assert_eq!(host.vips.pointer(address(&unseen)), None);
     assert!(host.vips.ports().is_empty(), "nothing was opened");
 }
