@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 mod gossip;
 mod micro;
 mod report;
+mod sim;
 
 /// Measures Gossamer. Build it with --release.
 #[derive(Parser)]
@@ -31,6 +32,8 @@ enum Suite {
     Micro(Micro),
     /// Membership and records of real daemons beside a peer's, in network namespaces; needs root
     Gossip(gossip::Arguments),
+    /// The shipped cores in one process, on a virtual clock
+    Sim(sim::Options),
 }
 
 #[derive(Args)]
@@ -46,6 +49,7 @@ fn main() -> Result<()> {
     let report = match arguments.suite {
         Suite::Micro(micro) => micro::run(micro.rounds),
         Suite::Gossip(asked) => gossip::run(&asked),
+        Suite::Sim(asked) => sim::run(asked),
     }?;
     println!("{}", report.table());
     if let Some(path) = arguments.json {

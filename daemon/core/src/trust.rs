@@ -110,7 +110,7 @@ pub trait Verify: fmt::Debug + Send + Sync {
         shown: &[CertificateDer<'_>],
         wall: u64,
     ) -> Result<Leaf, TrustError> {
-        bundle.check(leaf, shown, wall)
+        bundle.check_anew(leaf, shown, wall)
     }
 }
 
@@ -185,7 +185,16 @@ impl TrustBundle {
         self.verifier.signature(public_key, bytes, signature)
     }
 
-    fn check(&self, leaf: &[u8], shown: &[CertificateDer<'_>], wall: u64) -> Result<Leaf, TrustError> {
+    /// Judges a leaf without asking the [`Verify`]: for those that are one.
+    ///
+    /// # Errors
+    /// As [`Self::verify`].
+    pub fn check_anew(
+        &self,
+        leaf: &[u8],
+        shown: &[CertificateDer<'_>],
+        wall: u64,
+    ) -> Result<Leaf, TrustError> {
         if leaf.len() > MAX_LEAF_BYTES || shown.iter().any(|der| der.len() > MAX_CERTIFICATE_BYTES) {
             return Err(TrustError::Malformed);
         }

@@ -1,0 +1,249 @@
+//! Identities of simulated nodes: one root, one issuer, and a key and certificate for each node.
+//!
+//! Owns: keys drawn from the seed, so that node ids repeat; verdicts on signatures, made once a process and
+//! remembered. Must not know: what nodes do. Driven by: the mesh, when it makes its nodes.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, Result};
+use gossamer_core::trust::{Leaf, Sign, TrustBundle, TrustError, Verify, signature_holds};
+use gossamer_wire::{MeshId, NodeId};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
+};
+use ring::signature::Ed25519KeyPair;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use time::{Duration, OffsetDateTime};
+
+/// The wall clock at the beginning of every world, seconds since the Unix epoch.
+pub(super) const WALL: u64 = 1_800_000_000;
+
+/// A mesh with one root and one issuer.
+pub(super) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    trust: TrustBundle,
+    rng: StdRng,
+}
+
+/// A node's key and certificate.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    /// Hash of the key.
+    pub(super) node: NodeId,
+    /// The certificate, DER.
+    pub(super) leaf: Vec<u8>,
+    /// Signs the node's adverts.
+    pub(super) key: Key,
+}
+
+/// An Ed25519 key.
+#[derive(Clone)]
+pub(super) struct Key(Arc<Ed25519KeyPair>);
+
+impl Sign for Key {
+    fn sign(&self, bytes: &[u8]) -> [u8; 64] {
+        self.0.sign(bytes).as_ref().try_into().expect("Ed25519 signatures have 64 bytes")
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key")
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority").field("mesh", &self.trust.mesh()).finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// Makes a mesh. One seed, one mesh.
+    ///
+    /// # Errors
+    /// The provider of cryptography refuses.
+    pub(super) fn new(seed: u64) -> Result<Self> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (root_key, _) = draw_key(&mut rng)?;
+        let mesh = MeshId::of_spki(&root_key.subject_public_key_info());
+        let root = authority(1)?.self_signed(&root_key)?.der().to_vec();
+        let (key, _) = draw_key(&mut rng)?;
+        let root_issuer = Issuer::new(authority(1)?, root_key);
+        let issuer_der = authority(0)?.signed_by(&key, &root_issuer)?.der().to_vec();
+        let trust = TrustBundle::new(mesh, vec![root], vec![issuer_der]).context("the trust bundle")?;
+        let trust = trust.with_verifier(Arc::new(Verdicts::default()));
+        Ok(Self { issuer: Issuer::new(authority(0)?, key), trust, rng })
+    }
+
+    /// Admits a node under a name, in the group `west`.
+    ///
+    /// # Errors
+    /// The name is no name of a certificate.
+    pub(super) fn admit(&mut self, name: &str) -> Result<Identity> {
+        let (pair, key) = draw_key(&mut self.rng)?;
+        let mut params = valid(Duration::days(30))?;
+        let uri = format!("spiffe://{}/group/west/node/{name}", self.trust.mesh());
+        params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let leaf = params.signed_by(&pair, &self.issuer)?.der().to_vec();
+        let node = NodeId::of_spki(&pair.subject_public_key_info());
+        Ok(Identity { node, leaf, key })
+    }
+
+    /// Returns what every node of the mesh trusts; verdicts are shared.
+    pub(super) fn trust(&self) -> TrustBundle {
+        self.trust.clone()
+    }
+}
+
+/// Draws a key, for certificates and for adverts.
+fn draw_key(rng: &mut StdRng) -> Result<(KeyPair, Key)> {
+    let seed: [u8; 32] = rng.random();
+    // PKCS 8 of an Ed25519 key is this and the seed (RFC 8410 section 7).
+    const PREFIX: [u8; 16] =
+        [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+    let document = [&PREFIX[..], &seed].concat();
+    let pair =
+        KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(document), &rcgen::PKCS_ED25519)?;
+    let key = Ed25519KeyPair::from_seed_unchecked(&seed).map_err(|_| anyhow::anyhow!("no Ed25519 key"))?;
+    Ok((pair, Key(Arc::new(key))))
+}
+
+fn authority(path: u8) -> Result<CertificateParams> {
+    let mut params = valid(Duration::days(3_650))?;
+    params.distinguished_name.push(DnType::CommonName, format!("simulated {path}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    Ok(params)
+}
+
+fn valid(days: Duration) -> Result<CertificateParams> {
+    let now = OffsetDateTime::from_unix_timestamp(i64::try_from(WALL)?)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    (params.not_before, params.not_after) = (now - Duration::days(1), now + days);
+    Ok(params)
+}
+
+/// Verdicts of this process, for one trust bundle. The same bytes reach every simulated node; each distinct check is made once.
+#[derive(Debug, Default)]
+struct Verdicts(Mutex<Remembered>);
+
+#[derive(Debug, Default)]
+struct Remembered {
+    /// By signature: whose it was said to be, over what, and whether it is.
+    signatures: HashMap<[u8; 64], Checked>,
+    /// By certificate: what it says, and between which times that was so.
+    leaves: HashMap<Vec<u8>, (Leaf, u64, u64)>,
+}
+
+#[derive(Debug)]
+struct Checked {
+    key: [u8; 32],
+    bytes: Box<[u8]>,
+    holds: bool,
+}
+
+impl Verdicts {
+    fn remembered(&self) -> std::sync::MutexGuard<'_, Remembered> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Verify for Verdicts {
+    fn signature(&self, public_key: &[u8; 32], bytes: &[u8], signature: &[u8]) -> bool {
+        let Ok(signature) = <[u8; 64]>::try_from(signature) else {
+            return signature_holds(public_key, bytes, signature);
+        };
+        let mut remembered = self.remembered();
+        match remembered.signatures.get(&signature) {
+            Some(checked) if checked.key == *public_key && *checked.bytes == *bytes => checked.holds,
+            // One signature over two texts: at most one of them is right, and only one is remembered.
+            Some(_) => signature_holds(public_key, bytes, &signature),
+            None => {
+                let holds = signature_holds(public_key, bytes, &signature);
+                if remembered.signatures.len() >= MOST_SIGNATURES {
+                    remembered.signatures.clear();
+                }
+                let checked = Checked { key: *public_key, bytes: bytes.into(), holds };
+                remembered.signatures.insert(signature, checked);
+                holds
+            }
+        }
+    }
+
+    fn leaf(
+        &self,
+        bundle: &TrustBundle,
+        leaf: &[u8],
+        shown: &[CertificateDer<'_>],
+        wall: u64,
+    ) -> Result<Leaf, TrustError> {
+        let mut remembered = self.remembered();
+        if let Some((known, from, until)) = remembered.leaves.get(leaf)
+            && (*from..=*until).contains(&wall)
+        {
+            return Ok(known.clone());
+        }
+        let read = bundle.check_anew(leaf, shown, wall)?;
+        // Validity is one span of time: what held at both ends held between them.
+        let span = remembered.leaves.entry(leaf.to_vec()).or_insert_with(|| (read.clone(), wall, wall));
+        (span.1, span.2) = (span.1.min(wall), span.2.max(wall));
+        Ok(read)
+    }
+}
+
+/// Bounds the memory of a long run; about 300 bytes each.
+const MOST_SIGNATURES: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_seed_makes_the_same_mesh_and_the_same_nodes() {
+        let ids = |seed| {
+            let mut authority = Authority::new(seed).expect("mesh");
+            let nodes = [0, 1].map(|n| authority.admit(&format!("n{n}")).expect("node").node);
+            (authority.trust().mesh(), nodes)
+        };
+        assert_eq!(ids(1), ids(1));
+        assert_ne!(ids(1), ids(2));
+    }
+
+    #[test]
+    fn verdicts_remembered_are_those_made() {
+        let mut authority = Authority::new(1).expect("mesh");
+        let [a, b] = ["a", "b"].map(|name| authority.admit(name).expect("node"));
+        let trust = authority.trust();
+        let key = |node: &Identity| trust.verify(&node.leaf, &[], WALL).expect("valid").public_key;
+        let signature = a.key.sign(b"text");
+        for _ in 0..2 {
+            assert!(trust.signature_holds(&key(&a), b"text", &signature));
+            assert!(!trust.signature_holds(&key(&a), b"other", &signature), "the bytes count");
+            assert!(!trust.signature_holds(&key(&b), b"text", &signature), "the key counts");
+            assert!(!trust.signature_holds(&key(&a), b"text", &signature[1..]), "the length counts");
+        }
+    }
+
+    #[test]
+    fn a_remembered_leaf_ends_like_any_other() {
+        let mut authority = Authority::new(1).expect("mesh");
+        let node = authority.admit("a").expect("node");
+        let (trust, month) = (authority.trust(), 30 * 86_400);
+        for _ in 0..2 {
+            assert_eq!(trust.verify(&node.leaf, &[], WALL).map(|leaf| leaf.node), Ok(node.node));
+            assert!(trust.verify(&node.leaf, &[], WALL + month).is_ok());
+            assert_eq!(trust.verify(&node.leaf, &[], WALL + month + 999), Err(TrustError::Expired(999)));
+        }
+    }
+}
