@@ -199,6 +199,11 @@ impl Peers {
         *self.connected.borrow()
     }
 
+    /// Returns whether this node dialled its control connection to a node; `None` when there is none.
+    pub fn has_dialled(&self, node: NodeId) -> Option<bool> {
+        self.links.load().get(&node).map(|link| link.dialled)
+    }
+
     /// Opens a stream on a data connection to the node; the connection is made when there is none.
     ///
     /// # Errors

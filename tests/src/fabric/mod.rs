@@ -137,6 +137,15 @@ impl Fabric {
         Ok(&self.node(node)?.life()?.mesh)
     }
 
+    /// Returns the handles of a node that runs, those with one user too.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn mesh_mut(&mut self, node: usize) -> Result<&mut Mesh> {
+        let node = self.nodes.get_mut(node).context("no such node")?;
+        node.life_mut().map(|life| &mut life.mesh)
+    }
+
     /// Returns the metrics of a node that runs, by name.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! The network between simulated machines: datagrams on their way, and what happens to them.
 //!
 //! Owns: the sockets' inboxes, the datagrams in flight, cuts, loss and delay, the trace. Must not know: what is
-//! in a datagram. Driven by: quinn through [`Socket`], by one task that delivers, and by the fabric's acts.
+//! in a datagram. Driven by: quinn through its socket, by one task that delivers, and by the fabric's acts.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};

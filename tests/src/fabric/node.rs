@@ -154,6 +154,10 @@ impl Node {
         self.life.as_ref().with_context(|| format!("node {} does not run", self.number))
     }
 
+    pub(super) fn life_mut(&mut self) -> Result<&mut Life> {
+        self.life.as_mut().with_context(|| format!("node {} does not run", self.number))
+    }
+
     /// Identities renewed over all lives.
     pub(super) fn renewals(&self) -> u64 {
         let name = "gossamer_identity_renewals_total";
