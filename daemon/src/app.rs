@@ -32,6 +32,7 @@ use mesh::MeshStages;
 use wiring::Wiring;
 
 pub use dns::Listening as DnsListening;
+pub use mesh::CatalogHandle;
 
 /// Longest stop of one stage.
 const STAGE_WITHIN: Duration = Duration::from_secs(5);

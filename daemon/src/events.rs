@@ -51,6 +51,13 @@ pub struct EventLine {
     pub line: String,
 }
 
+impl EventLine {
+    /// Returns the line that stands where a reader lost some because it was too slow.
+    pub fn lost(lines: u64, at: u64) -> Self {
+        Self { at, line: format!("{} {lines} lines are missing here: read too slowly", time_text(at)) }
+    }
+}
+
 /// The log. Clones are handles to the same one.
 #[derive(Clone, Debug)]
 pub struct EventLog(Arc<Shared>);
@@ -92,7 +99,7 @@ impl EventLog {
     }
 
     /// Returns the kept lines from `since` (Unix seconds) on, oldest first, and a receiver of all later ones; none is in both. A receiver
-    /// that is 1,000 lines behind loses the oldest.
+    /// that is 1,000 lines behind loses the oldest and is told.
     pub fn follow(&self, since: u64) -> (Vec<EventLine>, broadcast::Receiver<EventLine>) {
         let kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = kept.iter().filter(|line| line.at >= since).cloned().collect();
@@ -102,8 +109,7 @@ impl EventLog {
 
 impl Event {
     fn line(&self, at: u64) -> String {
-        let time = i64::try_from(at).ok().and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
-        let time = time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| at.to_string());
+        let time = time_text(at);
         let Self { who, was, now, cause, by } = self;
         let mut line = String::new();
         let _ = write!(line, "{time} {who}: {was} -> {now}, {cause} (says {by})");
@@ -114,6 +120,11 @@ impl Event {
         }
         plain.take(MAX_LINE_CHARS - 3).chain("...".chars()).collect()
     }
+}
+
+fn time_text(at: u64) -> String {
+    let time = i64::try_from(at).ok().and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
+    time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| at.to_string())
 }
 
 #[cfg(test)]

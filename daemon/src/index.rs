@@ -30,7 +30,7 @@ use watch::Feed;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSummary {
     /// What its adverts say, as of its last change; `None` until its card has arrived. Ages and leases pass
-    /// meanwhile: [`CatalogReader`](crate::catalog::CatalogReader) has the present ones.
+    /// meanwhile: [`Holdings`](crate::catalog::Holdings) have the present ones.
     pub view: Option<NodeView>,
     /// The node.
     pub node: NodeId,
@@ -75,7 +75,12 @@ struct Shared {
     feed: Feed,
     services_written: AtomicU64,
     nodes_written: AtomicU64,
+    /// How often a node came into each of [`STATES`].
+    member_changes: [AtomicU64; STATES.len()],
 }
+
+const STATES: [MemberState; 4] =
+    [MemberState::Alive, MemberState::Suspect, MemberState::Down, MemberState::Left];
 
 /// The only write access. Not `Clone`: one writer is a fact of the types.
 #[derive(Debug)]
@@ -96,6 +101,7 @@ impl Default for IndexWriter {
             feed: Feed::default(),
             services_written: AtomicU64::new(0),
             nodes_written: AtomicU64::new(0),
+            member_changes: [const { AtomicU64::new(0) }; STATES.len()],
         }))
     }
 }
@@ -127,6 +133,12 @@ impl IndexWriter {
         let mut after = before.as_deref().cloned().unwrap_or_else(unknown);
         change(&mut after);
         self.rename(node, before.as_deref().and_then(name), name(&after));
+        if before.as_deref().and_then(|before| before.state) != after.state {
+            let counted = STATES.iter().zip(&self.0.member_changes);
+            for (_, count) in counted.filter(|(state, _)| Some(**state) == after.state) {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         self.0.feed.node(before.as_deref(), &after, |id| self.name_of(id));
         if after.view.is_none() && !after.state.is_some_and(MemberState::is_up) {
             self.0.nodes.remove(&node);
@@ -231,6 +243,14 @@ impl IndexReader {
     /// Counts who watches, and the lines that were lost because they read too slowly.
     pub fn watchers(&self) -> (u64, u64) {
         self.0.feed.counts()
+    }
+
+    /// Counts how often a node came into each state.
+    pub fn member_changes(&self) -> Vec<(&'static str, u64)> {
+        let count = |(state, count): (&MemberState, &AtomicU64)| {
+            (node_word(Some(*state)), count.load(Ordering::Relaxed))
+        };
+        STATES.iter().zip(&self.0.member_changes).map(count).collect()
     }
 
     /// Counts what was written since the start: the work that changes have caused.

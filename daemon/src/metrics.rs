@@ -1,14 +1,15 @@
 //! Every metric of the daemon, in one place.
 //!
 //! Owns: names, labels and help texts. Must not know: who counts, when it is scraped.
-//! Driven by: transport, membership and issuer (events as they happen), the catalog task (its counters),
-//! `app` (what is read from other parts at each scrape), `api` (render, `status`).
+//! Driven by: transport, membership and issuer (events as they happen), `app` (what is read
+//! from other parts at each scrape), `api` (what the catalog holds, render, `status`).
 //!
 //! Label values are words of this program, never names, addresses or texts of a peer: `&'static str` says so.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use gossamer_core::catalog::{Counters, Refusal};
@@ -20,6 +21,9 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::catalog::Holdings;
+use crate::index::Written;
 
 /// All counters and gauges. Counters only grow, from the start of the process.
 #[derive(Debug)]
@@ -48,6 +52,16 @@ pub struct Readings {
     pub vip_ports: Vec<(&'static str, u64)>,
     /// The relay.
     pub flows: FlowCounts,
+    /// What changes cost the index.
+    pub written: Written,
+    /// How often a node came into each state.
+    pub member_changes: Vec<(&'static str, u64)>,
+    /// How many findings about nodes there are, by kind.
+    pub findings: Vec<(&'static str, u64)>,
+    /// Clients that watch.
+    pub watchers: u64,
+    /// Lines they lost.
+    pub watch_lines_lost: u64,
 }
 
 /// What the relay counts. All but the first only grow.
@@ -152,9 +166,10 @@ impl Metrics {
         self.joins.get_or_create(&Outcome { outcome }).inc();
     }
 
-    /// Takes the counters of the catalog over.
-    pub fn catalog(&self, counters: &Counters) {
-        self.sources.catalog.store(Arc::new(counters.clone()));
+    /// Takes over what the catalog holds. Call before the text is made.
+    pub fn holdings(&self, holdings: &Holdings) {
+        let (counters, oldest_head) = (holdings.counters.clone(), holdings.oldest_head);
+        self.sources.catalog.store(Arc::new(CatalogNumbers { counters, oldest_head }));
     }
 
     /// Returns all metrics as OpenMetrics text.
@@ -184,10 +199,17 @@ struct Outcome {
     outcome: &'static str,
 }
 
+/// What the catalog said last.
+#[derive(Debug, Default)]
+struct CatalogNumbers {
+    counters: Counters,
+    oldest_head: Duration,
+}
+
 /// What is not counted here but read at a scrape.
 #[derive(Default)]
 struct Sources {
-    catalog: ArcSwap<Counters>,
+    catalog: ArcSwap<CatalogNumbers>,
     read: OnceLock<Box<dyn Fn() -> Readings + Send + Sync>>,
 }
 
@@ -200,9 +222,12 @@ impl fmt::Debug for Sources {
 impl Collector for Sources {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut page = Page(encoder);
-        page.catalog(&self.catalog.load())?;
+        let catalog = self.catalog.load();
+        page.catalog(&catalog.counters)?;
+        page.oldest_head(catalog.oldest_head)?;
         let readings = self.read.get().map(|read| read()).unwrap_or_default();
         page.gauges("members", "Members by state", "state", &readings.members)?;
+        page.index(&readings)?;
         page.gauges("registrations", "Instances on this node by health", "health", &readings.registrations)?;
         page.gauges("vip_ports", "Ports of virtual addresses by state", "state", &readings.vip_ports)?;
         page.flows(&readings.flows)?;
@@ -229,6 +254,31 @@ impl Page<'_> {
         self.counter("repairs", "Repairs this node began", counters.repairs)?;
         self.counter("adverts_repaired", "Adverts given to peers in repairs", counters.repaired)?;
         self.counter("records_not_published", "Own records that found no room", counters.not_published)
+    }
+
+    fn oldest_head(&mut self, age: Duration) -> fmt::Result {
+        let help = sentence("Time since the live member was heard of that was silent for longest");
+        let gauge = ConstGauge::new(clamped(age.as_secs()));
+        let kind = gauge.metric_type();
+        gauge.encode(self.0.encode_descriptor("oldest_head_age", &help, Some(&Unit::Seconds), kind)?)
+    }
+
+    fn index(&mut self, readings: &Readings) -> fmt::Result {
+        let written = [("service", readings.written.services), ("node", readings.written.nodes)];
+        self.counters("index_writes", "Views written to the index", "of", &written)?;
+        self.counters(
+            "member_changes",
+            "Changes of a node's state by the new one",
+            "to",
+            &readings.member_changes,
+        )?;
+        self.gauges("findings", "Findings about nodes by kind", "kind", &readings.findings)?;
+        self.gauge("watchers", "Clients that watch", readings.watchers)?;
+        self.counter(
+            "watch_lines_lost",
+            "Lines lost by clients that read too slowly",
+            readings.watch_lines_lost,
+        )
     }
 
     fn flows(&mut self, flows: &FlowCounts) -> fmt::Result {
@@ -347,7 +397,17 @@ mod tests {
                 bytes_out: 5,
                 ..FlowCounts::default()
             },
+            written: Written { services: 8, nodes: 3 },
+            member_changes: vec![("down", 6)],
+            findings: vec![("same_name", 2)],
+            watchers: 1,
+            watch_lines_lost: 11,
         }
+    }
+
+    /// What the catalog says, with these counters.
+    fn holdings(counters: Counters) -> Holdings {
+        Holdings { counters, oldest_head: Duration::from_secs(90), ..Holdings::default() }
     }
 
     /// Returns (name, kind) of every metric that the text describes, and checks its form on the way
@@ -398,7 +458,7 @@ mod tests {
         metrics.swim_refused();
         metrics.join("admitted");
         let refused = BTreeMap::from([(Refusal::Signature, 4)]);
-        metrics.catalog(&Counters { held: 2, accepted: 5, refused, ..Counters::default() });
+        metrics.holdings(&holdings(Counters { held: 2, accepted: 5, refused, ..Counters::default() }));
         metrics.read_from(readings);
         metrics
     }
@@ -434,6 +494,13 @@ mod tests {
             ("gossamer_members{state=\"suspect\"}", 0),
             ("gossamer_registrations{health=\"passing\"}", 2),
             ("gossamer_vip_ports{state=\"stolen\"}", 1),
+            ("gossamer_oldest_head_age_seconds", 90),
+            ("gossamer_index_writes_total{of=\"service\"}", 8),
+            ("gossamer_index_writes_total{of=\"node\"}", 3),
+            ("gossamer_member_changes_total{to=\"down\"}", 6),
+            ("gossamer_findings{kind=\"same_name\"}", 2),
+            ("gossamer_watchers", 1),
+            ("gossamer_watch_lines_lost_total", 11),
             ("gossamer_flows_open", 1),
             ("gossamer_flows_opened_total{client=\"local\"}", 9),
             ("gossamer_flows_refused_total{reason=\"denied\"}", 2),
@@ -461,8 +528,8 @@ mod tests {
     fn the_latest_counters_of_the_catalog_are_shown() {
         let metrics = Metrics::default();
         assert_eq!(metrics.snapshot()["gossamer_repairs_total"], 0);
-        metrics.catalog(&Counters { repairs: 1, ..Counters::default() });
-        metrics.catalog(&Counters { repairs: 3, ..Counters::default() });
+        metrics.holdings(&holdings(Counters { repairs: 1, ..Counters::default() }));
+        metrics.holdings(&holdings(Counters { repairs: 3, ..Counters::default() }));
         assert_eq!(metrics.snapshot()["gossamer_repairs_total"], 3);
     }
 

@@ -2,20 +2,18 @@
 //!
 //! Owns: the translation. Must not know: connections, how anything is done. Driven by: `api`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
 use axum::Json;
-use axum::body::{Body, Bytes};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, Request, State};
 use axum::http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::sync::broadcast::error::RecvError;
 
 use gossamer_dns::Outcome;
 use gossamer_wire::{Transport, Visibility};
@@ -26,9 +24,10 @@ use super::messages::{
 };
 use super::refusal::Refusal;
 use super::{Api, FLOW_PROTOCOL, PeerUser, views};
+use crate::catalog::Holdings;
 use crate::clock;
-use crate::events::EventLine;
 use crate::identity::issuer::{IssuerHandle, TokenRequest};
+use crate::index::NodeSummary;
 use crate::register::{ExposeRequest, PortRequest, WithdrawRequest};
 
 type Reply<T> = Result<Json<T>, Refusal>;
@@ -38,7 +37,7 @@ fn read<T>(body: Sent<T>) -> Result<T, Refusal> {
     body.map(|Json(value)| value).map_err(Refusal::from)
 }
 
-fn ask<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
+pub(super) fn ask<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
     query.map(|Query(value)| value).map_err(|rejection| Refusal::malformed(rejection.body_text()))
 }
 
@@ -179,10 +178,16 @@ pub(super) async fn tokens(State(api): State<Api>) -> Reply<Vec<TokenRow>> {
 }
 
 pub(super) async fn nodes(State(api): State<Api>) -> Json<Vec<NodeRow>> {
-    let nodes = api.state.index.nodes();
-    let mut rows: Vec<_> = nodes.iter().map(|node| views::node_row(node, api.state.about.node)).collect();
+    let (nodes, holdings) = (api.state.index.nodes(), holdings(&api).await);
+    let row = |node: &Arc<NodeSummary>| views::node_row(node, api.state.about.node, &holdings);
+    let mut rows: Vec<_> = nodes.iter().map(row).collect();
     rows.sort_by(|a, b| (&a.group, &a.name, &a.id).cmp(&(&b.group, &b.name, &b.id)));
     Json(rows)
+}
+
+/// Asks the catalog for what passes with time; a daemon that is ending has nothing.
+async fn holdings(api: &Api) -> Holdings {
+    api.state.catalog.holdings().await.unwrap_or_default()
 }
 
 #[derive(Debug, Deserialize)]
@@ -297,15 +302,16 @@ fn why_absent(api: &Api, name: &str) -> Option<(bool, String)> {
 pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
     let state = &api.state;
     let about = &state.about;
-    let nodes = state.index.nodes();
+    let (nodes, holdings) = (state.index.nodes(), holdings(&api).await);
+    state.metrics.holdings(&holdings);
     let vips = state.vips.ports();
     let own = state.registry.targets().all();
-    let about_nodes = state.events.findings().all();
-    let named = about_nodes
-        .iter()
-        .map(|named| views::named_finding(named, about.node, |node| state.index.name_of(node)));
-    let mut findings: Vec<_> = named.collect();
+    let name_of = |node| state.index.name_of(node);
+    let named = state.events.findings().all();
+    let mut findings: Vec<_> =
+        named.iter().map(|named| views::named_finding(named, about.node, name_of)).collect();
     findings.extend(views::findings(about, &nodes, &own, &vips, &state.vips.losers(), clock::wall()));
+    findings.extend(holdings.waiting.iter().flat_map(|of| views::waiting_findings(of, name_of)));
     Json(Status {
         version: about.version.to_owned(),
         pid: std::process::id(),
@@ -318,7 +324,10 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         socket: about.socket.clone(),
         state_dir: about.state_dir.clone(),
         members_alive: views::members_alive(&nodes, about.node),
-        services: state.index.services().len(),
+        members: views::members(&nodes, about.node),
+        oldest_head_seconds: holdings.oldest_head.as_secs(),
+        waiting: holdings.waiting.iter().map(|of| views::waiting_row(of, name_of)).collect(),
+        services: state.index.count_services(),
         findings,
         vips: vips.into_iter().map(views::vip_row).collect(),
         counters: state.metrics.snapshot(),
@@ -338,53 +347,9 @@ fn this_node(api: &Api) -> StatusNode {
 }
 
 pub(super) async fn metrics(State(api): State<Api>) -> Response {
+    api.state.metrics.holdings(&holdings(&api).await);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(CONTENT_TYPE, kind)], api.state.metrics.render()).into_response()
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct EventsQuery {
-    #[serde(default)]
-    since: u64,
-    #[serde(default)]
-    follow: bool,
-}
-
-/// Replies with JSON lines; with `follow` until the daemon stops or the client goes.
-pub(super) async fn events(
-    State(api): State<Api>,
-    query: Result<Query<EventsQuery>, QueryRejection>,
-) -> Result<Response, Refusal> {
-    let EventsQuery { since, follow } = ask(query)?;
-    let (kept, later) = api.state.events.follow(since);
-    let kept: String = kept.iter().map(json_line).collect();
-    let headers = [(CONTENT_TYPE, "application/x-ndjson")];
-    if !follow {
-        return Ok((headers, kept).into_response());
-    }
-    let stop = api.stage.stopping().clone();
-    let lines = stream::unfold((Some(kept), later, stop), |(kept, mut later, stop)| async move {
-        if let Some(kept) = kept {
-            return Some((Ok::<_, std::convert::Infallible>(Bytes::from(kept)), (None, later, stop)));
-        }
-        let line = loop {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return None,
-                line = later.recv() => match line {
-                    Ok(line) => break json_line(&line),
-                    Err(RecvError::Lagged(_)) => {}
-                    Err(RecvError::Closed) => return None,
-                },
-            }
-        };
-        Some((Ok(Bytes::from(line)), (None, later, stop)))
-    });
-    Ok((headers, Body::from_stream(lines)).into_response())
-}
-
-fn json_line(line: &EventLine) -> String {
-    serde_json::to_string(line).map(|line| line + "\n").unwrap_or_default()
 }
 
 /// Turns the connection into a flow to an instance, after checking that there is one.

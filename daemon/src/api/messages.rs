@@ -229,8 +229,32 @@ pub struct NodeRow {
     pub region: Option<RegionName>,
     /// Where it may be dialled.
     pub addresses: Vec<SocketAddr>,
-    /// Seconds since it was heard of; `None` until its card has arrived.
+    /// Since when it has this state, seconds since the Unix epoch; `None` for one known from disk only.
+    #[serde(default)]
+    pub since: Option<u64>,
+    /// Why it has this state.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Who said so: a node's name, or `self`.
+    #[serde(default)]
+    pub by: Option<String>,
+    /// Seconds since it was heard of, its staleness; `None` until its card has arrived.
     pub head_age_seconds: Option<u64>,
+    /// Seconds until its instances are no longer used unless it is heard of; `None` for this node and without card.
+    #[serde(default)]
+    pub lease_seconds: Option<u64>,
+    /// Records of it that are served.
+    #[serde(default)]
+    pub records: usize,
+    /// Adverts of it that wait for a card or an issuer.
+    #[serde(default)]
+    pub held: usize,
+    /// Fragments of it that do not decode here.
+    #[serde(default)]
+    pub quarantined: usize,
+    /// Records of it outside its claims.
+    #[serde(default)]
+    pub outside_claims: usize,
     /// Whether it is the node that answers.
     pub this: bool,
 }
@@ -332,6 +356,15 @@ pub struct Status {
     pub state_dir: PathBuf,
     /// Members that live, itself included.
     pub members_alive: usize,
+    /// Nodes by state.
+    #[serde(default)]
+    pub members: BTreeMap<String, usize>,
+    /// Seconds since the live member was heard of that was silent for longest.
+    #[serde(default)]
+    pub oldest_head_seconds: u64,
+    /// What came and is not served, by the node it is of.
+    #[serde(default)]
+    pub waiting: Vec<WaitingRow>,
     /// Services it knows of.
     pub services: usize,
     /// Ports of virtual addresses that were used.
@@ -342,6 +375,21 @@ pub struct Status {
     pub counters: BTreeMap<String, u64>,
     /// Whether it admits others.
     pub issuer: bool,
+}
+
+/// Adverts of one node that are not served, in [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingRow {
+    /// The node's name, or its id while its card is unknown.
+    pub node: String,
+    /// Adverts that cannot be judged yet.
+    pub held: usize,
+    /// Why, when any are held.
+    pub held_because: Option<String>,
+    /// Fragments that do not decode here, `fragment K: reason` each.
+    pub quarantined: Vec<String>,
+    /// Records outside the node's claims.
+    pub outside_claims: usize,
 }
 
 /// The mesh in [`Status`].

@@ -11,6 +11,7 @@ mod handlers;
 pub mod messages;
 mod refusal;
 mod socket;
+mod streams;
 mod views;
 
 use std::collections::BTreeMap;
@@ -33,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use gossamer_core::vip::VipName;
 
-use crate::app::About;
+use crate::app::{About, CatalogHandle};
 use crate::events::EventLog;
 use crate::identity::issuer::IssuerHandle;
 use crate::index::IndexReader;
@@ -53,7 +54,8 @@ pub(crate) const FLOW_PROTOCOL: &str = "gossamer-flow";
 /// Longest request body: a registration with all its metadata is below 16 KiB.
 const MAX_BODY_BYTES: usize = 256 << 10;
 
-/// Most connections at once; more wait. Each `forward` connection and each `events --follow` is one.
+/// Most connections at once; more wait. Each `forward` connection, each `watch` and each
+/// `events --follow` is one.
 const MAX_CONNECTIONS: usize = 128;
 
 /// Longest wait for the head of a request, so that idle connections do not use up the places.
@@ -65,6 +67,8 @@ pub struct ApiState {
     pub about: Arc<About>,
     /// Services and nodes.
     pub index: IndexReader,
+    /// What the catalog holds.
+    pub catalog: CatalogHandle,
     /// This node's own services.
     pub registry: Registry,
     /// Ports of virtual addresses.
@@ -168,7 +172,8 @@ fn router(api: Api) -> Router {
         .route("/v1/services", get(handlers::services))
         .route("/v1/resolve", get(handlers::resolve))
         .route("/v1/status", get(handlers::status))
-        .route("/v1/events", get(handlers::events))
+        .route("/v1/events", get(streams::events))
+        .route("/v1/watch", get(streams::watch))
         .route("/v1/metrics", get(handlers::metrics))
         .route("/v1/connect", post(handlers::connect))
         .fallback(handlers::unknown)

@@ -17,8 +17,9 @@ use super::messages::{
 };
 use super::views::tests::{instance, node};
 use super::*;
+use crate::catalog::{Command, Holdings};
 use crate::events::{Event, EventLine};
-use crate::index::IndexWriter;
+use crate::index::{IndexWriter, WatchLine};
 use crate::register::{self, DenyList, Rules};
 use crate::store::Store;
 
@@ -28,6 +29,7 @@ pub(crate) struct Daemon {
     stage: Stage,
     client: Client,
     pub(crate) events: EventLog,
+    pub(crate) index: IndexWriter,
     stop: CancellationToken,
 }
 
@@ -96,7 +98,7 @@ fn name(text: &str) -> ServiceName {
     text.parse().expect("name")
 }
 
-fn index() -> IndexReader {
+fn index() -> IndexWriter {
     let mut index = IndexWriter::default();
     let (mut hidden, mut foreign) = (instance("vm-b", "west"), instance("vm-c", "west"));
     hidden.visible = false;
@@ -113,7 +115,7 @@ fn index() -> IndexReader {
     for summary in [node("vm-a", 1), node("vm-b", 2)] {
         index.update_node(summary.node, |known| *known = summary.clone());
     }
-    index.reader()
+    index
 }
 
 fn about(dir: &Path) -> About {
@@ -151,13 +153,22 @@ impl Daemon {
         let (records, mut published) = tokio::sync::mpsc::channel(8);
         stage.spawn_short("catalog", async move { while published.recv().await.is_some() {} });
         let registry = register::start(&stage, store, rules, records, |_| {}).expect("starts");
+        let (commands, mut asked) = tokio::sync::mpsc::channel(8);
+        stage.spawn_short("holdings", async move {
+            while let Some(command) = asked.recv().await {
+                let Command::Holdings(reply) = command else { continue };
+                let _ = reply.send(Holdings { oldest_head: Duration::from_secs(17), ..Holdings::default() });
+            }
+        });
+        let index = index();
         let about = Arc::new(about(dir.path()));
         let listener = bind(&about.socket).await.expect("binds");
         let client = Client::new(&about.socket);
         let (events, stop) = (EventLog::default(), CancellationToken::new());
         let state = ApiState {
             about,
-            index: index(),
+            index: index.reader(),
+            catalog: CatalogHandle::of(commands),
             registry,
             vips: Arc::new(Stolen),
             relay: Arc::new(Echo),
@@ -170,7 +181,7 @@ impl Daemon {
             stop: stop.clone(),
         };
         serve(Arc::new(state), listener, &stage);
-        Self { dir, stage, client, events, stop }
+        Self { dir, stage, client, events, index, stop }
     }
 
     /// Returns its socket, which lies in its state directory.
@@ -275,6 +286,7 @@ async fn status_names_what_is_wrong_and_what_mends_it() {
     let daemon = Daemon::start().await;
     let status: Status = daemon.client.get("/v1/status").await.expect("answers");
     assert_eq!((status.members_alive, status.services, status.pid), (2, 3, std::process::id()));
+    assert_eq!((status.members["alive"], status.oldest_head_seconds), (2, 17));
     assert_eq!(status.vips[0].state, "stolen");
     let text: Vec<_> = status.findings.iter().map(|finding| finding.text.as_str()).collect();
     assert!(text[0].contains("postgres") && text[1].contains("port 53"), "{text:?}");
@@ -317,6 +329,78 @@ async fn events_are_followed_until_the_daemon_stops() {
     });
     follow.await.expect("ends cleanly");
     assert_eq!(seen.len(), 2, "{seen:?}");
+}
+
+fn view(service: &str, node: &str) -> Option<ServiceView> {
+    Some(ServiceView { service: name(service), instances: vec![instance(node, "east")], hidden: Vec::new() })
+}
+
+/// Watches until `lines` lines came; makes a change as soon as the first one is there.
+async fn watched(daemon: &mut Daemon, query: &str, lines: usize) -> Vec<WatchLine> {
+    let Daemon { client, index, stage, .. } = daemon;
+    let mut seen = Vec::new();
+    let follow = client.lines::<ClientError>(query, |line| {
+        seen.push(serde_json::from_str(line).expect("JSON"));
+        if seen.len() == 1 {
+            index.set_service(&name("other"), view("other", "vm-b"));
+            index.set_service(&name("fresh"), view("fresh", "vm-b"));
+        }
+        if seen.len() == lines {
+            stage.stopping().cancel();
+        }
+        Ok(())
+    });
+    follow.await.expect("ends cleanly");
+    seen
+}
+
+#[tokio::test]
+async fn a_watcher_hears_first_that_it_watches_and_then_each_change() {
+    let seen = watched(&mut Daemon::start().await, "/v1/watch", 3).await;
+    assert!(matches!(seen[0], WatchLine::Watching { nodes: 2, services: 3, .. }), "{seen:?}");
+    let services: Vec<_> =
+        seen[1..].iter().filter(|line| matches!(line, WatchLine::Service { .. })).collect();
+    assert!(services[0].is_about("other") && services[1].is_about("fresh"), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_watcher_of_one_name_hears_of_nothing_else() {
+    let seen = watched(&mut Daemon::start().await, "/v1/watch?name=fresh", 2).await;
+    assert!(seen[1].is_about("fresh") && !seen[1].is_about("other"), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_watcher_of_all_gets_what_there_is_before_what_changes() {
+    let seen = watched(&mut Daemon::start().await, "/v1/watch?all=true", 6).await;
+    let about: Vec<_> = ["vm-b", "far", "orders", "other", "fresh"]
+        .into_iter()
+        .zip(&seen[1..])
+        .filter(|(name, line)| line.is_about(name))
+        .collect();
+    // This node is left out, and so is what it may not see.
+    assert_eq!(about.len(), 5, "{seen:?}");
+}
+
+#[tokio::test]
+async fn an_event_reader_that_fell_behind_is_told_how_many_lines_it_lost() {
+    let daemon = Daemon::start().await;
+    let event =
+        Event { who: "x".to_owned(), was: "a", now: "b", cause: "c".to_owned(), by: "self".to_owned() };
+    let mut seen: Vec<String> = Vec::new();
+    daemon.events.push(&event);
+    let follow = daemon.client.lines::<ClientError>("/v1/events?follow=true", |line| {
+        if seen.is_empty() {
+            (0..1_500).for_each(|_| daemon.events.push(&event));
+        }
+        let line: EventLine = serde_json::from_str(line).expect("JSON");
+        if line.line.contains("missing") {
+            daemon.stage.stopping().cancel();
+        }
+        seen.push(line.line);
+        Ok(())
+    });
+    follow.await.expect("ends cleanly");
+    assert!(seen[1].contains(" lines are missing here"), "{}", seen[1]);
 }
 
 #[tokio::test]

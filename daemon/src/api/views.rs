@@ -7,22 +7,27 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gossamer_core::catalog::{InstanceView, Nearness, ServiceView};
+use gossamer_core::catalog::{InstanceView, Nearness, ServiceView, Waiting};
 use gossamer_core::membership::MemberState;
 use gossamer_core::vip::{PortState, VipName};
-use gossamer_wire::{GroupName, NodeId, ServiceName};
+use gossamer_wire::{DecodeError, GroupName, NodeId, ServiceName};
 use time::OffsetDateTime;
 
-use super::messages::{Audience, Finding, InstanceRow, NodeRow, PortRow, ServiceRow, VipRow};
+use super::messages::{Audience, Finding, InstanceRow, NodeRow, PortRow, ServiceRow, VipRow, WaitingRow};
 use crate::app::About;
+use crate::catalog::Holdings;
 use crate::events::{Named, What};
 use crate::index::{NodeSummary, instance_word, node_word};
 use crate::register::LocalService;
 use crate::relay::VipPort;
 
-pub(super) fn node_row(summary: &NodeSummary, this: NodeId) -> NodeRow {
-    let view = summary.view.as_ref();
+/// Makes the row of a node: names and state from the index, what passes with time from the catalog.
+pub(super) fn node_row(summary: &NodeSummary, this: NodeId, holdings: &Holdings) -> NodeRow {
+    let present = holdings.nodes.get(&summary.node);
+    let view = present.or(summary.view.as_ref());
     let is_this = summary.node == this;
+    let why = summary.why.as_ref();
+    let held = holdings.waiting.iter().find(|of| of.node == summary.node).map_or(0, |of| of.held);
     NodeRow {
         name: view.map(|view| view.name.clone()),
         id: summary.node.to_string(),
@@ -31,9 +36,79 @@ pub(super) fn node_row(summary: &NodeSummary, this: NodeId) -> NodeRow {
         zone: view.and_then(|view| view.zone.clone()),
         region: view.and_then(|view| view.region.clone()),
         addresses: view.map(|view| view.addresses.clone()).unwrap_or_default(),
+        since: why.map(|why| why.since),
+        reason: why.map(|why| why.cause.to_owned()),
+        by: why.map(|why| why.by.clone()),
         head_age_seconds: view.map(|view| view.age.as_secs()),
+        lease_seconds: view.filter(|_| !is_this).map(|view| view.lease_left.as_secs()),
+        records: view.map_or(0, |view| view.records),
+        held,
+        quarantined: view.map_or(0, |view| view.quarantined),
+        outside_claims: view.map_or(0, |view| view.outside_claims),
         this: is_this,
     }
+}
+
+/// Counts the nodes by state; this one is alive.
+pub(super) fn members(nodes: &[Arc<NodeSummary>], this: NodeId) -> BTreeMap<String, usize> {
+    let mut counts: BTreeMap<_, _> =
+        ["alive", "suspect", "down", "left", "unknown"].map(|word| (word.to_owned(), 0)).into();
+    *counts.entry("alive".to_owned()).or_default() += 1;
+    for node in nodes.iter().filter(|node| node.node != this) {
+        *counts.entry(node_word(node.state).to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+/// Makes the row of a node of which something is not served.
+pub(super) fn waiting_row(of: &Waiting, name_of: impl Fn(NodeId) -> String) -> WaitingRow {
+    let fragment = |(k, why): &(u16, DecodeError)| format!("fragment {k}: {why}");
+    WaitingRow {
+        node: name_of(of.node),
+        held: of.held,
+        held_because: (of.held > 0).then(|| held_because(of).to_owned()),
+        quarantined: of.quarantined.iter().map(fragment).collect(),
+        outside_claims: of.outside_claims,
+    }
+}
+
+const fn held_because(of: &Waiting) -> &'static str {
+    if of.has_card {
+        "no issuer known here vouches for its certificate, or its time has not come"
+    } else {
+        "its card has not come"
+    }
+}
+
+/// Lists what is wrong with the adverts of a node. What is held for lack of a card comes and goes by itself.
+pub(super) fn waiting_findings(of: &Waiting, name_of: impl Fn(NodeId) -> String) -> Vec<Finding> {
+    let name = name_of(of.node);
+    let mut findings = Vec::new();
+    if let Some((k, why)) = of.quarantined.first() {
+        findings.push(Finding {
+            text: format!(
+                "{} fragments of node {name} do not decode here and are not served; fragment {k}: {why}",
+                of.quarantined.len()
+            ),
+            fix: format!("run the same version of gossamer here and on {name}"),
+        });
+    }
+    if of.outside_claims > 0 {
+        findings.push(Finding {
+            text: format!(
+                "{} records of node {name} lie outside its certificate and are not served",
+                of.outside_claims
+            ),
+            fix: format!("withdraw them there, or let {name} join with a token whose --allow-service fits"),
+        });
+    }
+    if of.held > 0 && of.has_card {
+        findings.push(Finding {
+            text: format!("{} adverts of node {name} wait: {}", of.held, held_because(of)),
+            fix: format!("compare the clocks here and on {name}; else wait until the issuer is known here"),
+        });
+    }
+    findings
 }
 
 /// Counts the members that live, this node included.
@@ -233,7 +308,7 @@ fn time_words(at: u64) -> String {
 fn loser_finding((loser, winner): (&VipName, &VipName)) -> Finding {
     Finding {
         text: format!("{loser} is not answered: it has the same virtual address as {winner}"),
-        fix: format!("offer {} under another name, or use gossamer forward", loser.service()),
+        fix: format!("its exporters move it by themselves; if it stays, offer {} again", loser.service()),
     }
 }
 

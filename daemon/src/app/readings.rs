@@ -8,6 +8,7 @@ use std::sync::Arc;
 use gossamer_dns::DnsMetrics;
 use gossamer_wire::Health;
 
+use crate::events::EventLog;
 use crate::index::IndexReader;
 use crate::membership::state_word;
 use crate::metrics::Readings;
@@ -21,6 +22,7 @@ pub(super) struct Readers {
     pub(super) targets: TargetsReader,
     pub(super) relay: Relay,
     pub(super) vips: Vips,
+    pub(super) events: EventLog,
 }
 
 impl Readers {
@@ -29,12 +31,18 @@ impl Readers {
             Health::Passing => "passing",
             Health::Failing => "failing",
         };
+        let (watchers, watch_lines_lost) = self.index.watchers();
         Readings {
             dns: self.dns.counts(),
             members: count(self.index.nodes().iter().filter_map(|node| node.state).map(state_word)),
             registrations: count(self.targets.all().iter().map(|local| health(local.record.health))),
             vip_ports: count(self.vips.ports().iter().map(|port| port.state.word())),
             flows: self.relay.flow_counts(),
+            written: self.index.written(),
+            member_changes: self.index.member_changes(),
+            findings: self.events.findings().counts(),
+            watchers,
+            watch_lines_lost,
         }
     }
 }

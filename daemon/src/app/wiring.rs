@@ -74,6 +74,7 @@ impl<'a> Wiring<'a> {
         let state = ApiState {
             about: Arc::clone(&about),
             index: reader,
+            catalog: mesh.catalog,
             registry: registry.clone(),
             vips: Arc::new(vips),
             relay: Arc::new(relay.clone()),
@@ -194,6 +195,7 @@ impl<'a> Wiring<'a> {
             targets: registry.targets(),
             relay: relay.clone(),
             vips: vips.clone(),
+            events: self.events.clone(),
         };
         self.metrics.read_from(move || readers.read());
     }

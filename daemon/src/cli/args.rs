@@ -73,8 +73,10 @@ pub(super) enum Command {
     Status(Shape),
     /// Listen on a local port and carry each connection to a service
     Forward(Forward),
-    /// Show changes of state
+    /// Show changes of state, from the event log
     Events(Events),
+    /// Show each change of a node or an instance as it becomes visible here
+    Watch(Watch),
     /// Leave the mesh and stop the daemon; the identity stays
     Leave,
     /// Check or show the configuration
@@ -294,6 +296,17 @@ pub(super) struct Events {
     /// Go on until interrupted
     #[arg(short, long)]
     pub(super) follow: bool,
+    #[command(flatten)]
+    pub(super) shape: Shape,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Watch {
+    /// One service or node
+    pub(super) name: Option<ServiceName>,
+    /// First what there is, then what changes
+    #[arg(long)]
+    pub(super) all: bool,
     #[command(flatten)]
     pub(super) shape: Shape,
 }

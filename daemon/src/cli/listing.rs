@@ -10,7 +10,7 @@ use crate::api::messages::{InstanceRow, NodeRow, ServiceRow};
 
 pub(super) async fn nodes(client: &Client, shape: Shape) -> Result<(), Failure> {
     let rows: Vec<NodeRow> = client.get("/v1/nodes").await?;
-    let head = ["NODE", "GROUP", "STATE", "ZONE", "REGION", "ADDRESS", "HEARD"];
+    let head = ["NODE", "GROUP", "STATE", "ZONE", "REGION", "ADDRESS", "HEARD", "WHY"];
     output::listing(shape, &rows, &head, |row| vec![node_cells(row)])
 }
 
@@ -29,7 +29,25 @@ fn node_cells(row: &NodeRow) -> Vec<String> {
         or_dash(row.region.as_ref().map(ToString::to_string)),
         or_dash(row.addresses.first().map(ToString::to_string)),
         heard,
+        node_notes(row).join(", "),
     ]
+}
+
+/// Returns what is out of the ordinary with a node.
+fn node_notes(row: &NodeRow) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let (false, Some(reason)) = (row.state == "alive", &row.reason) {
+        let by = row.by.as_ref().map(|by| format!(" (says {by})")).unwrap_or_default();
+        notes.push(format!("{reason}{by}"));
+    }
+    let counts =
+        [(row.held, "held"), (row.quarantined, "quarantined"), (row.outside_claims, "outside its claims")];
+    notes
+        .extend(counts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")));
+    if row.lease_seconds == Some(0) {
+        notes.push("lease over".to_owned());
+    }
+    notes
 }
 
 pub(super) async fn services(client: &Client, services: &Services) -> Result<(), Failure> {
@@ -78,13 +96,32 @@ mod tests {
             zone: None,
             region: None,
             addresses: Vec::new(),
+            since: None,
+            reason: None,
+            by: None,
             head_age_seconds: None,
+            lease_seconds: None,
+            records: 0,
+            held: 0,
+            quarantined: 0,
+            outside_claims: 0,
             this: false,
         };
-        assert_eq!(node_cells(&row), ["abcd", "-", "alive", "-", "-", "-", "never"]);
+        assert_eq!(node_cells(&row), ["abcd", "-", "alive", "-", "-", "-", "never", ""]);
         let known = NodeRow { name: Some("vm-a".parse().expect("name")), this: true, ..row };
         let cells = node_cells(&known);
         assert_eq!((cells[0].as_str(), cells[6].as_str()), ("vm-a", "this node"));
+        let bad = NodeRow {
+            state: "down".to_owned(),
+            reason: Some("it did not answer probes".to_owned()),
+            by: Some("vm-c".to_owned()),
+            held: 2,
+            quarantined: 1,
+            lease_seconds: Some(0),
+            ..known
+        };
+        let why = "it did not answer probes (says vm-c), 2 held, 1 quarantined, lease over";
+        assert_eq!(node_cells(&bad)[7], why);
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod run;
 mod start;
 mod status;
 mod token;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -80,6 +81,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Status(shape) => done(status::run(&client(&global)?, shape).await),
         Command::Forward(forward) => forward::run(client(&global)?, forward).await,
         Command::Events(events) => done(events::run(&client(&global)?, &events).await),
+        Command::Watch(watch) => done(watch::run(&client(&global)?, &watch).await),
         Command::Leave => done(start::leave(&client(&global)?).await),
         Command::Config(command) => done(config::run(&load(global.flags())?, &command)),
         Command::Completions { shell } => {

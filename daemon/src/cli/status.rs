@@ -35,13 +35,24 @@ fn lines(status: &Status) -> Vec<String> {
         line("mesh", &format_args!("{} ({})", status.mesh.name, status.mesh.id)),
         line("node", &format_args!("{}, group {}{place}{issuer} ({})", node.name, node.group, node.id)),
         line("daemon", &format_args!("{}, process {}, slot {}", status.version, status.pid, status.slot)),
-        line("members", &format_args!("{} alive", status.members_alive)),
+        line("members", &members(status)),
+        line("heard", &format_args!("every live member within {} s", status.oldest_head_seconds)),
         line("services", &status.services),
         line("dns", &status.dns),
         line("mesh port", &format_args!("udp {}, advertised {}", status.mesh_listen, advertised.join(" "))),
         line("socket", &status.socket.display()),
         line("state", &status.state_dir.display()),
     ];
+    for of in &status.waiting {
+        let held = of.held_because.as_ref().map(|why| format!(", {why}")).unwrap_or_default();
+        let counts = format!(
+            "{} held{held}; {} quarantined; {} outside its claims",
+            of.held,
+            of.quarantined.len(),
+            of.outside_claims
+        );
+        lines.push(line("not served", &format_args!("of {}: {counts}", of.node)));
+    }
     for vip in &status.vips {
         let program = vip.program.as_ref().map(|program| format!(" by {program}")).unwrap_or_default();
         let text = format!("{}:{} {} {}{program}", vip.address, vip.port, vip.name, vip.state);
@@ -49,6 +60,16 @@ fn lines(status: &Status) -> Vec<String> {
     }
     lines.extend(findings(status));
     lines
+}
+
+/// Returns the members by state; what is not there is not named.
+fn members(status: &Status) -> String {
+    let others = ["suspect", "down", "left", "unknown"].into_iter().filter_map(|state| {
+        let count = status.members.get(state).filter(|count| **count > 0)?;
+        Some(format!(", {count} {state}"))
+    });
+    // A suspect is still used, so it counts as alive as well.
+    [format!("{} alive", status.members_alive)].into_iter().chain(others).collect()
 }
 
 fn findings(status: &Status) -> Vec<String> {
@@ -62,7 +83,7 @@ fn findings(status: &Status) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::messages::{Finding, StatusMesh, StatusNode, VipRow};
+    use crate::api::messages::{Finding, StatusMesh, StatusNode, VipRow, WaitingRow};
 
     pub(in crate::cli) fn sample() -> Status {
         Status {
@@ -83,6 +104,17 @@ mod tests {
             socket: "/run/gossamer/gossamer-1.sock".into(),
             state_dir: "/var/lib/gossamer-1".into(),
             members_alive: 3,
+            members: [("alive", 2), ("suspect", 1), ("down", 4), ("left", 0)]
+                .map(|(state, count)| (state.to_owned(), count))
+                .into(),
+            oldest_head_seconds: 40,
+            waiting: vec![WaitingRow {
+                node: "vm-x".to_owned(),
+                held: 2,
+                held_because: Some("its card has not come".to_owned()),
+                quarantined: vec!["fragment 1: no port".to_owned()],
+                outside_claims: 0,
+            }],
             services: 2,
             vips: vec![VipRow {
                 name: "db".to_owned(),
@@ -103,7 +135,9 @@ mod tests {
         for words in [
             "mesh        demo (meshid)",
             "node        vm-a, group east, zone rack-1, admits others (nodeid)",
-            "members     3 alive",
+            "members     3 alive, 1 suspect, 4 down",
+            "heard       every live member within 40 s",
+            "not served  of vm-x: 2 held, its card has not come; 1 quarantined; 0 outside its claims",
             "dns         127.241.0.53:4653",
             "vip         127.241.3.4:5432 db stolen by postgres",
         ] {

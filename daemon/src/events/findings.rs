@@ -50,7 +50,7 @@ pub struct Named {
     pub since: u64,
 }
 
-/// All findings about nodes, at most [`MAX_NAMED`]. Clones are handles to the same ones.
+/// All findings about nodes, at most 256. Clones are handles to the same ones.
 #[derive(Clone, Debug, Default)]
 pub struct Findings(Arc<Mutex<Vec<Named>>>);
 

@@ -162,6 +162,8 @@ async fn who_watches_gets_a_line_for_each_state_of_a_node_and_for_its_card() {
         "vm-b alive down (it did not answer probes, vm-c)",
     ];
     assert_eq!(lines(&mut watcher).await, expected);
+    let changes = writer.reader().member_changes();
+    assert_eq!(changes, [("alive", 1), ("suspect", 0), ("down", 1), ("left", 0)]);
 }
 
 #[tokio::test]

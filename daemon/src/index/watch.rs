@@ -93,6 +93,20 @@ pub struct WatchPort {
 }
 
 impl WatchLine {
+    /// Returns the line of a node as it stands, as if it had just come.
+    pub fn of_node(summary: &NodeSummary, at_us: u64) -> Self {
+        let id = summary.node.to_string();
+        node_line(summary, summary.view.as_ref().map_or(id, |view| view.name.to_string()), None, at_us)
+    }
+
+    /// Returns the lines of a service as it stands, as if its instances had just come.
+    pub fn of_service(view: &ServiceView, at_us: u64) -> Vec<Self> {
+        let line = |found: &InstanceView| {
+            service_line(&view.service, found, ("absent", instance_word(found.state)), Vec::new(), at_us)
+        };
+        view.instances.iter().map(line).collect()
+    }
+
     /// Returns whether a line is about a service or node of this name, or is one that everybody gets.
     pub fn is_about(&self, name: &str) -> bool {
         match self {
@@ -195,16 +209,8 @@ impl Feed {
             return;
         }
         let name = after.view.as_ref().map(|view| view.name.to_string());
-        let why = after.why.as_ref().filter(|_| was != now);
-        self.send(WatchLine::Node {
-            at_us: clock::wall_micros(),
-            node: name.unwrap_or_else(|| name_of(after.node)),
-            id: after.node.to_string(),
-            was: node_word(was).to_owned(),
-            now: node_word(now).to_owned(),
-            cause: why.map_or("its card", |why| why.cause).to_owned(),
-            by: why.map_or_else(|| "self".to_owned(), |why| why.by.clone()),
-        });
+        let name = name.unwrap_or_else(|| name_of(after.node));
+        self.send(node_line(after, name, was, clock::wall_micros()));
     }
 
     fn send(&self, line: WatchLine) {
@@ -231,6 +237,19 @@ fn differences(was: &InstanceView, now: &InstanceView) -> Vec<String> {
         ("visibility", (was.visible, was.imported, was.stale) != (now.visible, now.imported, now.stale)),
     ];
     parts.into_iter().filter(|(_, differs)| *differs).map(|(part, _)| part.to_owned()).collect()
+}
+
+fn node_line(after: &NodeSummary, node: String, was: Option<MemberState>, at_us: u64) -> WatchLine {
+    let why = after.why.as_ref().filter(|_| was != after.state);
+    WatchLine::Node {
+        at_us,
+        node,
+        id: after.node.to_string(),
+        was: node_word(was).to_owned(),
+        now: node_word(after.state).to_owned(),
+        cause: why.map_or("its card", |why| why.cause).to_owned(),
+        by: why.map_or_else(|| "self".to_owned(), |why| why.by.clone()),
+    }
 }
 
 fn service_line(

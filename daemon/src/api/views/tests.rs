@@ -4,6 +4,7 @@ use gossamer_core::catalog::{InstanceState, MemberLiveness, NodeView};
 use gossamer_wire::{Health, Port, Transport, Tries};
 
 use super::*;
+use crate::index::Why;
 
 pub(crate) fn instance(node: &str, group: &str) -> InstanceView {
     InstanceView {
@@ -56,16 +57,16 @@ fn view(instances: Vec<InstanceView>, hidden: Vec<InstanceView>) -> ServiceView 
 
 #[test]
 fn this_node_is_alive_whatever_membership_says() {
-    let mut summary = node("vm-a", 1);
+    let (mut summary, none) = (node("vm-a", 1), Holdings::default());
     summary.state = None;
-    assert_eq!(node_row(&summary, summary.node).state, "alive");
+    assert_eq!(node_row(&summary, summary.node, &none).state, "alive");
     let other = NodeId::from_bytes([9; 16]);
-    assert_eq!(node_row(&summary, other).state, "unknown");
+    assert_eq!(node_row(&summary, other, &none).state, "unknown");
     for (state, word) in
         [(MemberState::Suspect, "suspect"), (MemberState::Down, "down"), (MemberState::Left, "left")]
     {
         summary.state = Some(state);
-        assert_eq!(node_row(&summary, other).state, word);
+        assert_eq!(node_row(&summary, other, &none).state, word);
     }
 }
 
@@ -220,4 +221,62 @@ fn a_finding_about_a_node_says_who_what_since_when_and_what_to_do() {
         twins.text.contains(&format!("vm-b and node {this}")) && twins.fix.contains("--node"),
         "{twins:?}"
     );
+}
+
+#[test]
+fn a_node_row_has_the_state_of_the_index_and_the_present_age_of_the_catalog() {
+    let mut summary = node("vm-b", 2);
+    let why = Why { since: 9, cause: "it did not answer probes", by: "vm-c".to_owned() };
+    (summary.state, summary.why) = (Some(MemberState::Down), Some(why));
+    let mut view = summary.view.clone().expect("a view");
+    (view.age, view.lease_left, view.records) = (Duration::from_secs(70), Duration::from_secs(5), 4);
+    let waiting = waiting(true);
+    let holdings =
+        Holdings { nodes: [(view.node, view)].into(), waiting: vec![waiting], ..Holdings::default() };
+    let row = node_row(&summary, NodeId::from_bytes([9; 16]), &holdings);
+    assert_eq!((row.state.as_str(), row.since, row.by.as_deref()), ("down", Some(9), Some("vm-c")));
+    assert_eq!((row.head_age_seconds, row.lease_seconds, row.records, row.held), (Some(70), Some(5), 4, 2));
+    let without = node_row(&summary, summary.node, &Holdings::default());
+    assert_eq!((without.head_age_seconds, without.lease_seconds, without.held), (Some(3), None, 0));
+}
+
+fn waiting(has_card: bool) -> Waiting {
+    Waiting {
+        node: NodeId::from_bytes([2; 16]),
+        held: 2,
+        has_card,
+        quarantined: vec![(7, DecodeError::Malformed { what: "record", why: "no port".to_owned() })],
+        outside_claims: 3,
+    }
+}
+
+#[test]
+fn what_is_not_served_is_listed_by_node_with_the_reason() {
+    let row = waiting_row(&waiting(false), |_| "vm-b".to_owned());
+    assert_eq!((row.node.as_str(), row.held, row.outside_claims), ("vm-b", 2, 3));
+    assert!(
+        row.quarantined[0].starts_with("fragment 7: ") && row.quarantined[0].contains("no port"),
+        "{row:?}"
+    );
+    assert_eq!(row.held_because.as_deref(), Some("its card has not come"));
+    let findings = |of: &Waiting| {
+        let all = waiting_findings(of, |_| "vm-b".to_owned());
+        assert!(
+            all.iter().all(|finding| finding.text.contains("vm-b") && !finding.fix.is_empty()),
+            "{all:?}"
+        );
+        all.len()
+    };
+    assert_eq!(findings(&waiting(true)), 3);
+    assert_eq!(findings(&waiting(false)), 2, "a card that is on its way is no finding");
+    let fine = Waiting { held: 0, quarantined: Vec::new(), outside_claims: 0, ..waiting(true) };
+    assert_eq!(findings(&fine), 0);
+}
+
+#[test]
+fn nodes_are_counted_by_state_and_this_one_is_alive() {
+    let nodes = [node("a", 1), node("b", 2), node("c", 3)].map(Arc::new);
+    let counts = members(&nodes, NodeId::from_bytes([1; 16]));
+    assert_eq!((counts["alive"], counts["down"], counts.len()), (3, 0, 5));
+    assert_eq!(members(&[], NodeId::from_bytes([1; 16]))["alive"], 1);
 }
