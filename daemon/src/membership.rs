@@ -8,15 +8,18 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use gossamer_core::membership::{Cause, Input, MemberState, Membership, MembershipConfig, Output};
-use gossamer_wire::NodeId;
+use gossamer_core::membership::{
+    Cause, Input, MemberState, Membership, MembershipConfig, Output, REFUTED_CLAIMS,
+};
+use gossamer_core::time::Now;
 use gossamer_wire::frame::Frame;
 use gossamer_wire::swim::Identity;
+use gossamer_wire::{Generation, NodeId};
 
 use crate::catalog::Command;
-use crate::clock;
+use crate::clock::{self, Clock};
 use crate::entropy::Entropy;
-use crate::events::{Event, EventLog};
+use crate::events::{Event, EventLog, What};
 use crate::index::IndexReader;
 use crate::metrics::Metrics;
 use crate::supervise::Stage;
@@ -27,6 +30,10 @@ const BATCH: usize = 64;
 
 /// How long the last packets have to leave before connections are closed.
 const FAREWELL: Duration = Duration::from_millis(100);
+
+/// The wall clock gets ahead of the other one by this: the machine was suspended. A clock that was set shows the
+/// same, which costs a few questions to peers and nothing else.
+const SLEPT: Duration = Duration::from_secs(30);
 
 /// What the task needs.
 #[derive(Debug)]
@@ -45,6 +52,8 @@ pub struct Parts {
     pub events: EventLog,
     /// Where the choice of probed members comes from.
     pub entropy: Entropy,
+    /// The clocks, whose difference shows a suspend.
+    pub clock: Clock,
     /// The metrics.
     pub metrics: Arc<Metrics>,
 }
@@ -54,13 +63,16 @@ pub fn start(stage: &Stage, parts: Parts) {
     let stop = stage.stopping().clone();
     let rng = parts.entropy.rng("membership");
     let core = Membership::new(MembershipConfig::default(), parts.me, rng, clock::now().mono);
-    let task = Task { core, parts };
+    let last = parts.clock.now();
+    let task = Task { core, parts, last };
     stage.spawn("membership", async move { task.run(&stop).await });
 }
 
 struct Task {
     core: Membership,
     parts: Parts,
+    /// The clocks at the last wake-up.
+    last: Now,
 }
 
 impl Task {
@@ -74,7 +86,14 @@ impl Task {
                 _ = self.parts.inputs.recv_many(&mut batch, BATCH) => {}
                 () = clock::sleep_until(deadline) => {}
             }
-            let now = clock::now().mono;
+            let now = self.parts.clock.now();
+            let slept = slept(self.last, now);
+            self.last = now;
+            let now = now.mono;
+            if slept {
+                tracing::info!("this machine was suspended; asking the others first");
+                self.core.handle(Input::Slept, now);
+            }
             for input in batch.drain(..) {
                 if let Some(input) = input_of(input) {
                     self.core.handle(input, now);
@@ -93,14 +112,27 @@ impl Task {
             match output {
                 // A packet to a node that is not connected is lost, as any packet may be.
                 Output::Packet { to, bytes } => drop(self.parts.peers.send_packet(to, bytes)),
-                Output::Frame { to, frame } => drop(self.parts.peers.send_frame(to, &frame)),
-                Output::Changed { node, from, to, cause, .. } => self.changed(node, from, to, cause).await,
+                Output::Frame { to, frame } => {
+                    if let Frame::Probe(_) = frame {
+                        self.parts.metrics.probe_confirmed();
+                    }
+                    let _ = self.parts.peers.send_frame(to, &frame);
+                }
+                Output::Changed { node, from, to, generation, cause } => {
+                    self.changed(node, from, to, generation, cause).await;
+                }
                 // Kept in memory only: any member can claim a later life of this node. What its own adverts
                 // prove is kept, by the catalog.
                 Output::Renewed(generation) => {
                     tracing::info!(?generation, "somebody held this node for dead; it has renewed itself");
                     self.parts.metrics.renewed();
                 }
+                Output::Refuted { accuser, accused } => {
+                    tracing::debug!(%accuser, %accused, "claim refuted");
+                    self.parts.metrics.claim_refuted();
+                }
+                Output::Named { accuser } => self.named(accuser, "trusted", "named"),
+                Output::Forgiven { accuser } => self.named(accuser, "named", "trusted"),
                 Output::Refused { from, error } => {
                     tracing::debug!(peer = %from, %error, "swim packet refused");
                     self.parts.metrics.swim_refused();
@@ -109,7 +141,28 @@ impl Task {
         }
     }
 
-    async fn changed(&self, node: NodeId, from: Option<MemberState>, to: MemberState, cause: Cause) {
+    /// Tells that a peer's claims about others count no more, or again.
+    fn named(&self, accuser: NodeId, was: &'static str, now: &'static str) {
+        let what = What::FalseClaims { refuted: REFUTED_CLAIMS as u32 };
+        let cause = if now == "named" {
+            let _ = self.parts.events.findings().name(accuser, what, self.parts.clock.wall());
+            format!("{REFUTED_CLAIMS} claims of it in 10 min were wrong; they count only if others make them")
+        } else {
+            let _ = self.parts.events.findings().clear(accuser, &what);
+            "no wrong claim for 10 min".to_owned()
+        };
+        let who = format!("node {}", self.parts.index.name_of(accuser));
+        self.parts.events.push(&Event { who, was, now, cause, by: "self".to_owned() });
+    }
+
+    async fn changed(
+        &self,
+        node: NodeId,
+        from: Option<MemberState>,
+        to: MemberState,
+        generation: Generation,
+        cause: Cause,
+    ) {
         let was_up = from.is_some_and(MemberState::is_up);
         match to.is_up() {
             true if !was_up => self.parts.peers.up(node),
@@ -121,18 +174,31 @@ impl Task {
             Cause::Peer(peer) => self.parts.index.name_of(peer),
             Cause::Silence => "self".to_owned(),
         };
-        if from != Some(to) {
+        if is_worth_a_line(from, to, generation) {
             self.parts.events.push(&Event {
                 who: format!("node {}", self.parts.index.name_of(node)),
                 was: from.map_or("unknown", state_word),
                 now: state_word(to),
-                cause: cause_text(cause).to_owned(),
+                cause: if from == Some(to) { "it restarted" } else { cause_text(cause) }.to_owned(),
                 by: by.clone(),
             });
         }
         let change = Command::Member { node, state: to, cause: cause_text(cause), by };
         let _ = self.parts.catalog.send(change).await;
     }
+}
+
+/// Suspicion is left out: it comes and goes with loss and ends in a line when it was right. So are renewals; a
+/// restart is a new epoch.
+fn is_worth_a_line(from: Option<MemberState>, to: MemberState, generation: Generation) -> bool {
+    let was_up = from.is_some_and(MemberState::is_up);
+    if from == Some(to) { generation.renewals == 0 } else { !(was_up && to.is_up()) }
+}
+
+/// Whether the machine was suspended between two moments.
+fn slept(last: Now, now: Now) -> bool {
+    let wall = Duration::from_secs(now.wall.saturating_sub(last.wall));
+    wall > now.mono.saturating_duration_since(last.mono) + SLEPT
 }
 
 /// The word of a state in listings and events.
@@ -159,7 +225,39 @@ fn input_of(message: ToMembership) -> Option<Input> {
         ToMembership::Disconnected(peer) => Input::Disconnected { peer },
         ToMembership::Packet { from, bytes } => Input::Packet { from, bytes },
         ToMembership::Frame { from, frame: Frame::MemberHash(hash) } => Input::MemberHash { from, hash },
+        ToMembership::Frame { from, frame: Frame::Probe(number) } => Input::Probe { from, number },
+        ToMembership::Frame { from, frame: Frame::ProbeAck(number) } => Input::ProbeAck { from, number },
         ToMembership::Frame { .. } => return None,
         ToMembership::Members { from, members, reply, .. } => Input::Members { from, members, reply },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_for_coming_going_and_restarting() {
+        use MemberState::{Alive, Down, Left, Suspect};
+        let (first, renewed) = (Generation::of_epoch(3), Generation::of_epoch(3).renewed());
+        for (from, to) in [(None, Alive), (Some(Suspect), Down), (Some(Alive), Left), (Some(Down), Alive)] {
+            assert!(is_worth_a_line(from, to, renewed), "{from:?} {to:?}");
+        }
+        assert!(
+            !is_worth_a_line(Some(Alive), Suspect, first) && !is_worth_a_line(Some(Suspect), Alive, first)
+        );
+        assert!(is_worth_a_line(Some(Alive), Alive, first) && !is_worth_a_line(Some(Alive), Alive, renewed));
+    }
+
+    #[test]
+    fn a_wall_clock_far_ahead_of_the_other_means_a_suspend() {
+        let start = clock::now();
+        let later = |mono, wall| Now {
+            mono: start.mono + Duration::from_secs(mono),
+            wall: start.wall.saturating_add_signed(wall),
+        };
+        assert!(slept(start, later(1, 3_600)));
+        assert!(!slept(start, later(3_600, 3_601)), "idle, not asleep");
+        assert!(!slept(start, later(1, 20)) && !slept(start, later(1, -3_600)), "the clock was set");
+    }
 }

@@ -36,6 +36,8 @@ pub struct Metrics {
     membership_queue_full: Counter,
     renewals: Counter,
     swim_refused: Counter,
+    claims_refuted: Counter,
+    confirming_probes: Counter,
     joins: Family<Outcome, Counter>,
 }
 
@@ -97,6 +99,8 @@ impl Default for Metrics {
             membership_queue_full: Counter::default(),
             renewals: Counter::default(),
             swim_refused: Counter::default(),
+            claims_refuted: Counter::default(),
+            confirming_probes: Counter::default(),
             joins: Family::default(),
         };
         this.register();
@@ -119,6 +123,16 @@ impl Metrics {
                 &self.membership_queue_full,
             ),
             ("identity_renewals", "Times this node refuted that it is down", &self.renewals),
+            (
+                "claims_refuted",
+                "Claims against members that this node's own probe disproved",
+                &self.claims_refuted,
+            ),
+            (
+                "confirming_probes",
+                "Members probed before a claim against them counts",
+                &self.confirming_probes,
+            ),
             ("swim_packets_refused", "SWIM packets dropped because they do not decode", &self.swim_refused),
         ] {
             registry.register(name, help, counter.clone());
@@ -154,6 +168,16 @@ impl Metrics {
     /// Counts a renewal of this node's identity.
     pub fn renewed(&self) {
         self.renewals.inc();
+    }
+
+    /// Counts a claim of a peer that turned out wrong.
+    pub fn claim_refuted(&self) {
+        self.claims_refuted.inc();
+    }
+
+    /// Counts a probe of an accused member, or of one that answers late.
+    pub fn probe_confirmed(&self) {
+        self.confirming_probes.inc();
     }
 
     /// Counts a SWIM packet that does not decode.
@@ -456,6 +480,8 @@ mod tests {
         metrics.membership_queue_full();
         metrics.renewed();
         metrics.swim_refused();
+        metrics.claim_refuted();
+        metrics.probe_confirmed();
         metrics.join("admitted");
         let refused = BTreeMap::from([(Refusal::Signature, 4)]);
         metrics.holdings(&holdings(Counters { held: 2, accepted: 5, refused, ..Counters::default() }));

@@ -152,6 +152,7 @@ pub fn start(stages: &MeshStages, parts: MeshParts) -> Result<Mesh, RunError> {
         index: reader.clone(),
         events: parts.events.clone(),
         entropy: parts.entropy.clone(),
+        clock: parts.clock.clone(),
         metrics: Arc::clone(&parts.metrics),
     };
     membership::start(&stages.membership, members);

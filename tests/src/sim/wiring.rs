@@ -18,6 +18,10 @@ impl Mesh {
         let id = self.id(from);
         match frame {
             Frame::Swim(bytes) => return self.take_packet(node, from, bytes),
+            Frame::Probe(number) => self.tell_membership(node, membership::Input::Probe { from: id, number }),
+            Frame::ProbeAck(number) => {
+                self.tell_membership(node, membership::Input::ProbeAck { from: id, number });
+            }
             Frame::MemberHash(hash) => {
                 self.tell_membership(node, membership::Input::MemberHash { from: id, hash })
             }
@@ -97,6 +101,9 @@ impl Mesh {
             }
             membership::Output::Renewed(_) => self.nodes[node].renewals += 1,
             membership::Output::Refused { .. } => self.nodes[node].count("refused-swim", 1, 0),
+            membership::Output::Refuted { .. } => self.nodes[node].count("refuted-claim", 1, 0),
+            membership::Output::Named { .. } => self.nodes[node].count("named-accuser", 1, 0),
+            membership::Output::Forgiven { .. } => {}
         }
     }
 

@@ -44,6 +44,22 @@ pub enum Input {
         /// Whether it wants to know what it lacks.
         reply: bool,
     },
+    /// A [`Frame::Probe`] came.
+    Probe {
+        /// The peer of the connection.
+        from: NodeId,
+        /// Its number.
+        number: u64,
+    },
+    /// A [`Frame::ProbeAck`] came.
+    ProbeAck {
+        /// The peer of the connection.
+        from: NodeId,
+        /// The number of the probe.
+        number: u64,
+    },
+    /// The machine was suspended for a while, in which the clock of `now` stood still.
+    Slept,
     /// This node stops. Every connected peer is told; afterwards there is nothing more to do or to say.
     Leave,
 }
@@ -62,7 +78,7 @@ pub enum Output {
     Frame {
         /// A connected peer.
         to: NodeId,
-        /// [`Frame::MemberHash`] or [`Frame::Members`].
+        /// [`Frame::MemberHash`], [`Frame::Members`], [`Frame::Swim`], [`Frame::Probe`] or [`Frame::ProbeAck`].
         frame: Frame,
     },
     /// A member has another state, or another generation in the same state (a restart nobody noticed).
@@ -81,6 +97,23 @@ pub enum Output {
     /// This node has a new generation, because somebody held it for dead or knew a later one. Where the epoch
     /// has changed too, the next start must use a greater one.
     Renewed(Generation),
+    /// The accused member of a peer's claim has answered this node.
+    Refuted {
+        /// The peer.
+        accuser: NodeId,
+        /// The member.
+        accused: NodeId,
+    },
+    /// Too many claims of a peer were refuted: until ten minutes after the last, its claims count for nothing.
+    Named {
+        /// The peer.
+        accuser: NodeId,
+    },
+    /// A named peer's claims count again.
+    Forgiven {
+        /// The peer.
+        accuser: NodeId,
+    },
     /// A peer sent something that cannot be right: count it. Nothing of it was used.
     Refused {
         /// The peer.

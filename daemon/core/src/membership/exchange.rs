@@ -14,6 +14,7 @@ use gossamer_wire::swim::{Identity, SwimMember, SwimState};
 use gossamer_wire::{DecodeError, NodeId};
 use rand::RngExt;
 
+use super::claims::Kind;
 use super::codec::member_from_wire;
 use super::peers::{COMPARE_AFTER, Verdict, news};
 use super::timers::Due;
@@ -29,7 +30,8 @@ impl Membership {
     ) -> Result<(), DecodeError> {
         self.admit_sender(from)?;
         members.iter().try_for_each(|member| packet::check_identity(member.identity))?;
-        self.heed_claims(from, None, &members, now)?;
+        self.note_heard(from, now);
+        self.heed_later_life(from, None, &members, now)?;
         self.apply(from, &members, now);
         self.tell_if_down(from);
         if reply && !self.peers.is_told(from, now) {
@@ -50,8 +52,13 @@ impl Membership {
 
     /// Tells a peer of this node alone: a Feed in answer to an announce would cost both a look at all members.
     pub(super) fn introduce(&mut self, peer: NodeId) {
-        let entry = SwimMember { identity: self.me(), incarnation: 0, state: SwimState::Alive };
-        self.send_members(peer, vec![entry], false);
+        if self.peers.contains(peer) {
+            self.send_members(peer, vec![self.own_entry()], false);
+        }
+    }
+
+    fn own_entry(&self) -> SwimMember {
+        SwimMember { identity: self.me(), incarnation: self.incarnation, state: SwimState::Alive }
     }
 
     pub(super) fn handle_hash(&mut self, from: NodeId, hash: u64, now: Instant) {
@@ -64,6 +71,9 @@ impl Membership {
 
     pub(super) fn exchange(&mut self, now: Instant) {
         self.schedule_exchange(now);
+        for accuser in self.claims.prune(now) {
+            self.outputs.push_back(Output::Forgiven { accuser });
+        }
         let peers: Vec<_> = self.peers.iter().collect();
         for peer in peers {
             match self.table.get(peer).copied() {
@@ -133,6 +143,12 @@ impl Membership {
             }
         }
         self.retain_useful(&mut members);
+        let claimed = self.me();
+        self.judge_own(from, &mut members, Kind::State, now);
+        self.weigh(from, &mut members, Kind::State, now);
+        if self.me() != claimed {
+            members.retain(|member| member.identity.node != claimed.node);
+        }
         let (own, others): (Vec<_>, Vec<_>) =
             members.into_iter().partition(|member| member.identity.node == from);
         for (members, is_news) in [(own, true), (others, false)] {
@@ -151,8 +167,7 @@ impl Membership {
             incarnation: view.incarnation,
             state: if view.state.is_up() { SwimState::Alive } else { SwimState::Down },
         });
-        let own = SwimMember { identity: self.me(), incarnation: 0, state: SwimState::Alive };
-        others.chain([own]).collect()
+        others.chain([self.own_entry()]).collect()
     }
 
     fn hash(&self) -> u64 {

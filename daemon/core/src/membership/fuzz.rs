@@ -31,6 +31,9 @@ pub(super) fn run(bytes: &[u8]) {
         if let Ok(Some(Frame::Members { members, reply })) = Frame::decode(MEMBERS, bytes) {
             membership.handle(Input::Members { from, members, reply }, now);
         }
+        let number = bytes.first().copied().unwrap_or_default().into();
+        membership.handle(Input::Probe { from, number }, now);
+        membership.handle(Input::ProbeAck { from, number }, now);
         check(&mut membership);
     }
     for _ in 0..50 {
@@ -53,6 +56,8 @@ fn check(membership: &mut Membership) {
             Output::Frame { to, frame } => assert!(to != ME && frame.encode().is_ok()),
             Output::Renewed(generation) => assert!(generation <= me.generation),
             Output::Changed { node, .. } => assert_ne!(node, ME),
+            Output::Refuted { accused, .. } => assert_ne!(accused, ME),
+            Output::Named { accuser } | Output::Forgiven { accuser } => assert_ne!(accuser, ME),
             Output::Refused { .. } => {}
         }
     }

@@ -3,16 +3,20 @@
 //! Owns: the members, their states, all SWIM timers, the exchange of full states, this node's generation.
 //! Must not know: addresses, connections beyond "is there one", records, clocks. Driven by: the gossip task.
 //!
-//! Added to foca: the sender of a packet is the peer of its connection; a stale verdict about a member that has
-//! refuted is dropped; an accused member is told so at once; states are compared and exchanged; a pause of this
-//! node is not held against others; leaving differs from dying.
+//! Added to foca: the sender of a packet is the peer of its connection; claims against members need this node's
+//! own proof, and wrong accusers are named; a stale verdict about a member that has refuted is dropped; an accused
+//! member is told so at once; states are compared and exchanged; a pause of this node is not held against others;
+//! a node that misses many answers doubts itself; leaving differs from dying.
 
+mod claims;
 mod codec;
 mod config;
+mod confirm;
 mod effects;
 mod event;
 mod exchange;
 mod fuzz;
+mod health;
 mod packet;
 mod peers;
 mod table;
@@ -32,13 +36,16 @@ use gossamer_wire::{DecodeError, Generation, NodeId};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use codec::{LeanCodec, Life, next_generation};
+use claims::{Claims, Kind};
+use codec::{LeanCodec, Life};
 use effects::Effects;
+use health::{Health, Renewals};
 use packet::Packet;
 use peers::Peers;
 use table::{LEFT, Table};
 use timers::{Due, Timers};
 
+pub use claims::REFUTED_CLAIMS;
 pub use config::MembershipConfig;
 pub use event::{Input, Output};
 pub use table::{Cause, MemberState, MemberView};
@@ -51,13 +58,29 @@ pub struct Membership {
     timers: Timers,
     table: Table,
     peers: Peers,
+    claims: Claims,
+    health: Health,
+    renewals: Renewals,
+    /// How often this node has refuted a suspicion in this life.
+    incarnation: u16,
     /// Whom foca probes: its failure shows when the next probe starts.
-    probed: Option<NodeId>,
+    probing: Option<Probing>,
+    /// When any peer was last heard.
+    heard: Instant,
     outputs: VecDeque<Output>,
     has_left: bool,
 }
 
 type Swim = Foca<Life, LeanCodec, StdRng, NoCustomBroadcast>;
+
+/// A ping of foca's that is under way.
+#[derive(Clone, Copy, Debug)]
+struct Probing {
+    node: NodeId,
+    life: Generation,
+    number: u8,
+    is_acked: bool,
+}
 
 /// Who brought a change about.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +101,12 @@ impl Membership {
             timers: Timers::default(),
             table: Table::default(),
             peers: Peers::default(),
-            probed: None,
+            claims: Claims::default(),
+            health: Health::default(),
+            renewals: Renewals::default(),
+            incarnation: 0,
+            probing: None,
+            heard: now,
             outputs: VecDeque::new(),
             has_left: false,
         };
@@ -103,7 +131,14 @@ impl Membership {
             }
             Input::MemberHash { from, hash } => self.handle_hash(from, hash, now),
             Input::Connected { peer } => self.handle_connected(peer, now),
-            Input::Disconnected { peer } => self.peers.disconnect(peer),
+            Input::Disconnected { peer } => {
+                self.peers.disconnect(peer);
+                let claims = self.claims.take_later_lives(peer);
+                self.believe(claims, now);
+            }
+            Input::Probe { from, number } => self.answer_probe(from, number),
+            Input::ProbeAck { from, number } => self.handle_answer(from, number, now),
+            Input::Slept => self.rejoin(now),
             Input::Leave => self.leave(),
         }
     }
@@ -118,6 +153,7 @@ impl Membership {
                 Due::Exchange => self.exchange(now),
                 Due::Compare(peer) if self.peers.contains(peer) => self.send_hash(peer),
                 Due::Compare(_) => {}
+                Due::Confirm(node, number) => self.confirm(node, number, now),
             }
         }
     }
@@ -138,6 +174,11 @@ impl Membership {
         self.table.iter().copied()
     }
 
+    /// Returns the peers whose claims count for nothing, because too many were wrong, in order of id.
+    pub fn named(&self) -> impl Iterator<Item = NodeId> {
+        self.claims.named()
+    }
+
     /// Returns this node's identity; [`Output::Renewed`] tells of changes.
     pub fn me(&self) -> Identity {
         self.swim.identity().0
@@ -146,14 +187,23 @@ impl Membership {
     fn handle_packet(&mut self, from: NodeId, bytes: &[u8], now: Instant) -> Result<(), DecodeError> {
         let mut packet = Packet::parse(bytes)?;
         self.admit_sender(from)?;
-        self.heed_claims(from, Some(packet.header.to), &packet.members, now)?;
+        self.note_heard(from, now);
+        self.heed_later_life(from, Some(packet.header.to), &packet.members, now)?;
         let is_announce = packet.header.message == SwimMessage::Announce;
         if packet.header.to < self.me().generation && !is_announce {
             // foca ignores what is meant for an earlier life; the sender has to learn of this one.
             self.announce(from, now);
             return Ok(());
         }
+        if packet.header.message == SwimMessage::TurnUndead && !self.may_renew(from, Kind::News, now) {
+            return Ok(());
+        }
+        if let SwimMessage::Ack(number) = packet.header.message {
+            self.handle_ack(from, number, now);
+        }
         self.retain_useful(&mut packet.members);
+        self.judge_own(from, &mut packet.members, Kind::News, now);
+        self.weigh(from, &mut packet.members, Kind::News, now);
         let mut touched = touched(&packet.members);
         let sender = Identity { node: from, generation: packet.header.from };
         let incarnation = packet.header.incarnation;
@@ -193,69 +243,101 @@ impl Membership {
     }
 
     fn handle_timer(&mut self, timer: Timer<Life>, now: Instant) {
-        let touched = match &timer {
+        let mut touched = Vec::new();
+        match &timer {
             Timer::ChangeSuspectToDown { member_id, incarnation, .. } => {
-                if !self.is_suspect(member_id, *incarnation) {
-                    return;
+                match self.judge(member_id, *incarnation, now) {
+                    Verdict::Drop => return,
+                    Verdict::Postpone => return self.timers.push(now + RECONSIDER, Due::Foca(timer)),
+                    Verdict::Down => touched.push(member_id.0.node),
                 }
-                vec![member_id.0.node]
             }
-            Timer::ProbeRandomMember(_) => self.probed.take().into_iter().collect(),
-            Timer::RemoveDown(life) => vec![life.0.node],
-            Timer::SendIndirectProbe { .. }
-            | Timer::PeriodicAnnounce(_)
-            | Timer::PeriodicAnnounceDown(_)
-            | Timer::PeriodicGossip(_) => Vec::new(),
-        };
+            Timer::ProbeRandomMember(_) => {
+                if let Some(probing) = self.probing.take() {
+                    touched.push(probing.node);
+                }
+            }
+            Timer::SendIndirectProbe { probed_id, .. } => {
+                if self.probing.is_some_and(|probing| !probing.is_acked) {
+                    self.double_check(probed_id.0.node, now);
+                }
+            }
+            Timer::RemoveDown(life) => {
+                self.health.forget(life.0.node);
+                touched.push(life.0.node);
+            }
+            Timer::PeriodicAnnounce(_) | Timer::PeriodicAnnounceDown(_) | Timer::PeriodicGossip(_) => {}
+        }
         let result =
             self.drive(Source::OwnProbes, touched, now, |swim, effects| swim.handle_timer(timer, effects));
         log(result);
     }
 
-    /// Whether the member is still under the very suspicion. foca alone goes by the incarnation, so a verdict
-    /// could tell a member that has just refuted that it is down.
-    fn is_suspect(&self, life: &Life, incarnation: u16) -> bool {
-        self.swim.iter_members().any(|member| {
-            member.id() == life && member.incarnation() == incarnation && member.state() == State::Suspect
-        })
+    fn handle_ack(&mut self, from: NodeId, number: u8, now: Instant) {
+        self.health.acked(from, number, now);
+        let is_it = |probing: &&mut Probing| (probing.node, probing.number) == (from, number);
+        if let Some(probing) = self.probing.as_mut().filter(is_it)
+            && !std::mem::replace(&mut probing.is_acked, true)
+        {
+            self.health.improve();
+        }
     }
 
-    /// Notices that this node has not run for a while (suspend, stopped process). Its timers then go on where
-    /// they stood, suspects get their full time, and some peers are asked what happened.
+    /// Judges a suspicion whose time is over. foca alone goes by the incarnation, so a verdict could tell a member
+    /// that has just refuted that it is down.
+    fn judge(&mut self, life: &Life, incarnation: u16, now: Instant) -> Verdict {
+        let is_suspect = self.swim.iter_members().any(|member| {
+            member.id() == life && member.incarnation() == incarnation && member.state() == State::Suspect
+        });
+        let Some(view) = self.table.get(life.0.node).copied().filter(|_| is_suspect) else {
+            return Verdict::Drop;
+        };
+        let (node, since) = (view.node, view.since);
+        let is_early = now.saturating_duration_since(since) < LONGEST_DOUBT * self.config.suspicion;
+        let answers = self.claims.answered_at(node).is_some_and(|at| at >= since);
+        if answers || is_early && self.peers.is_heard_after(node, since) {
+            // It lives, but its refutation is lost.
+            self.accuse(life.0, incarnation);
+            self.double_check(node, now);
+            return Verdict::Postpone;
+        }
+        // Who hears nobody at all is more likely to be cut off than the only one left.
+        let is_one_of_many = || self.table.iter().filter(|view| view.state.is_up()).count() > 1;
+        let is_alone = self.heard <= since && is_one_of_many();
+        if is_alone && is_early { Verdict::Postpone } else { Verdict::Down }
+    }
+
+    fn note_heard(&mut self, from: NodeId, now: Instant) {
+        self.heard = now;
+        self.peers.hear(from, now);
+    }
+
+    /// Notices that this node has not run for a while (suspend, stopped process, no CPU time). Its timers then go
+    /// on where they stood, so that answers that wait to be read come first.
     fn notice_pause(&mut self, now: Instant) {
         let Some(due) = self.timers.next() else { return };
-        if now.saturating_duration_since(due) < PAUSE {
+        let late = now.saturating_duration_since(due);
+        if late < LATE {
             return;
         }
-        tracing::debug!(took = ?now.saturating_duration_since(due), "this node was paused");
+        self.health.worsen();
+        let first = now + self.config.probe_rtt;
+        self.timers.resume(first, first + ANSWERS_WAIT);
+        if late >= PAUSE {
+            tracing::debug!(took = ?late, "this node was paused");
+            self.rejoin(now);
+        }
+    }
+
+    /// After a long absence: suspects get their full time, and some peers are asked what happened.
+    fn rejoin(&mut self, now: Instant) {
         let first = now + self.config.probe_rtt;
         self.timers.resume(first, first + self.config.suspicion);
+        self.renewals.expect();
         for peer in self.peers.some(ASKED_AFTER_PAUSE, &mut self.rng, |_| true) {
             self.announce(peer, now);
             self.send_full_state(peer, now);
         }
-    }
-
-    /// Renews this node's identity if the peer knows a later life of it than the present one.
-    fn heed_claims(
-        &mut self,
-        from: NodeId,
-        addressed: Option<Generation>,
-        members: &[SwimMember],
-        now: Instant,
-    ) -> Result<(), DecodeError> {
-        let me = self.me();
-        let told = members.iter().map(|member| member.identity).filter(|identity| identity.node == me.node);
-        let claimed = told.map(|identity| identity.generation).chain(addressed).max();
-        let Some(claimed) = claimed.filter(|claimed| *claimed > me.generation) else { return Ok(()) };
-        let generation = next_generation(claimed)
-            .ok_or(DecodeError::Unknown { what: "epoch of this node", value: claimed.epoch })?;
-        let result = self.drive(Source::Peer(from), Vec::new(), now, |swim, effects| {
-            effects.renewed = Some(generation);
-            swim.change_identity(Life(Identity { generation, ..me }), effects)
-        });
-        log(result);
-        Ok(())
     }
 
     fn admit_sender(&self, from: NodeId) -> Result<(), DecodeError> {
@@ -300,10 +382,9 @@ impl Membership {
         let mut result = call(&mut self.swim, &mut effects);
         if let Some(generation) = effects.renewed {
             self.outputs.push_back(Output::Renewed(generation));
-            // foca tells members that are up only; who wanted this may be none of them here.
-            if let Source::Peer(peer) = source
-                && self.peers.contains(peer)
-            {
+            self.incarnation = 0;
+            // foca would tell three members; everybody has to know before it takes this node for dead.
+            for peer in self.peers.iter().collect::<Vec<_>>() {
                 self.introduce(peer);
             }
             // Without this foca probes nobody until the next packet comes.
@@ -311,6 +392,7 @@ impl Membership {
             result = result.and(woken);
         }
         let me = self.me().node;
+        let told: Vec<_> = touched.iter().copied().filter(|node| self.claims.is_open(*node)).collect();
         for change in self.table.update(self.swim.iter_membership_state(), touched, now) {
             let view = change.view;
             let cause = source.cause(view.node);
@@ -322,26 +404,58 @@ impl Membership {
                 generation,
                 cause,
             });
+            if matches!(source, Source::OwnProbes) && view.state == MemberState::Down {
+                self.spread(&view.entry(SwimState::Down));
+            }
         }
+        self.notice_refutations(&told, now);
         for (to, named) in effects.packets {
             // A peer may name this node's earlier life as the target of a probe.
             if let Some(bytes) = packet::strip(&named, me)
                 && to != me
             {
+                self.note_ping(to, bytes, now);
                 self.outputs.push_back(Output::Packet { to, bytes: bytes.to_vec() });
             }
         }
         for (after, timer) in effects.timers {
-            match &timer {
-                Timer::SendIndirectProbe { probed_id, .. } => self.probed = Some(probed_id.0.node),
-                Timer::ChangeSuspectToDown { member_id, incarnation, .. } => {
-                    self.accuse(member_id.0, *incarnation);
-                }
-                _ => {}
+            let after = self.stretched(after, &timer);
+            if let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &timer {
+                self.health.worsen();
+                self.accuse(member_id.0, *incarnation);
+                let (identity, incarnation) = (member_id.0, *incarnation);
+                self.spread(&SwimMember { identity, incarnation, state: SwimState::Suspect });
             }
             self.timers.push(now + after, Due::Foca(timer));
         }
         result
+    }
+
+    /// Gives slow peers their time, and an ill node more time for all.
+    fn stretched(&self, after: Duration, timer: &Timer<Life>) -> Duration {
+        let usual = self.config.probe_rtt;
+        let probed = self.probing.map_or(usual, |probing| self.health.patience(probing.node, usual));
+        match timer {
+            Timer::SendIndirectProbe { .. } => probed.max(after),
+            // The rest of the interval is for the indirect probes, which take at least as long.
+            Timer::ProbeRandomMember(_) => after.max(after.saturating_sub(usual) + 2 * probed - usual),
+            Timer::ChangeSuspectToDown { member_id, .. } => {
+                after * self.health.stretch() + 2 * self.health.round_trip(member_id.0.node)
+            }
+            Timer::RemoveDown(_)
+            | Timer::PeriodicAnnounce(_)
+            | Timer::PeriodicAnnounceDown(_)
+            | Timer::PeriodicGossip(_) => after,
+        }
+    }
+
+    fn note_ping(&mut self, to: NodeId, packet: &[u8], now: Instant) {
+        if let Ok((header, _)) = gossamer_wire::swim::decode_header(packet)
+            && let SwimMessage::Ping(number) = header.message
+        {
+            self.health.pinged(to, number, now);
+            self.probing = Some(Probing { node: to, life: header.to, number, is_acked: false });
+        }
     }
 
     /// Tells a node that this one is there; it answers with members.
@@ -396,8 +510,30 @@ pub fn fuzz(bytes: &[u8]) {
     fuzz::run(bytes);
 }
 
-/// A deadline missed by more than this means that this node, not the others, was away. Well above what a
-/// loaded machine delays a task by, well below the time after which others hold this node for dead and gone.
+/// What becomes of a suspicion whose time is over.
+enum Verdict {
+    /// It was refuted.
+    Drop,
+    /// There are reasons to look again after [`RECONSIDER`].
+    Postpone,
+    /// The member is down.
+    Down,
+}
+
+/// Time until a postponed verdict is looked at again.
+const RECONSIDER: Duration = Duration::from_millis(500);
+
+/// How many times the usual suspicion lasts at most while this node hears nobody.
+const LONGEST_DOUBT: u32 = 4;
+
+/// A deadline missed by more than this means that this node had no time to run: answers may wait unread. Above
+/// what a loaded machine delays a task by.
+const LATE: Duration = Duration::from_millis(250);
+
+/// Time for those answers before any verdict.
+const ANSWERS_WAIT: Duration = Duration::from_secs(1);
+
+/// A deadline missed by more than this means that others may hold this node for dead.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// How many peers are asked after a pause; each tells all it knows.

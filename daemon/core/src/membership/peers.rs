@@ -30,6 +30,7 @@ pub(super) const COMPARE_AFTER: Duration = Duration::from_secs(1);
 struct Peer {
     doubted: Option<Instant>,
     told: Option<Instant>,
+    heard: Option<Instant>,
 }
 
 /// The connected peers.
@@ -64,7 +65,8 @@ impl Peers {
     /// Notes that the full state goes to a peer.
     pub(super) fn tell(&mut self, node: NodeId, now: Instant) {
         if let Some(peer) = self.0.get_mut(&node) {
-            *peer = Peer { doubted: None, told: Some(now) };
+            peer.doubted = None;
+            peer.told = Some(now);
         }
     }
 
@@ -79,6 +81,18 @@ impl Peers {
     pub(super) fn is_told(&self, node: NodeId, now: Instant) -> bool {
         let told = self.0.get(&node).and_then(|peer| peer.told);
         told.is_some_and(|at| now.saturating_duration_since(at) < COMPARE_AFTER)
+    }
+
+    /// Notes that something came from a peer.
+    pub(super) fn hear(&mut self, node: NodeId, now: Instant) {
+        if let Some(peer) = self.0.get_mut(&node) {
+            peer.heard = Some(now);
+        }
+    }
+
+    /// Whether something came from the peer after a moment.
+    pub(super) fn is_heard_after(&self, node: NodeId, moment: Instant) -> bool {
+        self.0.get(&node).and_then(|peer| peer.heard).is_some_and(|heard| heard > moment)
     }
 
     /// Whether a peer is connected.
@@ -176,6 +190,16 @@ mod tests {
         assert!(!peers.is_told(node(1), now + SECOND));
         peers.connect(node(1));
         assert!(!peers.is_told(node(1), now + SECOND / 2));
+    }
+
+    #[test]
+    fn a_peer_is_heard_after_what_came_before() {
+        let (now, mut peers) = (start(), connected());
+        assert!(!peers.is_heard_after(node(1), now));
+        peers.hear(node(1), now + SECOND);
+        peers.hear(node(99), now + SECOND);
+        assert!(peers.is_heard_after(node(1), now) && !peers.is_heard_after(node(1), now + SECOND));
+        assert!(!peers.is_heard_after(node(99), now));
     }
 
     #[test]

@@ -137,6 +137,11 @@ impl Table {
         self.get(node).is_some_and(|view| view.state.is_up())
     }
 
+    /// Whether the node is known and alive.
+    pub(super) fn is_alive(&self, node: NodeId) -> bool {
+        self.get(node).is_some_and(|view| view.state == MemberState::Alive)
+    }
+
     /// Returns how many are known, in whatever state.
     pub(super) fn len(&self) -> usize {
         self.views.len()
@@ -171,6 +176,12 @@ impl Table {
 }
 
 impl MemberView {
+    /// Returns an entry about this life.
+    pub(super) fn entry(&self, state: SwimState) -> SwimMember {
+        let identity = Identity { node: self.node, generation: self.generation };
+        SwimMember { identity, incarnation: self.incarnation, state }
+    }
+
     /// Returns what it adds to the sum of those that are up.
     fn share(&self) -> u64 {
         if self.state.is_up() {

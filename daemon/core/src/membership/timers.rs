@@ -20,6 +20,8 @@ pub(super) enum Due {
     Exchange,
     /// Send the hash to a peer that has just been in doubt.
     Compare(NodeId),
+    /// The probe of an accused member with this number should be answered by now.
+    Confirm(NodeId, u64),
 }
 
 /// The queue.

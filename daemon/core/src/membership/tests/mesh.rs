@@ -132,7 +132,7 @@ fn a_leave_spreads_as_such_to_nodes_the_leaver_cannot_reach() {
     let mut sim = Sim::settled(6, 13);
     (1..5).for_each(|node| sim.cut(node, 5));
     sim.input(5, Input::Leave);
-    sim.run(SECOND);
+    sim.run(3 * SECOND / 2);
     (0..5).for_each(|node| assert_eq!(sim.state(node, 5), Some(MemberState::Left), "at {node}"));
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Owns: the clauses of design section 5 as tests. Must not know: foca's inside. Driven by: cargo test.
 
+mod attack;
 mod faults;
 mod mesh;
 mod peer;

@@ -228,6 +228,7 @@ fn a_claim_that_this_node_is_down_makes_it_renew_itself() {
     let renewed = Generation { epoch: 5, renewals: 1 };
     assert_eq!(outputs.first(), Some(&Output::Renewed(renewed)));
     assert_eq!(probe.membership.me().generation, renewed);
+    probe.run_answered(20 * SECOND);
     let by_frame = probe.members(
         PEER,
         vec![SwimMember { identity: probe.membership.me(), incarnation: 0, state: SwimState::Down }],
@@ -320,9 +321,8 @@ fn a_lasting_difference_of_hashes_is_answered_with_the_full_state() {
     let mut probe = Probe::with_peer();
     let hash = |probe: &mut Probe| probe.give(Input::MemberHash { from: node(PEER), hash: 1 });
     assert_eq!(hash(&mut probe), []);
-    probe.now += SECOND;
-    probe.membership.handle_timeout(probe.now);
-    assert!(frames(&probe.outputs()).iter().any(|frame| matches!(frame, Frame::MemberHash(_))));
+    let sent = probe.run_answered(SECOND);
+    assert!(sent.iter().any(|frame| matches!(frame, Frame::MemberHash(_))));
     probe.now += SECOND;
     assert!(matches!(frames(&hash(&mut probe))[..], [Frame::Members { reply: true, .. }]));
 }
@@ -368,6 +368,7 @@ fn a_full_state_teaches_who_is_up_but_neither_suspicion_nor_strangers_deaths() {
     let seen = [3, 4, 5].map(|n| probe.state(n));
     assert_eq!(seen, [Some(MemberState::Alive), Some(MemberState::Alive), None]);
     probe.members(PEER, vec![entry(3, 1, SwimState::Down)], false);
+    probe.run_answered(SECOND);
     assert_eq!(probe.state(3), Some(MemberState::Down));
 }
 

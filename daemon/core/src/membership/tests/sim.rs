@@ -3,14 +3,14 @@
 //! Owns: who runs, which links carry, what is under way. Must not know: what is tested.
 //! Driven by: the scenario tests, one step at a time, in an order that depends on the seed only.
 //!
-//! Packets are lost and cut like datagrams. Frames are neither lost nor reordered, as on a stream, but a cut
-//! link drops them. Nodes connect to every up member they hear of, as the daemon does.
+//! Packets are lost and cut like datagrams. Frames are not lost but late, and not reordered, as on a stream, but a
+//! cut link drops them. Nodes connect to every up member they hear of, as the daemon does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use gossamer_wire::frame::Frame;
-use gossamer_wire::swim::Identity;
+use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage};
 use gossamer_wire::{Generation, NodeId};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -37,9 +37,14 @@ pub(super) struct Sim {
     parked: Vec<(usize, Input)>,
     arrivals: u64,
     cut: BTreeSet<(usize, usize)>,
+    /// When the last frame of each stream arrives.
+    streams: BTreeMap<(usize, usize), Instant>,
     pub(super) loss: f64,
     pub(super) events: Vec<Event>,
     pub(super) packets: u64,
+    pub(super) frames: u64,
+    /// Probes on streams.
+    pub(super) probes: u64,
     pub(super) bytes: u64,
 }
 
@@ -47,6 +52,11 @@ struct Node {
     membership: Membership,
     is_paused: bool,
     connected: BTreeSet<usize>,
+    paused: Instant,
+    /// How long its clock stood still.
+    behind: Duration,
+    /// Added to each way, in and out.
+    slowness: Duration,
 }
 
 impl Sim {
@@ -62,9 +72,12 @@ impl Sim {
             parked: Vec::new(),
             arrivals: 0,
             cut: BTreeSet::new(),
+            streams: BTreeMap::new(),
             loss: 0.0,
             events: Vec::new(),
             packets: 0,
+            frames: 0,
+            probes: 0,
             bytes: 0,
         };
         for node in 0..nodes {
@@ -111,7 +124,9 @@ impl Sim {
     }
 
     pub(super) fn pause(&mut self, node: usize) {
+        let now = self.now;
         self.node(node).is_paused = true;
+        self.node(node).paused = now;
     }
 
     /// Lets a node run on; first it gets what came meanwhile.
@@ -120,6 +135,16 @@ impl Sim {
         for (to, input) in std::mem::take(&mut self.parked) {
             self.deliver(to, input);
         }
+    }
+
+    /// Lets a suspended node run on: its timers have not moved, and what came meanwhile is lost.
+    pub(super) fn wake(&mut self, node: usize) {
+        self.parked.clear();
+        let now = self.now;
+        let sleeper = self.node(node);
+        sleeper.is_paused = false;
+        sleeper.behind += now - sleeper.paused;
+        self.deliver(node, Input::Slept);
     }
 
     pub(super) fn cut_one_way(&mut self, from: usize, to: usize) {
@@ -137,6 +162,22 @@ impl Sim {
                 self.connect(a, b);
             }
         }
+    }
+
+    /// Sends what a hostile node may send: any packet, from itself, by datagram. It has a connection to everybody.
+    pub(super) fn forge(&mut self, from: usize, to: usize, message: SwimMessage, members: Vec<SwimMember>) {
+        let header = SwimHeader {
+            from: self.membership(from).me().generation,
+            incarnation: 0,
+            to: self.membership(to).me().generation,
+            message,
+        };
+        let mut bytes = swim::encode(&header).expect("fits");
+        if !members.is_empty() {
+            bytes.extend((members.len() as u16).to_be_bytes());
+            members.iter().for_each(|member| bytes.extend(swim::encode(member).expect("fits")));
+        }
+        self.later(to, Input::Packet { from: id(from), bytes }, Duration::from_millis(1));
     }
 
     pub(super) fn input(&mut self, node: usize, input: Input) {
@@ -173,7 +214,7 @@ impl Sim {
                 }
                 (_, Some((at, node))) if at <= end => {
                     self.now = self.now.max(at);
-                    let now = self.now;
+                    let now = self.now - self.node(node).behind;
                     self.node(node).membership.handle_timeout(now);
                     self.drain(node);
                 }
@@ -228,11 +269,27 @@ impl Sim {
         let me = Identity { node: id(node), generation: Generation::of_epoch(epoch) };
         let rng = StdRng::from_rng(&mut self.rng);
         let membership = Membership::new(MembershipConfig::default(), me, rng, self.now);
-        self.nodes[node] = Some(Node { membership, is_paused: false, connected: BTreeSet::new() });
+        self.nodes[node] = Some(Node {
+            membership,
+            is_paused: false,
+            connected: BTreeSet::new(),
+            slowness: Duration::ZERO,
+            paused: self.now,
+            behind: Duration::ZERO,
+        });
     }
 
     fn node(&mut self, node: usize) -> &mut Node {
         self.nodes[node].as_mut().expect("the node runs")
+    }
+
+    /// Makes everything to and from a node later.
+    pub(super) fn slow_down(&mut self, node: usize, each_way: Duration) {
+        self.node(node).slowness = each_way;
+    }
+
+    fn slowness(&self, node: usize) -> Duration {
+        self.nodes[node].as_ref().map_or(Duration::ZERO, |node| node.slowness)
     }
 
     fn carries(&self, from: usize, to: usize) -> bool {
@@ -240,7 +297,8 @@ impl Sim {
     }
 
     fn deadline(&self, node: usize) -> Option<Instant> {
-        self.nodes[node].as_ref().filter(|node| !node.is_paused)?.membership.next_deadline()
+        let node = self.nodes[node].as_ref().filter(|node| !node.is_paused)?;
+        Some(node.membership.next_deadline()? + node.behind)
     }
 
     fn later(&mut self, node: usize, input: Input, latency: Duration) {
@@ -254,7 +312,7 @@ impl Sim {
             None => {}
             Some(node) if node.is_paused => self.parked.push((to, input)),
             Some(node) => {
-                node.membership.handle(input, now);
+                node.membership.handle(input, now - node.behind);
                 self.drain(to);
             }
         }
@@ -284,6 +342,7 @@ impl Sim {
         let is_lost = self.loss > 0.0 && self.rng.random_bool(self.loss);
         if self.node(from).connected.contains(&to) && self.carries(from, to) && !is_lost {
             let latency = Duration::from_micros(self.rng.random_range(200..1_000));
+            let latency = latency + self.node(from).slowness + self.slowness(to);
             self.later(to, Input::Packet { from: id(from), bytes }, latency);
         }
     }
@@ -294,11 +353,25 @@ impl Sim {
         let input = match frame {
             Frame::MemberHash(hash) => Input::MemberHash { from: id(from), hash },
             Frame::Members { members, reply } => Input::Members { from: id(from), members, reply },
+            Frame::Swim(bytes) => Input::Packet { from: id(from), bytes },
+            Frame::Probe(number) => Input::Probe { from: id(from), number },
+            Frame::ProbeAck(number) => Input::ProbeAck { from: id(from), number },
             other => panic!("membership sends no {other:?}"),
         };
+        self.frames += 1;
+        self.probes += u64::from(matches!(input, Input::Probe { .. }));
         if self.carries(from, to) {
-            // One latency for all keeps a stream in order.
-            self.later(to, input, Duration::from_millis(1));
+            // Lost pieces of a stream are sent again, and what follows waits for them.
+            let mut at = self.now + Duration::from_millis(1) + self.node(from).slowness + self.slowness(to);
+            let mut again = Duration::from_millis(30);
+            while self.loss > 0.0 && self.rng.random_bool(self.loss) {
+                at += again;
+                again *= 2;
+            }
+            let last = self.streams.entry((from, to)).or_insert(at);
+            *last = at.max(*last);
+            let latency = *last - self.now;
+            self.later(to, input, latency);
         }
     }
 }
