@@ -18,9 +18,10 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
+use gossamer_wire::advert::Fragment;
 use gossamer_wire::limits::{MAX_CERTIFICATE_BYTES, MAX_LEAF_BYTES};
 use gossamer_wire::token::Claims;
-use gossamer_wire::{GroupName, MeshId, NodeId, NodeName};
+use gossamer_wire::{DecodeError, GroupName, MeshId, NodeId, NodeName, ServiceRecord};
 
 /// Object identifier of the claims extension: private, not critical (design section 4).
 pub const CLAIMS_OID: &[u64] = &[1, 3, 6, 1, 4, 1, 61_999, 1, 1];
@@ -112,6 +113,14 @@ pub trait Verify: fmt::Debug + Send + Sync {
     ) -> Result<Leaf, TrustError> {
         bundle.check_anew(leaf, shown, wall)
     }
+
+    /// Reads the records in the body of a fragment. A simulator lets all its catalogs share one copy.
+    ///
+    /// # Errors
+    /// The owner's fault: the body does not decode.
+    fn records(&self, body: &[u8]) -> Result<Vec<Arc<ServiceRecord>>, DecodeError> {
+        Ok(Fragment::decode(body)?.records()?.into_iter().map(Arc::new).collect())
+    }
 }
 
 /// Makes every check anew.
@@ -183,6 +192,14 @@ impl TrustBundle {
     /// Returns whether `signature` is the key's over `bytes`.
     pub fn signature_holds(&self, public_key: &[u8; 32], bytes: &[u8], signature: &[u8]) -> bool {
         self.verifier.signature(public_key, bytes, signature)
+    }
+
+    /// Reads the records in the body of a fragment.
+    ///
+    /// # Errors
+    /// The owner's fault: the body does not decode.
+    pub fn records(&self, body: &[u8]) -> Result<Vec<Arc<ServiceRecord>>, DecodeError> {
+        self.verifier.records(body)
     }
 
     /// Judges a leaf without asking the [`Verify`]: for those that are one.

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use gossamer_core::trust::{Leaf, Sign, TrustBundle, TrustError, Verify, signature_holds};
-use gossamer_wire::{MeshId, NodeId};
+use gossamer_wire::advert::Fragment;
+use gossamer_wire::{DecodeError, MeshId, NodeId, ServiceRecord};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use rcgen::{
@@ -144,6 +145,8 @@ struct Remembered {
     signatures: HashMap<[u8; 64], Checked>,
     /// By certificate: what it says, and between which times that was so.
     leaves: HashMap<Vec<u8>, (Leaf, u64, u64)>,
+    /// By body of a fragment: its records, of which all catalogs hold this copy.
+    records: HashMap<Vec<u8>, Vec<Arc<ServiceRecord>>>,
 }
 
 #[derive(Debug)]
@@ -200,10 +203,26 @@ impl Verify for Verdicts {
         (span.1, span.2) = (span.1.min(wall), span.2.max(wall));
         Ok(read)
     }
+
+    fn records(&self, body: &[u8]) -> Result<Vec<Arc<ServiceRecord>>, DecodeError> {
+        let mut remembered = self.remembered();
+        if let Some(records) = remembered.records.get(body) {
+            return Ok(records.clone());
+        }
+        let records: Vec<_> = Fragment::decode(body)?.records()?.into_iter().map(Arc::new).collect();
+        if remembered.records.len() >= MOST_BODIES {
+            remembered.records.clear();
+        }
+        remembered.records.insert(body.to_vec(), records.clone());
+        Ok(records)
+    }
 }
 
 /// Bounds the memory of a long run; about 300 bytes each.
 const MOST_SIGNATURES: usize = 1 << 20;
+
+/// The same for decoded fragments; about 5 KB each.
+const MOST_BODIES: usize = 1 << 14;
 
 #[cfg(test)]
 mod tests {
@@ -233,6 +252,19 @@ mod tests {
             assert!(!trust.signature_holds(&key(&b), b"text", &signature), "the key counts");
             assert!(!trust.signature_holds(&key(&a), b"text", &signature[1..]), "the length counts");
         }
+    }
+
+    #[test]
+    fn catalogs_share_the_records_of_one_body() {
+        let trust = Authority::new(1).expect("mesh").trust();
+        let body = Fragment::default().encode().expect("fits");
+        assert_eq!(trust.records(&body), Ok(Vec::new()));
+        let record = super::super::node::record(super::super::node::service(1), "n1".parse().expect("label"));
+        let body =
+            Fragment::of(std::slice::from_ref(&record)).and_then(|fragment| fragment.encode()).expect("fits");
+        let [first, second] = [0, 1].map(|_| trust.records(&body).expect("decodes"));
+        assert!(Arc::ptr_eq(&first[0], &second[0]) && *first[0] == record);
+        assert!(trust.records(b"junk").is_err() && trust.records(b"junk").is_err());
     }
 
     #[test]

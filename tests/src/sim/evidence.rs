@@ -96,6 +96,7 @@ pub struct Memory {
 /// The nodes did not find each other.
 pub fn memory_of_churn(nodes: usize, minutes: u32, seed: u64) -> Result<Memory> {
     let (_, mut mesh) = Run::join(Size { nodes, loss: 0.0, seed }, 10, [0.2, 1.0])?;
+    mesh.has_disks = true;
     let (begin, mut next) = (mesh.now, 1);
     let mut samples = Vec::new();
     let each = (nodes / 10).max(1);

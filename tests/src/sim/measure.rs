@@ -230,6 +230,7 @@ impl Run {
             size.nodes, size.loss
         );
         let mut mesh = Mesh::new(&Scenario::parse("measured", &text)?, size.seed)?;
+        mesh.has_disks = false;
         for node in 0..size.nodes {
             mesh.act(&Act::Start { node, disk: Disk::Lost })?;
             mesh.run(mesh.now + Duration::from_millis(10));

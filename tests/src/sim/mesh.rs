@@ -72,6 +72,8 @@ pub struct Mesh {
     pub(super) downs: Vec<Down>,
     /// Events done, for speed figures.
     events: u64,
+    /// Whether catalogs are written to disks: a thousand of a thousand nodes each second are not for nothing.
+    pub(super) has_disks: bool,
     /// Wake-ups that left a deadline in the past: a daemon would spin.
     spins: u64,
 }
@@ -121,6 +123,7 @@ impl Mesh {
             watch: Watch::default(),
             downs: Vec::new(),
             events: 0,
+            has_disks: true,
             spins: 0,
         })
     }
@@ -249,7 +252,8 @@ impl Mesh {
     /// Plans to write the catalog, as the daemon's housekeeping does.
     pub(super) fn plan_save(&mut self, node: usize) {
         let life = self.life(node);
-        if let Some(process) = &mut self.nodes[node].process
+        if self.has_disks
+            && let Some(process) = &mut self.nodes[node].process
             && !std::mem::replace(&mut process.save_is_planned, true)
         {
             self.later(HOUSEKEEPING, Event::Save { node, life });

@@ -241,7 +241,7 @@ pub(super) fn service(number: usize) -> ServiceName {
     format!("svc-{number}").parse().expect("a label")
 }
 
-fn record(service: ServiceName, instance: InstanceName) -> ServiceRecord {
+pub(super) fn record(service: ServiceName, instance: InstanceName) -> ServiceRecord {
     ServiceRecord {
         service,
         instance,

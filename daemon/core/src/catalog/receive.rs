@@ -67,7 +67,7 @@ pub(super) fn judge(advert: &Advert, leaf: Option<&Leaf>, trust: &TrustBundle, w
         return Verdict::Refuse(Refusal::Signature);
     }
     if kind == Kind::Records {
-        return Verdict::Take(Content::Records(records(advert)));
+        return Verdict::Take(Content::Records(trust.records(advert.body())));
     }
     Head::decode(advert.body())
         .map_or(Verdict::Refuse(Refusal::Content), |head| Verdict::Take(Content::Head(head)))

@@ -223,4 +223,5 @@ fn a_verifier_put_in_is_asked_and_otherwise_every_check_is_made() {
     assert!(lent.signature_holds(&public_key, b"y", b""));
     assert_eq!(asked.0.load(std::sync::atomic::Ordering::Relaxed), 1);
     assert_eq!(lent.verify(b"junk", &[], WALL), Err(TrustError::Malformed));
+    assert!(lent.records(b"junk").is_err());
 }
