@@ -16,7 +16,7 @@ use tokio::time::MissedTickBehavior;
 use gossamer_core::catalog::{CardContent, Catalog, CatalogEvent, Input, MemberLiveness, Output};
 use gossamer_core::dial::Source;
 use gossamer_core::membership::MemberState;
-use gossamer_wire::frame::{AdvertCopy, Frame};
+use gossamer_wire::frame::AdvertCopy;
 use gossamer_wire::limits::MAX_CARD_BYTES;
 use gossamer_wire::{NodeId, ServiceRecord};
 
@@ -188,7 +188,7 @@ impl Task {
             let is_housekeeping = matches!(wake, Wake::Housekeeping);
             match wake {
                 Wake::Inputs => {
-                    let inputs = batch.drain(..).filter_map(input_of);
+                    let inputs = batch.drain(..).map(input_of);
                     inputs.for_each(|input| self.parts.core.handle(input, now));
                 }
                 Wake::Command(Command::Member { node, state, cause, by }) => {
@@ -275,18 +275,12 @@ const fn liveness(state: MemberState) -> MemberLiveness {
     }
 }
 
-fn input_of(message: ToCatalog) -> Option<Input> {
-    Some(match message {
+fn input_of(message: ToCatalog) -> Input {
+    match message {
         ToCatalog::Connected(peer) => Input::Connected(peer),
         ToCatalog::Disconnected(peer) => Input::Disconnected(peer),
-        ToCatalog::Frame { from, frame } => match frame {
-            Frame::Adverts { copies, forward } => Input::Adverts { from, copies, forward },
-            Frame::Root(hash) => Input::Root { from, hash },
-            Frame::Ids { ids, more } => Input::Ids { from, ids, more },
-            Frame::Want(ids) => Input::Want { from, ids },
-            _ => return None,
-        },
-    })
+        ToCatalog::Frame { from, frame } => Input::Frame { from, frame },
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use gossamer_core::catalog::{Catalog, CatalogConfig, Imports, Input};
 use gossamer_core::time::Now;
 use gossamer_core::trust::{Sign, TrustBundle, node_id};
 use gossamer_wire::advert::{Advert, AdvertId, Card, Head, Header, Kind, SIGNATURE_BYTES, Slot, Version};
-use gossamer_wire::frame::AdvertCopy;
+use gossamer_wire::frame::{AdvertCopy, Frame};
 use gossamer_wire::{MeshId, NodeId};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
@@ -127,7 +127,8 @@ impl Node {
 /// Gives an advert to the catalog as a peer does, and takes what comes out.
 pub(super) fn give(catalog: &mut Catalog, advert: &Advert) {
     let copies = vec![AdvertCopy { age: 0, bytes: advert.bytes().to_vec() }];
-    catalog.handle(Input::Adverts { from: GIVER, copies, forward: Vec::new() }, now());
+    let frame = Frame::Adverts { copies, forward: Vec::new() };
+    catalog.handle(Input::Frame { from: GIVER, frame }, now());
     while catalog.next_output().is_some() {}
 }
 

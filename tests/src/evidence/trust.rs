@@ -15,7 +15,7 @@ use gossamer::store::Store;
 use gossamer_core::catalog::{CardContent, Catalog, CatalogConfig, Imports, Input};
 use gossamer_core::time::Now;
 use gossamer_wire::flow::{OpenRequest, OpenStatus};
-use gossamer_wire::frame::{ALPN, AdvertCopy};
+use gossamer_wire::frame::{ALPN, AdvertCopy, Frame};
 use gossamer_wire::{Health, MeshId, NodeId, Port, ServiceRecord, Transport, Tries, Visibility, join};
 
 use super::{Ci, Needs, Row, Run};
@@ -258,7 +258,7 @@ impl Catalogs {
     }
 
     fn give(&mut self, copies: Vec<AdvertCopy>) {
-        let input = Input::Adverts { from: self.peer, copies, forward: Vec::new() };
+        let input = Input::Frame { from: self.peer, frame: Frame::Adverts { copies, forward: Vec::new() } };
         self.receiver.handle(input, self.now);
         while self.receiver.next_output().is_some() {}
     }

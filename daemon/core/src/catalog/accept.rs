@@ -1,7 +1,7 @@
 //! Adverts from peers: compared, judged, stored, passed on.
 //!
 //! Owns: the order of the checks, cheapest first, and what each outcome counts and says. Must not know: how a
-//! judgement is made, what follows for readers. Driven by: the facade, for `Input::Adverts` and `Input::Trust`.
+//! judgement is made, what follows for readers. Driven by: the facade, for `Frame::Adverts` and `Input::Trust`.
 
 use std::collections::BTreeSet;
 

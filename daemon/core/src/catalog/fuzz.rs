@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use gossamer_wire::advert::{Advert, AdvertId, Card, Header, Kind, SIGNATURE_BYTES, Slot, Version};
-use gossamer_wire::frame::AdvertCopy;
+use gossamer_wire::frame::{AdvertCopy, Frame};
 use gossamer_wire::token::Claims;
 use gossamer_wire::{GroupName, MeshId, NodeId, NodeName};
 use rand::SeedableRng as _;
@@ -38,7 +38,8 @@ pub fn fuzz(bytes: &[u8]) {
     let Some((mut catalog, node)) = tiny(own, &other, now) else { return };
     let give = |catalog: &mut Catalog, bytes: Vec<u8>| {
         let copies = vec![AdvertCopy { age: 0, bytes }];
-        catalog.handle(Input::Adverts { from: GIVER, copies, forward: vec![GIVER] }, now);
+        let frame = Frame::Adverts { copies, forward: vec![GIVER] };
+        catalog.handle(Input::Frame { from: GIVER, frame }, now);
     };
     catalog.handle(Input::Connected(GIVER), now);
     give(&mut catalog, bytes.to_vec());

@@ -89,37 +89,12 @@ pub enum Input {
         /// Its state.
         state: MemberLiveness,
     },
-    /// `Frame::Adverts` of a peer.
-    Adverts {
+    /// A frame of a peer. Those that are not the catalog's are skipped.
+    Frame {
         /// The peer.
         from: NodeId,
-        /// The adverts.
-        copies: Vec<AdvertCopy>,
-        /// Whom the peer cannot reach.
-        forward: Vec<NodeId>,
-    },
-    /// `Frame::Root` of a peer.
-    Root {
-        /// The peer.
-        from: NodeId,
-        /// Its root hash.
-        hash: u64,
-    },
-    /// `Frame::Ids` of a peer.
-    Ids {
-        /// The peer.
-        from: NodeId,
-        /// The ids.
-        ids: Vec<AdvertId>,
-        /// Parts still to come.
-        more: bool,
-    },
-    /// `Frame::Want` of a peer.
-    Want {
-        /// The peer.
-        from: NodeId,
-        /// What it wants.
-        ids: Vec<AdvertId>,
+        /// The frame.
+        frame: Frame,
     },
 }
 
@@ -344,10 +319,7 @@ impl Catalog {
                     self.settle(node, now);
                 }
             }
-            Input::Adverts { from, copies, forward } => self.take_copies(from, copies, &forward, now),
-            Input::Root { from, hash } => self.handle_root(from, hash, now),
-            Input::Ids { from, ids, more } => self.handle_ids(from, &ids, more, now),
-            Input::Want { from, ids } => self.handle_want(from, ids, now),
+            Input::Frame { from, frame } => self.handle_frame(from, frame, now),
         }
         self.publish(now);
     }
@@ -421,6 +393,16 @@ impl Catalog {
             self.changed_nodes.insert(node);
         }
         self.changed_services.extend(changes.services);
+    }
+
+    fn handle_frame(&mut self, from: NodeId, frame: Frame, now: Now) {
+        match frame {
+            Frame::Adverts { copies, forward } => self.take_copies(from, copies, &forward, now),
+            Frame::Root(hash) => self.handle_root(from, hash, now),
+            Frame::Ids { ids, more } => self.handle_ids(from, &ids, more, now),
+            Frame::Want(ids) => self.handle_want(from, ids, now),
+            _ => {}
+        }
     }
 
     fn event(&mut self, event: CatalogEvent) {

@@ -1,7 +1,7 @@
 //! Repair: two peers compare root hashes, then ids, then send what the other lacks.
 //!
 //! Owns: when to compare, when to believe a difference, when to stop asking in vain. Must not know: contents,
-//! signatures, what readers see. Driven by: the facade, for `Root`, `Ids`, `Want` and the timer.
+//! signatures, what readers see. Driven by: the facade, for `Root`, `Ids`, `Want` frames and the timer.
 //!
 //! Ids come in the order of their slots, so each part of a list covers a range of slots and is answered alone:
 //! nothing of a list is kept.

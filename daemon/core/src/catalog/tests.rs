@@ -495,7 +495,7 @@ fn the_network_may_lose_a_node_that_nobody_knew() {
         net.handle(0, Input::Member { node: stranger, state });
     }
     net.handle(0, Input::Disconnected(stranger));
-    net.handle(0, Input::Want { from: stranger, ids: vec![] });
+    net.handle(0, Input::Frame { from: stranger, frame: Frame::Want(vec![]) });
     assert_eq!(net.nodes[0].catalog.node_addresses(stranger), None);
     assert_eq!(net.nodes[0].catalog.nodes(net.now).len(), 2);
 }

@@ -338,8 +338,8 @@ fn lists_out_of_order_are_dropped_and_a_difference_that_stays_is_asked_about_eve
         .collect();
     let from = net.id(0);
     let backwards: Vec<_> = ids.iter().rev().copied().collect();
-    net.handle(1, Input::Ids { from, ids: backwards, more: false });
-    net.handle(1, Input::Ids { from, ids: vec![], more: true });
+    net.handle(1, Input::Frame { from, frame: Frame::Ids { ids: backwards, more: false } });
+    net.handle(1, Input::Frame { from, frame: Frame::Ids { ids: vec![], more: true } });
     assert_eq!(net.counters(1).malformed_lists, 2);
     // A peer that always shows another hash, and never lacks or gives anything.
     net.cut(0, 1);
@@ -347,7 +347,7 @@ fn lists_out_of_order_are_dropped_and_a_difference_that_stays_is_asked_about_eve
     let before = net.counters(1).repairs;
     for _ in 0..900 {
         net.pass(SECOND * 4);
-        net.handle(1, Input::Root { from, hash: 7 });
+        net.handle(1, Input::Frame { from, frame: Frame::Root(7) });
     }
     let repairs = net.counters(1).repairs - before;
     assert!((4..=12).contains(&repairs), "{repairs} in an hour");
@@ -361,7 +361,7 @@ fn a_peer_that_asks_for_everything_again_and_again_is_cut_short() {
     let from = net.id(1);
     let head = Advert::parse(&net.held_by(0, 0, Kind::Head, 0).expect("own").bytes).expect("own").id();
     for _ in 0..10 {
-        net.handle(0, Input::Want { from, ids: vec![head; 1_300] });
+        net.handle(0, Input::Frame { from, frame: Frame::Want(vec![head; 1_300]) });
     }
     assert!(net.counters(0).repaired <= 4_200);
     assert!(net.counters(0).answers_cut > 0);

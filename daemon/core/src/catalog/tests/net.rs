@@ -161,7 +161,8 @@ impl Net {
     /// Gives bytes to a node as an advert of another.
     pub(super) fn give(&mut self, from: usize, to: usize, age: u32, bytes: &[u8]) {
         let copies = vec![AdvertCopy { age, bytes: bytes.to_vec() }];
-        self.handle(to, Input::Adverts { from: self.id(from), copies, forward: Vec::new() });
+        let frame = Frame::Adverts { copies, forward: Vec::new() };
+        self.handle(to, Input::Frame { from: self.id(from), frame });
     }
 
     /// Publishes services under the node's own name.
@@ -231,14 +232,7 @@ impl Net {
     pub(super) fn step(&mut self) -> bool {
         let Some((from, to, frame)) = self.wire.pop_front() else { return false };
         let from = self.id(from);
-        let input = match frame {
-            Frame::Adverts { copies, forward } => Input::Adverts { from, copies, forward },
-            Frame::Root(hash) => Input::Root { from, hash },
-            Frame::Ids { ids, more } => Input::Ids { from, ids, more },
-            Frame::Want(ids) => Input::Want { from, ids },
-            other => panic!("{other:?} is no frame of the catalog"),
-        };
-        self.handle(to, input);
+        self.handle(to, Input::Frame { from, frame });
         true
     }
 

@@ -58,7 +58,9 @@ fn a_head_at_second_hand_gives_what_is_left_of_its_lease() {
     let aged = |copy: AdvertCopy| AdvertCopy { age: 3_000, ..copy };
     let from = net.nodes[1].node;
     let copies = all.into_iter().map(aged).collect();
-    late.nodes[0].catalog.handle(Input::Adverts { from, copies, forward: vec![] }, late.now);
+    late.nodes[0]
+        .catalog
+        .handle(Input::Frame { from, frame: Frame::Adverts { copies, forward: vec![] } }, late.now);
     let view = late.nodes[0].catalog.node(net.nodes[0].node, late.now).expect("known");
     assert_eq!((view.lease_left, view.age), (Duration::from_secs(600), Duration::from_secs(3_000)));
 }
@@ -143,7 +145,7 @@ fn a_silent_node_is_forgotten_after_a_day_and_nobody_brings_it_back() {
     assert!(net.sent("want") <= quiet.0 + 4);
     // A peer whose clock stood still offers what all have forgotten, too old by its own word.
     let old = all.into_iter().map(|copy| AdvertCopy { age: 82_900, ..copy }).collect();
-    net.handle(2, Input::Adverts { from: at_1, copies: old, forward: vec![] });
+    net.handle(2, Input::Frame { from: at_1, frame: Frame::Adverts { copies: old, forward: vec![] } });
     assert_eq!(net.view(2, "orders"), None);
     assert!(net.counters(2).refused.contains_key(&Refusal::TooOld));
     // The node itself is welcome, also in its old epoch.
@@ -164,7 +166,7 @@ fn an_older_epoch_of_a_forgotten_node_is_not_taken() {
     net.jump(FORGET_AFTER);
     assert_eq!(net.counters(1).nodes, 1);
     let from = net.id(0);
-    net.handle(1, Input::Adverts { from, copies: old, forward: vec![] });
+    net.handle(1, Input::Frame { from, frame: Frame::Adverts { copies: old, forward: vec![] } });
     assert_eq!(net.counters(1).nodes, 1);
 }
 
