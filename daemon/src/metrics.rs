@@ -275,8 +275,20 @@ impl Page<'_> {
         self.counter("advert_twins", "Adverts of a node that differ under one version", counters.twins)?;
         let refused: Vec<_> = counters.refused.iter().map(|(why, number)| (word(*why), *number)).collect();
         self.counters("adverts_refused", "Adverts refused", "reason", &refused)?;
+        self.gauge("adverts_unread", "Adverts of later versions, stored and passed on", counters.unread)?;
+        self.counter("adverts_pushed", "Own adverts pushed", counters.pushes)?;
+        self.counter("adverts_spread", "Copies handed to delegates of a tree", counters.spread)?;
+        self.counter("adverts_pulled", "Adverts asked for", counters.pulls)?;
+        self.counter("adverts_announced", "Ids announced after they were learnt", counters.announced)?;
+        self.counter(
+            "announcements_cut",
+            "Announcements dropped, a peer made too many",
+            counters.announcements_cut,
+        )?;
+        self.counter("adverts_taken_later", "Adverts over a rate, taken later", counters.taken_later)?;
         self.counter("repairs", "Repairs this node began", counters.repairs)?;
-        self.counter("adverts_repaired", "Adverts given to peers in repairs", counters.repaired)?;
+        self.counter("buckets_compared", "Bucket hashes of peers compared", counters.buckets_compared)?;
+        self.counter("adverts_repaired", "Adverts given to peers that asked", counters.repaired)?;
         self.counter("records_not_published", "Own records that found no room", counters.not_published)
     }
 

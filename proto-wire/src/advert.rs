@@ -6,6 +6,9 @@
 //! Layout: 52-byte header (big-endian, by hand), body (codec), 64-byte Ed25519 signature over
 //! `"gossamer-advert-v1\0"`, header and body. A record is deleted by being absent from the next version of
 //! its fragment; there are no tombstones (ADR 3).
+//!
+//! Header and signature stay as they are in every later version; only bodies change. So an advert of a newer
+//! version, or of a kind that is not known here, is checked, stored and passed on, and not read.
 
 use std::net::SocketAddr;
 
@@ -13,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, at_most};
 use crate::limits::{
-    MAX_ADDRESSES, MAX_ADVERT_BYTES, MAX_CARD_BYTES, MAX_EPOCH, MAX_FRAGMENTS, MAX_LEAF_BYTES,
-    MAX_NODE_LABELS_BYTES, MAX_RECORDS_PER_FRAGMENT, MAX_RELAYS,
+    MAX_ADDRESSES, MAX_ADVERT_BYTES, MAX_CARD_BYTES, MAX_EPOCH, MAX_FRAGMENTS, MAX_KIND, MAX_LATER_FRAGMENTS,
+    MAX_LEAF_BYTES, MAX_NODE_LABELS_BYTES, MAX_RECORDS_PER_FRAGMENT, MAX_RELAYS,
 };
 use crate::record::MAX_RECORD_BYTES;
 use crate::{DecodeError, EncodeError, MeshId, NodeId, RegionName, ServiceRecord, ZoneName};
@@ -30,6 +33,7 @@ const SIGN_DOMAIN: &[u8] = b"gossamer-advert-v1\0";
 
 /// The kinds of advert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "u8", try_from = "u8")]
 pub enum Kind {
     /// Certificate, addresses and place of a node; about once a day.
     Card,
@@ -37,22 +41,64 @@ pub enum Kind {
     Records,
     /// How many fragments count, and the lease; every 20 minutes.
     Head,
+    /// A kind of a later version: carried, not read.
+    Later(LaterKind),
 }
 
+/// The code of a kind that this version does not know: 4 to [`MAX_KIND`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaterKind(u8);
+
 impl Kind {
-    const fn code(self) -> u8 {
+    /// Returns the kind's number in headers and ids.
+    pub const fn code(self) -> u8 {
         match self {
             Self::Card => 1,
             Self::Records => 2,
             Self::Head => 3,
+            Self::Later(LaterKind(code)) => code,
         }
     }
 
-    const fn limit(self) -> usize {
+    /// Returns whether this version reads adverts of this kind.
+    pub const fn is_known(self) -> bool {
+        !matches!(self, Self::Later(_))
+    }
+
+    const fn max_bytes(self) -> usize {
         match self {
             Self::Card => MAX_CARD_BYTES,
-            Self::Records | Self::Head => MAX_ADVERT_BYTES,
+            Self::Records | Self::Head | Self::Later(_) => MAX_ADVERT_BYTES,
         }
+    }
+
+    /// How many adverts of this kind a node may have: with their sizes the bound of what one node can store.
+    const fn slots(self) -> u16 {
+        match self {
+            Self::Card | Self::Head => 1,
+            Self::Records => MAX_FRAGMENTS,
+            Self::Later(_) => MAX_LATER_FRAGMENTS,
+        }
+    }
+}
+
+impl TryFrom<u8> for Kind {
+    type Error = DecodeError;
+
+    fn try_from(code: u8) -> Result<Self, DecodeError> {
+        match code {
+            1 => Ok(Self::Card),
+            2 => Ok(Self::Records),
+            3 => Ok(Self::Head),
+            4..=MAX_KIND => Ok(Self::Later(LaterKind(code))),
+            _ => Err(DecodeError::Unknown { what: "advert kind", value: code.into() }),
+        }
+    }
+}
+
+impl From<Kind> for u8 {
+    fn from(kind: Kind) -> Self {
+        kind.code()
     }
 }
 
@@ -63,7 +109,7 @@ pub struct Slot {
     pub node: NodeId,
     /// The kind.
     pub kind: Kind,
-    /// The fragment, 0 for cards and heads.
+    /// The fragment; 0 for cards and heads, below [`MAX_LATER_FRAGMENTS`] for later kinds.
     pub k: u16,
 }
 
@@ -109,27 +155,22 @@ impl Advert {
     pub fn parse(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader(bytes);
         let version = reader.u8()?;
-        if version != VERSION {
+        if version < VERSION {
             return Err(DecodeError::Unknown { what: "advert version", value: version.into() });
         }
         let mesh = MeshId::from_bytes(reader.array()?);
         let node = NodeId::from_bytes(reader.array()?);
-        let kind = match reader.u8()? {
-            1 => Kind::Card,
-            2 => Kind::Records,
-            3 => Kind::Head,
-            value => return Err(DecodeError::Unknown { what: "advert kind", value: value.into() }),
-        };
+        let kind = Kind::try_from(reader.u8()?)?;
         let k = u16::from_be_bytes(reader.array()?);
         let epoch = u64::from_be_bytes(reader.array()?);
         let seq = u64::from_be_bytes(reader.array()?);
         if reader.0.len() < SIGNATURE_BYTES {
             return Err(DecodeError::Short("advert"));
         }
-        if bytes.len() > kind.limit() {
-            return Err(DecodeError::TooLong { what: "advert", len: bytes.len(), limit: kind.limit() });
+        if bytes.len() > kind.max_bytes() {
+            return Err(DecodeError::TooLong { what: "advert", len: bytes.len(), limit: kind.max_bytes() });
         }
-        if k >= MAX_FRAGMENTS || (k != 0 && kind != Kind::Records) {
+        if k >= kind.slots() {
             return Err(DecodeError::Unknown { what: "fragment number", value: k.into() });
         }
         if epoch >= MAX_EPOCH {
@@ -159,12 +200,18 @@ impl Advert {
         bytes.extend_from_slice(&version.seq.to_be_bytes());
         bytes.extend_from_slice(body);
         let len = bytes.len() + SIGNATURE_BYTES;
-        if len > slot.kind.limit() {
-            return Err(EncodeError::TooLong { what: "advert", len, limit: slot.kind.limit() });
+        let limit = slot.kind.max_bytes();
+        if len > limit {
+            return Err(EncodeError::TooLong { what: "advert", len, limit });
         }
         let signature = sign(&signed_bytes(&bytes));
         bytes.extend_from_slice(&signature);
         Ok(Self { header, bytes })
+    }
+
+    /// Returns whether this version reads the body; else the advert is only stored and passed on.
+    pub fn is_readable(&self) -> bool {
+        self.bytes.first() == Some(&VERSION) && self.id().slot.kind.is_known()
     }
 
     /// Returns the header.
@@ -254,6 +301,26 @@ impl Card {
             });
         }
         Ok(card)
+    }
+
+    /// Reads the leaf of a card of a later version: in every version the body of a card begins with it. The
+    /// other fields are empty.
+    ///
+    /// # Errors
+    /// The owner's fault; the advert is refused.
+    pub fn of_later(body: &[u8]) -> Result<Self, DecodeError> {
+        let (leaf, _) = codec::decode_prefix::<Vec<u8>>("card", body, MAX_CARD_BYTES)?;
+        at_most("leaf certificate", &leaf, MAX_LEAF_BYTES)?;
+        Ok(Self {
+            leaf,
+            addresses: Vec::new(),
+            zone: None,
+            region: None,
+            labels: Vec::new(),
+            relays: Vec::new(),
+            protocol: (0, 0),
+            capabilities: 0,
+        })
     }
 }
 

@@ -70,12 +70,14 @@ pub enum Frame {
     },
     /// Root hash of the giver's catalog.
     Root(u64),
-    /// All advert ids the giver holds, or one part of them.
+    /// The advert ids the giver holds in some buckets, answering [`Self::Buckets`].
     Ids {
+        /// The buckets.
+        buckets: Vec<u8>,
         /// The ids.
         ids: Vec<AdvertId>,
-        /// Parts still to come after this one.
-        more: bool,
+        /// Whether these are all ids of the buckets.
+        whole: bool,
     },
     /// Adverts the giver wants.
     Want(Vec<AdvertId>),
@@ -113,7 +115,7 @@ pub enum Frame {
     ProbeAck(u64),
 }
 
-/// Buckets a catalog is compared by: the first byte of an advert's hash.
+/// Buckets a catalog is compared by: the first byte of the hash of an advert's slot.
 pub const BUCKETS: usize = 256;
 
 impl Frame {
@@ -126,7 +128,7 @@ impl Frame {
             Self::Hello(hello) => (1, payload(hello)?),
             Self::Adverts { copies, forward } => (2, payload(&(copies, forward))?),
             Self::Root(hash) => (3, payload(hash)?),
-            Self::Ids { ids, more } => (4, payload(&(ids, more))?),
+            Self::Ids { buckets, ids, whole } => (4, payload(&(buckets, ids, whole))?),
             Self::Want(ids) => (5, payload(ids)?),
             Self::MemberHash(hash) => (6, payload(hash)?),
             Self::Members { members, reply } => (7, payload(&(members, reply))?),
@@ -174,9 +176,10 @@ impl Frame {
             }
             3 => Self::Root(value(payload)?),
             4 => {
-                let (ids, more): (Vec<AdvertId>, bool) = value(payload)?;
+                let (buckets, ids, whole): (Vec<u8>, Vec<AdvertId>, bool) = value(payload)?;
+                at_most("buckets", &buckets, BUCKETS)?;
                 at_most("advert ids", &ids, MAX_IDS_PER_FRAME)?;
-                Self::Ids { ids, more }
+                Self::Ids { buckets, ids, whole }
             }
             5 => {
                 let ids: Vec<AdvertId> = value(payload)?;
@@ -260,7 +263,7 @@ mod tests {
             }),
             Frame::Adverts { copies: vec![AdvertCopy { age: 9, bytes: vec![1, 2] }], forward: vec![node()] },
             Frame::Root(1 << 60),
-            Frame::Ids { ids: vec![id], more: true },
+            Frame::Ids { buckets: vec![5], ids: vec![id], whole: true },
             Frame::Want(vec![id]),
             Frame::MemberHash(4),
             Frame::Members {
@@ -327,6 +330,8 @@ mod tests {
             slot: Slot { node: node(), kind: Kind::Records, k: 63 },
             version: Version { epoch: crate::limits::MAX_EPOCH, seq: u64::MAX },
         };
-        assert!(Frame::Ids { ids: vec![id; MAX_IDS_PER_FRAME], more: false }.encode().is_ok());
+        assert!(Frame::Have(vec![id; MAX_IDS_PER_FRAME]).encode().is_ok());
+        let buckets = (0..=u8::MAX).collect();
+        assert!(Frame::Ids { buckets, ids: vec![id; MAX_IDS_PER_FRAME], whole: false }.encode().is_ok());
     }
 }

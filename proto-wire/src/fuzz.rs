@@ -48,7 +48,7 @@ fn advert(bytes: &[u8]) {
 fn frame(bytes: &[u8]) {
     let Some((prefix, payload)) = bytes.split_first_chunk() else { return };
     let _ = Frame::decode_prefix(*prefix);
-    for kind in 0..12 {
+    for kind in 0..16 {
         if let Ok(Some(frame)) = Frame::decode(kind, payload)
             && let Ok(again) = frame.encode()
         {

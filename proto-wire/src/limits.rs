@@ -20,6 +20,12 @@ pub const MAX_CARD_BYTES: usize = 2_048;
 /// Most fragments of one node: 64 x 1,100 bytes hold about 700 records.
 pub const MAX_FRAGMENTS: u16 = 64;
 
+/// Greatest code of an advert's kind: eight kinds of later versions are stored and passed on, no more, for all
+/// nodes must bound what they store in the same way, or their hashes would differ for ever.
+pub const MAX_KIND: u8 = 11;
+/// Most adverts of one later kind and node: all of them together are as long as the records.
+pub const MAX_LATER_FRAGMENTS: u16 = 8;
+
 /// Most records in one fragment: 64 is more than 1,100 bytes can hold, so the byte limit acts first.
 pub const MAX_RECORDS_PER_FRAGMENT: usize = 64;
 
@@ -74,7 +80,7 @@ pub const MAX_SWIM_BYTES: usize = 1_100;
 
 /// Most adverts in one frame, and most ids in one repair message (33 bytes each at the most).
 pub const MAX_ADVERTS_PER_FRAME: usize = 256;
-/// Most advert ids in one repair frame: 1,300 x 50 bytes stay below [`MAX_FRAME_BYTES`].
+/// Most advert ids in one repair frame: 1,300 x 38 bytes at the most stay below [`MAX_FRAME_BYTES`].
 pub const MAX_IDS_PER_FRAME: usize = 1_300;
 
 /// Most members in one full-state message: 1,500 x 40 bytes stay below [`MAX_FRAME_BYTES`].

@@ -56,12 +56,16 @@ fn frames() -> Vec<(Frame, &'static str)> {
         ),
         (Frame::Root(u64::MAX), "000000090003fdffffffffffffffff"),
         (
-            Frame::Ids { ids: vec![advert_id(Kind::Records, 63), advert_id(Kind::Card, 0)], more: true },
-            "00000032000402aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa013f03fc70110100aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa000003fc7011010001",
+            Frame::Ids {
+                buckets: vec![7],
+                ids: vec![advert_id(Kind::Records, 63), advert_id(Kind::Card, 0)],
+                whole: true,
+            },
+            "000000340004010702aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa023f03fc70110100aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa010003fc7011010001",
         ),
         (
             Frame::Want(vec![advert_id(Kind::Head, 0)]),
-            "00000019000501aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa020003fc70110100",
+            "00000019000501aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa030003fc70110100",
         ),
         (Frame::MemberHash(250), "000000010006fa"),
         (
@@ -79,6 +83,21 @@ fn frames() -> Vec<(Frame, &'static str)> {
         (Frame::DialBack(Purpose::Data), "00000001000801"),
         (Frame::Statements(vec![vec![9; 3], Vec::new()]), "000000060009020309090900"),
         (Frame::Swim(vec![3, 0, 0, 9, 0, 0, 1]), "00000008000a0703000009000001"),
+        (Frame::Buckets(vec![0, u64::MAX]), "0000000b000b0200fdffffffffffffffff"),
+        (
+            Frame::Spread {
+                copies: vec![AdvertCopy { age: 0, bytes: vec![7] }],
+                first: NODE,
+                last: NodeId::from_bytes([0xbb; 16]),
+            },
+            "00000024000c01000107aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaabbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb",
+        ),
+        (
+            Frame::Have(vec![advert_id(Kind::Records, 63)]),
+            "00000019000d01aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa023f03fc70110100",
+        ),
+        (Frame::Probe(251), "00000003000efbfb00"),
+        (Frame::ProbeAck(1), "00000001000f01"),
     ]
 }
 

@@ -6,7 +6,7 @@ use gossamer_wire::advert::{
     Advert, AdvertId, Card, Fragment, Head, Header, Kind, SIGNATURE_BYTES, Slot, Version,
 };
 use gossamer_wire::flow::OpenRequest;
-use gossamer_wire::frame::{AdvertCopy, Frame};
+use gossamer_wire::frame::{AdvertCopy, BUCKETS, Frame};
 use gossamer_wire::join::{Admitted, JoinReply, PeerHint};
 use gossamer_wire::limits::*;
 use gossamer_wire::statement::{Change, SignedStatement, Statement};
@@ -67,7 +67,18 @@ fn lists_in_frames_are_limited() {
         decode_frame(&Frame::Adverts { copies: Vec::new(), forward: vec![NODE; count] })
     });
     assert_limit("ids", MAX_IDS_PER_FRAME, |count| {
-        decode_frame(&Frame::Ids { ids: (0..count).map(advert_id).collect(), more: false })
+        let ids = (0..count).map(advert_id).collect();
+        decode_frame(&Frame::Ids { buckets: Vec::new(), ids, whole: false })
+    });
+    assert_limit("buckets", BUCKETS, |count| {
+        decode_frame(&Frame::Ids { buckets: vec![0; count], ids: Vec::new(), whole: true })
+    });
+    assert_limit("bucket hashes", BUCKETS, |count| decode_frame(&Frame::Buckets(vec![0; count])));
+    assert_limit("ids to announce", MAX_IDS_PER_FRAME, |count| {
+        decode_frame(&Frame::Have((0..count).map(advert_id).collect()))
+    });
+    assert_limit("adverts to spread", MAX_ADVERTS_PER_FRAME, |count| {
+        decode_frame(&Frame::Spread { copies: vec![copy(1); count], first: NODE, last: NODE })
     });
     assert_limit("wanted ids", MAX_IDS_PER_FRAME, |count| {
         decode_frame(&Frame::Want((0..count).map(advert_id).collect()))
@@ -172,9 +183,13 @@ fn header(kind: Kind) -> Header {
 
 #[test]
 fn adverts_are_limited_by_their_kind() {
-    for (kind, limit) in
-        [(Kind::Card, MAX_CARD_BYTES), (Kind::Records, MAX_ADVERT_BYTES), (Kind::Head, MAX_ADVERT_BYTES)]
-    {
+    let later = Kind::try_from(MAX_KIND).expect("the last of the later kinds");
+    for (kind, limit) in [
+        (Kind::Card, MAX_CARD_BYTES),
+        (Kind::Records, MAX_ADVERT_BYTES),
+        (Kind::Head, MAX_ADVERT_BYTES),
+        (later, MAX_ADVERT_BYTES),
+    ] {
         let empty = Advert::build(header(kind), &[], |_| [0; SIGNATURE_BYTES]).expect("fits");
         assert_limit("advert", limit, |len| {
             let mut bytes = empty.bytes().to_vec();
@@ -195,6 +210,9 @@ fn fragment_numbers_and_epochs_end_where_the_protocol_says() {
     // The fragment number stands behind version, mesh, node and kind; the epoch behind it.
     assert!(with(34, &(MAX_FRAGMENTS - 1).to_be_bytes()).is_ok());
     assert!(with(34, &MAX_FRAGMENTS.to_be_bytes()).is_err());
+    assert!(with(33, &[MAX_KIND]).is_ok() && with(33, &[MAX_KIND + 1]).is_err());
+    let later = |k: u16| with(33, &[&[MAX_KIND], &k.to_be_bytes()[..]].concat());
+    assert!(later(MAX_LATER_FRAGMENTS - 1).is_ok() && later(MAX_LATER_FRAGMENTS).is_err());
     assert!(with(36, &(MAX_EPOCH - 1).to_be_bytes()).is_ok());
     assert!(with(36, &MAX_EPOCH.to_be_bytes()).is_err());
 }

@@ -10,9 +10,11 @@ use gossamer_wire::advert::{
     Advert, AdvertId, Card, Fragment, HEADER_BYTES, Head, Header, Kind, SIGNATURE_BYTES, Slot, Version,
 };
 use gossamer_wire::flow::{self, OpenRequest};
-use gossamer_wire::frame::{AdvertCopy, Frame, Hello, PREFIX_BYTES, Purpose};
+use gossamer_wire::frame::{AdvertCopy, BUCKETS, Frame, Hello, PREFIX_BYTES, Purpose};
 use gossamer_wire::join::{Admitted, JoinReply, PeerHint};
-use gossamer_wire::limits::{MAX_ADDRESSES, MAX_EPOCH, MAX_FRAGMENTS, MAX_METADATA, MAX_PORTS};
+use gossamer_wire::limits::{
+    MAX_ADDRESSES, MAX_EPOCH, MAX_FRAGMENTS, MAX_KIND, MAX_LATER_FRAGMENTS, MAX_METADATA, MAX_PORTS,
+};
 use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
 use gossamer_wire::token::{Claims, Grant, Token, pattern_matches};
@@ -57,6 +59,8 @@ fn slot() -> impl Strategy<Value = Slot> {
         Just((Kind::Card, 0)),
         (0..MAX_FRAGMENTS).prop_map(|k| (Kind::Records, k)),
         Just((Kind::Head, 0)),
+        (4..=MAX_KIND, 0..MAX_LATER_FRAGMENTS)
+            .prop_map(|(code, k)| (Kind::try_from(code).expect("later"), k)),
     ];
     (node(), kind).prop_map(|(node, (kind, k))| Slot { node, kind, k })
 }
@@ -79,9 +83,18 @@ fn frame() -> impl Strategy<Value = Frame> {
     let copy = (any::<u32>(), vec(any::<u8>(), 0..300)).prop_map(|(age, bytes)| AdvertCopy { age, bytes });
     prop_oneof![
         hello,
-        (vec(copy, 0..5), vec(node(), 0..5)).prop_map(|(copies, forward)| Frame::Adverts { copies, forward }),
+        (vec(copy.clone(), 0..5), vec(node(), 0..5))
+            .prop_map(|(copies, forward)| Frame::Adverts { copies, forward }),
         any::<u64>().prop_map(Frame::Root),
-        (vec(advert_id(), 0..20), any::<bool>()).prop_map(|(ids, more)| Frame::Ids { ids, more }),
+        (vec(any::<u8>(), 0..20), vec(advert_id(), 0..20), any::<bool>())
+            .prop_map(|(buckets, ids, whole)| Frame::Ids { buckets, ids, whole }),
+        vec(any::<u64>(), 0..=BUCKETS).prop_map(Frame::Buckets),
+        vec(advert_id(), 0..20).prop_map(Frame::Have),
+        (vec(copy, 0..5), node(), node()).prop_map(|(copies, first, last)| Frame::Spread {
+            copies,
+            first,
+            last
+        }),
         vec(advert_id(), 0..20).prop_map(Frame::Want),
         any::<u64>().prop_map(Frame::MemberHash),
         (vec(member(), 0..20), any::<bool>()).prop_map(|(members, reply)| Frame::Members { members, reply }),

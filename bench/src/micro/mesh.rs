@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use gossamer_core::catalog::{Catalog, CatalogConfig, Imports, Input};
+use gossamer_core::catalog::{Catalog, CatalogConfig, DIRECT_UP_TO, Imports, Input};
 use gossamer_core::time::Now;
 use gossamer_core::trust::{Sign, TrustBundle, node_id};
 use gossamer_wire::advert::{Advert, AdvertId, Card, Head, Header, Kind, SIGNATURE_BYTES, Slot, Version};
@@ -87,6 +87,8 @@ impl Mesh {
             zone: None,
             region: None,
             imports: Imports::default(),
+            direct_up_to: DIRECT_UP_TO,
+            first_seq: 0,
         };
         let rng = SmallRng::seed_from_u64(1);
         let signer = Box::new(own.signer);

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use quinn::Connection;
-use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{mpsc, oneshot};
 
-use gossamer_core::catalog::{CardContent, Catalog, CatalogConfig, Imports};
+use gossamer_core::catalog::{CardContent, Catalog, CatalogConfig, DIRECT_UP_TO, Imports};
 use gossamer_wire::frame::AdvertCopy;
 use gossamer_wire::swim::Identity as SwimIdentity;
 use gossamer_wire::{Generation, RegionName, ServiceRecord, ZoneName};
@@ -205,15 +205,17 @@ fn start_transport(stage: &Stage, parts: &MeshParts) -> Result<((Peers, SocketAd
 
 fn catalog_core(parts: &MeshParts, epoch: u64, restored: Vec<AdvertCopy>) -> Catalog {
     let identity = &parts.identity;
+    let mut rng = SmallRng::from_rng(&mut parts.entropy.rng("catalog"));
     let config = CatalogConfig {
         node: identity.node(),
         group: identity.group().clone(),
         zone: parts.zone.clone(),
         region: parts.region.clone(),
         imports: parts.imports.clone(),
+        direct_up_to: DIRECT_UP_TO,
+        first_seq: rng.random(),
     };
     let (trust, signer) = (identity.trust.clone(), Box::new(Arc::clone(&identity.key)));
-    let rng = SmallRng::from_rng(&mut parts.entropy.rng("catalog"));
     Catalog::new(config, trust, signer, rng, epoch, restored, parts.clock.now())
 }
 

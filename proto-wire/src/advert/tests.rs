@@ -51,7 +51,7 @@ fn header_bytes_are_the_ones_of_version_1() {
 #[test]
 fn broken_headers_are_refused() {
     let good = build(Kind::Card, &[0; 8]).bytes().to_vec();
-    for (at, value) in [(0, 9), (33, 0), (33, 7), (34, 1), (36, 255)] {
+    for (at, value) in [(0, 0), (33, 0), (33, MAX_KIND + 1), (34, 1), (36, 255)] {
         let mut bytes = good.clone();
         bytes[at] = value;
         assert!(Advert::parse(&bytes).is_err(), "byte {at} = {value}");
@@ -59,6 +59,19 @@ fn broken_headers_are_refused() {
     for len in 0..HEADER_BYTES + SIGNATURE_BYTES {
         assert!(Advert::parse(&good[..len]).is_err(), "{len} bytes");
     }
+}
+
+#[test]
+fn what_a_later_version_brings_is_carried_byte_for_byte_and_not_read() {
+    let mut newer = build(Kind::Records, b"body").bytes().to_vec();
+    newer[0] = VERSION + 1;
+    let later = build(Kind::try_from(7).expect("later"), b"body").bytes().to_vec();
+    for bytes in [newer, later] {
+        let advert = Advert::parse(&bytes).expect("the header is the same");
+        assert!(!advert.is_readable());
+        assert_eq!((advert.bytes(), advert.body()), (&bytes[..], &b"body"[..]));
+    }
+    assert!(build(Kind::Records, b"body").is_readable());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use gossamer::identity::{Identity, InitRequest, NodeKey};
 use gossamer::store::Store;
-use gossamer_core::catalog::{CardContent, Catalog, CatalogConfig, Imports, Input};
+use gossamer_core::catalog::{CardContent, Catalog, CatalogConfig, DIRECT_UP_TO, Imports, Input};
 use gossamer_core::time::Now;
 use gossamer_wire::flow::{OpenRequest, OpenStatus};
 use gossamer_wire::frame::{ALPN, AdvertCopy, Frame};
@@ -225,6 +225,8 @@ impl Catalogs {
                 zone: None,
                 region: None,
                 imports: Imports::default(),
+                direct_up_to: DIRECT_UP_TO,
+                first_seq: 0,
             };
             let random = SmallRng::seed_from_u64(1);
             Catalog::new(config, identity.trust.clone(), Box::new(key), random, 1, Vec::new(), now)

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use gossamer_core::catalog::{CardContent, Catalog, CatalogConfig, Imports};
+use gossamer_core::catalog::{CardContent, Catalog, CatalogConfig, DIRECT_UP_TO, Imports};
 use gossamer_core::dial::{DialBook, Source};
 use gossamer_core::membership::{Membership, MembershipConfig};
 use gossamer_core::time::Now;
@@ -17,8 +17,8 @@ use gossamer_wire::swim::Identity as SwimIdentity;
 use gossamer_wire::{
     Generation, Health, InstanceName, NodeId, Port, ServiceName, ServiceRecord, Transport, Tries, Visibility,
 };
-use rand::SeedableRng as _;
 use rand::rngs::{SmallRng, StdRng};
+use rand::{RngExt as _, SeedableRng as _};
 
 use super::authority::{Identity, WALL};
 use super::link::ConnId;
@@ -159,6 +159,8 @@ impl Node {
             zone: None,
             region: None,
             imports: Imports::default(),
+            direct_up_to: DIRECT_UP_TO,
+            first_seq: rng(4).random(),
         };
         let key = Box::new(self.identity.key.clone());
         let draw = SmallRng::seed_from_u64(draws.wrapping_add(2));

@@ -28,11 +28,7 @@ impl Mesh {
             Frame::Members { members, reply } => {
                 self.tell_membership(node, membership::Input::Members { from: id, members, reply });
             }
-            frame => match catalog_input(id, frame) {
-                Some(input) => self.tell_catalog(node, input),
-                // Frames of parts that the cores do not have.
-                None => return,
-            },
+            frame => self.tell_catalog(node, catalog::Input::Frame { from: id, frame }),
         }
         self.drain(node);
     }
@@ -188,16 +184,6 @@ impl Mesh {
             process.catalog.handle_timeout(now);
         }
     }
-}
-
-fn catalog_input(from: NodeId, frame: Frame) -> Option<catalog::Input> {
-    Some(match frame {
-        Frame::Adverts { copies, forward } => catalog::Input::Adverts { from, copies, forward },
-        Frame::Root(hash) => catalog::Input::Root { from, hash },
-        Frame::Ids { ids, more } => catalog::Input::Ids { from, ids, more },
-        Frame::Want(ids) => catalog::Input::Want { from, ids },
-        _ => return None,
-    })
 }
 
 const fn liveness(state: MemberState) -> MemberLiveness {

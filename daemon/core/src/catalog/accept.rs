@@ -1,16 +1,18 @@
 //! Adverts from peers: compared, judged, stored, passed on.
 //!
 //! Owns: the order of the checks, cheapest first, and what each outcome counts and says. Must not know: how a
-//! judgement is made, what follows for readers. Driven by: the facade, for `Frame::Adverts` and `Input::Trust`.
+//! judgement is made, what follows for readers. Driven by: the facade, for `Frame::Adverts`, `Frame::Spread` and
+//! `Input::Trust`.
 
 use std::collections::BTreeSet;
 
 use gossamer_wire::NodeId;
-use gossamer_wire::advert::{Advert, Kind};
+use gossamer_wire::advert::{Advert, AdvertId, Kind, Slot};
 use gossamer_wire::frame::AdvertCopy;
 use gossamer_wire::limits::OFFER_UNTIL;
 
 use super::age::Age;
+use super::held::Route;
 use super::receive::{self, Content, Refusal, Verdict};
 use super::store::Known;
 use super::{Catalog, CatalogEvent, Output};
@@ -18,19 +20,13 @@ use crate::time::Now;
 use crate::trust::TrustBundle;
 
 impl Catalog {
-    /// Takes adverts of a peer and passes the new ones on to those of `forward` this node is connected to.
-    pub(super) fn take_copies(
-        &mut self,
-        from: NodeId,
-        copies: Vec<AdvertCopy>,
-        forward: &[NodeId],
-        now: Now,
-    ) {
+    /// Takes adverts of a peer and passes the new ones on as the peer asked.
+    pub(super) fn take_copies(&mut self, from: NodeId, copies: Vec<AdvertCopy>, route: &Route, now: Now) {
         let mut touched = BTreeSet::new();
-        let mut fresh = Vec::new();
+        let mut onward = Vec::new();
         for copy in copies {
-            match self.take_copy(from, &copy, &mut touched, now) {
-                Ok(true) => fresh.push(copy),
+            match self.take_copy(from, &copy, route, &mut touched, now) {
+                Ok(true) => onward.push(copy),
                 Ok(false) => {}
                 Err((owner, why)) => self.refuse(from, owner, why),
             }
@@ -38,10 +34,15 @@ impl Catalog {
         for node in touched {
             self.settle(node, now);
         }
-        for &to in forward {
-            if to != from && self.repair.is_connected(to) {
-                self.send_adverts(to, fresh.iter().filter(|copy| !is_of(copy, to)).cloned().collect(), &[]);
-            }
+        self.pass_on(from, &onward, route);
+    }
+
+    /// Takes the adverts whose rate allows it again, the latest of each slot.
+    pub(super) fn take_later(&mut self, now: Now) {
+        while let Some((from, waiting)) = self.later.take_due(now.mono) {
+            let copy =
+                AdvertCopy { age: waiting.age.to_wire(now.mono), bytes: waiting.advert.bytes().to_vec() };
+            self.take_copies(from, vec![copy], &waiting.route, now);
         }
     }
 
@@ -53,7 +54,8 @@ impl Catalog {
             let Ok(advert) = Advert::parse(&copy.bytes) else { continue };
             let slot = advert.id().slot;
             if slot.node != me {
-                self.judge(me, advert, Age::received(copy.age, now.mono), &mut touched, now).ok();
+                let held = (advert, Age::received(copy.age, now.mono));
+                self.judge(me, held, &mut touched, now).ok();
             } else if slot.kind == Kind::Records && self.publisher.has_signed(&advert) {
                 let records = receive::records(&advert).unwrap_or_default();
                 records.iter().for_each(|record| self.publisher.restore(slot.k, record));
@@ -96,16 +98,18 @@ impl Catalog {
         }
     }
 
-    /// Takes one copy; `Ok(true)` when it is new here.
+    /// Takes one copy; `Ok(true)` when it is to be passed on.
     fn take_copy(
         &mut self,
         from: NodeId,
         copy: &AdvertCopy,
+        route: &Route,
         touched: &mut BTreeSet<NodeId>,
         now: Now,
     ) -> Result<bool, (Option<NodeId>, Refusal)> {
         let advert = Advert::parse(&copy.bytes).map_err(|_| (None, Refusal::Header))?;
-        let node = advert.id().slot.node;
+        let AdvertId { slot, version } = advert.id();
+        let node = slot.node;
         let refused = |why| (Some(node), why);
         if advert.header().mesh != self.trust.mesh() {
             return Err(refused(Refusal::Mesh));
@@ -114,9 +118,10 @@ impl Catalog {
         match known {
             Known::Same => {
                 self.counters.duplicates += 1;
+                self.pulls.came(from, slot, version, now.mono);
                 self.store.make_younger(node, copy.age, now);
                 touched.insert(node);
-                return Ok(false);
+                return Ok(self.goes_down(slot, route));
             }
             Known::Older => {
                 self.counters.older += 1;
@@ -127,9 +132,17 @@ impl Catalog {
             }
             Known::New | Known::Twin => {}
         }
+        if self.later.has_from(from, advert.id()) {
+            return Ok(false);
+        }
+        let age = Age::received(copy.age, now.mono);
         let has_card = node == self.config.node || self.store.owner(node).is_some();
         if !self.rates.take(from, node, has_card, now.mono) {
-            return Err(refused(Refusal::Rate));
+            let waits = node != self.config.node
+                && known == Known::New
+                && self.later.put(from, (advert, age), route.clone(), now.mono);
+            self.counters.taken_later += u64::from(waits);
+            return if waits { Ok(false) } else { Err(refused(Refusal::Rate)) };
         }
         if node == self.config.node {
             return self.take_own(&advert).map_err(refused).map(|()| false);
@@ -141,29 +154,43 @@ impl Catalog {
             }
             return Ok(false);
         }
-        if Age::received(copy.age, now.mono).at(now.mono) >= OFFER_UNTIL {
+        if age.at(now.mono) >= OFFER_UNTIL {
             return Err(refused(Refusal::TooOld));
         }
         if self.held.has_from(from, advert.id()) {
             return Ok(false);
         }
-        let is_new =
-            self.judge(from, advert, Age::received(copy.age, now.mono), touched, now).map_err(refused)?;
-        if is_new {
-            if !has_card {
-                self.rates.introduce(from, node);
-            }
-            self.repair.taught(from, node);
+        let id = advert.id();
+        let is_stored = self.judge(from, (advert, age), touched, now).map_err(refused)?;
+        let was_asked = self.pulls.came(from, slot, version, now.mono);
+        if !is_stored {
+            return Ok(false);
         }
-        Ok(is_new)
+        if !has_card {
+            self.rates.introduce(from, node);
+        }
+        if was_asked || from != node {
+            self.repair.taught(from);
+        }
+        // A push of the owner reaches everybody by itself, unless it comes down a tree.
+        if was_asked || from != node || route.interval.is_some() {
+            self.pulls.learn(id, from, now.mono);
+        }
+        Ok(route.interval.is_none() || self.goes_down(slot, route))
+    }
+
+    /// Returns whether a stored advert goes on down the tree it came by.
+    fn goes_down(&mut self, slot: Slot, route: &Route) -> bool {
+        route.interval.is_some()
+            && slot.node != self.config.node
+            && self.store.owner_mut(slot.node).is_some_and(|owner| owner.may_spread(slot))
     }
 
     /// Judges an advert and stores or holds it. `Ok(true)` when it was stored.
     fn judge(
         &mut self,
         from: NodeId,
-        advert: Advert,
-        age: Age,
+        (advert, age): (Advert, Age),
         touched: &mut BTreeSet<NodeId>,
         now: Now,
     ) -> Result<bool, Refusal> {
@@ -172,8 +199,10 @@ impl Catalog {
         let content = match receive::judge(&advert, leaf, &self.trust, now.wall) {
             Verdict::Take(content) => content,
             Verdict::Refuse(why) => return Err(why),
-            Verdict::Hold if self.held.put(from, advert, age, now.mono) => return Ok(false),
-            Verdict::Hold => return Err(Refusal::TooManyHeld),
+            Verdict::Hold => {
+                let is_held = self.held.put(from, (advert, age), Route::default(), now.mono);
+                return if is_held { Ok(false) } else { Err(Refusal::TooManyHeld) };
+            }
         };
         if let Content::Records(Err(why)) = &content {
             self.event(CatalogEvent::Quarantined { id: advert.id(), why: why.clone() });
@@ -203,12 +232,14 @@ impl Catalog {
         };
         let mut touched = BTreeSet::new();
         for (from, waiting) in waiting {
-            let owner = waiting.advert.id().slot.node;
+            let id = waiting.advert.id();
             if self.store.compare(&waiting.advert, now.mono) != Known::New {
                 continue;
             }
-            if let Err(why) = self.judge(from, waiting.advert, waiting.age, &mut touched, now) {
-                self.refuse(from, Some(owner), why);
+            match self.judge(from, (waiting.advert, waiting.age), &mut touched, now) {
+                Ok(true) => self.pulls.learn(id, from, now.mono),
+                Ok(false) => {}
+                Err(why) => self.refuse(from, Some(id.slot.node), why),
             }
         }
         for node in touched {
@@ -260,9 +291,4 @@ impl Catalog {
             self.event(CatalogEvent::Refused { from, owner, why });
         }
     }
-}
-
-/// Returns whether the copy belongs to a node: nobody is sent what it owns itself.
-fn is_of(copy: &AdvertCopy, node: NodeId) -> bool {
-    Advert::parse(&copy.bytes).is_ok_and(|advert| advert.id().slot.node == node)
 }

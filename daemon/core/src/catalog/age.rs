@@ -94,6 +94,12 @@ impl Bucket {
         is_there
     }
 
+    /// Returns whether it is as a new one is.
+    pub(super) fn is_full(&self, now: Instant) -> bool {
+        let refill = now.saturating_duration_since(self.at).as_secs_f64() * self.rate;
+        self.tokens + refill >= self.burst
+    }
+
     /// Returns when a token is there at the latest, reckoned from the last `take`.
     pub(super) fn ready_at(&self) -> Instant {
         let lack = (1.0 - self.tokens).max(0.0);
@@ -102,9 +108,20 @@ impl Bucket {
     }
 }
 
+/// How long an advert over a rate waits before it is tried again: 16 tokens.
+pub(super) const LATER: Duration = Duration::from_millis(250);
+
 /// Token buckets of what each peer gives of each owner. What one peer does changes nothing for another.
 #[derive(Debug, Default)]
-pub(super) struct Rates(BTreeMap<NodeId, Giver>);
+pub(super) struct Rates {
+    givers: BTreeMap<NodeId, Giver>,
+    /// When buckets that are full again were thrown away.
+    swept: Option<Instant>,
+}
+
+/// How often full buckets are thrown away. In a tree every peer gives adverts of every owner some time, and a
+/// bucket for each pair of a large mesh would not fit.
+const SWEEP: Duration = Duration::from_secs(8);
 
 /// The buckets of one peer: one for each owner whose card is known, some for others, one for all the rest.
 #[derive(Debug)]
@@ -129,7 +146,8 @@ impl Rates {
     /// Takes a token of (giver, owner); `false` when the giver sends too much of that owner. The owner's name is
     /// not verified: one whose card is not known may be an invention of the giver.
     pub(super) fn take(&mut self, giver: NodeId, owner: NodeId, is_known: bool, now: Instant) -> bool {
-        let of_giver = self.0.entry(giver).or_insert_with(|| Giver {
+        self.sweep(now);
+        let of_giver = self.givers.entry(giver).or_insert_with(|| Giver {
             known: Room::new(MAX_NODES, now),
             strangers: Room::new(MAX_STRANGERS, now),
             rest: bucket(now),
@@ -140,14 +158,26 @@ impl Rates {
 
     /// Frees the place of an owner whose card the giver has just brought.
     pub(super) fn introduce(&mut self, giver: NodeId, owner: NodeId) {
-        if let Some(of_giver) = self.0.get_mut(&giver) {
+        if let Some(of_giver) = self.givers.get_mut(&giver) {
             of_giver.strangers.buckets.remove(&owner);
         }
     }
 
     /// Drops the buckets of a peer.
     pub(super) fn drop_peer(&mut self, giver: NodeId) {
-        self.0.remove(&giver);
+        self.givers.remove(&giver);
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        if self.swept.is_some_and(|at| now.saturating_duration_since(at) < SWEEP) {
+            return;
+        }
+        self.swept = Some(now);
+        self.givers.retain(|_, giver| {
+            giver.known.buckets.retain(|_, bucket| !bucket.is_full(now));
+            giver.strangers.buckets.retain(|_, bucket| !bucket.is_full(now));
+            !(giver.known.buckets.is_empty() && giver.strangers.buckets.is_empty() && giver.rest.is_full(now))
+        });
     }
 }
 
@@ -236,13 +266,13 @@ mod tests {
         let mut rates = Rates::default();
         let invented = (1_000..100_000).filter(|owner| rates.take(liar, node(*owner), false, now)).count();
         assert_eq!(invented, MAX_STRANGERS + ADVERT_BURST as usize);
-        assert_eq!(rates.0[&liar].strangers.buckets.len(), MAX_STRANGERS);
+        assert_eq!(rates.givers[&liar].strangers.buckets.len(), MAX_STRANGERS);
         assert!(!rates.take(liar, node(7), false, now));
         assert!(rates.take(liar, known, true, now), "an owner with a card keeps its own bucket");
         assert!(rates.take(honest, node(7), false, now), "another giver is not touched");
         assert!(rates.take(liar, node(7), false, now + 4 * SECOND), "the room was emptied");
         rates.drop_peer(liar);
-        assert_eq!(rates.0.len(), 1);
+        assert_eq!(rates.givers.len(), 1);
     }
 
     #[test]

@@ -74,6 +74,8 @@ fn tiny(own: Key, other: &Key, now: Now) -> Option<(Catalog, NodeId)> {
         zone: None,
         region: None,
         imports: Imports::default(),
+        direct_up_to: 1,
+        first_seq: 0,
     };
     let trust = TrustBundle::new(MESH, Vec::new(), Vec::new()).ok()?;
     let mut catalog =

@@ -1,112 +1,160 @@
-//! Adverts that cannot be judged yet: their card, its issuer or the right time is missing.
+//! Waiting rooms: adverts that cannot be judged yet, and adverts that came too fast.
 //!
-//! Owns: the bounded waiting room. Must not know: why an advert waits, how it is judged.
-//! Driven by: `accept`, which takes out what may be judged again.
+//! Owns: the bounded room. Must not know: why an advert waits, how it is judged. Driven by: `accept`, with one room
+//! for what lacks its card, its issuer or the right time (design section 6: held), and one for what is over a
+//! rate and is taken later.
 
-use std::collections::BTreeMap;
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use gossamer_wire::NodeId;
-use gossamer_wire::advert::{Advert, AdvertId, Slot};
-use gossamer_wire::limits::{HELD_FOR, MAX_HELD};
+use gossamer_wire::advert::{Advert, AdvertId, Kind, Slot};
+use gossamer_wire::limits::MAX_HELD;
 
 use super::age::Age;
+use super::tree::Interval;
 
 /// Most of the room one giver may fill: nothing in it is verified.
 const MAX_OF_ONE: usize = MAX_HELD / 4;
 
 /// By slot and giver: a forged advert must not push out the real one of another giver.
-#[derive(Debug, Default)]
-pub(super) struct Held(BTreeMap<(Slot, NodeId), Waiting>);
+type Place = (Slot, NodeId);
+
+#[derive(Debug)]
+pub(super) struct Room {
+    /// How long an advert stays.
+    stay: Duration,
+    places: BTreeMap<Place, Waiting>,
+    by_time: BTreeSet<(Instant, Place)>,
+    of_giver: BTreeMap<NodeId, usize>,
+}
 
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) advert: Advert,
     pub(super) age: Age,
-    since: Instant,
+    pub(super) route: Route,
+    until: Instant,
 }
 
-impl Held {
+/// Whom the giver asked to pass an advert on to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Route {
+    /// Nodes the giver cannot reach.
+    pub(super) forward: Vec<NodeId>,
+    /// The part of the id space this node answers for.
+    pub(super) interval: Option<Interval>,
+}
+
+impl Room {
+    pub(super) const fn new(stay: Duration) -> Self {
+        Self { stay, places: BTreeMap::new(), by_time: BTreeSet::new(), of_giver: BTreeMap::new() }
+    }
+
     /// Keeps an advert; the newest of its slot and giver. Returns `false` when there is no room.
-    pub(super) fn put(&mut self, giver: NodeId, advert: Advert, age: Age, now: Instant) -> bool {
+    pub(super) fn put(
+        &mut self,
+        giver: NodeId,
+        (advert, age): (Advert, Age),
+        route: Route,
+        now: Instant,
+    ) -> bool {
         let place = (advert.id().slot, giver);
-        if !self.0.contains_key(&place) {
-            let of_giver = self.0.keys().filter(|(_, of)| *of == giver).count();
-            if self.0.len() >= MAX_HELD || of_giver >= MAX_OF_ONE {
-                return false;
+        if let Some(waiting) = self.places.get_mut(&place) {
+            if waiting.advert.id().version < advert.id().version {
+                (waiting.advert, waiting.age, waiting.route) = (advert, age, route);
             }
+            return true;
         }
-        let since = self.0.get(&place).map_or(now, |waiting| waiting.since);
-        self.0.insert(place, Waiting { advert, age, since });
+        let of_giver = self.of_giver.get(&giver).copied().unwrap_or_default();
+        if self.places.len() >= MAX_HELD || of_giver >= MAX_OF_ONE {
+            return false;
+        }
+        self.of_giver.insert(giver, of_giver + 1);
+        let until = now + self.stay;
+        self.by_time.insert((until, place));
+        self.places.insert(place, Waiting { advert, age, route, until });
         true
     }
 
     /// Takes out what waits of one node, cards first.
     pub(super) fn take(&mut self, node: NodeId) -> Vec<(NodeId, Waiting)> {
-        self.extract(|slot, _| slot.node == node)
+        let places: Vec<_> = self.range_of(node).map(|(place, _)| *place).collect();
+        places.into_iter().filter_map(|place| self.remove(place)).collect()
     }
 
     /// Takes out everything, each node's card first.
     pub(super) fn take_all(&mut self) -> Vec<(NodeId, Waiting)> {
-        self.extract(|_, _| true)
+        let places: Vec<_> = self.places.keys().copied().collect();
+        places.into_iter().filter_map(|place| self.remove(place)).collect()
     }
 
-    /// Drops what has waited too long.
-    pub(super) fn expire(&mut self, now: Instant) {
-        self.0.retain(|_, waiting| now < waiting.since + HELD_FOR);
+    /// Takes out one whose time is over.
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<(NodeId, Waiting)> {
+        let &(until, place) = self.by_time.first()?;
+        if until <= now { self.remove(place) } else { None }
     }
 
     /// Returns whether this version, or a newer one, waits.
     pub(super) fn has(&self, id: AdvertId) -> bool {
-        let of_slot = self.of_slot(id.slot);
-        of_slot.into_iter().any(|waiting| waiting.advert.id().version >= id.version)
+        let all = (id.slot, FIRST)..=(id.slot, LAST);
+        self.places.range(all).any(|(_, waiting)| waiting.advert.id().version >= id.version)
     }
 
-    /// Returns whether this version from this giver waits.
+    /// Returns whether this version, or a newer one, from this giver waits.
     pub(super) fn has_from(&self, giver: NodeId, id: AdvertId) -> bool {
-        self.0.get(&(id.slot, giver)).is_some_and(|waiting| waiting.advert.id().version >= id.version)
+        self.places.get(&(id.slot, giver)).is_some_and(|waiting| waiting.advert.id().version >= id.version)
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.0.values().map(|waiting| waiting.since + HELD_FOR).min()
+        self.by_time.first().map(|&(until, _)| until)
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.places.len()
     }
 
     /// Returns how many adverts of one node wait.
     pub(super) fn of_node(&self, node: NodeId) -> usize {
-        self.0.keys().filter(|(slot, _)| slot.node == node).count()
+        self.range_of(node).count()
     }
 
     /// Counts what waits by the node it is of.
     pub(super) fn by_node(&self) -> BTreeMap<NodeId, usize> {
         let mut counts = BTreeMap::new();
-        for (slot, _) in self.0.keys() {
+        for (slot, _) in self.places.keys() {
             *counts.entry(slot.node).or_default() += 1;
         }
         counts
     }
 
-    fn of_slot(&self, slot: Slot) -> impl Iterator<Item = &Waiting> {
-        let all = (slot, NodeId::from_bytes([0; 16]))..=(slot, NodeId::from_bytes([255; 16]));
-        self.0.range(all).map(|(_, waiting)| waiting)
+    fn range_of(&self, node: NodeId) -> impl Iterator<Item = (&Place, &Waiting)> {
+        let first = Slot { node, kind: Kind::Card, k: 0 };
+        self.places.range((first, FIRST)..).take_while(move |((slot, _), _)| slot.node == node)
     }
 
-    fn extract(&mut self, is_taken: impl Fn(&Slot, &NodeId) -> bool) -> Vec<(NodeId, Waiting)> {
-        let (taken, kept) = std::mem::take(&mut self.0)
-            .into_iter()
-            .partition::<BTreeMap<_, _>, _>(|((slot, giver), _)| is_taken(slot, giver));
-        self.0 = kept;
-        taken.into_iter().map(|((_, giver), waiting)| (giver, waiting)).collect()
+    fn remove(&mut self, place: Place) -> Option<(NodeId, Waiting)> {
+        let waiting = self.places.remove(&place)?;
+        self.by_time.remove(&(waiting.until, place));
+        let (_, giver) = place;
+        if let Some(of_giver) = self.of_giver.get_mut(&giver) {
+            *of_giver -= 1;
+            if *of_giver == 0 {
+                self.of_giver.remove(&giver);
+            }
+        }
+        Some((giver, waiting))
     }
 }
+
+const FIRST: NodeId = NodeId::from_bytes([0; 16]);
+const LAST: NodeId = NodeId::from_bytes([255; 16]);
 
 #[cfg(test)]
 mod tests {
     use gossamer_wire::MeshId;
-    use gossamer_wire::advert::{Header, Kind, Version};
+    use gossamer_wire::advert::{Header, Version};
+    use gossamer_wire::limits::HELD_FOR;
 
     use super::*;
     use crate::catalog::tests::start;
@@ -117,6 +165,14 @@ mod tests {
         Advert::build(Header { mesh: MeshId::from_bytes([1; 16]), id }, b"", |_| [0; 64]).expect("short")
     }
 
+    fn room() -> Room {
+        Room::new(HELD_FOR)
+    }
+
+    fn put(room: &mut Room, by: u8, advert: Advert, now: Instant) -> bool {
+        room.put(giver(by), (advert, Age::received(0, now)), Route::default(), now)
+    }
+
     fn giver(byte: u8) -> NodeId {
         NodeId::from_bytes([byte; 16])
     }
@@ -124,9 +180,8 @@ mod tests {
     #[test]
     fn one_giver_fills_a_quarter_of_the_room_and_all_together_fill_it() {
         let now = start();
-        let mut held = Held::default();
-        let mut put =
-            |by: u8, node: u8, k| held.put(giver(by), advert(node, k, 1), Age::received(0, now), now);
+        let mut held = room();
+        let mut put = |by: u8, node: u8, k| put(&mut held, by, advert(node, k, 1), now);
         let of_one = (0..6).flat_map(|node| (0..64).map(move |k| (node, k)));
         assert_eq!(of_one.clone().filter(|&(node, k)| put(1, node, k)).count(), MAX_OF_ONE);
         let of_all = (2..9).flat_map(|by| of_one.clone().map(move |(node, k)| (by, node, k)));
@@ -136,9 +191,9 @@ mod tests {
     #[test]
     fn a_forged_version_does_not_push_out_the_one_of_another_giver() {
         let now = start();
-        let mut held = Held::default();
-        assert!(held.put(giver(1), advert(7, 0, 3), Age::received(0, now), now));
-        assert!(held.put(giver(2), advert(7, 0, u64::MAX), Age::received(0, now), now));
+        let mut held = room();
+        assert!(put(&mut held, 1, advert(7, 0, 3), now));
+        assert!(put(&mut held, 2, advert(7, 0, u64::MAX), now));
         assert!(held.has(advert(7, 0, 9).id()) && !held.has_from(giver(1), advert(7, 0, 9).id()));
         assert_eq!((held.len(), held.of_node(giver(7))), (2, 2));
         assert_eq!(held.take(giver(7)).len(), 2);
@@ -148,13 +203,15 @@ mod tests {
     #[test]
     fn what_waited_ten_minutes_is_dropped() {
         let now = start();
-        let mut held = Held::default();
+        let mut held = room();
         assert_eq!(held.deadline(), None);
-        held.put(giver(1), advert(7, 0, 3), Age::received(0, now), now);
+        put(&mut held, 1, advert(7, 0, 3), now);
         assert_eq!(held.deadline(), Some(now + HELD_FOR));
         // A newer version does not make the wait longer.
-        held.put(giver(1), advert(7, 0, 4), Age::received(0, now), now + HELD_FOR / 2);
-        held.expire(now + HELD_FOR);
-        assert_eq!(held.len(), 0);
+        put(&mut held, 1, advert(7, 0, 4), now + HELD_FOR / 2);
+        assert!(held.take_due(now + HELD_FOR / 2).is_none());
+        let (_, waiting) = held.take_due(now + HELD_FOR).expect("its time is over");
+        assert_eq!(waiting.advert.id(), advert(7, 0, 4).id());
+        assert!(held.take_due(now + HELD_FOR).is_none() && held.of_giver.is_empty());
     }
 }

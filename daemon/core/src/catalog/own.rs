@@ -55,6 +55,7 @@ pub(super) struct Publisher {
     node: NodeId,
     signer: Box<dyn Sign>,
     version: Version,
+    first_seq: u64,
     ephemeral: bool,
     card: Option<CardContent>,
     card_is_due: bool,
@@ -71,12 +72,19 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    pub(super) fn new(mesh: MeshId, node: NodeId, signer: Box<dyn Sign>, epoch: u64, now: Instant) -> Self {
+    pub(super) fn new(
+        mesh: MeshId,
+        node: NodeId,
+        signer: Box<dyn Sign>,
+        (epoch, first_seq): (u64, u32),
+        now: Instant,
+    ) -> Self {
         Self {
             mesh,
             node,
             signer,
-            version: Version { epoch, seq: 0 },
+            version: Version { epoch, seq: first_seq.into() },
+            first_seq: first_seq.into(),
             ephemeral: false,
             card: None,
             card_is_due: false,
@@ -119,7 +127,7 @@ impl Publisher {
 
     /// Starts another epoch: everything is due again.
     pub(super) fn set_epoch(&mut self, epoch: u64, now: Instant) {
-        self.version = Version { epoch, seq: 0 };
+        self.version = Version { epoch, seq: self.first_seq };
         self.card_is_due = self.card.is_some();
         self.queue.clear();
         if self.has_records {
@@ -273,7 +281,7 @@ mod tests {
 
     fn publisher(now: Instant) -> Publisher {
         let (mesh, node) = (MeshId::from_bytes([1; 16]), NodeId::from_bytes([2; 16]));
-        Publisher::new(mesh, node, Box::new(Plain), 5, now)
+        Publisher::new(mesh, node, Box::new(Plain), (5, 0), now)
     }
 
     fn all(publisher: &mut Publisher, now: Instant) -> Vec<Advert> {

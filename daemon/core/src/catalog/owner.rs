@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gossamer_wire::advert::{Advert, AdvertId, Card, Head, Kind, Slot, Version};
-use gossamer_wire::limits::{LEASE, OLD_EPOCH_GRACE};
+use gossamer_wire::limits::{LEASE, MAX_FRAGMENTS, OLD_EPOCH_GRACE};
 use gossamer_wire::{DecodeError, InstanceName, ServiceName, ServiceRecord};
 
 use super::age::{Age, Patience};
@@ -20,12 +20,24 @@ use crate::trust::Leaf;
 /// Clock difference allowed after the end of a certificate, seconds (design section 4).
 const SKEW_SECONDS: u64 = 300;
 
-/// One advert with its part of the root hash.
+/// One advert with its place and its part in the hashes.
 #[derive(Debug)]
-struct Stored {
-    advert: Advert,
-    hash: u64,
+pub(super) struct Stored {
+    pub(super) advert: Advert,
+    pub(super) place: Place,
+    /// How often it went down a tree from here.
+    spread: u8,
 }
+
+/// Where an advert counts: its bucket, and what it adds to the bucket's hash; 0 for heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) bucket: u8,
+    pub(super) hash: u64,
+}
+
+/// Most times an advert goes down a tree from one node: there are two trees.
+const MAX_SPREAD: u8 = 2;
 
 #[derive(Debug)]
 struct StoredFragment {
@@ -35,7 +47,7 @@ struct StoredFragment {
 
 #[derive(Debug)]
 struct StoredHead {
-    advert: Advert,
+    stored: Stored,
     head: Head,
     /// When the first head of this epoch came.
     epoch_since: Instant,
@@ -63,6 +75,8 @@ pub(super) struct Owner {
     has_new_card: bool,
     head: Option<StoredHead>,
     fragments: BTreeMap<u16, StoredFragment>,
+    /// Adverts of kinds that this version does not know.
+    later: BTreeMap<(Kind, u16), Stored>,
     age: Age,
     lease_until: Option<Instant>,
     is_stale: bool,
@@ -70,7 +84,8 @@ pub(super) struct Owner {
     served: BTreeMap<Key, Arc<ServiceRecord>>,
     outside_claims: usize,
     gate: Gate,
-    sum: u64,
+    /// What its adverts add to the hashes of buckets.
+    places: Vec<Place>,
     wake: Option<Instant>,
     /// Said once that the identity runs twice.
     pub(super) is_doubled: bool,
@@ -84,16 +99,28 @@ pub(super) struct Settled {
     pub(super) services: BTreeSet<ServiceName>,
     /// Before and after.
     pub(super) wake: (Option<Instant>, Option<Instant>),
-    pub(super) sum_before: u64,
-    pub(super) sum: u64,
+    /// Before and after.
+    pub(super) places: (Vec<Place>, Vec<Place>),
     /// Silent for so long that it must be forgotten.
     pub(super) must_go: bool,
 }
 
+impl StoredHead {
+    const fn epoch(&self) -> u64 {
+        self.stored.advert.id().version.epoch
+    }
+}
+
+impl Stored {
+    pub(super) const fn new(advert: Advert, place: Place) -> Self {
+        Self { advert, place, spread: 0 }
+    }
+}
+
 impl Owner {
-    pub(super) fn new(advert: Advert, hash: u64, (said, leaf): (Card, Leaf), age: Age) -> Self {
+    pub(super) fn new(card: Stored, (said, leaf): (Card, Leaf), age: Age) -> Self {
         Self {
-            card: Stored { advert, hash },
+            card,
             said,
             leaf,
             has_issuer: true,
@@ -101,31 +128,32 @@ impl Owner {
             has_new_card: true,
             head: None,
             fragments: BTreeMap::new(),
+            later: BTreeMap::new(),
             age,
             lease_until: None,
             is_stale: false,
             served: BTreeMap::new(),
             outside_claims: 0,
             gate: Gate::default(),
-            sum: 0,
+            places: Vec::new(),
             wake: None,
             is_doubled: false,
         }
     }
 
     /// Replaces one advert by a newer one.
-    pub(super) fn put(&mut self, advert: Advert, hash: u64, content: Content, age: Age, now: Instant) {
+    pub(super) fn put(&mut self, stored: Stored, content: Content, age: Age, now: Instant) {
         self.make_younger(age, now);
+        let id = stored.advert.id();
         match content {
             Content::Card(said) => {
                 (self.said, self.leaf) = *said;
                 self.has_issuer = true;
                 self.has_new_card = true;
-                self.card = Stored { advert, hash };
+                self.card = stored;
             }
             Content::Records(records) => {
-                let k = advert.id().slot.k;
-                self.fragments.insert(k, StoredFragment { stored: Stored { advert, hash }, records });
+                self.fragments.insert(id.slot.k, StoredFragment { stored, records });
             }
             Content::Head(head) => {
                 let lease = Duration::from_secs(head.lease_seconds.into()).min(LEASE);
@@ -133,11 +161,22 @@ impl Owner {
                 let left = lease.saturating_sub(age.at(now));
                 self.lease_until = self.lease_until.max(Some(now + left));
                 self.is_stale = false;
-                let epoch = advert.id().version.epoch;
-                let same = self.head.as_ref().filter(|old| old.advert.id().version.epoch == epoch);
-                let epoch_since = same.map_or(now, |old| old.epoch_since);
-                self.head = Some(StoredHead { advert, head, epoch_since });
+                self.put_head(stored, head, now);
             }
+            Content::Unread => match id.slot.kind {
+                // What cannot be read ends no fragment by its number and starts no lease.
+                Kind::Head => {
+                    let head =
+                        Head { n: MAX_FRAGMENTS, lease_seconds: 0, statement_digest: [0; 16], roles: 0 };
+                    self.put_head(stored, head, now);
+                }
+                Kind::Records => {
+                    let records = Ok(Vec::new());
+                    self.fragments.insert(id.slot.k, StoredFragment { stored, records });
+                }
+                Kind::Card => self.card = stored,
+                Kind::Later(_) => drop(self.later.insert((id.slot.kind, id.slot.k), stored)),
+            },
         }
     }
 
@@ -185,34 +224,61 @@ impl Owner {
             services.extend(self.services().cloned());
             self.gate = gate;
         }
-        let sum = if is_own || self.is_offered(mono) { self.hash_sum() } else { 0 };
-        let sum_before = std::mem::replace(&mut self.sum, sum);
         let must_go = !is_own && self.age.at(mono) >= self.patience().forget;
+        let is_counted = is_own || (self.is_offered(mono) && !must_go);
+        let places = if is_counted { self.places() } else { Vec::new() };
+        let before = std::mem::replace(&mut self.places, places.clone());
         let wake = (self.wake, self.next_wake(is_own, now));
         self.wake = wake.1;
-        let sum = if must_go { 0 } else { sum };
-        Settled { accepted, withdrawn, services, wake, sum_before, sum, must_go }
+        Settled { accepted, withdrawn, services, wake, places: (before, places), must_go }
     }
 
     /// Returns whether this version is newer than what its slot holds, and its epoch is not over.
     pub(super) fn lacks(&self, id: AdvertId, now: Instant) -> bool {
         let is_newer = self.advert(id.slot).is_none_or(|stored| stored.id().version < id.version);
-        is_newer && (id.slot.kind != Kind::Records || !self.is_over(id.slot.k, id.version, now))
+        is_newer && !self.is_over(id.slot, id.version, now)
     }
 
     pub(super) fn advert(&self, slot: Slot) -> Option<&Advert> {
-        match slot.kind {
-            Kind::Card => Some(&self.card.advert),
-            Kind::Head => self.head.as_ref().map(|stored| &stored.advert),
-            Kind::Records => self.fragments.get(&slot.k).map(|fragment| &fragment.stored.advert),
-        }
+        let stored = match slot.kind {
+            Kind::Card => Some(&self.card),
+            Kind::Head => self.head.as_ref().map(|head| &head.stored),
+            Kind::Records => self.fragments.get(&slot.k).map(|fragment| &fragment.stored),
+            Kind::Later(_) => self.later.get(&(slot.kind, slot.k)),
+        };
+        stored.map(|stored| &stored.advert)
+    }
+
+    /// Notes that the advert of a slot goes down a tree; returns `false` when it has done so in every tree.
+    pub(super) fn may_spread(&mut self, slot: Slot) -> bool {
+        let stored = match slot.kind {
+            Kind::Card => Some(&mut self.card),
+            Kind::Head => self.head.as_mut().map(|head| &mut head.stored),
+            Kind::Records => self.fragments.get_mut(&slot.k).map(|fragment| &mut fragment.stored),
+            Kind::Later(_) => self.later.get_mut(&(slot.kind, slot.k)),
+        };
+        stored.is_some_and(|stored| {
+            let may = stored.spread < MAX_SPREAD;
+            stored.spread += u8::from(may);
+            may
+        })
+    }
+
+    /// Returns all stored adverts in the order of their slots.
+    pub(super) fn stored(&self) -> impl Iterator<Item = &Stored> {
+        let fragments = self.fragments.values().map(|fragment| &fragment.stored);
+        let head = self.head.as_ref().map(|head| &head.stored);
+        std::iter::once(&self.card).chain(fragments).chain(head).chain(self.later.values())
     }
 
     /// Returns all adverts in the order of their slots.
     pub(super) fn adverts(&self) -> impl Iterator<Item = &Advert> {
-        let fragments = self.fragments.values().map(|fragment| &fragment.stored.advert);
-        let head = self.head.as_ref().map(|stored| &stored.advert);
-        std::iter::once(&self.card.advert).chain(fragments).chain(head)
+        self.stored().map(|stored| &stored.advert)
+    }
+
+    /// Returns how many adverts are stored and passed on without being read.
+    pub(super) fn unread(&self) -> usize {
+        self.adverts().filter(|advert| !advert.is_readable()).count()
     }
 
     pub(super) const fn card(&self) -> &Card {
@@ -296,23 +362,37 @@ impl Owner {
         Patience::of(self.leaf.claims.ephemeral_seconds)
     }
 
-    fn hash_sum(&self) -> u64 {
-        let fragments = self.fragments.values().map(|fragment| fragment.stored.hash);
-        fragments.fold(self.card.hash, u64::wrapping_add)
+    fn put_head(&mut self, stored: Stored, head: Head, now: Instant) {
+        let epoch = stored.advert.id().version.epoch;
+        let same = self.head.as_ref().filter(|old| old.epoch() == epoch);
+        let epoch_since = same.map_or(now, |old| old.epoch_since);
+        self.head = Some(StoredHead { stored, head, epoch_since });
     }
 
-    /// Returns whether a fragment belongs to an epoch that a newer head has ended.
-    fn is_over(&self, k: u16, version: Version, now: Instant) -> bool {
-        self.head.as_ref().is_some_and(|stored| {
-            let is_older = version.epoch < stored.advert.id().version.epoch;
-            is_older && (k >= stored.head.n || now >= stored.epoch_since + OLD_EPOCH_GRACE)
-        })
+    fn places(&self) -> Vec<Place> {
+        self.stored().map(|stored| stored.place).filter(|place| place.hash != 0).collect()
+    }
+
+    /// Returns whether a version of a slot belongs to an epoch that a newer head has ended.
+    fn is_over(&self, slot: Slot, version: Version, now: Instant) -> bool {
+        let may_end = matches!(slot.kind, Kind::Records | Kind::Later(_));
+        may_end
+            && self.head.as_ref().is_some_and(|head| {
+                let is_beyond = slot.kind == Kind::Records && slot.k >= head.head.n;
+                version.epoch < head.epoch() && (is_beyond || now >= head.epoch_since + OLD_EPOCH_GRACE)
+            })
     }
 
     fn drop_old_epochs(&mut self, now: Instant) {
-        let mut fragments = std::mem::take(&mut self.fragments);
-        fragments.retain(|&k, fragment| !self.is_over(k, fragment.stored.advert.id().version, now));
-        self.fragments = fragments;
+        let (mut fragments, mut later) =
+            (std::mem::take(&mut self.fragments), std::mem::take(&mut self.later));
+        let is_kept = |stored: &Stored| {
+            let AdvertId { slot, version } = stored.advert.id();
+            !self.is_over(slot, version, now)
+        };
+        fragments.retain(|_, fragment| is_kept(&fragment.stored));
+        later.retain(|_, stored| is_kept(stored));
+        (self.fragments, self.later) = (fragments, later);
     }
 
     /// Returns the records that count, lower fragments first, and how many lie outside the claims.
@@ -338,9 +418,9 @@ impl Owner {
         }
         let mono = now.mono;
         let patience = self.patience();
-        let epoch = self.head.as_ref().map(|stored| stored.advert.id().version.epoch);
-        let is_mixed =
-            self.fragments.values().any(|f| epoch.is_some_and(|e| f.stored.advert.id().version.epoch < e));
+        let epoch = self.head.as_ref().map(StoredHead::epoch);
+        let is_old = |stored: &Stored| epoch.is_some_and(|epoch| stored.advert.id().version.epoch < epoch);
+        let is_mixed = self.fragments.values().map(|f| &f.stored).chain(self.later.values()).any(is_old);
         let grace =
             self.head.as_ref().filter(|_| is_mixed).map(|stored| stored.epoch_since + OLD_EPOCH_GRACE);
         // One second later than the last one it holds in; wall time has seconds.

@@ -1,4 +1,4 @@
-//! Push: own new adverts go to every connected peer at once.
+//! Push: own new adverts go out at once, to every connected peer or down two trees, and are passed on.
 //!
 //! Owns: what is sent to whom, in which frames. Must not know: how adverts are judged or repaired.
 //! Driven by: the facade, after each input and timeout.
@@ -9,8 +9,10 @@ use gossamer_wire::frame::{AdvertCopy, Frame};
 use gossamer_wire::limits::{MAX_ADVERTS_PER_FRAME, MAX_FORWARD, MAX_FRAME_BYTES};
 use rand::seq::SliceRandom as _;
 
+use super::held::Route;
 use super::own::{CardContent, CardError, check_card};
 use super::receive::{self, Content};
+use super::tree::{self, Handover, Interval};
 use super::{Catalog, CatalogEvent, Output};
 use crate::time::Now;
 
@@ -62,30 +64,10 @@ impl Catalog {
         }
     }
 
-    /// Sends a peer all own adverts: this may be the first contact.
-    pub(super) fn greet(&mut self, peer: NodeId, now: Now) {
-        let own = self.store.copies(self.config.node, now.mono);
-        self.send_adverts(peer, own, &[]);
-    }
-
     /// Sends adverts in as many frames as they need.
     pub(super) fn send_adverts(&mut self, to: NodeId, copies: Vec<AdvertCopy>, forward: &[NodeId]) {
-        let mut bytes = FRAME_OVERHEAD;
-        let mut part = Vec::new();
-        for copy in copies {
-            let more = copy.bytes.len() + COPY_OVERHEAD;
-            if part.len() == MAX_ADVERTS_PER_FRAME || bytes + more > MAX_FRAME_BYTES {
-                self.send(
-                    to,
-                    Frame::Adverts { copies: std::mem::take(&mut part), forward: forward.to_vec() },
-                );
-                bytes = FRAME_OVERHEAD;
-            }
-            bytes += more;
-            part.push(copy);
-        }
-        if !part.is_empty() {
-            self.send(to, Frame::Adverts { copies: part, forward: forward.to_vec() });
+        for copies in parts(copies) {
+            self.send(to, Frame::Adverts { copies, forward: forward.to_vec() });
         }
     }
 
@@ -93,9 +75,42 @@ impl Catalog {
         self.outputs.push_back(Output::Send { to, frame });
     }
 
-    /// Sends new own adverts to every peer; two of them are asked to pass them on to each node out of reach.
+    /// Passes adverts of others on: down the tree they came by, or to nodes their giver cannot reach.
+    pub(super) fn pass_on(&mut self, from: NodeId, copies: &[AdvertCopy], route: &Route) {
+        if copies.is_empty() {
+            return;
+        }
+        if let Some(interval) = route.interval {
+            let mut others: Vec<_> = copies.iter().filter_map(owner_of).collect();
+            others.push(from);
+            let peers: Vec<_> = self.repair.connected_peers().collect();
+            let sends = tree::go_on(interval, &peers, &others, &mut self.rng);
+            self.spread(copies, sends);
+        }
+        for &to in &route.forward {
+            if to != from && self.repair.is_connected(to) {
+                // Nobody is sent what it owns itself.
+                let copies = copies.iter().filter(|copy| owner_of(copy) != Some(to)).cloned().collect();
+                self.send_adverts(to, copies, &[]);
+            }
+        }
+    }
+
+    /// Returns whether the mesh is too large for direct pushes.
+    pub(super) fn is_large(&self) -> bool {
+        let members = self.store.alive_members().count().max(self.repair.connected_peers().len());
+        members >= self.config.direct_up_to
+    }
+
+    /// Sends new own adverts to every peer; two of them are asked to pass them on to each node out of reach. In
+    /// a large mesh two trees do it.
     fn push(&mut self, fresh: &[AdvertCopy]) {
+        self.counters.pushes += fresh.len() as u64;
         let mut peers: Vec<_> = self.repair.connected_peers().collect();
+        if self.is_large() {
+            let sends = tree::begin(self.config.node, &peers, &mut self.rng);
+            return self.spread(fresh, sends);
+        }
         peers.shuffle(&mut self.rng);
         let beyond: Vec<_> =
             self.store.alive_members().filter(|node| !self.repair.is_connected(*node)).collect();
@@ -106,6 +121,15 @@ impl Catalog {
         }
     }
 
+    fn spread(&mut self, copies: &[AdvertCopy], sends: Vec<Handover>) {
+        for (to, Interval { first, last }) in sends {
+            self.counters.spread += copies.len() as u64;
+            for copies in parts(copies.to_vec()) {
+                self.send(to, Frame::Spread { copies, first, last });
+            }
+        }
+    }
+
     fn own_content(&self, advert: &Advert) -> Option<Content> {
         Some(match advert.id().slot.kind {
             Kind::Card => {
@@ -113,6 +137,31 @@ impl Catalog {
             }
             Kind::Records => Content::Records(receive::records(advert)),
             Kind::Head => Content::Head(Head::decode(advert.body()).ok()?),
+            Kind::Later(_) => return None,
         })
     }
+}
+
+/// Cuts a list of adverts into what fits a frame.
+fn parts(copies: Vec<AdvertCopy>) -> Vec<Vec<AdvertCopy>> {
+    let mut parts = Vec::new();
+    let mut bytes = FRAME_OVERHEAD;
+    let mut part = Vec::new();
+    for copy in copies {
+        let more = copy.bytes.len() + COPY_OVERHEAD;
+        if part.len() == MAX_ADVERTS_PER_FRAME || bytes + more > MAX_FRAME_BYTES {
+            parts.push(std::mem::take(&mut part));
+            bytes = FRAME_OVERHEAD;
+        }
+        bytes += more;
+        part.push(copy);
+    }
+    if !part.is_empty() {
+        parts.push(part);
+    }
+    parts
+}
+
+fn owner_of(copy: &AdvertCopy) -> Option<NodeId> {
+    Advert::parse(&copy.bytes).ok().map(|advert| advert.id().slot.node)
 }

@@ -39,6 +39,8 @@ pub(super) enum Content {
     Card(Box<(Card, Leaf)>),
     Head(Head),
     Records(Records),
+    /// Signed by its owner, of a later version or kind: stored and passed on.
+    Unread,
 }
 
 /// Content of a fragment, or why it is quarantined: stored and forwarded, not served.
@@ -66,6 +68,9 @@ pub(super) fn judge(advert: &Advert, leaf: Option<&Leaf>, trust: &TrustBundle, w
     if !trust.signature_holds(&leaf.public_key, &advert.signed(), advert.signature()) {
         return Verdict::Refuse(Refusal::Signature);
     }
+    if !advert.is_readable() {
+        return Verdict::Take(Content::Unread);
+    }
     if kind == Kind::Records {
         return Verdict::Take(Content::Records(trust.records(advert.body())));
     }
@@ -80,7 +85,8 @@ pub(super) fn records(advert: &Advert) -> Records {
 }
 
 fn judge_card(advert: &Advert, trust: &TrustBundle, wall: u64) -> Verdict {
-    let Ok(card) = Card::decode(advert.body()) else { return Verdict::Refuse(Refusal::Content) };
+    let card = if advert.is_readable() { Card::decode(advert.body()) } else { Card::of_later(advert.body()) };
+    let Ok(card) = card else { return Verdict::Refuse(Refusal::Content) };
     let leaf = match leaf_of(&card.leaf, trust, wall) {
         Ok(leaf) => leaf,
         Err(TrustError::Chain(_) | TrustError::NotYet(_)) => return Verdict::Hold,

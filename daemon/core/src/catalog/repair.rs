@@ -1,18 +1,18 @@
-//! Repair: two peers compare root hashes, then ids, then send what the other lacks.
+//! Repair: two peers compare root hashes, then hashes of buckets, then the ids of unequal buckets.
 //!
 //! Owns: when to compare, when to believe a difference, when to stop asking in vain. Must not know: contents,
-//! signatures, what readers see. Driven by: the facade, for `Root`, `Ids`, `Want` frames and the timer.
+//! signatures, what readers see. Driven by: the facade, for the frames `Root`, `Buckets`, `Ids`, `Have`, `Want`
+//! and the timer.
 //!
-//! Ids come in the order of their slots, so each part of a list covers a range of slots and is answered alone:
-//! nothing of a list is kept.
+//! `Root` -> (different) `Buckets` -> `Ids` of unequal buckets -> `Want` and `Have` -> `Adverts`. Every frame is
+//! answered alone; nothing of a comparison is kept. All adverts are pulled, so each comes once.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::ops::Bound;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use gossamer_wire::NodeId;
-use gossamer_wire::advert::{AdvertId, Slot, Version};
-use gossamer_wire::frame::Frame;
+use gossamer_wire::advert::{AdvertId, Kind, Slot, Version};
+use gossamer_wire::frame::{BUCKETS, Frame};
 use gossamer_wire::limits::MAX_IDS_PER_FRAME;
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
@@ -20,7 +20,9 @@ use rand::seq::SliceRandom as _;
 
 use super::Catalog;
 use super::age::Bucket;
+use super::meet::Meetings;
 use super::store::HashView;
+use super::tree;
 use crate::time::Now;
 
 /// How often the root hash goes to one peer, jittered by a quarter.
@@ -32,15 +34,23 @@ const STALE_MISMATCH: Duration = Duration::from_secs(20);
 /// Shortest and longest pause after a repair that taught nothing.
 const MIN_PAUSE: Duration = Duration::from_secs(60);
 const MAX_PAUSE: Duration = Duration::from_secs(600);
+/// Most repairs this node has begun and not heard of, and how long each may take to be answered.
+const MAX_ASKED: usize = 2;
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Adverts one peer gets by asking: at once, and per second. 4,096 adverts are 4.5 MB; a catalog of more comes
 /// in several repairs.
 const ANSWER_BURST: f64 = 4_096.0;
 const ANSWER_RATE: f64 = 1_024.0;
+/// Lists of ids one peer gets: a list is a hundred times as long as what asks for it.
+const LIST_BURST: f64 = 8.0;
+const LIST_RATE: f64 = 1.0;
 
 /// What this node knows of its repairs with one peer.
 #[derive(Debug)]
 struct Peer {
-    meeting: Meeting,
+    /// Since it came, or came back: whether hashes were compared, and whether this node showed its own first.
+    is_met: bool,
+    has_shown: bool,
     mismatch: Option<Instant>,
     /// When to show the own hash again after a mismatch.
     recheck: Option<Instant>,
@@ -48,26 +58,17 @@ struct Peer {
     last: Option<Instant>,
     has_taught: bool,
     pause: Duration,
-    /// The last slot of a list of ids whose next part is still to come.
-    cursor: Option<Slot>,
+    /// When it was sent bucket hashes that it has not answered.
+    asked: Option<Instant>,
     answers: Bucket,
-}
-
-/// How far two that have just connected are. The first hash of each was made before it had the other's own
-/// adverts, so it always differs; the smaller node id shows its hash a second time and the greater one judges.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Meeting {
-    Begun,
-    Greeted,
-    Over,
+    lists: Bucket,
 }
 
 /// What to do about a root hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reply {
     Nothing,
-    ShowRoot,
-    ListIds,
+    ShowBuckets,
 }
 
 #[derive(Debug)]
@@ -76,48 +77,86 @@ pub(super) struct Repair {
     /// Peers still to be met in this round.
     round: VecDeque<NodeId>,
     next_root: Instant,
+    rechecks: BTreeSet<(Instant, NodeId)>,
+    asked: BTreeSet<NodeId>,
+    meetings: Meetings,
+    /// Made again when the peers change.
+    far_peers: Option<Vec<NodeId>>,
 }
 
 impl Repair {
-    pub(super) const fn new(now: Instant) -> Self {
-        Self { peers: BTreeMap::new(), round: VecDeque::new(), next_root: now }
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            peers: BTreeMap::new(),
+            round: VecDeque::new(),
+            next_root: now,
+            rechecks: BTreeSet::new(),
+            asked: BTreeSet::new(),
+            meetings: Meetings::default(),
+            far_peers: None,
+        }
     }
 
-    pub(super) fn connect(&mut self, peer: NodeId, now: Instant) {
-        let answers = Bucket::full(ANSWER_RATE, ANSWER_BURST, now);
+    /// Takes a peer whose connection is up.
+    pub(super) fn connect(&mut self, peer: NodeId, rng: &mut SmallRng, now: Instant) {
+        self.disconnect(peer);
         let state = Peer {
-            meeting: Meeting::Begun,
+            is_met: false,
+            has_shown: false,
             mismatch: None,
             recheck: None,
             last: None,
             has_taught: false,
             pause: MIN_PAUSE,
-            cursor: None,
-            answers,
+            asked: None,
+            answers: Bucket::full(ANSWER_RATE, ANSWER_BURST, now),
+            lists: Bucket::full(LIST_RATE, LIST_BURST, now),
         };
         if self.peers.is_empty() {
             self.next_root = self.next_root.max(now + ROOT_INTERVAL);
         }
+        self.meetings.add(peer, self.peers.len(), rng, now);
         self.peers.insert(peer, state);
+        self.far_peers = None;
+    }
+
+    /// Takes a peer that came back from down over a connection that had stayed.
+    pub(super) fn come_back(&mut self, peer: NodeId, rng: &mut SmallRng, now: Instant) {
+        let others = self.peers.len().saturating_sub(1);
+        if let Some(state) = self.peers.get_mut(&peer) {
+            (state.is_met, state.has_shown, state.last) = (false, false, None);
+            self.meetings.add(peer, others, rng, now);
+        }
     }
 
     pub(super) fn disconnect(&mut self, peer: NodeId) {
-        self.peers.remove(&peer);
+        if let Some(state) = self.peers.remove(&peer) {
+            state.recheck.map(|at| self.rechecks.remove(&(at, peer)));
+            self.asked.remove(&peer);
+            self.meetings.remove(peer);
+            self.far_peers = None;
+        }
     }
 
     pub(super) fn is_connected(&self, peer: NodeId) -> bool {
         self.peers.contains_key(&peer)
     }
 
-    pub(super) fn connected_peers(&self) -> impl Iterator<Item = NodeId> {
+    /// Returns the peers in ascending order.
+    pub(super) fn connected_peers(&self) -> impl ExactSizeIterator<Item = NodeId> {
         self.peers.keys().copied()
     }
 
-    /// Notes that a peer gave something new; its own adverts may be a push and say nothing about repair.
-    pub(super) fn taught(&mut self, from: NodeId, owner: NodeId) {
-        if from != owner
-            && let Some(peer) = self.peers.get_mut(&from)
-        {
+    /// Returns the peers that hear of what this node learns.
+    pub(super) fn far_peers(&mut self, me: NodeId) -> Vec<NodeId> {
+        let peers = &self.peers;
+        let make = || tree::far_peers(me, &peers.keys().copied().collect::<Vec<_>>());
+        self.far_peers.get_or_insert_with(make).clone()
+    }
+
+    /// Notes that a peer gave or took something in a repair.
+    pub(super) fn taught(&mut self, from: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&from) {
             peer.has_taught = true;
         }
     }
@@ -127,20 +166,34 @@ impl Repair {
         self.peers.get_mut(&peer).is_some_and(|peer| peer.answers.take(now))
     }
 
-    /// Takes a peer's root hash. `is_smaller`: the own node id is the smaller one.
-    fn handle_root(&mut self, from: NodeId, hash: HashView, is_smaller: bool, now: Instant) -> Reply {
+    /// Takes a peer's root hash. `is_smaller`: the own node id is the smaller one. `is_gaining`: adverts are
+    /// coming in, so that the own hash is changing.
+    fn handle_root(
+        &mut self,
+        from: NodeId,
+        hash: HashView,
+        (is_smaller, is_gaining): (bool, bool),
+        rng: &mut SmallRng,
+        now: Instant,
+    ) -> Reply {
+        let is_busy = self.count_asked(now) >= MAX_ASKED;
+        let others = self.peers.len();
         let Some(peer) = self.peers.get_mut(&from) else { return Reply::Nothing };
-        let meeting = peer.meeting;
-        peer.meeting = match meeting {
-            Meeting::Begun if !is_smaller => Meeting::Greeted,
-            _ => Meeting::Over,
-        };
-        if meeting == Meeting::Begun {
-            return if is_smaller { Reply::ShowRoot } else { Reply::Nothing };
-        }
+        // When both have shown their hash at once, the greater node id judges.
+        let is_judge = !is_smaller || !peer.has_shown;
+        let is_meeting = is_judge && !peer.is_met;
+        peer.is_met = true;
+        self.meetings.remove(from);
         // Two that meet may have been apart for long: what one is behind is not on its way.
-        if hash == HashView::Equal || (hash == HashView::Behind && meeting == Meeting::Over) {
-            (peer.mismatch, peer.recheck, peer.last) = (None, None, None);
+        if hash == HashView::Equal || (hash == HashView::Behind && !is_meeting) {
+            peer.mismatch = None;
+            peer.last = None;
+            self.set_recheck(from, None);
+            return Reply::Nothing;
+        }
+        if is_meeting && (is_gaining || is_busy) {
+            (peer.is_met, peer.has_shown) = (false, false);
+            self.meetings.add(from, others, rng, now);
             return Reply::Nothing;
         }
         if peer.last.is_some_and(|last| !peer.has_taught && now < last + peer.pause) {
@@ -148,50 +201,80 @@ impl Repair {
         }
         let since = peer.mismatch.filter(|since| now.saturating_duration_since(*since) < STALE_MISMATCH);
         let is_believed = since.is_some_and(|since| now.saturating_duration_since(since) >= SETTLE);
-        if !is_believed && meeting == Meeting::Over {
+        if !is_meeting && (!is_believed || is_busy) {
             peer.mismatch = since.or(Some(now));
-            peer.recheck.get_or_insert(now + SETTLE);
+            let recheck = peer.recheck.unwrap_or(now + SETTLE);
+            self.set_recheck(from, Some(recheck));
             return Reply::Nothing;
         }
-        peer.begin(now);
-        Reply::ListIds
+        self.begin(from, now);
+        self.ask(from, now);
+        Reply::ShowBuckets
     }
 
-    /// Takes one part of a list of ids; returns the range of slots it covers, `None` when it is malformed.
-    fn handle_part(
-        &mut self,
-        from: NodeId,
-        ids: &[AdvertId],
-        more: bool,
-    ) -> Option<(Bound<Slot>, Bound<Slot>)> {
-        let peer = self.peers.get_mut(&from)?;
-        let start = peer.cursor.take();
-        let last = ids.last().map(|id| id.slot);
-        let is_sorted = ids.is_sorted_by(|a, b| a.slot < b.slot);
-        let goes_on = ids.first().zip(start).is_none_or(|(first, start)| start < first.slot);
-        if !is_sorted || !goes_on || (more && last.is_none()) {
-            return None;
-        }
+    /// Notes that a peer compares buckets with this node; returns whether it may have a list of ids.
+    fn may_list(&mut self, to: NodeId, now: Instant) -> bool {
+        self.peers.get_mut(&to).is_some_and(|peer| peer.lists.take(now))
+    }
+
+    /// Begins a repair; one after a repair in vain waits twice as long for the next.
+    fn begin(&mut self, with: NodeId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&with) else { return };
+        let was_in_vain = peer.last.is_some() && !peer.has_taught;
+        peer.pause = if was_in_vain { (peer.pause * 2).min(MAX_PAUSE) } else { MIN_PAUSE };
+        peer.last = Some(now);
+        peer.has_taught = false;
+        peer.is_met = true;
         peer.mismatch = None;
-        peer.recheck = None;
-        let end = if more { last } else { None };
-        peer.cursor = end;
-        Some((start.map_or(Bound::Unbounded, Bound::Excluded), end.map_or(Bound::Unbounded, Bound::Included)))
+        self.set_recheck(with, None);
+        self.meetings.remove(with);
     }
 
-    /// Notes that a list of a peer differed in nothing that could be mended.
-    fn learnt_nothing(&mut self, from: NodeId, now: Instant) {
+    fn ask(&mut self, peer: NodeId, now: Instant) {
+        if let Some(state) = self.peers.get_mut(&peer) {
+            state.asked = Some(now);
+            self.asked.insert(peer);
+        }
+    }
+
+    /// Notes that a peer has answered bucket hashes.
+    fn answered(&mut self, from: NodeId) {
         if let Some(peer) = self.peers.get_mut(&from) {
-            peer.begin(now);
+            peer.asked = None;
+            self.asked.remove(&from);
+        }
+    }
+
+    /// Returns how many peers still have to answer.
+    fn count_asked(&mut self, now: Instant) -> usize {
+        let peers = &self.peers;
+        self.asked.retain(|peer| {
+            let asked = peers.get(peer).and_then(|state| state.asked);
+            asked.is_some_and(|at| now.saturating_duration_since(at) < ANSWER_TIMEOUT)
+        });
+        self.asked.len()
+    }
+
+    fn set_recheck(&mut self, node: NodeId, at: Option<Instant>) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.recheck.map(|old| self.rechecks.remove(&(old, node)));
+            peer.recheck = at;
+            at.map(|at| self.rechecks.insert((at, node)));
         }
     }
 
     /// Returns the peers to show the root hash to.
-    fn take_due(&mut self, rng: &mut SmallRng, now: Instant) -> Vec<NodeId> {
+    fn take_due(&mut self, is_gaining: bool, rng: &mut SmallRng, now: Instant) -> Vec<NodeId> {
         let mut due = Vec::new();
-        for (&node, peer) in &mut self.peers {
-            if peer.recheck.is_some_and(|at| at <= now) {
-                peer.recheck = None;
+        while let Some(&(at, node)) = self.rechecks.first()
+            && at <= now
+        {
+            self.set_recheck(node, None);
+            due.push(node);
+        }
+        while let Some(node) = self.meetings.take(self.peers.len(), is_gaining, rng, now) {
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.has_shown = true;
                 due.push(node);
             }
         }
@@ -219,89 +302,171 @@ impl Repair {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let rechecks = self.peers.values().filter_map(|peer| peer.recheck);
-        rechecks.chain((!self.peers.is_empty()).then_some(self.next_root)).min()
-    }
-}
-
-impl Peer {
-    /// Begins a repair; one after a repair in vain waits twice as long for the next.
-    fn begin(&mut self, now: Instant) {
-        let was_in_vain = self.last.is_some() && !self.has_taught;
-        self.pause = if was_in_vain { (self.pause * 2).min(MAX_PAUSE) } else { MIN_PAUSE };
-        self.last = Some(now);
-        self.has_taught = false;
-        self.mismatch = None;
-        self.recheck = None;
+        let recheck = self.rechecks.first().map(|&(at, _)| at);
+        let root = (!self.peers.is_empty()).then_some(self.next_root);
+        [recheck, root, self.meetings.deadline()].into_iter().flatten().min()
     }
 }
 
 impl Catalog {
-    /// Shows the root hash where it is due.
-    pub(super) fn show_root(&mut self, now: Now) {
-        for peer in self.repair.take_due(&mut self.rng, now.mono) {
+    /// Does what is due: shows the root hash, asks for adverts, announces what was learnt.
+    pub(super) fn act(&mut self, now: Now) {
+        let is_gaining = self.pulls.is_gaining(now.mono);
+        for peer in self.repair.take_due(is_gaining, &mut self.rng, now.mono) {
             self.send(peer, Frame::Root(self.store.hash()));
         }
+        self.ask_for_due(now);
+        self.announce(now);
     }
 
-    /// Compares a peer's root hash; lists all own ids when the difference is believed.
+    /// Compares a peer's root hash; shows all bucket hashes when the difference is believed.
     pub(super) fn handle_root(&mut self, from: NodeId, hash: u64, now: Now) {
         let view = self.store.compare_hash(hash, now.mono);
-        match self.repair.handle_root(from, view, self.config.node < from, now.mono) {
-            Reply::Nothing => return,
-            Reply::ShowRoot => return self.send(from, Frame::Root(self.store.hash())),
-            Reply::ListIds => {}
-        }
-        self.counters.repairs += 1;
-        let ids: Vec<_> = self.store.offered(now.mono).collect();
-        let mut parts = ids.chunks(MAX_IDS_PER_FRAME).peekable();
-        if parts.peek().is_none() {
-            self.send(from, Frame::Ids { ids: Vec::new(), more: false });
-        }
-        while let Some(part) = parts.next() {
-            let more = parts.peek().is_some();
-            self.send(from, Frame::Ids { ids: part.to_vec(), more });
+        let state = (self.config.node < from, self.pulls.is_gaining(now.mono));
+        if self.repair.handle_root(from, view, state, &mut self.rng, now.mono) == Reply::ShowBuckets {
+            self.counters.repairs += 1;
+            self.send(from, Frame::Buckets(self.store.buckets().to_vec()));
         }
     }
 
-    /// Answers one part of a peer's ids: adverts it lacks, and a wish for those it has and this node lacks.
-    pub(super) fn handle_ids(&mut self, from: NodeId, ids: &[AdvertId], more: bool, now: Now) {
-        let Some((start, end)) = self.repair.handle_part(from, ids, more) else {
+    /// Answers bucket hashes with the ids of those that differ.
+    pub(super) fn handle_buckets(&mut self, from: NodeId, theirs: &[u64], now: Now) {
+        if theirs.len() != BUCKETS {
             self.counters.malformed_lists += 1;
             return;
-        };
-        let theirs: BTreeMap<Slot, Version> = ids.iter().map(|id| (id.slot, id.version)).collect();
-        let is_lacking = |id: &AdvertId| theirs.get(&id.slot).is_none_or(|version| *version < id.version);
-        let in_range = |id: &AdvertId| std::ops::RangeBounds::contains(&(start, end), &id.slot);
-        let offered: Vec<_> =
-            self.store.offered(now.mono).filter(|id| in_range(id) && is_lacking(id)).collect();
-        let wanted: Vec<_> = ids.iter().copied().filter(|id| self.wants(*id, now)).collect();
-        if offered.is_empty() && wanted.is_empty() && !more && matches!(start, Bound::Unbounded) {
-            self.repair.learnt_nothing(from, now.mono);
         }
-        self.give(from, offered, now);
-        if !wanted.is_empty() {
-            self.send(from, Frame::Want(wanted));
+        self.counters.buckets_compared += 1;
+        let own = self.store.buckets();
+        let differs: Vec<bool> = own.iter().zip(theirs).map(|(own, theirs)| own != theirs).collect();
+        if !differs.contains(&true) {
+            return;
         }
+        if !self.repair.may_list(from, now.mono) {
+            self.counters.answers_cut += 1;
+            return;
+        }
+        self.repair.begin(from, now.mono);
+        let mut lists: BTreeMap<u8, Vec<AdvertId>> = (0..=u8::MAX)
+            .zip(&differs)
+            .filter(|(_, differs)| **differs)
+            .map(|(at, _)| (at, vec![]))
+            .collect();
+        for (bucket, id) in self.store.offered(now.mono) {
+            if let Some(list) = lists.get_mut(&bucket) {
+                list.push(id);
+            }
+        }
+        for frame in id_frames(lists) {
+            self.send(from, frame);
+        }
+    }
+
+    /// Takes the ids of a peer in some buckets: asks for those it lacks, announces those the peer lacks.
+    pub(super) fn handle_ids(
+        &mut self,
+        from: NodeId,
+        buckets: &[u8],
+        ids: Vec<AdvertId>,
+        whole: bool,
+        now: Now,
+    ) {
+        self.repair.answered(from);
+        if whole {
+            let theirs: BTreeMap<Slot, Version> = ids.iter().map(|id| (id.slot, id.version)).collect();
+            let is_lacking = |id: &AdvertId| theirs.get(&id.slot).is_none_or(|version| *version < id.version);
+            let offered = self.store.offered(now.mono);
+            let offered = offered.filter(|(bucket, id)| buckets.contains(bucket) && is_lacking(id));
+            let offered: Vec<_> = offered.map(|(_, id)| id).collect();
+            self.send_have(from, &offered);
+        }
+        // What differs for sure is no push on its way: no grace.
+        self.want_all(from, ids, Some(Duration::ZERO), now);
+    }
+
+    /// Takes ids a peer has just learnt: asks for those that do not come by themselves.
+    pub(super) fn handle_have(&mut self, from: NodeId, ids: Vec<AdvertId>, now: Now) {
+        self.want_all(from, ids, None, now);
     }
 
     /// Gives a peer the adverts it asks for, in the version held.
     pub(super) fn handle_want(&mut self, from: NodeId, ids: Vec<AdvertId>, now: Now) {
-        self.repair.taught(from, self.config.node);
-        self.give(from, ids, now);
-    }
-
-    fn give(&mut self, to: NodeId, ids: Vec<AdvertId>, now: Now) {
+        self.repair.taught(from);
         let mut copies = Vec::new();
         for id in ids {
-            if !self.repair.may_answer(to, now.mono) {
+            if !self.repair.may_answer(from, now.mono) {
                 self.counters.answers_cut += 1;
                 break;
             }
             copies.extend(self.store.copy(id.slot, now.mono));
         }
         self.counters.repaired += copies.len() as u64;
-        self.send_adverts(to, copies, &[]);
+        self.send_adverts(from, copies, &[]);
+    }
+
+    /// Tells a peer that has just come what this node says of itself: ids only, for it may have all of it.
+    pub(super) fn greet(&mut self, peer: NodeId) {
+        let is_told = |id: &AdvertId| id.slot.kind == Kind::Head || !self.is_large();
+        let own = self.store.owner(self.config.node);
+        let ids: Vec<_> = own.into_iter().flat_map(|own| own.adverts()).map(|a| a.id()).collect();
+        let ids: Vec<_> = ids.into_iter().filter(is_told).collect();
+        self.send_have(peer, &ids);
+    }
+
+    /// Sends ids in as many frames as they need.
+    pub(super) fn send_have(&mut self, to: NodeId, ids: &[AdvertId]) {
+        for part in ids.chunks(MAX_IDS_PER_FRAME) {
+            self.send(to, Frame::Have(part.to_vec()));
+        }
+    }
+
+    fn want_all(&mut self, from: NodeId, ids: Vec<AdvertId>, grace: Option<Duration>, now: Now) {
+        if !self.repair.is_connected(from) {
+            return;
+        }
+        let usual = self.pulls.grace(from);
+        for id in ids {
+            if !self.wants(id, now) {
+                continue;
+            }
+            // Nobody is quicker than the owner.
+            let grace = grace.unwrap_or(if id.slot.node == from { Duration::ZERO } else { usual });
+            if !self.pulls.announce(from, id, grace, now.mono) {
+                self.counters.announcements_cut += 1;
+            }
+        }
+    }
+
+    /// Asks for the adverts whose grace or answer time is over.
+    fn ask_for_due(&mut self, now: Now) {
+        let mut wanted: BTreeMap<NodeId, Vec<AdvertId>> = BTreeMap::new();
+        while let Some(id) = self.pulls.next_due(now.mono) {
+            if !self.wants(id, now) {
+                self.pulls.forget(id);
+            } else if let Some(of) = self.pulls.ask(id, |peer| self.repair.is_connected(peer), now.mono) {
+                wanted.entry(of).or_default().push(id);
+            }
+        }
+        for (of, ids) in wanted {
+            self.counters.pulls += ids.len() as u64;
+            for part in ids.chunks(MAX_IDS_PER_FRAME) {
+                self.send(of, Frame::Want(part.to_vec()));
+            }
+        }
+    }
+
+    /// Tells the far peers the ids of what was learnt: others who were cut off lack it too.
+    fn announce(&mut self, now: Now) {
+        let mut learnt = self.pulls.take_learnt(now.mono);
+        if learnt.is_empty() {
+            return;
+        }
+        learnt.retain(|id, _| self.store.holds(*id));
+        for peer in self.repair.far_peers(self.config.node) {
+            let is_news = |(id, from): &(&AdvertId, &NodeId)| **from != peer && id.slot.node != peer;
+            let ids: Vec<_> = learnt.iter().filter(is_news).map(|(id, _)| *id).collect();
+            self.counters.announced += ids.len() as u64;
+            self.send_have(peer, &ids);
+        }
     }
 
     /// Returns whether to ask for an advert. Of the own ones only those this node cannot have signed itself.
@@ -315,175 +480,29 @@ impl Catalog {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use gossamer_wire::advert::Kind;
-
-    use super::*;
-    use crate::catalog::tests::start;
-
-    const PEER: NodeId = NodeId::from_bytes([2; 16]);
-
-    fn connected(now: Instant) -> Repair {
-        let mut repair = Repair::new(now);
-        repair.connect(PEER, now);
-        repair
-    }
-
-    /// Past the meeting, where each side has shown its hash.
-    fn met(now: Instant) -> Repair {
-        let mut repair = connected(now);
-        repair.handle_root(PEER, HashView::Equal, true, now);
-        repair
-    }
-
-    fn differs(repair: &mut Repair, now: Instant) -> Reply {
-        repair.handle_root(PEER, HashView::Different, true, now)
-    }
-
-    fn id(node: u8, k: u16) -> AdvertId {
-        let slot = Slot { node: NodeId::from_bytes([node; 16]), kind: Kind::Records, k };
-        AdvertId { slot, version: Version { epoch: 1, seq: 1 } }
-    }
-
-    #[test]
-    fn of_two_that_meet_the_greater_id_judges_the_second_hash_at_once() {
-        let now = start();
-        let mut smaller = connected(now);
-        assert_eq!(smaller.handle_root(PEER, HashView::Different, true, now), Reply::ShowRoot);
-        let mut greater = connected(now);
-        assert_eq!(greater.handle_root(PEER, HashView::Different, false, now), Reply::Nothing);
-        assert_eq!(greater.handle_root(PEER, HashView::Different, false, now), Reply::ListIds);
-        let mut equal = connected(now);
-        assert_eq!(equal.handle_root(PEER, HashView::Different, false, now), Reply::Nothing);
-        assert_eq!(equal.handle_root(PEER, HashView::Equal, false, now), Reply::Nothing);
-    }
-
-    #[test]
-    fn one_that_is_behind_is_left_to_mend_it_unless_it_has_just_come() {
-        let now = start();
-        let mut repair = met(now);
-        for seconds in 0..10 {
-            let later = now + Duration::from_secs(seconds);
-            assert_eq!(repair.handle_root(PEER, HashView::Behind, true, later), Reply::Nothing);
+/// Packs the lists of whole buckets into frames; a list that fits none is sent in parts.
+fn id_frames(lists: BTreeMap<u8, Vec<AdvertId>>) -> Vec<Frame> {
+    let mut frames = Vec::new();
+    let (mut buckets, mut ids) = (Vec::new(), Vec::new());
+    for (bucket, list) in lists {
+        if list.len() > MAX_IDS_PER_FRAME {
+            let part =
+                |part: &[AdvertId]| Frame::Ids { buckets: vec![bucket], ids: part.to_vec(), whole: false };
+            frames.extend(list.chunks(MAX_IDS_PER_FRAME).map(part));
+            continue;
         }
-        let mut greater = connected(now);
-        greater.handle_root(PEER, HashView::Behind, false, now);
-        assert_eq!(greater.handle_root(PEER, HashView::Behind, false, now), Reply::ListIds);
-    }
-
-    #[test]
-    fn a_difference_is_believed_when_it_is_seen_again_two_seconds_later() {
-        let now = start();
-        let mut repair = met(now);
-        assert_eq!(differs(&mut repair, now), Reply::Nothing);
-        assert_eq!(differs(&mut repair, now + SETTLE / 2), Reply::Nothing);
-        assert_eq!(differs(&mut repair, now + SETTLE), Reply::ListIds);
-    }
-
-    #[test]
-    fn agreement_in_between_or_a_long_silence_starts_over() {
-        let now = start();
-        let mut repair = met(now);
-        differs(&mut repair, now);
-        repair.handle_root(PEER, HashView::Equal, true, now + SETTLE / 2);
-        assert_eq!(differs(&mut repair, now + SETTLE), Reply::Nothing);
-        assert_eq!(differs(&mut repair, now + SETTLE + STALE_MISMATCH), Reply::Nothing);
-    }
-
-    #[test]
-    fn a_mismatch_shows_the_own_hash_again_so_that_the_peer_may_judge_too() {
-        let now = start();
-        let mut repair = met(now);
-        let mut rng = rand::SeedableRng::seed_from_u64(1);
-        differs(&mut repair, now);
-        let shown: usize =
-            (0..=8).map(|quarter| repair.take_due(&mut rng, now + SETTLE * quarter / 8).len()).sum();
-        assert!(
-            (1..=2).contains(&shown),
-            "the recheck, and the regular one when it falls into these seconds"
-        );
-        assert!(repair.deadline().is_some_and(|at| at > now + SETTLE));
-    }
-
-    #[test]
-    fn repairs_in_vain_pause_longer_each_time_and_a_lesson_ends_it() {
-        let mut now = start();
-        let mut repair = met(now);
-        let mut began = Vec::new();
-        for _ in 0..4_000 {
-            now += Duration::from_secs(1);
-            if differs(&mut repair, now) == Reply::ListIds {
-                began.push(now);
-            }
+        if ids.len() + list.len() > MAX_IDS_PER_FRAME {
+            let (buckets, ids) = (std::mem::take(&mut buckets), std::mem::take(&mut ids));
+            frames.push(Frame::Ids { buckets, ids, whole: true });
         }
-        let pauses: Vec<_> = began.windows(2).map(|pair| (pair[1] - pair[0]).as_secs()).collect();
-        for (pause, least) in pauses.iter().zip([60, 120, 240, 480, 600, 600]) {
-            assert!((least..least + 5).contains(pause), "{pauses:?}");
-        }
-        repair.taught(PEER, NodeId::from_bytes([3; 16]));
-        differs(&mut repair, now);
-        assert_eq!(differs(&mut repair, now + SETTLE), Reply::ListIds);
+        buckets.push(bucket);
+        ids.extend(list);
     }
-
-    #[test]
-    fn the_peers_own_adverts_are_no_lesson() {
-        let now = start();
-        let mut repair = met(now);
-        differs(&mut repair, now);
-        assert_eq!(differs(&mut repair, now + SETTLE), Reply::ListIds);
-        repair.taught(PEER, PEER);
-        differs(&mut repair, now + SETTLE * 2);
-        assert_eq!(differs(&mut repair, now + SETTLE * 3), Reply::Nothing);
+    if !buckets.is_empty() {
+        frames.push(Frame::Ids { buckets, ids, whole: true });
     }
-
-    #[test]
-    fn each_part_of_a_list_covers_the_slots_since_the_last() {
-        let mut repair = connected(start());
-        let mut part = |ids: &[AdvertId], more| repair.handle_part(PEER, ids, more);
-        let (first, second) = (id(1, 3), id(2, 0));
-        assert_eq!(part(&[id(1, 0), first], true), Some((Bound::Unbounded, Bound::Included(first.slot))));
-        assert_eq!(part(&[second], true), Some((Bound::Excluded(first.slot), Bound::Included(second.slot))));
-        assert_eq!(part(&[], false), Some((Bound::Excluded(second.slot), Bound::Unbounded)));
-        assert_eq!(part(&[], false), Some((Bound::Unbounded, Bound::Unbounded)), "the next list begins anew");
-    }
-
-    #[test]
-    fn parts_out_of_order_are_refused_and_end_the_list() {
-        let mut repair = connected(start());
-        let mut part = |ids: &[AdvertId], more| repair.handle_part(PEER, ids, more);
-        assert_eq!(part(&[id(2, 0), id(1, 0)], false), None);
-        assert_eq!(part(&[id(1, 0), id(1, 0)], false), None);
-        assert_eq!(part(&[], true), None);
-        assert!(part(&[id(2, 0)], true).is_some());
-        assert_eq!(part(&[id(1, 0)], false), None);
-        assert!(part(&[id(1, 0)], false).is_some());
-    }
-
-    #[test]
-    fn everybody_is_met_once_a_round() {
-        let now = start();
-        let mut repair = Repair::new(now);
-        let peers: Vec<_> = (1..=9).map(|byte| NodeId::from_bytes([byte; 16])).collect();
-        peers.iter().for_each(|peer| repair.connect(*peer, now));
-        let mut rng = rand::SeedableRng::seed_from_u64(7);
-        for _ in 0..3 {
-            let mut round: Vec<_> = (0..9).filter_map(|_| repair.next_of_round(&mut rng)).collect();
-            round.sort_unstable();
-            assert_eq!(round, peers);
-        }
-        repair.disconnect(peers[0]);
-        assert!((0..16).all(|_| repair.next_of_round(&mut rng) != Some(peers[0])));
-        peers.iter().for_each(|peer| repair.disconnect(*peer));
-        assert_eq!((repair.next_of_round(&mut rng), repair.deadline()), (None, None));
-    }
-
-    #[test]
-    fn strangers_get_no_answer() {
-        let now = start();
-        let mut repair = Repair::new(now);
-        assert!(!repair.may_answer(PEER, now) && !repair.is_connected(PEER));
-        assert_eq!(differs(&mut repair, now), Reply::Nothing);
-        assert_eq!(repair.handle_part(PEER, &[], false), None);
-    }
+    frames
 }
+
+#[cfg(test)]
+mod tests;

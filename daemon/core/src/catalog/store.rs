@@ -7,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use gossamer_wire::advert::{Advert, AdvertId, Kind, Slot};
-use gossamer_wire::frame::AdvertCopy;
+use gossamer_wire::frame::{AdvertCopy, BUCKETS};
 use gossamer_wire::limits::MAX_NODES;
 use gossamer_wire::{NodeId, ServiceName};
 use sha2::{Digest, Sha256};
 
 use super::age::Age;
-use super::owner::{Owner, Settled};
+use super::owner::{Owner, Place, Settled, Stored};
 use super::receive::Content;
 use super::{Key, MemberLiveness};
 use crate::time::Now;
@@ -56,6 +56,8 @@ pub(super) struct Store {
     wakes: BTreeSet<(Instant, NodeId)>,
     forgotten: BTreeMap<NodeId, (u64, Instant)>,
     hash: u64,
+    /// The parts of the root hash by bucket.
+    buckets: Box<[u64; BUCKETS]>,
     /// Hashes that were current, and until when.
     recent: VecDeque<(Instant, u64)>,
 }
@@ -70,7 +72,7 @@ pub(super) struct Changes {
 }
 
 impl Store {
-    pub(super) const fn new(me: NodeId) -> Self {
+    pub(super) fn new(me: NodeId) -> Self {
         Self {
             me,
             owners: BTreeMap::new(),
@@ -79,6 +81,7 @@ impl Store {
             wakes: BTreeSet::new(),
             forgotten: BTreeMap::new(),
             hash: 0,
+            buckets: Box::new([0; BUCKETS]),
             recent: VecDeque::new(),
         }
     }
@@ -86,18 +89,19 @@ impl Store {
     /// Stores a judged advert that is [`Known::New`]. Returns `false` when there is no room for its owner.
     /// Call [`Self::settle`] for the owner before the next read.
     pub(super) fn put(&mut self, advert: Advert, content: Content, age: u32, now: Now) -> bool {
-        let node = advert.id().slot.node;
+        let id = advert.id();
+        let node = id.slot.node;
         let age = Age::received(age, now.mono);
-        let entry_hash = hash_of(advert.id());
+        let stored = Stored::new(advert, place_of(id));
         if let Some(owner) = self.owners.get_mut(&node) {
-            owner.put(advert, entry_hash, content, age, now.mono);
+            owner.put(stored, content, age, now.mono);
             return true;
         }
         let Content::Card(said) = content else { return false };
         if self.owners.len() >= MAX_NODES && node != self.me {
             return false;
         }
-        self.owners.insert(node, Owner::new(advert, entry_hash, *said, age));
+        self.owners.insert(node, Owner::new(stored, *said, age));
         true
     }
 
@@ -113,7 +117,7 @@ impl Store {
         let is_own = node == self.me;
         let liveness = self.liveness(node);
         let Some(owner) = self.owners.get_mut(&node) else { return Changes::default() };
-        let Settled { accepted, withdrawn, mut services, wake, sum_before, sum, must_go } =
+        let Settled { accepted, withdrawn, mut services, wake, places, must_go } =
             owner.settle(is_own, liveness, now);
         let (old_wake, new_wake) = wake;
         old_wake.map(|at| self.wakes.remove(&(at, node)));
@@ -126,7 +130,10 @@ impl Store {
                 remove_from(&mut self.by_service, service, node);
             }
         }
-        self.set_hash(self.hash.wrapping_sub(sum_before).wrapping_add(sum), now.mono);
+        self.count(&places.0, u64::wrapping_sub);
+        self.count(&places.1, u64::wrapping_add);
+        let hash = self.buckets.iter().fold(0, |sum: u64, bucket| sum.wrapping_add(*bucket));
+        self.set_hash(hash, now.mono);
         if must_go {
             services.extend(self.forget(node, now));
         }
@@ -231,14 +238,26 @@ impl Store {
         owner.into_iter().flat_map(|o| o.adverts().map(move |advert| self.copy_of(o, advert, now))).collect()
     }
 
-    /// Returns all ids that may be offered, in the order of their slots.
-    pub(super) fn offered(&self, now: Instant) -> impl Iterator<Item = AdvertId> {
+    /// Returns all ids that may be offered with their buckets, in the order of their slots.
+    pub(super) fn offered(&self, now: Instant) -> impl Iterator<Item = (u8, AdvertId)> {
         let offered = move |(node, owner): &(NodeId, &Owner)| *node == self.me || owner.is_offered(now);
-        self.owners().filter(offered).flat_map(|(_, owner)| owner.adverts().map(Advert::id))
+        let ids = |stored: &'_ Stored| (stored.place.bucket, stored.advert.id());
+        self.owners().filter(offered).flat_map(move |(_, owner)| owner.stored().map(ids))
     }
 
     pub(super) const fn hash(&self) -> u64 {
         self.hash
+    }
+
+    /// Returns the hashes of the buckets; their sum is the root hash.
+    pub(super) fn buckets(&self) -> &[u64; BUCKETS] {
+        &self.buckets
+    }
+
+    /// Returns whether this very version is stored.
+    pub(super) fn holds(&self, id: AdvertId) -> bool {
+        let stored = self.owners.get(&id.slot.node).and_then(|owner| owner.advert(id.slot));
+        stored.is_some_and(|stored| stored.id() == id)
     }
 
     /// Compares a peer's hash with the own one and those of the last 10 s.
@@ -256,6 +275,14 @@ impl Store {
     fn copy_of(&self, owner: &Owner, advert: &Advert, now: Instant) -> AdvertCopy {
         let age = if advert.id().slot.node == self.me { 0 } else { owner.age().to_wire(now) };
         AdvertCopy { age, bytes: advert.bytes().to_vec() }
+    }
+
+    fn count(&mut self, places: &[Place], change: impl Fn(u64, u64) -> u64) {
+        for place in places {
+            if let Some(bucket) = self.buckets.get_mut(usize::from(place.bucket)) {
+                *bucket = change(*bucket, place.hash);
+            }
+        }
     }
 
     fn set_hash(&mut self, hash: u64, now: Instant) {
@@ -303,21 +330,21 @@ fn remove_from(
     }
 }
 
-/// The part of one advert in the root hash, equal on every node; heads have none.
-fn hash_of(id: AdvertId) -> u64 {
-    let kind = match id.slot.kind {
-        Kind::Card => 1_u8,
-        Kind::Records => 2,
-        Kind::Head => return 0,
-    };
+/// The bucket of a slot and the part of one version in the hashes, equal on every node; heads have no part.
+fn place_of(id: AdvertId) -> Place {
     let mut hasher = Sha256::new();
     hasher.update(id.slot.node.as_bytes());
-    hasher.update([kind]);
+    hasher.update([id.slot.kind.code()]);
     hasher.update(id.slot.k.to_be_bytes());
+    let slot: [u8; 32] = hasher.clone().finalize().into();
+    let [bucket, ..] = slot;
+    if id.slot.kind == Kind::Head {
+        return Place { bucket, hash: 0 };
+    }
     hasher.update(id.version.epoch.to_be_bytes());
     hasher.update(id.version.seq.to_be_bytes());
-    let digest: [u8; 32] = hasher.finalize().into();
-    digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+    let version: [u8; 32] = hasher.finalize().into();
+    Place { bucket, hash: version.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes)) }
 }
 
 #[cfg(test)]
@@ -342,13 +369,16 @@ mod tests {
             id(1, Kind::Records, 0, 2, 1),
             id(1, Kind::Records, 0, 1, 2),
         ];
-        assert_eq!(ids.map(hash_of).iter().collect::<BTreeSet<_>>().len(), ids.len());
-        assert_eq!(hash_of(id(1, Kind::Head, 0, 1, 1)), 0);
+        assert_eq!(ids.map(|id| place_of(id).hash).iter().collect::<BTreeSet<_>>().len(), ids.len());
+        assert_eq!(place_of(id(1, Kind::Head, 0, 1, 1)).hash, 0);
     }
 
     #[test]
     fn the_hash_of_an_id_is_the_same_in_every_version_of_the_program() {
-        assert_eq!(hash_of(id(1, Kind::Records, 2, 3, 4)), 0x4e4a_b691_0da6_245e);
+        assert_eq!(place_of(id(1, Kind::Records, 2, 3, 4)).hash, 0x4e4a_b691_0da6_245e);
+        let places =
+            [(1, 1), (1, 2), (2, 1)].map(|(epoch, seq)| place_of(id(1, Kind::Records, 2, epoch, seq)));
+        assert!(places.iter().all(|place| place.bucket == 125), "{places:?}");
     }
 
     #[test]

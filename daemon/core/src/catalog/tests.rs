@@ -413,7 +413,7 @@ fn two_that_hold_the_same_meet_without_a_list() {
     net.publish(3, &["web"]);
     net.run();
     net.link(0, 1);
-    net.run();
+    net.pass(SECOND);
     assert!(net.view(0, "web").is_some());
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use gossamer_core::catalog::{CardContent, CatalogConfig, Imports, Input, MemberLiveness, Output};
 use gossamer_core::trust::TrustBundle;
+use gossamer_wire::frame::Frame;
 use gossamer_wire::{Health, MeshId, Port, ServiceRecord, Transport, Tries, Visibility};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -55,6 +56,8 @@ impl Root {
             zone: None,
             region: None,
             imports: Imports::default(),
+            direct_up_to: 256,
+            first_seq: 0,
         };
         let (me, rng) = (signer.node(), SmallRng::seed_from_u64(1));
         let mut core =
@@ -109,7 +112,8 @@ impl Observer {
         exporter.handle(Input::Publish(self.records[at].clone()), clock::now());
         while exporter.next_output().is_some() {}
         let copies = exporter.export(clock::now());
-        self.core.handle(Input::Adverts { from: *from, copies, forward: Vec::new() }, clock::now());
+        let frame = Frame::Adverts { copies, forward: Vec::new() };
+        self.core.handle(Input::Frame { from: *from, frame }, clock::now());
         self.write();
     }
 

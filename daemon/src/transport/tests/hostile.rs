@@ -114,7 +114,7 @@ async fn every_kind_of_frame_reaches_its_part_with_the_verified_sender() {
         Frame::Members { members: vec![member], reply: true },
         Frame::Swim(vec![2; 3]),
         Frame::Want(Vec::new()),
-        Frame::Ids { ids: Vec::new(), more: true },
+        Frame::Ids { buckets: Vec::new(), ids: Vec::new(), whole: true },
         Frame::Adverts { copies: Vec::new(), forward: vec![node] },
     ];
     let all: Vec<u8> = frames.iter().flat_map(bytes).collect();
@@ -145,7 +145,7 @@ async fn every_kind_of_frame_reaches_its_part_with_the_verified_sender() {
     );
     let ids = timeout(SOON, a.catalog.recv()).await.expect("in time");
     assert!(
-        matches!(ids, Some(ToCatalog::Frame { from, frame: Frame::Ids { more: true, .. } }) if from == node),
+        matches!(ids, Some(ToCatalog::Frame { from, frame: Frame::Ids { whole: true, .. } }) if from == node),
         "{ids:?}"
     );
     let adverts = timeout(SOON, a.catalog.recv()).await.expect("in time");

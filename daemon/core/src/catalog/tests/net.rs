@@ -46,6 +46,8 @@ pub(super) struct Net {
     pub(super) now: Now,
     /// One frame of so many is lost, by count.
     pub(super) loses_every: Option<usize>,
+    /// For nodes added from now on.
+    pub(super) direct_up_to: usize,
     /// Frames sent since the start, by kind.
     pub(super) sent: BTreeMap<&'static str, usize>,
 }
@@ -77,6 +79,7 @@ impl Net {
             wire: VecDeque::new(),
             now: Now { mono: start(), wall: WALL },
             loses_every: None,
+            direct_up_to: DIRECT_UP_TO,
             sent: BTreeMap::new(),
         };
         for (at, group) in groups.iter().enumerate() {
@@ -108,6 +111,8 @@ impl Net {
             zone: None,
             region: None,
             imports: Imports::default(),
+            direct_up_to: self.direct_up_to,
+            first_seq: 0,
         };
         let at = self.nodes.len();
         let card = CardContent {
@@ -207,6 +212,11 @@ impl Net {
     pub(super) fn restart(&mut self, at: usize, keeps_state: bool) {
         let peers: Vec<_> = (0..self.nodes.len()).filter(|other| self.is_linked(at, *other)).collect();
         peers.iter().for_each(|&other| self.cut(at, other));
+        if !keeps_state {
+            // Below the versions of the last run and above them in turn.
+            let first = self.nodes[at].config.first_seq;
+            self.nodes[at].config.first_seq = if first < 500_000 { first + 700_000 } else { first - 600_000 };
+        }
         let sim = &self.nodes[at];
         let restored = if keeps_state { sim.catalog.export(self.now) } else { Vec::new() };
         let epoch = if keeps_state { sim.epoch + 1 } else { 1 };
@@ -337,8 +347,11 @@ fn kind_of(frame: &Frame) -> &'static str {
     match frame {
         Frame::Adverts { .. } => "adverts",
         Frame::Root(_) => "root",
+        Frame::Buckets(_) => "buckets",
         Frame::Ids { .. } => "ids",
+        Frame::Have(_) => "have",
         Frame::Want(_) => "want",
+        Frame::Spread { .. } => "spread",
         _ => "other",
     }
 }
