@@ -15,6 +15,7 @@ mod bad;
 mod model;
 mod net;
 mod time;
+mod tree;
 
 use net::{Net, Sim};
 pub(in crate::catalog) use net::{name, record};

@@ -50,6 +50,8 @@ pub(super) struct Net {
     pub(super) direct_up_to: usize,
     /// Frames sent since the start, by kind.
     pub(super) sent: BTreeMap<&'static str, usize>,
+    /// Ids in lists since the start.
+    pub(super) ids_listed: usize,
 }
 
 pub(in crate::catalog) fn name<T: std::str::FromStr>(text: &str) -> T {
@@ -81,6 +83,7 @@ impl Net {
             loses_every: None,
             direct_up_to: DIRECT_UP_TO,
             sent: BTreeMap::new(),
+            ids_listed: 0,
         };
         for (at, group) in groups.iter().enumerate() {
             let key = NodeKey::new();
@@ -325,6 +328,9 @@ impl Net {
                     let kind = u16::from_be_bytes([bytes[4], bytes[5]]);
                     let frame = Frame::decode(kind, &bytes[PREFIX_BYTES..]).expect("valid").expect("known");
                     *self.sent.entry(kind_of(&frame)).or_default() += 1;
+                    if let Frame::Ids { ids, .. } = &frame {
+                        self.ids_listed += ids.len();
+                    }
                     let sent: usize = self.sent.values().sum();
                     let is_lost = self.loses_every.is_some_and(|every| sent.is_multiple_of(every));
                     if self.is_linked(at, to) && !is_lost {
