@@ -6,13 +6,13 @@
 use std::cmp::Reverse;
 use std::net::{IpAddr, Ipv4Addr};
 
-use gossamer_core::catalog::{InstanceState, InstanceView, Nearness, ServiceView};
+use gossamer_core::catalog::{InstanceState, InstanceView, Nearness};
 use gossamer_core::vip::VipName;
 use gossamer_dns::{Directory, InstanceEntry, ServiceEntry, Target};
 use gossamer_wire::{GroupName, InstanceName, NodeName, ServiceName};
 
 use crate::index::IndexReader;
-use crate::relay::{Vips, behind};
+use crate::relay::{Vips, attempt, behind, instance_attempts};
 
 /// The directory of this node.
 #[derive(Clone, Debug)]
@@ -32,12 +32,16 @@ impl Resolver {
         let found: Vec<_> = in_order(behind(&view, name));
         // The nearest instance speaks for the service.
         let metadata = found.first()?.metadata.clone();
-        let instances = found.into_iter().map(|found| self.instance_entry(&view, found)).collect();
+        let tries = instance_attempts(&view);
+        let entry = |found: &InstanceView| {
+            let attempt = tries.get(&(&found.group, &found.instance)).copied().unwrap_or_default();
+            self.instance_entry(&view.service, found, attempt)
+        };
+        let instances = found.into_iter().map(entry).collect();
         Some(ServiceEntry { vip: self.vips.answer(&view, name), instances, metadata })
     }
 
-    fn instance_entry(&self, view: &ServiceView, found: &InstanceView) -> InstanceEntry {
-        let service = &view.service;
+    fn instance_entry(&self, service: &ServiceName, found: &InstanceView, attempt: u8) -> InstanceEntry {
         let name = VipName::Instance(service.clone(), found.group.clone(), found.instance.clone());
         InstanceEntry {
             service: service.clone(),
@@ -45,7 +49,7 @@ impl Resolver {
             instance: found.instance.clone(),
             // What is known from disk only is not vouched for by any live peer.
             usable: found.state == InstanceState::Usable && !found.stale,
-            vip: self.vips.answer(view, &name),
+            vip: self.vips.answer_at(&name, attempt),
             addresses: addresses(found),
             ports: found.ports.iter().map(|port| (port.name.clone(), port.transport, port.number)).collect(),
             nearness: place(found.nearness),
@@ -80,7 +84,7 @@ impl Directory for Resolver {
         let view = self.index.service(service)?;
         // Two nodes with one instance name are replicas of it: the best one answers.
         let found = in_order(behind(&view, &name)).into_iter().next()?;
-        Some(self.instance_entry(&view, found))
+        Some(self.instance_entry(service, found, attempt(&view, &name)))
     }
 
     fn node(&self, node: &NodeName) -> Option<Vec<IpAddr>> {

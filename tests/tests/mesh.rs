@@ -3,8 +3,10 @@
 //! Owns: what a user does and sees. Must not know: how. Driven by: `cargo test`.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Lines};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -15,6 +17,7 @@ use gossamer_tests::promise;
 use gossamer_tests::targets::{Manner, exchange, read_greeting, while_serving};
 use gossamer_tests::wait::until;
 use gossamer_wire::MeshId;
+use serde_json::Value;
 
 /// How long a change may take on a machine that runs many tests at once.
 const TRAVEL: Duration = Duration::from_secs(20);
@@ -167,6 +170,68 @@ fn two_names_of_one_address_are_both_answered_and_stay_apart_over_a_restart() ->
             for at in again {
                 promise!(read_greeting(at, FLOW)? == "hello", "{at} is not the service");
             }
+            Ok(())
+        })
+    })
+}
+
+/// Runs `gossamer watch --json` at a node and reads its lines until one is wanted.
+struct Watcher {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Watcher {
+    fn start(node: &Node, name: &str) -> Result<Self> {
+        let mut child = node.command(&["watch", name, "--json"]).stdout(Stdio::piped()).spawn()?;
+        let lines = BufReader::new(child.stdout.take().context("it is piped")?).lines();
+        let mut watcher = Self { child, lines };
+        watcher.wait(|line| line["kind"] == "watching")?;
+        Ok(watcher)
+    }
+
+    /// The daemon sends nothing else than changes of the one name, so this ends with the test's own actions.
+    fn wait(&mut self, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        for line in self.lines.by_ref() {
+            let line: Value = serde_json::from_str(&line?)?;
+            if wanted(&line) {
+                return Ok(line);
+            }
+        }
+        anyhow::bail!("the stream has ended")
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let _ = self.child.kill().and_then(|()| self.child.wait());
+    }
+}
+
+#[test]
+fn a_watcher_sees_a_service_come_and_go_and_its_node_die() -> Result<()> {
+    play(|lab| {
+        let mut nodes = mesh(lab, &[("a", "west"), ("b", "west")])?;
+        while_serving(Manner::Greets("x"), |port| {
+            let mut services = Watcher::start(&nodes[0], "orders")?;
+            let mut members = Watcher::start(&nodes[0], "b")?;
+            nodes[1].ok(&["expose", &format!("orders:{port}")])?;
+            let come = services.wait(|line| line["now"] == "usable")?;
+            promise!(come["was"] == "absent" && come["node"] == "b", "it came as {come}");
+            // What is told is there: the first answer already has it.
+            let answer = nodes[0].resolver()?.ask("orders.mesh.internal", RecordType::A)?;
+            promise!(answer.addresses().len() == 1, "told of, and answered with {answer}");
+            nodes[1].ok(&["withdraw", "orders"])?;
+            services.wait(|line| line["now"] == "absent")?;
+            nodes[1].ok(&["expose", &format!("orders:{port}")])?;
+            nodes[1].kill9()?;
+            let down = members.wait(|line| line["now"] == "down")?;
+            promise!(down["kind"] == "node" && down["cause"] != "", "it died as {down}");
+            services.wait(|line| line["now"] == "down")?;
+            let listed = nodes[0].json(&["nodes"])?;
+            let rows = listed.as_array().into_iter().flatten();
+            let dead: Vec<_> = rows.filter(|row| row["name"] == "b").collect();
+            promise!(dead[0]["state"] == "down" && dead[0]["reason"].is_string(), "it is listed as {listed}");
             Ok(())
         })
     })

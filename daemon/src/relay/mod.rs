@@ -33,7 +33,7 @@ use gossamer_wire::{GroupName, InstanceName, NodeId, PortName, ServiceName};
 pub use flow::{Direction, FlowId, FlowInfo};
 pub use outbound::{Carried, ConnectError};
 pub use scope::PortChoice;
-pub(crate) use scope::behind;
+pub(crate) use scope::{attempt, behind, instance_attempts};
 pub use vips::{VipPort, Vips, VipsParts};
 
 use crate::index::IndexReader;

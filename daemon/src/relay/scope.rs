@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gossamer_core::catalog::{InstanceView, ServiceView};
 use gossamer_core::vip::VipName;
-use gossamer_wire::{Port, PortName, Transport};
+use gossamer_wire::{GroupName, InstanceName, Port, PortName, Transport};
 
 /// Returns the instances a name reaches, usable or not: visible ones, and for a short name only those of the
 /// own group and the imported ones.
@@ -37,7 +37,25 @@ pub(crate) fn tcp_ports(view: &ServiceView, name: &VipName) -> BTreeSet<u16> {
 /// Returns the `try` of a name: the highest among its adverts, also of those hidden from this node, so that
 /// every node computes the same address.
 pub(crate) fn attempt(view: &ServiceView, name: &VipName) -> u8 {
-    attempts(view).get(name).copied().unwrap_or(0)
+    let all = view.instances.iter().chain(&view.hidden);
+    let of_name = all.filter_map(|found| match name {
+        VipName::Service(_) => Some(found.tries.service),
+        VipName::Group(_, group) => (found.group == *group).then_some(found.tries.group),
+        VipName::Instance(_, group, instance) => {
+            (found.group == *group && found.instance == *instance).then_some(found.tries.instance)
+        }
+    });
+    of_name.max().unwrap_or(0)
+}
+
+/// Returns the `try` of each instance name of a service: what [`attempt`] says of one, for an answer with all.
+pub(crate) fn instance_attempts(view: &ServiceView) -> BTreeMap<(&GroupName, &InstanceName), u8> {
+    let mut all = BTreeMap::new();
+    for found in view.instances.iter().chain(&view.hidden) {
+        let highest = all.entry((&found.group, &found.instance)).or_insert(0);
+        *highest = found.tries.instance.max(*highest);
+    }
+    all
 }
 
 /// Returns all names of a service, each with its `try`.
@@ -87,7 +105,7 @@ fn is_tcp(port: &Port) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::tests::{instance, service_view};
+    use crate::relay::tests::{instance, named, service_view};
 
     fn view() -> ServiceView {
         let mut imported = instance("b", "east");
@@ -140,7 +158,15 @@ mod tests {
     fn the_highest_try_counts_also_of_what_is_hidden_here() {
         assert_eq!(attempt(&view(), &service()), 4);
         assert_eq!(attempt(&view(), &group("west")), 0);
-        assert_eq!(attempts(&view()).len(), 1 + 4 + 4);
+        let all = attempts(&view());
+        assert_eq!(all.len(), 1 + 4 + 4);
+        assert!(all.iter().all(|(name, highest)| attempt(&view(), name) == *highest), "{all:?}");
+        let mut replicas = view();
+        let mut twin = instance("a", "west");
+        twin.tries.instance = 6;
+        replicas.hidden.push(twin);
+        let of_instances = instance_attempts(&replicas);
+        assert_eq!((of_instances.len(), of_instances[&(&replicas.instances[0].group, &named("a"))]), (4, 6));
     }
 
     #[test]

@@ -149,6 +149,11 @@ impl Vips {
     /// Returns what a name is answered with, given the view of its service. Says nothing about whether the
     /// name exists. A name that was not opened is answered with its address.
     pub fn answer(&self, view: &ServiceView, name: &VipName) -> VipAnswer {
+        self.answer_at(name, attempt(view, name))
+    }
+
+    /// Returns what [`Self::answer`] does, given the name's `try`.
+    pub fn answer_at(&self, name: &VipName, attempt: u8) -> VipAnswer {
         if let Some(winner) = self.shared.losers.load().get(name) {
             return VipAnswer::Blocked(format!(
                 "{name} has the same virtual address as {winner}; its exporters are about to give it another one"
@@ -158,7 +163,7 @@ impl Vips {
         if let Some(reason) = self.shared.open.load().get(name).and_then(blocked) {
             return VipAnswer::Blocked(reason);
         }
-        VipAnswer::Address(self.shared.address(view, name))
+        VipAnswer::Address(self.shared.address_at(name, attempt))
     }
 
     /// Returns the name that an address stands for, in use or not; `None` when this node may not see it. A new
@@ -192,7 +197,11 @@ impl Vips {
 
 impl Shared {
     fn address(&self, view: &ServiceView, name: &VipName) -> Ipv4Addr {
-        self.pool.vip(name.hash(&self.mesh, attempt(view, name)))
+        self.address_at(name, attempt(view, name))
+    }
+
+    fn address_at(&self, name: &VipName, attempt: u8) -> Ipv4Addr {
+        self.pool.vip(name.hash(&self.mesh, attempt))
     }
 }
 
