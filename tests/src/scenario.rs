@@ -47,7 +47,8 @@
 //! **Expectations** (`[expect]`), each optional: `joined_within` (seconds from the last first start until all see
 //! all), `converged_within` (seconds from the last step until every running node sees exactly the running nodes
 //! and every catalog holds exactly their records, one hash; judged also without this key, within
-//! [`PATIENCE`]), `never_down` (a set: nobody ever holds one of these for down), `down` (a set: at some time
+//! [`PATIENCE`]), `never_down` (a set: nobody ever holds one of these for down), `never_down_by` (a set: whose views
+//! that is about; default all), `down` (a set: at some time
 //! every running node held them for down), `downs_per_view` (nobody holds any one node for down more often),
 //! `max_renewals` (of the nodes "others", together), `max_missing` (settled nodes that one settled node does not
 //! see, at any half second of the steps; settled is who runs undisturbed for 2 s), `max_bytes_ratio` (bytes that
@@ -189,6 +190,8 @@ pub struct Expect {
     pub converged_within: Option<Duration>,
     /// Nobody ever holds one of these for down.
     pub never_down: Option<Judged>,
+    /// Whose views `never_down` is about; `None` for all.
+    pub never_down_by: Option<BTreeSet<usize>>,
     /// At some time every other running node held these for down.
     pub down: BTreeSet<usize>,
     /// Nobody holds any one node for down more often.

@@ -208,6 +208,7 @@ struct WrittenExpect {
     joined_within: Option<f64>,
     converged_within: Option<f64>,
     never_down: Option<String>,
+    never_down_by: Option<String>,
     down: Option<String>,
     downs_per_view: Option<usize>,
     max_renewals: Option<u64>,
@@ -370,6 +371,10 @@ impl WrittenExpect {
             joined_within: within("joined_within", self.joined_within)?,
             converged_within: within("converged_within", self.converged_within)?,
             never_down: judged("never_down", self.never_down)?,
+            never_down_by: match self.never_down_by {
+                Some(text) => Some(named("never_down_by", Some(text))?),
+                None => None,
+            },
             down: named("down", self.down)?,
             downs_per_view: self.downs_per_view,
             max_renewals: self.max_renewals,

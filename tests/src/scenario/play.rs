@@ -526,7 +526,9 @@ impl Play<'_> {
     fn judge_downs(&mut self) {
         let expect = &self.scenario.expect;
         let spared = self.judged(expect.never_down.as_ref().unwrap_or(&Judged::Others));
-        for ((node, _), _) in self.downs.iter().filter(|((node, _), _)| spared.contains(node)) {
+        let counts = |by: &usize| expect.never_down_by.as_ref().is_none_or(|these| these.contains(by));
+        let fell = self.downs.keys().filter(|(node, by)| spared.contains(node) && counts(by));
+        for (node, _) in fell {
             *self.report.false_downs.entry(*node).or_default() += 1;
         }
         if expect.never_down.is_some() {

@@ -243,6 +243,10 @@ fn who_is_killed_must_be_seen_down_and_others_must_not() {
     let report = run(&mut Perfect::new(4), &format!("{kill}never_down = '2-3'\n"));
     assert_eq!(report.faults, ["held for down: 3 (by 3)"]);
     assert_eq!(report.false_downs, BTreeMap::from([(3, 3)]));
+    let report = run(&mut Perfect::new(4), &format!("{kill}never_down = '2-3'\nnever_down_by = '0,2'\n"));
+    assert_eq!(report.false_downs, BTreeMap::from([(3, 2)]));
+    let report = run(&mut Perfect::new(4), &format!("{kill}never_down = '2-3'\nnever_down_by = '3'\n"));
+    assert!(report.holds(), "{report}");
     let report = run(&mut Perfect::new(4), "[expect]\ndown = '3'\n");
     assert_eq!(report.faults, ["3 nodes never held node 3 for down"]);
 }

@@ -2,6 +2,7 @@
 //!
 //! Owns: what is done and what is counted. Must not know: how rows of evidence are printed. Driven by: rows.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -26,6 +27,10 @@ pub struct Forged {
     pub samples: u64,
     /// How often the victim had to renew its identity.
     pub renewals: u64,
+    /// Honest nodes that named the attacker.
+    pub naming: usize,
+    /// Honest nodes that somebody honest named.
+    pub slandered: usize,
 }
 
 /// A member says of another that it is down: in three datagrams to three nodes, then in a hundred a second to all
@@ -60,6 +65,10 @@ pub fn forged_down(nodes: usize, seed: u64) -> Result<Forged> {
     fooled.sort_unstable();
     fooled.dedup();
     result.fooled = fooled.len();
+    let naming = mesh.named.iter().filter(|(by, whom)| *whom == attacker && honest.contains(by));
+    result.naming = naming.map(|(by, _)| *by).collect::<BTreeSet<_>>().len();
+    let slandered = mesh.named.iter().filter(|(by, whom)| *whom != attacker && *by != attacker);
+    result.slandered = slandered.map(|(_, whom)| *whom).collect::<BTreeSet<_>>().len();
     result.renewals = mesh.nodes[victim].renewals;
     Ok(result)
 }

@@ -373,10 +373,11 @@ impl Mesh {
         let (from, to) = (conn.node(end), conn.node(end.other()));
         let pause = self.net.resend_after(from, to);
         let mut losses = 0;
+        let each = cost::frame(&frame).div_ceil(packets as usize) as u64;
         for _ in 0..packets {
             let lost = (0..6).take_while(|_| self.net.loses(from, to)).count();
             losses = losses.max(lost);
-            self.charge(from, "resent", lost as u64 * (cost::PACKET + cost::PAYLOAD as u64 / 2));
+            self.charge(from, "resent", lost as u64 * (cost::PACKET + each));
         }
         let resent = pause * (2_u32.pow(losses as u32) - 1);
         // A window of ten packets at first, twice as many each round trip.
@@ -409,7 +410,9 @@ impl Mesh {
             return;
         }
         if self.net.is_cut(from, to) || self.net.loses(from, to) {
-            self.charge(from, "resent", cost::PACKET + cost::PAYLOAD as u64);
+            // A probe carries what waits, as far as one packet holds it.
+            let waiting: usize = self.links.conns[&id].side(end).blocked.iter().map(cost::frame).sum();
+            self.charge(from, "resent", cost::PACKET + waiting.min(cost::PAYLOAD) as u64);
             return self.plan_retry(id, end);
         }
         let side = self.links.conns.get_mut(&id).expect("looked up above").side_mut(end);

@@ -70,6 +70,8 @@ pub struct Mesh {
     pub(super) trace: Trace,
     pub(super) watch: Watch,
     pub(super) downs: Vec<Down>,
+    /// Who named whom for false claims.
+    pub(super) named: Vec<(usize, usize)>,
     /// Events done, for speed figures.
     events: u64,
     /// Whether catalogs are written to disks: a thousand of a thousand nodes each second are not for nothing.
@@ -122,6 +124,7 @@ impl Mesh {
             trace: Trace::default(),
             watch: Watch::default(),
             downs: Vec::new(),
+            named: Vec::new(),
             events: 0,
             has_disks: true,
             spins: 0,

@@ -98,7 +98,11 @@ impl Mesh {
             membership::Output::Renewed(_) => self.nodes[node].renewals += 1,
             membership::Output::Refused { .. } => self.nodes[node].count("refused-swim", 1, 0),
             membership::Output::Refuted { .. } => self.nodes[node].count("refuted-claim", 1, 0),
-            membership::Output::Named { .. } => self.nodes[node].count("named-accuser", 1, 0),
+            membership::Output::Named { accuser } => {
+                if let Some(accuser) = self.number(accuser) {
+                    self.named.push((node, accuser));
+                }
+            }
             membership::Output::Forgiven { .. } => {}
         }
     }
