@@ -20,7 +20,7 @@ use gossamer_wire::frame::AdvertCopy;
 use gossamer_wire::limits::MAX_CARD_BYTES;
 use gossamer_wire::{NodeId, ServiceRecord};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Jumps};
 use crate::events::{EventLog, What};
 use crate::index::{IndexWriter, Why};
 use crate::store::{Store, StoreError};
@@ -96,7 +96,8 @@ pub fn start(stage: &Stage, parts: Parts) {
     let (disk, writes) = mpsc::channel(1);
     stage.spawn("catalog-disk", write_rows(parts.store.clone(), parts.clock.clone(), writes));
     let projection = Projection::new(&parts);
-    let task = Task { disk, parts, projection, unsaved: false };
+    let jumps = Jumps::since(parts.clock.now());
+    let task = Task { disk, parts, projection, jumps, unsaved: false };
     stage.spawn("catalog", async move { task.run(&stop).await });
 }
 
@@ -152,6 +153,7 @@ struct Task {
     parts: Parts,
     disk: mpsc::Sender<Vec<AdvertCopy>>,
     projection: Projection,
+    jumps: Jumps,
     unsaved: bool,
 }
 
@@ -185,6 +187,10 @@ impl Task {
                 () = clock::sleep_until(deadline) => Wake::Timeout,
             };
             let now = self.parts.clock.now();
+            if self.jumps.has_jumped(now) {
+                // Which certificates hold has changed without a word from anybody.
+                self.projection.note_all(&self.parts.core, now);
+            }
             let is_housekeeping = matches!(wake, Wake::Housekeeping);
             match wake {
                 Wake::Inputs => {

@@ -83,6 +83,31 @@ pub fn wall_micros() -> u64 {
     since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
+/// Notices that wall time was set.
+#[derive(Debug)]
+pub struct Jumps(Now);
+
+impl Jumps {
+    /// Starts to compare the clocks.
+    pub const fn since(now: Now) -> Self {
+        Self(now)
+    }
+
+    /// Returns whether wall time has moved by over a minute more or less than the monotonic one since the start,
+    /// or since this last said so.
+    pub fn has_jumped(&mut self, now: Now) -> bool {
+        let elapsed = now.mono.saturating_duration_since(self.0.mono).as_secs();
+        let has_jumped = now.wall.abs_diff(self.0.wall.saturating_add(elapsed)) > JUMP_SECONDS;
+        if has_jumped {
+            self.0 = now;
+        }
+        has_jumped
+    }
+}
+
+/// Far above what adjusting an even clock moves, far below the skew certificates are forgiven.
+const JUMP_SECONDS: u64 = 60;
+
 /// Sleeps until a core's deadline; for ever when it has none.
 ///
 /// # Cancel safety
@@ -111,6 +136,17 @@ mod tests {
         fn seconds(&self) -> u64 {
             self.0
         }
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_noticed_once_and_in_both_directions() {
+        let mono = tokio::time::Instant::now().into_std();
+        let at = |seconds: u64, wall| Now { mono: mono + Duration::from_secs(seconds), wall };
+        let mut jumps = Jumps::since(at(0, 1_000_000));
+        assert!(!jumps.has_jumped(at(3_600, 1_003_630)), "late by half a minute");
+        assert!(jumps.has_jumped(at(3_601, 9_000_000)));
+        assert!(!jumps.has_jumped(at(3_602, 9_000_001)));
+        assert!(jumps.has_jumped(at(3_603, 1_003_603)));
     }
 
     #[test]

@@ -22,7 +22,6 @@
 //! - A *disk* that loses what was not synced ([`disk`]), but never half a file.
 //! - Wall clocks have an offset per node; they run evenly.
 
-pub mod authority;
 pub mod cost;
 pub mod disk;
 pub mod gate;
@@ -46,13 +45,21 @@ use gossamer_wire::join::PeerHint;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
-use crate::scenario::{self, Act, Down, NodeState, Scenario, World};
-use authority::Authority;
+use crate::scenario::{self, Act, Down, NodeState, Report, Scenario, World, play};
+use crate::sim::authority::Authority;
 use net::{Net, Sent};
 use node::Node;
 
 /// The port of every node.
 const PORT: u16 = 4_677;
+
+/// Runs a scenario with one seed.
+///
+/// # Errors
+/// A bug. What does not hold is in the report.
+pub fn run(scenario: &Scenario, seed: u64) -> Result<Report> {
+    play(scenario, seed, &mut Fabric::new(scenario, seed)?)
+}
 
 /// A mesh of simulated machines. Times count from its making.
 pub struct Fabric {
@@ -89,7 +96,7 @@ impl Fabric {
         let mut authority = Authority::new(seed)?;
         let name = |number| format!("n{number}");
         let mut identities = (0..scenario.nodes)
-            .map(|number| authority.identity(&name(number)))
+            .map(|number| node::identity(&mut authority, &name(number)))
             .collect::<Result<Vec<_>>>()?;
         let seeds: Vec<PeerHint> = scenario
             .seeds

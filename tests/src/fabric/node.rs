@@ -13,7 +13,7 @@ use gossamer::app::mesh::{self, Mesh, MeshParts, MeshStages};
 use gossamer::clock::{Clock, Wall};
 use gossamer::entropy::Entropy;
 use gossamer::events::EventLog;
-use gossamer::identity::Identity;
+use gossamer::identity::{Identity, NodeKey};
 use gossamer::metrics::Metrics;
 use gossamer::store::Store;
 use gossamer::supervise::Stage;
@@ -23,15 +23,34 @@ use gossamer_wire::{Health, Port, ServiceRecord, Transport, Tries, Visibility};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
-use super::authority::EPOCH;
 use super::disk::Disk;
 use super::gate::Gate;
 use super::net::Net;
 use super::{Names, address, view};
 use crate::scenario;
+use crate::sim::authority::{Authority, WALL};
 
 /// Longest goodbye of one stage.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Admits a node that knows nobody. Node ids decide who dials whom and in which order members are listed, so
+/// they are drawn from the seed like everything else.
+pub(super) fn identity(authority: &mut Authority, name: &str) -> Result<Identity> {
+    let (trust, admitted) = (authority.trust(), authority.admit(name)?);
+    Ok(Identity {
+        mesh: trust.mesh(),
+        mesh_name: "sim".parse()?,
+        leaf: trust.verify(&admitted.leaf, &[], WALL)?,
+        leaf_der: admitted.leaf,
+        zone: None,
+        region: None,
+        key: Arc::new(NodeKey::read(&admitted.pkcs8).context("an Ed25519 key")?),
+        issuer: None,
+        holds_root_key: false,
+        seeds: Vec::new(),
+        trust,
+    })
+}
 
 /// A machine.
 pub(super) struct Node {
@@ -214,6 +233,6 @@ impl NodeWall {
 impl Wall for NodeWall {
     fn seconds(&self) -> u64 {
         let since = (Instant::now() - self.started).as_secs();
-        (EPOCH + since).saturating_add_signed(self.offset.load(Ordering::Relaxed))
+        (WALL + since).saturating_add_signed(self.offset.load(Ordering::Relaxed))
     }
 }

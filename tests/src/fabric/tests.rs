@@ -1,19 +1,16 @@
 //! Real endpoints in small meshes.
 
 use super::*;
-use crate::scenario::play;
 
 /// Runs a scenario given as text; the text needs no head.
-fn run(seed: u64, nodes: usize, rest: &str) -> scenario::Report {
+fn text(seed: u64, nodes: usize, rest: &str) -> Report {
     let text = format!("name = 'x'\nabout = 'y'\nnodes = {nodes}\n{rest}");
-    let scenario = Scenario::parse("x.toml", &text).expect("a scenario");
-    let mut fabric = Fabric::new(&scenario, seed).expect("made");
-    play(&scenario, seed, &mut fabric).expect("runs")
+    run(&Scenario::parse("x.toml", &text).expect("a scenario"), seed).expect("runs")
 }
 
 #[test]
 fn three_nodes_see_each_other_and_all_records() {
-    let report = run(1, 3, "records = 2");
+    let report = text(1, 3, "records = 2");
     assert!(report.holds(), "{report}");
     assert!(report.joined.expect("joined") < Duration::from_secs(5), "{report}");
 }
@@ -22,7 +19,7 @@ fn three_nodes_see_each_other_and_all_records() {
 fn one_seed_is_one_trace() {
     let rest = "[net]\nloss = 0.02\nduplicate = 0.01\nreorder = 0.05\n[[step]]\nat = 1\nrestart = { nodes = '2' }\n\
                 [[step]]\nat = 3\npublish = { nodes = '1', count = 2 }";
-    let traces: BTreeSet<_> = (0..20).map(|_| run(7, 5, rest).trace).collect();
+    let traces: BTreeSet<_> = (0..20).map(|_| text(7, 5, rest).trace).collect();
     assert_eq!(traces.len(), 1, "{traces:?}");
-    assert!(!traces.contains(&run(8, 5, rest).trace), "another seed, the same trace");
+    assert!(!traces.contains(&text(8, 5, rest).trace), "another seed, the same trace");
 }

@@ -22,10 +22,10 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::{Duration, OffsetDateTime};
 
 /// The wall clock at the beginning of every world, seconds since the Unix epoch.
-pub(super) const WALL: u64 = 1_800_000_000;
+pub(crate) const WALL: u64 = 1_800_000_000;
 
 /// A mesh with one root and one issuer.
-pub(super) struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     trust: TrustBundle,
     rng: StdRng,
@@ -33,18 +33,20 @@ pub(super) struct Authority {
 
 /// A node's key and certificate.
 #[derive(Clone, Debug)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
     /// Hash of the key.
-    pub(super) node: NodeId,
+    pub(crate) node: NodeId,
     /// The certificate, DER.
-    pub(super) leaf: Vec<u8>,
+    pub(crate) leaf: Vec<u8>,
     /// Signs the node's adverts.
-    pub(super) key: Key,
+    pub(crate) key: Key,
+    /// The key as PKCS#8, for endpoints.
+    pub(crate) pkcs8: Vec<u8>,
 }
 
 /// An Ed25519 key.
 #[derive(Clone)]
-pub(super) struct Key(Arc<Ed25519KeyPair>);
+pub(crate) struct Key(Arc<Ed25519KeyPair>);
 
 impl Sign for Key {
     fn sign(&self, bytes: &[u8]) -> [u8; 64] {
@@ -69,12 +71,12 @@ impl Authority {
     ///
     /// # Errors
     /// The provider of cryptography refuses.
-    pub(super) fn new(seed: u64) -> Result<Self> {
+    pub(crate) fn new(seed: u64) -> Result<Self> {
         let mut rng = StdRng::seed_from_u64(seed);
-        let (root_key, _) = draw_key(&mut rng)?;
+        let (root_key, ..) = draw_key(&mut rng)?;
         let mesh = MeshId::of_spki(&root_key.subject_public_key_info());
         let root = authority(1)?.self_signed(&root_key)?.der().to_vec();
-        let (key, _) = draw_key(&mut rng)?;
+        let (key, ..) = draw_key(&mut rng)?;
         let root_issuer = Issuer::new(authority(1)?, root_key);
         let issuer_der = authority(0)?.signed_by(&key, &root_issuer)?.der().to_vec();
         let trust = TrustBundle::new(mesh, vec![root], vec![issuer_der]).context("the trust bundle")?;
@@ -86,8 +88,8 @@ impl Authority {
     ///
     /// # Errors
     /// The name is no name of a certificate.
-    pub(super) fn admit(&mut self, name: &str) -> Result<Identity> {
-        let (pair, key) = draw_key(&mut self.rng)?;
+    pub(crate) fn admit(&mut self, name: &str) -> Result<Identity> {
+        let (pair, key, pkcs8) = draw_key(&mut self.rng)?;
         let mut params = valid(Duration::days(30))?;
         let uri = format!("spiffe://{}/group/west/node/{name}", self.trust.mesh());
         params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
@@ -97,26 +99,26 @@ impl Authority {
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = params.signed_by(&pair, &self.issuer)?.der().to_vec();
         let node = NodeId::of_spki(&pair.subject_public_key_info());
-        Ok(Identity { node, leaf, key })
+        Ok(Identity { node, leaf, key, pkcs8 })
     }
 
     /// Returns what every node of the mesh trusts; verdicts are shared.
-    pub(super) fn trust(&self) -> TrustBundle {
+    pub(crate) fn trust(&self) -> TrustBundle {
         self.trust.clone()
     }
 }
 
 /// Draws a key, for certificates and for adverts.
-fn draw_key(rng: &mut StdRng) -> Result<(KeyPair, Key)> {
+fn draw_key(rng: &mut StdRng) -> Result<(KeyPair, Key, Vec<u8>)> {
     let seed: [u8; 32] = rng.random();
     // PKCS 8 of an Ed25519 key is this and the seed (RFC 8410 section 7).
     const PREFIX: [u8; 16] =
         [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
     let document = [&PREFIX[..], &seed].concat();
     let pair =
-        KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(document), &rcgen::PKCS_ED25519)?;
+        KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(&*document), &rcgen::PKCS_ED25519)?;
     let key = Ed25519KeyPair::from_seed_unchecked(&seed).map_err(|_| anyhow::anyhow!("no Ed25519 key"))?;
-    Ok((pair, Key(Arc::new(key))))
+    Ok((pair, Key(Arc::new(key)), document))
 }
 
 fn authority(path: u8) -> Result<CertificateParams> {
