@@ -21,3 +21,4 @@ pub mod scenario;
 pub mod sim;
 pub mod targets;
 pub mod wait;
+pub mod world;

@@ -6,6 +6,7 @@
 //! other (SIGSTOP, the same number in both), 1 % and 5 % of all packets lost. One is counted for each observer that
 //! says "down" of a member that runs, until both meshes are calm again.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -36,9 +37,9 @@ impl Run {
             self.ours.take_downs();
             self.theirs.take_downs();
             if loss > 0.0 {
-                self.star.lose(loss, None)?;
+                self.star.lose(loss, &BTreeMap::new())?;
                 self.pass(self.scale.condition).await;
-                self.star.lose(0.0, None)?;
+                self.star.lose(0.0, &BTreeMap::new())?;
             } else {
                 self.stop_in_turn().await?;
             }

@@ -6,6 +6,7 @@
 //! All namespaces of a system share one neighbour table, and a bridge of N machines fills it with N x N entries.
 //! Here each link has two, which are permanent: nothing is resolved, so nothing but IP packets is received.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
@@ -101,26 +102,13 @@ impl Star {
         self.router.nft("flush set ip star cut")
     }
 
-    /// Lets the router lose this share of what it forwards to some machines, each packet on its own; `None` is all
-    /// machines. Replaces what was said before.
+    /// Lets the router lose this share of what it forwards, each packet on its own; for what single machines send and
+    /// receive, another share. Replaces what was said before.
     ///
     /// # Errors
     /// With the words of `nft` when it fails.
-    pub fn lose(&self, share: f64, machines: Option<&[usize]>) -> Result<()> {
-        // Ten-thousandths: finer than any scenario, and a number nft takes.
-        let limit = (share.clamp(0.0, 1.0) * 10_000.0).round();
-        self.router.nft("flush chain ip star loss")?;
-        if limit <= 0.0 {
-            return Ok(());
-        }
-        let lost = format!("numgen random mod 10000 < {limit} drop");
-        match machines {
-            None => self.router.nft(&format!("add rule ip star loss {lost}")),
-            Some(machines) => machines.iter().try_for_each(|machine| {
-                let address = Self::address(*machine);
-                self.router.nft(&format!("add rule ip star loss ip daddr {address} {lost}"))
-            }),
-        }
+    pub fn lose(&self, share: f64, machines: &BTreeMap<usize, f64>) -> Result<()> {
+        self.router.nft(&losing(share, machines))
     }
 
     /// Returns packets and bytes of a counter of the router since the star was made.
@@ -178,6 +166,25 @@ const RULES: &str = "table ip star { \
         ip saddr . ip daddr @cut drop; \
         jump loss; }; }";
 
+/// Returns the rules that lose packets.
+fn losing(share: f64, machines: &BTreeMap<usize, f64>) -> String {
+    // Ten-thousandths: finer than any scenario, and a number nft takes.
+    let lost =
+        |share: f64| format!("numgen random mod 10000 < {} drop", (share.clamp(0.0, 1.0) * 1e4).round());
+    let mut rules = "flush chain ip star loss".to_owned();
+    for (machine, share) in machines {
+        let address = Star::address(*machine);
+        for end in ["saddr", "daddr"] {
+            let _ = write!(rules, "; add rule ip star loss ip {end} {address} {}", lost(*share));
+            let _ = write!(rules, "; add rule ip star loss ip {end} {address} accept");
+        }
+    }
+    if share > 0.0 {
+        let _ = write!(rules, "; add rule ip star loss {}", lost(share));
+    }
+    rules
+}
+
 /// Returns third byte and number of the pair of addresses of a link.
 #[expect(clippy::cast_possible_truncation, reason = "both are below 127 for the 381 machines there can be")]
 const fn place(index: usize) -> [u8; 2] {
@@ -217,6 +224,16 @@ mod tests {
         let text = "table ip star {\n\tcounter initials {\n\t\tpackets 12 bytes 3456\n\t}\n}\n";
         assert_eq!(counted(text), Some((12, 3_456)));
         assert_eq!(counted("table ip star {}"), None);
+    }
+
+    #[test]
+    fn a_machine_of_its_own_share_does_not_lose_the_networks() {
+        assert_eq!(losing(0.0, &BTreeMap::new()), "flush chain ip star loss");
+        let rules = losing(0.05, &BTreeMap::from([(1, 0.2)]));
+        let lost = rules.find("daddr 10.78.0.3 numgen random mod 10000 < 2000 drop").expect("loses");
+        let kept = rules.find("daddr 10.78.0.3 accept").expect("ends");
+        let all = rules.find("loss numgen random mod 10000 < 500 drop").expect("the others");
+        assert!(lost < kept && kept < all, "{rules}");
     }
 
     #[test]
