@@ -13,13 +13,16 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::fleet::{Ear, Fleet, Product, Reader, Said, name};
-use super::http::Api;
+use super::http::{Api, Lines};
 
 /// Where a program of every service listens.
 pub(super) const PORT: u16 = 7_000;
 
 /// Between two looks for the socket of a daemon that is starting.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// The stream of changes of nodes and services.
+const WATCH: &str = "/v1/watch";
 
 /// How long a daemon may take until it answers.
 const START: Duration = Duration::from_secs(30);
@@ -32,6 +35,8 @@ const JOINING: usize = 8;
 pub(super) struct Ours {
     program: PathBuf,
     dir: PathBuf,
+    /// Whether the watch stream is there; found out from the first daemon.
+    watches: bool,
 }
 
 impl Product for Ours {
@@ -47,14 +52,14 @@ impl Product for Ours {
         let _ = fs::remove_file(self.socket(member));
         let child = self.command(member, &arguments)?.spawn()?;
         let socket = self.socket(member);
-        Ok((child, Box::pin(listen(socket, ear))))
+        Ok((child, Box::pin(listen(socket, self.watches, ear))))
     }
 }
 
 impl Ours {
     /// Makes daemons of `program` with their files below `dir`.
     pub(super) fn new(program: PathBuf, dir: PathBuf) -> Self {
-        Self { program, dir }
+        Self { program, dir, watches: false }
     }
 
     /// Returns a connection to the API of a member, as soon as its daemon listens.
@@ -74,7 +79,7 @@ impl Ours {
 
     /// Returns whether the watch stream tells of records.
     pub(super) const fn watches(&self) -> bool {
-        false
+        self.watches
     }
 
     fn command(&self, member: usize, arguments: &[String]) -> Result<Command> {
@@ -128,6 +133,7 @@ impl Fleet<Ours> {
         let wish = json!({"ttl_seconds": 3_600, "uses": self.len()});
         let token = api.ask("POST", "/v1/token", &wish).await.context("a token")?;
         let token = token["token"].as_str().context("a token")?.to_owned();
+        self.product.watches = api.lines(WATCH).await.is_ok();
         let others: Vec<usize> = (1..self.len()).collect();
         for some in others.chunks(JOINING) {
             let mut joining = Vec::new();
@@ -176,16 +182,31 @@ impl Ours {
 }
 
 /// Hears what a daemon says about the others: who it is, then each change of state as it happens.
-async fn listen(socket: PathBuf, ear: Ear) {
+async fn listen(socket: PathBuf, watches: bool, ear: Ear) {
     // A daemon that never listens is found by the measurement that waits for it.
     let Ok(mut api) = connected(&socket).await else { return };
     let Ok(status) = api.ask("GET", "/v1/status", &Value::Null).await else { return };
     if let Some(id) = status["node"]["id"].as_str() {
         ear.hear(Said::IAm(id.to_owned())).await;
     }
-    let Ok(mut lines) = api.lines("/v1/events?since=0&follow=true").await else { return };
+    if !watches {
+        let Ok(lines) = api.lines("/v1/events?since=0&follow=true").await else { return };
+        return hear_all(lines, &ear, event).await;
+    }
+    let Ok(stream) = connected(&socket).await else { return };
+    let Ok(lines) = stream.lines(WATCH).await else { return };
+    // The stream tells what changes; what is already so is asked for once it has begun.
+    let Ok(nodes) = api.ask("GET", "/v1/nodes", &Value::Null).await else { return };
+    for row in nodes.as_array().into_iter().flatten().filter(|row| row["state"] == "alive") {
+        let who = row["name"].as_str().or_else(|| row["id"].as_str()).unwrap_or_default();
+        ear.hear(Said::Up(who.to_owned())).await;
+    }
+    hear_all(lines, &ear, change).await;
+}
+
+async fn hear_all(mut lines: Lines, ear: &Ear, understand: fn(&str) -> Option<Said>) {
     while let Some(line) = lines.next().await {
-        if let Some(said) = understood(&line)
+        if let Some(said) = understand(&line)
             && !ear.hear(said).await
         {
             return;
@@ -203,15 +224,30 @@ async fn connected(socket: &Path) -> Result<Api> {
     }
 }
 
+/// Reads a line of the watch stream.
+fn change(line: &str) -> Option<Said> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    let text = |key: &str| line[key].as_str().map(str::to_owned);
+    let now = line["now"].as_str()?;
+    if line["kind"] == "service" {
+        return if now == "usable" { text("service").map(Said::Change) } else { None };
+    }
+    state(text("node")?, now)
+}
+
 /// Reads an event: `TIME node WHO: WAS -> NOW, CAUSE (says BY)`.
-fn understood(line: &str) -> Option<Said> {
+fn event(line: &str) -> Option<Said> {
     let event: Value = serde_json::from_str(line).ok()?;
     let (_, event) = event["line"].as_str()?.split_once(" node ")?;
     let (who, change) = event.split_once(": ")?;
     let (_, now) = change.split_once(" -> ")?;
-    match now.split(',').next()? {
-        "alive" => Some(Said::Up(who.to_owned())),
-        "down" | "left" => Some(Said::Down(who.to_owned())),
+    state(who.to_owned(), now.split(',').next()?)
+}
+
+fn state(who: String, now: &str) -> Option<Said> {
+    match now {
+        "alive" => Some(Said::Up(who)),
+        "down" | "left" => Some(Said::Down(who)),
         _ => None,
     }
 }
@@ -239,11 +275,23 @@ mod tests {
     fn events_of_nodes_are_understood_and_others_are_not() {
         let line = |text: &str| json!({"at": 1, "line": format!("2026-11-21T15:43:32Z {text}")}).to_string();
         let up = line("node m3: unknown -> alive, it said so (says m3)");
-        assert_eq!(understood(&up), Some(Said::Up("m3".to_owned())));
+        assert_eq!(event(&up), Some(Said::Up("m3".to_owned())));
         let down = line("node m3: suspect -> down, no answer to probes (says self)");
-        assert_eq!(understood(&down), Some(Said::Down("m3".to_owned())));
-        assert_eq!(understood(&line("node m3: alive -> suspect, no answer (says self)")), None);
-        assert_eq!(understood(&line("service web: unknown -> passing, checked (says self)")), None);
-        assert_eq!(understood("x"), None);
+        assert_eq!(event(&down), Some(Said::Down("m3".to_owned())));
+        assert_eq!(event(&line("node m3: alive -> suspect, no answer (says self)")), None);
+        assert_eq!(event(&line("service web: unknown -> passing, checked (says self)")), None);
+        assert_eq!(event("x"), None);
+    }
+
+    #[test]
+    fn the_watch_stream_tells_of_nodes_and_services() {
+        let node = |now: &str| json!({"kind": "node", "node": "m3", "was": "alive", "now": now}).to_string();
+        assert_eq!(change(&node("alive")), Some(Said::Up("m3".to_owned())));
+        assert_eq!(change(&node("down")), Some(Said::Down("m3".to_owned())));
+        assert_eq!(change(&node("suspect")), None);
+        let service = |now: &str| json!({"kind": "service", "service": "web", "now": now}).to_string();
+        assert_eq!(change(&service("usable")), Some(Said::Change("web".to_owned())));
+        assert_eq!(change(&service("absent")), None);
+        assert_eq!(change("{\"kind\": \"watching\"}"), None);
     }
 }
