@@ -1,6 +1,6 @@
 //! One real daemon of a world: its process, its records, its words.
 //!
-//! Owns: the process over all its lives, the state directory, the connections to its local API. Must not know:
+//! Owns: the process over all its lives, the state directory, what it asks of its local API. Must not know:
 //! the other daemons. Driven by: `world`.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -39,7 +39,6 @@ pub(super) struct Member {
     suspended: bool,
     /// Tells of changes, once it listens.
     ear: Option<Ear>,
-    api: Option<Api>,
     listener: TcpListener,
     /// Numbers of the records it shall have, and of those it has been given.
     wanted: BTreeSet<usize>,
@@ -72,7 +71,6 @@ impl Member {
             child: None,
             suspended: false,
             ear: None,
-            api: None,
             listener,
             wanted: (0..records).collect(),
             given: BTreeSet::new(),
@@ -155,7 +153,6 @@ impl Member {
         if self.ear.is_none() {
             let Ok(stream) = UnixStream::connect(self.node.socket()) else { return self.still_runs() };
             self.ear = Some(Ear::new(stream)?);
-            self.api = Some(Api::connect(&self.node.socket())?);
             let status = self.ask("GET", "/v1/status", &Value::Null)?;
             names.learn(status["node"]["id"].as_str().context("an id")?, self.number);
         }
@@ -173,7 +170,7 @@ impl Member {
         let what = format!("{} answering", self.node.name);
         wait_for(&what, START, || {
             self.tick(names)?;
-            Ok(self.api.is_some().then_some(()))
+            Ok(self.ear.is_some().then_some(()))
         })?;
         let nodes = self.ask("GET", "/v1/nodes", &Value::Null)?;
         let services = self.ask("GET", "/v1/services", &Value::Null)?;
@@ -203,8 +200,9 @@ impl Member {
         Ok(())
     }
 
-    fn ask(&mut self, method: &str, path: &str, body: &Value) -> Result<Value> {
-        let api = self.api.as_mut().with_context(|| format!("{} does not listen", self.node.name))?;
+    /// Asks over a connection of its own: the daemon closes those that are silent for long.
+    fn ask(&self, method: &str, path: &str, body: &Value) -> Result<Value> {
+        let mut api = Api::connect(&self.node.socket())?;
         let (code, text) = api.request(method, path, body).with_context(|| self.node.name.clone())?;
         if !(200..300).contains(&code) {
             bail!("{}: {method} {path}: {code} {text}", self.node.name);
@@ -230,7 +228,6 @@ impl Member {
         self.child = None;
         self.suspended = false;
         self.ear = None;
-        self.api = None;
         self.renewals = (self.renewals.0 + self.renewals.1, 0);
     }
 }

@@ -52,29 +52,29 @@ pub fn run_file(program: &Path, file: &Path, seeds: &[u64]) -> Result<Vec<Report
 /// # Errors
 /// It has not; the error names the key.
 pub fn playable(wanted: &Scenario) -> Result<()> {
-    let mut missing = Vec::new();
+    let mut missing = BTreeSet::new();
     let net = &wanted.net;
     if net.delay.1 > NO_DELAY {
-        missing.push("net.delay_ms");
+        missing.insert("net.delay_ms");
     }
     if net.duplicate > 0.0 || net.reorder > 0.0 {
-        missing.push("net.duplicate and net.reorder");
+        missing.insert("net.duplicate and net.reorder");
     }
     if wanted.seeds != BTreeSet::from([0]) {
-        missing.push("seeds");
+        missing.insert("seeds");
     }
     for step in &wanted.steps {
         match step.action {
-            Action::Slow(_) => missing.push("slow"),
-            Action::Clock(_) => missing.push("clock"),
-            Action::Restart { disk: Disk::Unsynced, .. } => missing.push("restart with disk \"unsynced\""),
-            _ => {}
-        }
+            Action::Slow(_) => missing.insert("slow"),
+            Action::Clock(_) => missing.insert("clock"),
+            Action::Restart { disk: Disk::Unsynced, .. } => missing.insert("restart with disk \"unsynced\""),
+            _ => continue,
+        };
     }
     if missing.is_empty() {
         return Ok(());
     }
-    bail!("{} needs the simulator: {}", wanted.name, missing.join(", "))
+    bail!("{} needs the simulator: {}", wanted.name, missing.into_iter().collect::<Vec<_>>().join(", "))
 }
 
 /// A mesh of real daemons. Its clock starts when it has been made; its nodes then have an identity and do not run.
