@@ -18,13 +18,15 @@ use crate::time::Now;
 
 /// Bytes of a copy beside the advert: age, length.
 const COPY_OVERHEAD: usize = 10;
+/// Most unpublished records named at once; the counter has the rest.
+const MAX_NAMED: usize = 64;
 /// Room for the counts of a frame and [`MAX_FORWARD`] node ids.
 const FRAME_OVERHEAD: usize = 16 + MAX_FORWARD * 16;
 
 impl Catalog {
     /// Signs, stores and sends every own advert that is due.
     pub(super) fn publish(&mut self, now: Now) {
-        let mut fresh = Vec::new();
+        let (mut fresh, mut named) = (Vec::new(), 0);
         while let Some(advert) = self.publisher.next_advert(now.mono) {
             let Some(content) = self.own_content(&advert) else { continue };
             if advert.id().slot.kind == Kind::Card {
@@ -35,7 +37,10 @@ impl Catalog {
         }
         while let Some((service, instance)) = self.publisher.next_refused() {
             self.counters.not_published += 1;
-            self.event(CatalogEvent::NotPublished { service, instance });
+            named += 1;
+            if named <= MAX_NAMED {
+                self.event(CatalogEvent::NotPublished { service, instance });
+            }
         }
         if !fresh.is_empty() {
             self.settle(self.config.node, now);

@@ -49,7 +49,7 @@ fn one_push_shows_a_service_on_every_node() {
 }
 
 #[test]
-fn a_withdrawn_record_is_gone_everywhere_and_others_stay() {
+fn r3_a_withdrawn_record_is_gone_everywhere_and_others_stay() {
     let mut net = Net::mesh(&["west"; 3]);
     net.publish(0, &["orders", "web"]);
     net.run();
@@ -258,7 +258,7 @@ fn one_cut_link_is_bridged_at_once() {
 }
 
 #[test]
-fn two_halves_that_meet_again_become_equal_withdrawals_included() {
+fn r3_two_halves_that_meet_again_become_equal_withdrawals_included() {
     let mut net = Net::mesh(&["west"; 4]);
     for at in 0..4 {
         net.publish(at, &["common", &format!("svc{at}")]);
@@ -313,7 +313,7 @@ fn a_joiner_learns_everything_from_one_peer() {
 }
 
 #[test]
-fn a_node_that_lost_its_state_goes_above_its_old_epochs() {
+fn r4_a_node_that_lost_its_state_goes_above_its_old_epochs() {
     let mut net = Net::mesh(&["west"; 3]);
     net.publish(0, &["orders", "gone"]);
     (0..3).for_each(|_| net.restart(0, true));
@@ -378,7 +378,7 @@ fn a_burst_of_changes_is_paced_and_the_latest_wins() {
 }
 
 #[test]
-fn lost_frames_are_mended() {
+fn r9_lost_frames_are_mended() {
     let mut net = Net::mesh(&["west"; 5]);
     net.loses_every = Some(3);
     for round in 0..6 {
@@ -398,7 +398,7 @@ fn lost_frames_are_mended() {
 }
 
 #[test]
-fn two_that_hold_the_same_meet_without_a_list() {
+fn r5_two_that_hold_the_same_meet_without_a_list() {
     let mut net = Net::mesh(&["west"; 4]);
     (0..4).for_each(|at| net.publish(at, &["orders"]));
     net.run();

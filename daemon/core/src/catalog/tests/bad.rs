@@ -6,7 +6,7 @@ use super::time::claimed_leaf;
 use super::*;
 
 #[test]
-fn of_a_thousand_adverts_with_one_flipped_bit_none_is_accepted() {
+fn r1_of_a_thousand_adverts_with_one_flipped_bit_none_is_accepted() {
     let mut net = Net::mesh(&["west"; 3]);
     net.publish(0, &["orders"]);
     net.run();
@@ -46,7 +46,7 @@ fn of_a_thousand_adverts_with_one_flipped_bit_none_is_accepted() {
 }
 
 #[test]
-fn an_advert_signed_by_another_node_is_refused() {
+fn r1_an_advert_signed_by_another_node_is_refused() {
     let mut net = Net::mesh(&["west"; 3]);
     net.publish(0, &["orders"]);
     net.run();
@@ -79,7 +79,7 @@ fn nodes_of_another_mesh_are_refused() {
 }
 
 #[test]
-fn records_outside_the_claims_are_dropped_and_counted() {
+fn r21_records_outside_the_claims_are_not_served_and_counted() {
     let mut net = Net::mesh(&["west"]);
     let key = NodeKey::new();
     let claims = Claims { services: vec!["web-*".to_owned()], ..Claims::default() };
@@ -94,7 +94,7 @@ fn records_outside_the_claims_are_dropped_and_counted() {
 }
 
 #[test]
-fn a_fragment_that_does_not_decode_blocks_nothing_and_is_fetched_once() {
+fn r17_a_fragment_that_does_not_decode_blocks_nothing_and_is_fetched_once() {
     let mut net = Net::mesh(&["west"; 3]);
     net.publish(0, &["orders"]);
     net.run();
@@ -120,7 +120,7 @@ fn a_fragment_that_does_not_decode_blocks_nothing_and_is_fetched_once() {
 }
 
 #[test]
-fn entries_of_unknown_kinds_are_carried_and_not_served() {
+fn r18_entries_of_unknown_kinds_are_carried_and_not_served() {
     let mut net = Net::mesh(&["west"; 2]);
     let known = record("orders", "n0").encode().expect("fits");
     let body =
@@ -132,7 +132,96 @@ fn entries_of_unknown_kinds_are_carried_and_not_served() {
 }
 
 #[test]
-fn the_first_of_two_adverts_with_one_version_is_kept_and_the_owner_named() {
+fn r18_what_a_later_version_brings_travels_byte_for_byte_and_is_not_served() {
+    let mut net = Net::mesh(&["west"; 3]);
+    net.publish(0, &["orders"]);
+    net.run();
+    // Its owner would go above what it has not signed itself.
+    net.part(0, 1);
+    net.part(0, 2);
+    let before = (net.counters(2).quarantined, net.counters(2).held);
+    let later = Kind::try_from(9).expect("a later kind");
+    let kind = net.forge(0, later, 3, (1, 99), b"nobody here reads this");
+    let card = net.held_by(0, 0, Kind::Card, 0).expect("own");
+    let leaf_and_more = [Advert::parse(&card.bytes).expect("own").body(), &b"more"[..]].concat();
+    let newer = [
+        net.forge_version(0, 2, Kind::Records, 1, (1, 99), b"other bytes"),
+        net.forge_version(0, 2, Kind::Card, 0, (1, 98), &leaf_and_more),
+    ];
+    let all: Vec<_> = std::iter::once(kind).chain(newer).collect();
+    for advert in &all {
+        net.give(0, 1, 0, advert.bytes());
+    }
+    net.pass(Duration::from_secs(10));
+    for at in 1..3 {
+        for advert in &all {
+            let slot = advert.id().slot;
+            let copy = net.held_by(at, 0, slot.kind, slot.k).expect("stored");
+            assert_eq!(copy.bytes, advert.bytes(), "{slot:?} at node {at}");
+        }
+        assert_eq!(net.counters(at).unread, 3);
+        assert_eq!(net.view(at, "orders").expect("known").instances.len(), 1, "what can be read is served");
+    }
+    assert_eq!((net.counters(2).quarantined, net.counters(2).held), before, "neither of these");
+    assert_eq!(net.nodes[1].catalog.root_hash(), net.nodes[2].catalog.root_hash());
+    // A forged one is refused like any other.
+    let mut forged = net.forge(0, later, 3, (1, 100), b"forged").bytes().to_vec();
+    *forged.last_mut().expect("bytes") ^= 1;
+    net.give(0, 1, 0, &forged);
+    assert_eq!(net.counters(1).refused, BTreeMap::from([(Refusal::Signature, 1)]));
+}
+
+#[test]
+fn r15_an_epoch_at_the_maximum_is_refused_and_freezes_nobody() {
+    let mut net = Net::mesh(&["west"; 2]);
+    let body = Fragment::of(&[record("evil", "n0")]).expect("fits").encode().expect("fits");
+    for epoch in [gossamer_wire::limits::MAX_EPOCH, u64::MAX] {
+        let advert = net.forge(0, Kind::Records, 0, (epoch, u64::MAX), &body);
+        net.give(0, 1, 0, advert.bytes());
+    }
+    assert_eq!(net.counters(1).refused, BTreeMap::from([(Refusal::Header, 2)]));
+    net.publish(0, &["orders"]);
+    net.run();
+    assert_eq!((net.usable(1, "orders"), net.view(1, "evil")), (vec![0], None));
+}
+
+#[test]
+fn r22_far_too_many_records_of_one_node_leave_others_their_room() {
+    let mut net = Net::mesh(&["west"; 2]);
+    let records: Vec<_> = (0..100_000).map(|number| record(&format!("svc{number}"), "n0")).collect();
+    net.publish_records(0, records.clone());
+    net.pass(SECOND * 5);
+    let most = gossamer_wire::limits::MAX_OWN_RECORDS;
+    assert_eq!(net.nodes[1].catalog.node(net.id(0), net.now).expect("known").records, most);
+    assert_eq!(net.counters(0).not_published as usize, records.len() - most);
+    let named = |event: &&CatalogEvent| matches!(event, CatalogEvent::NotPublished { .. });
+    assert!(net.nodes[0].events.iter().filter(named).count() < 100, "the log is not flooded");
+    net.publish(1, &["orders"]);
+    net.run();
+    assert_eq!(net.usable(0, "orders"), [1]);
+}
+
+#[test]
+fn r22_announcements_of_what_is_not_there_cost_bounded_questions() {
+    let mut net = Net::mesh(&["west"; 3]);
+    let (from, owner) = (net.id(0), net.id(2));
+    let id = |seq| {
+        let slot = gossamer_wire::advert::Slot { node: owner, kind: Kind::Records, k: 0 };
+        AdvertId { slot, version: gossamer_wire::advert::Version { epoch: 1 << 40, seq } }
+    };
+    for frame in 0..40 {
+        let ids = (0..1_300).map(|at| id(frame * 1_300 + at)).collect();
+        net.handle(1, Input::Frame { from, frame: Frame::Have(ids) });
+    }
+    assert!(net.counters(1).announcements_cut > 30_000);
+    net.publish(2, &["orders"]);
+    net.pass(SECOND * 10);
+    assert_eq!(net.usable(1, "orders"), [2]);
+    assert!(net.counters(1).pulls <= 17_000, "each is asked once");
+}
+
+#[test]
+fn r20_the_first_of_two_adverts_with_one_version_is_kept_and_the_owner_named() {
     let mut net = Net::mesh(&["west"; 3]);
     let body = |service| Fragment::of(&[record(service, "n0")]).expect("fits").encode().expect("fits");
     for service in ["first", "second", "third"] {
@@ -186,7 +275,7 @@ fn an_own_advert_from_a_twin_makes_the_node_go_above_it() {
 }
 
 #[test]
-fn records_are_held_until_their_card_comes() {
+fn r16_records_are_held_until_their_card_comes() {
     let mut net = Net::mesh(&["west"; 3]);
     let key = NodeKey::new();
     let leaf = net.authority.leaf("west", "late", &key);
@@ -248,7 +337,7 @@ fn an_own_card_that_does_not_verify_is_published_when_it_does() {
 }
 
 #[test]
-fn junk_for_unknown_nodes_fills_only_its_bounded_room() {
+fn r16_junk_for_unknown_nodes_fills_only_its_bounded_room() {
     let mut net = Net::mesh(&["west"; 2]);
     net.publish(1, &["orders"]);
     let body = Fragment::default().encode().expect("fits");
@@ -267,7 +356,7 @@ fn junk_for_unknown_nodes_fills_only_its_bounded_room() {
 }
 
 #[test]
-fn one_owner_at_one_peer_has_a_rate_and_others_are_not_touched() {
+fn r19_the_latest_over_the_rate_is_taken_later_and_others_are_not_touched() {
     let mut net = Net::mesh(&["west"; 3]);
     let body = |weight| {
         let mut record = record("orders", "n0");
@@ -300,7 +389,7 @@ fn one_owner_at_one_peer_has_a_rate_and_others_are_not_touched() {
 }
 
 #[test]
-fn invented_owners_of_one_giver_silence_nobody() {
+fn r19_invented_owners_of_one_giver_silence_nobody() {
     let mut net = Net::mesh(&["west"; 4]);
     let body = |service: &str, node: &str| {
         Fragment::of(&[record(service, node)]).expect("fits").encode().expect("fits")
@@ -331,7 +420,7 @@ fn a_head_cannot_claim_a_longer_lease_than_allowed() {
 }
 
 #[test]
-fn a_difference_that_stays_is_asked_about_ever_more_rarely() {
+fn r7_a_difference_that_stays_is_asked_about_ever_more_rarely() {
     let mut net = Net::mesh(&["west"; 2]);
     net.publish(0, &["orders"]);
     net.run();
@@ -351,7 +440,7 @@ fn a_difference_that_stays_is_asked_about_ever_more_rarely() {
 }
 
 #[test]
-fn a_peer_that_asks_for_everything_again_and_again_is_cut_short() {
+fn r22_a_peer_that_asks_for_everything_again_and_again_is_cut_short() {
     let mut net = Net::mesh(&["west"; 2]);
     net.publish(0, &["orders"]);
     net.run();

@@ -64,8 +64,10 @@ fn run(net: &mut Net, step: Step) {
 
 /// Runs a history, links all, and checks that every node shows exactly the union of the owners' tables and
 /// keeps showing it: nothing withdrawn comes back.
-fn check(steps: Vec<Step>) {
-    let mut net = Net::mesh(&["west"; NODES]);
+fn check(steps: Vec<Step>, direct_up_to: usize) {
+    let mut net = Net::new(&[]);
+    net.direct_up_to = direct_up_to;
+    net.fill(&["west"; NODES]);
     for step in steps {
         run(&mut net, step);
     }
@@ -90,15 +92,23 @@ proptest! {
     #![proptest_config(ProptestConfig { max_shrink_iters: 200, ..ProptestConfig::with_cases(24) })]
 
     #[test]
-    fn every_history_converges_to_the_union_of_the_owners_tables(steps in prop::collection::vec(step(), 1..30)) {
-        check(steps);
+    fn r5_every_history_converges_to_the_union_of_the_owners_tables(steps in prop::collection::vec(step(), 1..30)) {
+        check(steps, DIRECT_UP_TO);
+    }
+
+    #[test]
+    fn r5_every_history_converges_in_trees_too(steps in prop::collection::vec(step(), 1..30)) {
+        check(steps, 1);
     }
 }
 
 /// Found by the test above: the second loss uses a version again whose first bytes others hold.
 #[test]
-fn a_node_that_lost_its_state_twice_is_shown_what_others_hold() {
+fn r4_a_node_that_lost_its_state_twice_is_shown_what_others_hold() {
     for _ in 0..8 {
-        check(vec![Step::Publish(0, 1), Step::Lose(0), Step::Pass(1), Step::Publish(0, 2), Step::Lose(0)]);
+        check(
+            vec![Step::Publish(0, 1), Step::Lose(0), Step::Pass(1), Step::Publish(0, 2), Step::Lose(0)],
+            DIRECT_UP_TO,
+        );
     }
 }

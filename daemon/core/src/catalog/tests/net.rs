@@ -85,25 +85,33 @@ impl Net {
             sent: BTreeMap::new(),
             ids_listed: 0,
         };
-        for (at, group) in groups.iter().enumerate() {
-            let key = NodeKey::new();
-            let leaf = net.authority.leaf(group, &format!("n{at}"), &key);
-            net.add(key, group, leaf);
-        }
+        net.add_all(groups);
         net
+    }
+
+    fn add_all(&mut self, groups: &[&str]) {
+        for group in groups {
+            let key = NodeKey::new();
+            let leaf = self.authority.leaf(group, &format!("n{}", self.nodes.len()), &key);
+            self.add(key, group, leaf);
+        }
     }
 
     /// Makes a fully connected network whose nodes have published nothing but empty sets.
     pub(super) fn mesh(groups: &[&str]) -> Self {
-        let mut net = Self::new(groups);
-        for at in 0..groups.len() {
-            net.publish(at, &[]);
-            for other in 0..at {
-                net.link(other, at);
-            }
-        }
-        net.run();
+        let mut net = Self::new(&[]);
+        net.fill(groups);
         net
+    }
+
+    /// Adds one node per group, connected with all; they have published nothing but empty sets.
+    pub(super) fn fill(&mut self, groups: &[&str]) {
+        self.add_all(groups);
+        for at in 0..self.nodes.len() {
+            self.publish(at, &[]);
+            (0..at).for_each(|other| self.link(other, at));
+        }
+        self.run();
     }
 
     pub(super) fn add(&mut self, key: NodeKey, group: &str, leaf: Vec<u8>) -> usize {
@@ -309,6 +317,25 @@ impl Net {
         let signer = &self.nodes[at].signer;
         Advert::build(Header { mesh: self.authority.mesh, id }, body, |bytes| signer.sign(bytes))
             .expect("fits")
+    }
+
+    /// Signs an advert of another header version.
+    pub(super) fn forge_version(
+        &self,
+        at: usize,
+        header: u8,
+        kind: Kind,
+        k: u16,
+        version: (u64, u64),
+        body: &[u8],
+    ) -> Advert {
+        let mut bytes = self.forge(at, kind, k, version, body).bytes().to_vec();
+        bytes[0] = header;
+        let unsigned = bytes.len() - gossamer_wire::advert::SIGNATURE_BYTES;
+        let signed = [&b"gossamer-advert-v1\0"[..], &bytes[..unsigned]].concat();
+        bytes.truncate(unsigned);
+        bytes.extend_from_slice(&self.nodes[at].signer.sign(&signed));
+        Advert::parse(&bytes).expect("the header is the same")
     }
 
     /// Returns the copy of one advert that a node holds.

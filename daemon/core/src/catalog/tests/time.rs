@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_lease_lapses_without_a_newer_head() {
+fn r13_a_lease_lapses_without_a_newer_head() {
     let mut net = Net::mesh(&["west"; 2]);
     net.publish(0, &["orders"]);
     net.run();
@@ -31,7 +31,7 @@ fn heads_are_refreshed_and_leases_hold_without_any_change() {
 }
 
 #[test]
-fn the_same_head_again_does_not_restart_a_lease() {
+fn r13_the_same_head_again_does_not_restart_a_lease() {
     let mut net = Net::mesh(&["west"; 2]);
     net.publish(0, &["orders"]);
     net.run();
@@ -44,7 +44,7 @@ fn the_same_head_again_does_not_restart_a_lease() {
 }
 
 #[test]
-fn a_head_at_second_hand_gives_what_is_left_of_its_lease() {
+fn r13_a_head_at_second_hand_gives_what_is_left_of_its_lease() {
     let mut net = Net::mesh(&["west"; 3]);
     net.publish(0, &["orders"]);
     net.run();
@@ -120,7 +120,7 @@ fn damaged_state_on_disk_is_left_out() {
 }
 
 #[test]
-fn a_silent_node_is_forgotten_after_a_day_and_nobody_brings_it_back() {
+fn r14_a_silent_node_is_forgotten_after_a_day_and_nobody_brings_it_back() {
     let mut net = Net::mesh(&["west"; 3]);
     net.publish(0, &["orders"]);
     net.run();
@@ -155,7 +155,7 @@ fn a_silent_node_is_forgotten_after_a_day_and_nobody_brings_it_back() {
 }
 
 #[test]
-fn an_older_epoch_of_a_forgotten_node_is_not_taken() {
+fn r14_an_older_epoch_of_a_forgotten_node_is_not_taken() {
     let mut net = Net::mesh(&["west"; 2]);
     net.publish(0, &["orders"]);
     net.run();

@@ -6,15 +6,7 @@ use super::*;
 fn large(count: usize) -> Net {
     let mut net = Net::new(&[]);
     net.direct_up_to = 1;
-    for at in 0..count {
-        let key = NodeKey::new();
-        let leaf = net.authority.leaf("west", &format!("n{at}"), &key);
-        net.add(key, "west", leaf);
-        net.publish(at, &[]);
-    }
-    for at in 0..count {
-        (0..at).for_each(|other| net.link(other, at));
-    }
+    net.fill(&vec!["west"; count]);
     net.pass(SECOND * 20);
     assert_eq!(roots(&net).len(), 1);
     net
