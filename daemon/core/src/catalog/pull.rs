@@ -222,6 +222,7 @@ mod tests {
         }
         assert_eq!(ask(&mut pulls, now), None, "within the grace it may come by itself");
         assert_eq!(ask(&mut pulls, now + MILLISECOND), Some(peer(1)));
+        assert!(pulls.announce(peer(3), id(1), Duration::ZERO, now + MILLISECOND * 2));
         assert_eq!(ask(&mut pulls, now + PULL_TIMEOUT), None);
         let later = now + MILLISECOND + PULL_TIMEOUT;
         assert_eq!(ask(&mut pulls, later), Some(peer(2)));
