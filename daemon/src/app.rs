@@ -91,6 +91,8 @@ pub struct Ready {
     pub issuer: Option<IssuerHandle>,
     /// The registry, for services named on the command line.
     pub registry: register::Registry,
+    /// The connections to others.
+    pub peers: transport::Peers,
     /// The relay, for forwards named on the command line.
     pub relay: Relay,
 }
@@ -113,6 +115,12 @@ pub enum RunError {
     /// The local API: the operator's fault.
     #[error(transparent)]
     Api(#[from] api::BindError),
+    /// The operator's fault: the state directory was copied and both copies run. The one that started first goes
+    /// on.
+    #[error(
+        "this identity runs twice, at {0}; remove the copied state directory here and join again with a new token"
+    )]
+    RunsTwice(SocketAddr),
     /// A bug: a part ended by itself.
     #[error("the daemon stopped because its part `{0}` ended; please report this with the log above")]
     Failed(&'static str),
@@ -188,6 +196,7 @@ pub async fn run(
             on_ready(&ready);
             tokio::select! {
                 () = stop.cancelled() => Ok(()),
+                at = ready.peers.runs_twice() => Err(RunError::RunsTwice(at)),
                 part = stages.transport.failure() => Err(RunError::Failed(part)),
             }
         }

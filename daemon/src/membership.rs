@@ -3,6 +3,7 @@
 //! Owns: the membership core. Must not know: records, sockets. Driven by: packets and frames of the transport,
 //! time, and the end of the daemon, when it tells the others that this node leaves.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,7 +96,9 @@ impl Task {
                 self.core.handle(Input::Slept, now);
             }
             for input in batch.drain(..) {
-                if let Some(input) = input_of(input) {
+                if let ToMembership::Twice { node, at } = input {
+                    self.twice(node, at);
+                } else if let Some(input) = input_of(input) {
                     self.core.handle(input, now);
                 }
             }
@@ -153,6 +156,20 @@ impl Task {
         };
         let who = format!("node {}", self.parts.index.name_of(accuser));
         self.parts.events.push(&Event { who, was, now, cause, by: "self".to_owned() });
+    }
+
+    /// Tells that a node, perhaps this one, runs twice.
+    fn twice(&self, node: NodeId, at: SocketAddr) {
+        let what = What::RunsTwice { at: Some(at) };
+        if self.parts.events.findings().name(node, what, self.parts.clock.wall()) {
+            self.parts.events.push(&Event {
+                who: format!("node {}", self.parts.index.name_of(node)),
+                was: "single",
+                now: "twice",
+                cause: format!("this identity runs twice, at {at}"),
+                by: "self".to_owned(),
+            });
+        }
     }
 
     async fn changed(
@@ -227,7 +244,7 @@ fn input_of(message: ToMembership) -> Option<Input> {
         ToMembership::Frame { from, frame: Frame::MemberHash(hash) } => Input::MemberHash { from, hash },
         ToMembership::Frame { from, frame: Frame::Probe(number) } => Input::Probe { from, number },
         ToMembership::Frame { from, frame: Frame::ProbeAck(number) } => Input::ProbeAck { from, number },
-        ToMembership::Frame { .. } => return None,
+        ToMembership::Frame { .. } | ToMembership::Twice { .. } => return None,
         ToMembership::Members { from, members, reply, .. } => Input::Members { from, members, reply },
     })
 }

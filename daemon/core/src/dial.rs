@@ -14,6 +14,9 @@ use rand::rngs::StdRng;
 
 #[cfg(test)]
 mod tests;
+mod twins;
+
+pub use twins::{Twins, later_process, process_nonce};
 
 /// Where addresses come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -83,12 +83,15 @@ impl<'a> Wiring<'a> {
             issuer: issuer.clone(),
             events: self.events.clone(),
             metrics: Arc::clone(&self.metrics),
-            holders: Arc::new(move || peers.connected()),
+            holders: Arc::new({
+                let peers = peers.clone();
+                move || peers.connected()
+            }),
             stop: stop.clone(),
         };
         api::serve(Arc::new(state), api_listener, &self.stages.api);
         tracing::info!(node = %about.node_name, mesh = %about.mesh_listen, dns = %about.dns, "ready");
-        Ok(Ready { about, issuer, registry, relay })
+        Ok(Ready { about, issuer, registry, peers, relay })
     }
 
     fn mesh(&self, joiners: mpsc::Sender<Connection>) -> MeshParts {

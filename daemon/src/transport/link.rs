@@ -3,11 +3,12 @@
 //! Owns: reading and writing of one connection. Must not know: which connections are kept.
 //! Driven by: `transport`, which starts one task per link.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use quinn::{Connection, RecvStream, SendDatagramError, SendStream};
+use quinn::{Connection, ConnectionError, RecvStream, SendDatagramError, SendStream};
 use tokio::sync::mpsc;
 
 use gossamer_wire::frame::{Frame, Purpose};
@@ -110,7 +111,10 @@ impl LinkIo {
                 metrics.bad_frame();
                 tracing::debug!(peer = %node, %error, "closing a connection");
             }
-            connection.close(CLOSE_BAD_BYTES.into(), b"bytes refused");
+            // The reason a peer gave for a close must not be lost.
+            if connection.close_reason().is_none() {
+                connection.close(CLOSE_BAD_BYTES.into(), b"bytes refused");
+            }
         }
     }
 }
@@ -125,6 +129,20 @@ pub(super) const CLOSE_DOWN: u32 = 3;
 pub(super) const CLOSE_IDLE: u32 = 4;
 /// The certificate, ALPN or hello was refused.
 pub(super) const CLOSE_REFUSED: u32 = 5;
+
+/// The identity of the peer runs twice, at the address in the reason; this process started later.
+pub(super) const CLOSE_TWICE: u32 = 6;
+
+/// Returns where the other process runs, if a peer closed the connection because there is one. Only a hint: it
+/// has to be seen.
+pub(super) fn twin_of(connection: &Connection) -> Option<SocketAddr> {
+    match connection.close_reason()? {
+        ConnectionError::ApplicationClosed(close) if close.error_code == CLOSE_TWICE.into() => {
+            std::str::from_utf8(&close.reason).ok()?.parse().ok()
+        }
+        _ => None,
+    }
+}
 
 async fn write(
     mut send: SendStream,

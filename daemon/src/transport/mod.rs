@@ -59,6 +59,13 @@ pub enum ToMembership {
     Connected(NodeId),
     /// The last control connection to the node has ended.
     Disconnected(NodeId),
+    /// A node runs twice: it, or this process, has proved it.
+    Twice {
+        /// The node, which may be this one.
+        node: NodeId,
+        /// Where the other process is.
+        at: SocketAddr,
+    },
     /// A SWIM packet.
     Packet {
         /// The verified sender.
@@ -119,6 +126,7 @@ enum Report {
     LinkEnded { node: NodeId, stable_id: usize },
     DataEnded { node: NodeId, stable_id: usize },
     DialBack { node: NodeId, purpose: Purpose },
+    ToldOfTwin(SocketAddr),
 }
 
 /// Where links deliver what they read.
@@ -165,6 +173,7 @@ pub struct Peers {
     links: Links,
     commands: mpsc::Sender<Command>,
     connected: watch::Receiver<usize>,
+    twin: watch::Receiver<Option<SocketAddr>>,
 }
 
 impl Peers {
@@ -202,6 +211,19 @@ impl Peers {
     /// Returns whether this node dialled its control connection to a node; `None` when there is none.
     pub fn has_dialled(&self, node: NodeId) -> Option<bool> {
         self.links.load().get(&node).map(|link| link.dialled)
+    }
+
+    /// Resolves when another process with this node's identity is found that started earlier, with its address:
+    /// this process must serve no more.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn runs_twice(&self) -> SocketAddr {
+        let mut twin = self.twin.clone();
+        match twin.wait_for(Option::is_some).await.ok().and_then(|at| *at) {
+            Some(at) => at,
+            None => std::future::pending().await,
+        }
     }
 
     /// Opens a stream on a data connection to the node; the connection is made when there is none.

@@ -12,7 +12,9 @@ use quinn::Connection;
 use rand::RngExt as _;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use gossamer_core::dial::{DialBook, Keep, Source, Standing, keep_which};
+use gossamer_core::dial::{
+    DialBook, Keep, Source, Standing, Twins, keep_which, later_process, process_nonce,
+};
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
 use gossamer_wire::limits::MAX_INCOMING;
@@ -21,7 +23,7 @@ use super::accept::{Accepted, Dialler, Joiners, accept, hand_to_issuer};
 use super::data::{DataConnection, Pool};
 use super::endpoint::{Endpoints, Opening, Udp, open, widen};
 use super::hello::{Greeted, Greeter};
-use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE, Link, is_data};
+use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_TWICE, Link, is_data, twin_of};
 use super::{
     BindError, COMMANDS, Command, FlowStream, INPUTS, Inbox, Links, Peers, Report, STATES, ToCatalog,
     ToMembership, Trust,
@@ -34,6 +36,12 @@ use crate::supervise::Stage;
 
 /// Longest wait for the last packets to leave.
 const CLOSE_WITHIN: Duration = Duration::from_millis(300);
+
+/// Time another process of this node has to read the hello of this one.
+const VERDICT_WITHIN: Duration = Duration::from_secs(1);
+
+/// Pause between two searches for another process of this node: any member can ask for one.
+const SEEK_TWIN_EVERY: Duration = Duration::from_secs(10);
 
 /// What the transport is made of.
 #[derive(Debug)]
@@ -79,7 +87,8 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     let (reports, report_queue) = mpsc::channel(INPUTS);
     let (connected, connected_reader) = watch::channel(0);
     let links = Links::default();
-    let peers = Peers { links: Arc::clone(&links), commands, connected: connected_reader };
+    let (twin, twin_reader) = watch::channel(None);
+    let peers = Peers { links: Arc::clone(&links), commands, connected: connected_reader, twin: twin_reader };
     let inbox = Inbox {
         membership: parts.membership,
         states: Arc::new(Semaphore::new(STATES)),
@@ -87,13 +96,10 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         reports,
         metrics: Arc::clone(&parts.metrics),
     };
+    let nonce = process_nonce(parts.clock.wall(), parts.entropy.rng("nonce").random());
     let mut owner = Owner {
         me: identity.node(),
-        greeter: Greeter {
-            trust: parts.trust,
-            clock: parts.clock,
-            nonce: parts.entropy.rng("nonce").random(),
-        },
+        greeter: Greeter { trust: parts.trust, clock: parts.clock, nonce },
         endpoints,
         book: DialBook::new(identity.node(), parts.entropy.rng("dials")),
         current: BTreeMap::new(),
@@ -102,6 +108,9 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         inbox,
         flows: parts.flows,
         connected,
+        twins: Twins::default(),
+        twin,
+        sought: None,
         metrics: parts.metrics,
         stage: stage.clone(),
     };
@@ -125,6 +134,11 @@ struct Owner {
     inbox: Inbox,
     flows: mpsc::Sender<FlowStream>,
     connected: watch::Sender<usize>,
+    twins: Twins,
+    /// Where an earlier process with this node's identity runs.
+    twin: watch::Sender<Option<SocketAddr>>,
+    /// When this node last looked for another process of itself.
+    sought: Option<std::time::Instant>,
     metrics: Arc<Metrics>,
     stage: Stage,
 }
@@ -172,6 +186,7 @@ impl Owner {
             }
             Report::DialFailed { node, purpose: Purpose::Data } => self.data_dial_failed(node),
             Report::LinkEnded { node, stable_id } => self.remove_link(node, stable_id).await,
+            Report::ToldOfTwin(at) => self.seek_twin(at),
             Report::DataEnded { node, stable_id } => self.pool.ended(node, stable_id),
             Report::DialBack { node, purpose } => self.dial_back(node, purpose),
         }
@@ -200,7 +215,10 @@ impl Owner {
     async fn add_link(&mut self, greeted: Greeted) {
         let node = greeted.peer.node;
         if node == self.me {
-            return greeted.connection.close(CLOSE_DUPLICATE.into(), b"this is the same node");
+            return self.meet_self(&greeted).await;
+        }
+        if self.is_later_twin(&greeted).await {
+            return;
         }
         if let Some(old) = self.current.get(&node).filter(|old| old.connection.close_reason().is_none()) {
             let same_process = old.nonce == greeted.nonce;
@@ -213,8 +231,7 @@ impl Owner {
         }
         self.book.connected(node, clock::now().mono);
         if !greeted.dialled {
-            let mut remote = greeted.connection.remote_address();
-            remote.set_ip(remote.ip().to_canonical());
+            let remote = remote_of(&greeted.connection);
             self.book.learn(node, &[remote], Source::Hint, clock::now().mono);
         }
         let connection = greeted.connection.clone();
@@ -230,6 +247,53 @@ impl Owner {
             io.run(inbox, metrics).await;
             report_end(&reports, node, &connection).await;
         });
+    }
+
+    /// A process with this node's own identity: this one itself, by an address of its own, or a second one. That
+    /// a second one has the key is proved by TLS; no peer's word can make this one stop.
+    async fn meet_self(&self, greeted: &Greeted) {
+        let own = self.greeter.nonce;
+        if greeted.nonce == own {
+            return greeted.connection.close(CLOSE_DUPLICATE.into(), b"this is the same node");
+        }
+        let at = remote_of(&greeted.connection);
+        // The other side reaches its own verdict from the hello, which a close could overtake.
+        let connection = greeted.connection.clone();
+        self.stage.spawn_short("twin", async move {
+            tokio::time::sleep(VERDICT_WITHIN).await;
+            connection.close(CLOSE_TWICE.into(), at.to_string().as_bytes());
+        });
+        let _ = self.inbox.membership.send(ToMembership::Twice { node: self.me, at }).await;
+        if later_process(own, greeted.nonce) == own {
+            tracing::error!(%at, "this identity runs twice; the other process started first");
+            self.twin.send_replace(Some(at));
+        }
+    }
+
+    /// Whether this connection must go because its node runs twice and this process of it started later. The
+    /// later one is told where the other is, and finds out by itself.
+    async fn is_later_twin(&mut self, greeted: &Greeted) -> bool {
+        let node = greeted.peer.node;
+        let Some(other) = self.twins.connected(node, greeted.nonce) else { return false };
+        let old = self.current.get(&node).filter(|old| old.nonce == other).map(|old| old.connection.clone());
+        let Some(old) = old else { return false };
+        let is_later = later_process(greeted.nonce, other) == greeted.nonce;
+        let (loser, winner) =
+            if is_later { (&greeted.connection, &old) } else { (&old, &greeted.connection) };
+        let at = remote_of(winner);
+        loser.close(CLOSE_TWICE.into(), at.to_string().as_bytes());
+        let _ = self.inbox.membership.send(ToMembership::Twice { node, at }).await;
+        is_later
+    }
+
+    /// A peer says that this identity runs twice. Looks for the other process, not too often.
+    fn seek_twin(&mut self, at: SocketAddr) {
+        let now = clock::now().mono;
+        if self.sought.is_some_and(|last| now.saturating_duration_since(last) < SEEK_TWIN_EVERY) {
+            return;
+        }
+        self.sought = Some(now);
+        self.dial(self.me, vec![at], Purpose::Control);
     }
 
     async fn remove_link(&mut self, node: NodeId, stable_id: usize) {
@@ -304,8 +368,7 @@ impl Owner {
     fn data_addresses(&self, node: NodeId) -> Vec<SocketAddr> {
         let mut addresses = self.book.addresses_of(node);
         if let Some(link) = self.current.get(&node) {
-            let mut remote = link.connection.remote_address();
-            remote.set_ip(remote.ip().to_canonical());
+            let remote = remote_of(&link.connection);
             addresses.retain(|address| *address != remote);
             addresses.insert(0, remote);
         }
@@ -374,7 +437,17 @@ impl Owner {
     }
 }
 
+/// Returns the address of a peer in its plain form.
+fn remote_of(connection: &Connection) -> SocketAddr {
+    let mut remote = connection.remote_address();
+    remote.set_ip(remote.ip().to_canonical());
+    remote
+}
+
 async fn report_end(reports: &mpsc::Sender<Report>, node: NodeId, connection: &Connection) {
     let stable_id = connection.stable_id();
+    if let Some(at) = twin_of(connection) {
+        let _ = reports.send(Report::ToldOfTwin(at)).await;
+    }
     let _ = reports.send(Report::LinkEnded { node, stable_id }).await;
 }

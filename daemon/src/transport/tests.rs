@@ -20,6 +20,7 @@ use gossamer_wire::token::Token;
 mod hostile;
 mod pool;
 mod raw;
+mod twins;
 
 const SOON: Duration = Duration::from_secs(10);
 

@@ -4,7 +4,7 @@ use gossamer_wire::frame::Hello;
 use gossamer_wire::limits::{MAX_FORWARD, MAX_SWIM_BYTES};
 use gossamer_wire::swim::SwimMember;
 
-use super::super::link::{CLOSE_BAD_BYTES, CLOSE_DUPLICATE, CLOSE_REFUSED, Link};
+use super::super::link::{CLOSE_BAD_BYTES, CLOSE_DUPLICATE, CLOSE_REFUSED, CLOSE_TWICE, Link};
 use super::raw::{Anonymous, Raw, close_code, frame_where};
 use super::*;
 
@@ -377,7 +377,8 @@ async fn a_second_machine_with_the_identity_of_this_node_is_turned_away() {
     let mut a = first_node();
     let copy = Raw::new((*a.identity).clone(), tempfile::tempdir().expect("scratch"));
     let greeted = copy.dial(a.address, Purpose::Control, 1).await;
-    assert_eq!(close_code(&greeted.connection).await, CLOSE_DUPLICATE);
+    assert_eq!(close_code(&greeted.connection).await, CLOSE_TWICE);
     assert_eq!(a.peers.connected(), 0);
-    assert!(a.membership.try_recv().is_err());
+    let told = a.membership.try_recv();
+    assert!(matches!(told, Ok(ToMembership::Twice { node, .. }) if node == a.identity.node()), "{told:?}");
 }
