@@ -136,14 +136,15 @@ mod tests {
 
     use super::*;
 
-    async fn served(reply: &'static str) -> (tempfile::TempDir, Api) {
+    /// Returns a client whose request is answered so; the server's end stays open as long as the value is kept.
+    async fn served(reply: &'static str) -> ((tempfile::TempDir, UnixStream), Api) {
         let dir = tempfile::tempdir().expect("scratch");
         let socket = dir.path().join("s");
         let listener = UnixListener::bind(&socket).expect("bound");
         let api = Api::connect(&socket).await.expect("connected");
         let (mut stream, _) = listener.accept().await.expect("accepted");
         stream.write_all(reply.as_bytes()).await.expect("sent");
-        (dir, api)
+        ((dir, stream), api)
     }
 
     fn runtime() -> tokio::runtime::Runtime {
@@ -153,7 +154,7 @@ mod tests {
     #[test]
     fn a_refusal_is_an_error_with_its_words() {
         runtime().block_on(async {
-            let (_dir, mut api) = served("HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno").await;
+            let (_open, mut api) = served("HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno").await;
             let error = api.ask("GET", "/", &Value::Null).await.expect_err("refused").to_string();
             assert_eq!(error, "404: no");
         });
@@ -162,7 +163,7 @@ mod tests {
     #[test]
     fn a_stream_yields_its_lines_without_the_chunks() {
         runtime().block_on(async {
-            let (_dir, api) = served(
+            let (_open, api) = served(
                 "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n8\r\n{\"a\":1}\n\r\n10\r\n{\"b\":2}\n{\"c\":3}\n\r\n",
             )
             .await;
