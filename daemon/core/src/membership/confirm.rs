@@ -182,22 +182,6 @@ impl Membership {
         }
     }
 
-    /// Tells every connected peer what this node has found by its own probes. News alone would reach the last
-    /// of them several rounds later, and each has to make its own probe first.
-    pub(super) fn spread(&mut self, entry: &SwimMember) {
-        let me = self.me();
-        for peer in self.peers.iter().collect::<Vec<_>>() {
-            let Some(view) = self.table.get(peer).filter(|view| view.state.is_up()) else { continue };
-            if peer == entry.identity.node {
-                continue;
-            }
-            let (from, to) = (me.generation, view.generation);
-            let header = SwimHeader { from, incarnation: self.incarnation, to, message: SwimMessage::Gossip };
-            let packet = Packet { header, members: vec![entry.clone()] }.encode();
-            self.outputs.push_back(Output::Frame { to: peer, frame: Frame::Swim(packet) });
-        }
-    }
-
     /// Settles the case of a member of which something newer is known than it was probed for.
     pub(super) fn notice_refutations(&mut self, nodes: &[NodeId], now: Instant) {
         for node in nodes {
@@ -291,7 +275,7 @@ impl Membership {
 
 impl Packet {
     /// Writes the packet as it travels.
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = swim::encode(&self.header).unwrap_or_default();
         bytes.extend((self.members.len() as u16).to_be_bytes());
         for member in &self.members {

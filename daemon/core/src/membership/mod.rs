@@ -19,6 +19,8 @@ mod fuzz;
 mod health;
 mod packet;
 mod peers;
+mod spare;
+mod spread;
 mod table;
 mod timers;
 
@@ -42,6 +44,7 @@ use effects::Effects;
 use health::{Health, Renewals};
 use packet::Packet;
 use peers::Peers;
+use spread::Finds;
 use table::{LEFT, Table};
 use timers::{Due, Timers};
 
@@ -61,10 +64,13 @@ pub struct Membership {
     claims: Claims,
     health: Health,
     renewals: Renewals,
+    finds: Finds,
     /// How often this node has refuted a suspicion in this life.
     incarnation: u16,
     /// Whom foca probes: its failure shows when the next probe starts.
     probing: Option<Probing>,
+    /// The next round of gossip, while there is no news.
+    parked_gossip: Option<(Duration, Timer<Life>)>,
     /// When any peer was last heard.
     heard: Instant,
     outputs: VecDeque<Output>,
@@ -104,8 +110,10 @@ impl Membership {
             claims: Claims::default(),
             health: Health::default(),
             renewals: Renewals::default(),
+            finds: Finds::default(),
             incarnation: 0,
             probing: None,
+            parked_gossip: None,
             heard: now,
             outputs: VecDeque::new(),
             has_left: false,
@@ -404,29 +412,39 @@ impl Membership {
                 generation,
                 cause,
             });
-            if matches!(source, Source::OwnProbes) && view.state == MemberState::Down {
-                self.spread(&view.entry(SwimState::Down));
+            if view.state != MemberState::Suspect {
+                self.spread_end(&view);
             }
         }
         self.notice_refutations(&told, now);
+        let mut spared = None;
         for (to, named) in effects.packets {
             // A peer may name this node's earlier life as the target of a probe.
             if let Some(bytes) = packet::strip(&named, me)
                 && to != me
             {
+                if let Some(ping) = self.cold_ping(to, bytes, now) {
+                    spared = Some(ping);
+                    continue;
+                }
                 self.note_ping(to, bytes, now);
                 self.outputs.push_back(Output::Packet { to, bytes: bytes.to_vec() });
             }
         }
+        self.park_gossip(&mut effects.timers);
         for (after, timer) in effects.timers {
             let after = self.stretched(after, &timer);
             if let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &timer {
                 self.health.worsen();
                 self.accuse(member_id.0, *incarnation);
-                let (identity, incarnation) = (member_id.0, *incarnation);
-                self.spread(&SwimMember { identity, incarnation, state: SwimState::Suspect });
+                if matches!(source, Source::OwnProbes) {
+                    self.spread_suspicion(member_id.0, *incarnation, now);
+                }
             }
             self.timers.push(now + after, Due::Foca(timer));
+        }
+        if let Some(ping) = spared {
+            self.spare(ping, now);
         }
         result
     }
