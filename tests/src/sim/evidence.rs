@@ -14,6 +14,15 @@ use super::Mesh;
 use super::measure::{Run, Size, resident_mib};
 use crate::scenario::{Act, Disk, World as _};
 
+/// What a member does to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attack {
+    /// It says that it is down.
+    Forge,
+    /// Its machine ends, so that the claim is true.
+    Kill,
+}
+
 /// What an attacker with a certificate reached with forged deaths.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forged {
@@ -38,11 +47,14 @@ pub struct Forged {
 ///
 /// # Errors
 /// The nodes did not find each other.
-pub fn forged_down(nodes: usize, seed: u64) -> Result<Forged> {
+pub fn forged_down(nodes: usize, seed: u64, attack: Attack) -> Result<Forged> {
     let (_, mut mesh) = Run::join(Size { nodes, loss: 0.0, seed }, 1, [0.2, 1.0])?;
     let (attacker, victim) = (1, 2);
     let honest: Vec<usize> = (0..nodes).filter(|node| ![attacker, victim].contains(node)).collect();
     mesh.downs.clear();
+    if attack == Attack::Kill {
+        mesh.act(&Act::Kill(victim))?;
+    }
     let mut result = Forged::default();
     for target in honest.iter().take(3) {
         result.datagrams += u64::from(mesh.forge(attacker, *target, victim)?);
@@ -73,6 +85,9 @@ pub fn forged_down(nodes: usize, seed: u64) -> Result<Forged> {
     Ok(result)
 }
 
+/// Records that come on top with each restart when they pile up: a fragment or so.
+const PILE: usize = 12;
+
 fn watch_victim(mesh: &mut Mesh, honest: &[usize], victim: usize, tenths: usize, result: &mut Forged) {
     for _ in 0..tenths {
         mesh.run(mesh.now + Duration::from_millis(100));
@@ -99,11 +114,11 @@ pub struct Memory {
     pub entries_per_hour: f64,
 }
 
-/// Restarts one node in ten each minute, one record of each changes.
+/// Restarts one node in ten each minute; one record of each changes, or comes on top when records `pile_up`.
 ///
 /// # Errors
 /// The nodes did not find each other.
-pub fn memory_of_churn(nodes: usize, minutes: u32, seed: u64) -> Result<Memory> {
+pub fn memory_of_churn(nodes: usize, minutes: u32, seed: u64, pile_up: bool) -> Result<Memory> {
     let (_, mut mesh) = Run::join(Size { nodes, loss: 0.0, seed }, 10, [0.2, 1.0])?;
     mesh.has_disks = true;
     let (begin, mut next) = (mesh.now, 1);
@@ -117,8 +132,11 @@ pub fn memory_of_churn(nodes: usize, minutes: u32, seed: u64) -> Result<Memory> 
             mesh.run(begin + Duration::from_secs(60) * (minute - 1) + pause);
             mesh.act(&Act::Kill(next))?;
             mesh.run(mesh.now + Duration::from_millis(500));
-            mesh.act(&Act::Publish { node: next, count: 1 })?;
-            mesh.act(&Act::Withdraw { node: next, count: 1 })?;
+            let count = if pile_up { PILE } else { 1 };
+            mesh.act(&Act::Publish { node: next, count })?;
+            if !pile_up {
+                mesh.act(&Act::Withdraw { node: next, count })?;
+            }
             mesh.act(&Act::Start { node: next, disk: Disk::Kept })?;
         }
         mesh.run(begin + Duration::from_secs(60) * minute);
@@ -135,6 +153,11 @@ pub fn memory_of_churn(nodes: usize, minutes: u32, seed: u64) -> Result<Memory> 
 }
 
 impl Mesh {
+    /// Returns who named whom for false claims, by number.
+    pub fn named(&self) -> &[(usize, usize)] {
+        &self.named
+    }
+
     /// Lets a member send another a datagram that says a third is down. Whether there was a connection for it.
     fn forge(&mut self, attacker: usize, target: usize, victim: usize) -> Result<bool> {
         let generation_at = |mesh: &Self, at: usize, of: usize| {

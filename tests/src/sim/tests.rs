@@ -97,7 +97,7 @@ fn bytes_are_booked_by_kind_and_by_node() {
 
 #[test]
 fn forged_deaths_cost_the_victim_nothing_and_name_the_forger() {
-    let forged = evidence::forged_down(6, 1).expect("runs");
+    let forged = evidence::forged_down(6, 1, evidence::Attack::Forge).expect("runs");
     assert!(forged.datagrams > 6_000 && forged.samples > 4 * 1_000, "{forged:?}");
     assert_eq!((forged.fooled, forged.missing), (0, 0), "{forged:?}");
     assert_eq!((forged.naming, forged.slandered), (4, 0), "{forged:?}");
@@ -113,7 +113,7 @@ fn a_cut_link_names_nobody() {
 
 #[test]
 fn the_entries_of_a_small_mesh_stay_the_same_while_nodes_restart() {
-    let memory = evidence::memory_of_churn(5, 6, 1).expect("runs");
+    let memory = evidence::memory_of_churn(5, 6, 1, false).expect("runs");
     assert_eq!(memory.samples.len(), 6);
     let entries: Vec<u64> = memory.samples.iter().map(|(.., entries)| *entries).collect();
     assert!(entries.iter().all(|count| *count <= entries[1] + 5), "{entries:?}");
