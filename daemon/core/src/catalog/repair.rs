@@ -314,9 +314,19 @@ impl Catalog {
         let is_gaining = self.pulls.is_gaining(now.mono);
         for peer in self.repair.take_due(is_gaining, &mut self.rng, now.mono) {
             self.send(peer, Frame::Root(self.store.hash()));
+            self.want_heads(peer, now);
         }
         self.ask_for_due(now);
         self.announce(now);
+    }
+
+    /// Asks for the heads of members whose lease is missing: heads are not in the root hash, and one that was lost,
+    /// with a connection that was given up for example, would not come again before its next refresh.
+    fn want_heads(&mut self, peer: NodeId, now: Now) {
+        let ids: Vec<_> = self.store.headless(now.mono).take(MAX_IDS_PER_FRAME).collect();
+        if !ids.is_empty() {
+            self.send(peer, Frame::Want(ids));
+        }
     }
 
     /// Compares a peer's root hash; shows all bucket hashes when the difference is believed.

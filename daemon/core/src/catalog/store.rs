@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use gossamer_wire::advert::{Advert, AdvertId, Kind, Slot};
+use gossamer_wire::advert::{Advert, AdvertId, Kind, Slot, Version};
 use gossamer_wire::frame::{AdvertCopy, BUCKETS};
 use gossamer_wire::limits::MAX_NODES;
 use gossamer_wire::{NodeId, ServiceName};
@@ -236,6 +236,19 @@ impl Store {
     pub(super) fn copies(&self, node: NodeId, now: Instant) -> Vec<AdvertCopy> {
         let owner = self.owners.get(&node);
         owner.into_iter().flat_map(|o| o.adverts().map(move |advert| self.copy_of(o, advert, now))).collect()
+    }
+
+    /// Returns the heads of living members without a lease, at no version in particular.
+    pub(super) fn headless(&self, now: Instant) -> impl Iterator<Item = AdvertId> {
+        let is_headless = move |(node, owner): &(NodeId, &Owner)| {
+            *node != self.me
+                && self.liveness(*node) == MemberLiveness::Alive
+                && owner.lease_left(now).is_zero()
+        };
+        self.owners().filter(is_headless).map(|(node, _)| AdvertId {
+            slot: Slot { node, kind: Kind::Head, k: 0 },
+            version: Version { epoch: 0, seq: 0 },
+        })
     }
 
     /// Returns all ids that may be offered with their buckets, in the order of their slots.

@@ -46,6 +46,8 @@ pub(super) struct Net {
     pub(super) now: Now,
     /// One frame of so many is lost, by count.
     pub(super) loses_every: Option<usize>,
+    /// Adverts of this kind are lost, and what announces them.
+    pub(super) loses_kind: Option<Kind>,
     /// For nodes added from now on.
     pub(super) direct_up_to: usize,
     /// Frames sent since the start, by kind.
@@ -81,6 +83,7 @@ impl Net {
             wire: VecDeque::new(),
             now: Now { mono: start(), wall: WALL },
             loses_every: None,
+            loses_kind: None,
             direct_up_to: DIRECT_UP_TO,
             sent: BTreeMap::new(),
             ids_listed: 0,
@@ -199,6 +202,18 @@ impl Net {
                 self.handle(at, Input::Connected(self.id(other)));
             }
         }
+    }
+
+    fn without_lost(&self, mut frame: Frame) -> Frame {
+        let is_lost = |kind: Kind| self.loses_kind == Some(kind);
+        match &mut frame {
+            Frame::Adverts { copies, .. } | Frame::Spread { copies, .. } => copies.retain(|copy| {
+                !Advert::parse(&copy.bytes).is_ok_and(|advert| is_lost(advert.id().slot.kind))
+            }),
+            Frame::Have(ids) => ids.retain(|id| !is_lost(id.slot.kind)),
+            _ => {}
+        }
+        frame
     }
 
     /// Cuts the connection; both stay members for each other.
@@ -359,6 +374,7 @@ impl Net {
                         self.ids_listed += ids.len();
                     }
                     let sent: usize = self.sent.values().sum();
+                    let frame = self.without_lost(frame);
                     let is_lost = self.loses_every.is_some_and(|every| sent.is_multiple_of(every));
                     if self.is_linked(at, to) && !is_lost {
                         self.wire.push_back((at, to, frame));

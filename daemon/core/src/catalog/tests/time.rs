@@ -31,6 +31,22 @@ fn heads_are_refreshed_and_leases_hold_without_any_change() {
 }
 
 #[test]
+fn r13_a_head_that_was_lost_is_asked_for() {
+    let mut net = Net::new(&["west"; 3]);
+    net.loses_kind = Some(Kind::Head);
+    net.publish(0, &["orders"]);
+    net.link(0, 1);
+    net.link(1, 2);
+    net.handle(2, Input::Member { node: net.id(0), state: MemberLiveness::Alive });
+    net.pass(SECOND * 5);
+    assert!(net.held_by(2, 0, Kind::Records, 0).is_some(), "the record came without the head");
+    assert_eq!((net.usable(1, "orders"), net.usable(2, "orders")), (vec![], vec![]));
+    net.loses_kind = None;
+    net.pass(SECOND * 6);
+    assert_eq!((net.usable(1, "orders"), net.usable(2, "orders")), (vec![0], vec![0]));
+}
+
+#[test]
 fn r13_the_same_head_again_does_not_restart_a_lease() {
     let mut net = Net::mesh(&["west"; 2]);
     net.publish(0, &["orders"]);
