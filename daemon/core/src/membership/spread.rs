@@ -19,7 +19,7 @@ use super::{MemberView, Membership, Output};
 
 /// Members found at once that everybody is told of, and how many more a second.
 const BURST: f64 = 8.0;
-const RATE: f64 = 1.0;
+const RATE: f64 = 0.2;
 
 /// What this node has found.
 #[derive(Debug, Default)]
@@ -95,7 +95,7 @@ mod tests {
     fn everybody_is_told_of_a_few_finds_at_once_and_of_more_with_time() {
         let (now, mut finds) = (start(), Finds::default());
         assert_eq!((1..=100).filter(|n| finds.suspect(node(*n), now)).count(), BURST as usize);
-        let later = now + Duration::from_secs(3);
+        let later = now + Duration::from_secs(15);
         assert_eq!((101..=200).filter(|n| finds.suspect(node(*n), later)).count(), 3);
     }
 
