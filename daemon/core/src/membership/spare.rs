@@ -55,8 +55,8 @@ impl Membership {
         log(result);
     }
 
-    /// Keeps the timer of the next round of gossip until there is news: ten wake-ups a second for nothing cost
-    /// an idle node a quarter of its time (measured).
+    /// Keeps the timer of the next round of gossip until there is news: it is due ten times a second, of some 34
+    /// wake-ups by timers that an idle node had (strace).
     pub(super) fn park_gossip(&mut self, timers: &mut Vec<(Duration, Timer<Life>)>) {
         let is_gossip = |timer: &Timer<Life>| matches!(timer, Timer::PeriodicGossip(_));
         if let Some(at) = timers.iter().rposition(|(_, timer)| is_gossip(timer)) {
