@@ -310,6 +310,13 @@ impl Owner {
         self.lease_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
     }
 
+    /// Returns whether another copy of its head could start a lease: what this version cannot read never does, and
+    /// would be asked for as long as the node lives.
+    pub(super) fn misses_head(&self, now: Instant) -> bool {
+        self.lease_left(now).is_zero()
+            && self.head.as_ref().is_none_or(|head| head.stored.advert.is_readable())
+    }
+
     pub(super) const fn served(&self) -> &BTreeMap<Key, Arc<ServiceRecord>> {
         &self.served
     }

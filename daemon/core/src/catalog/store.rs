@@ -241,9 +241,7 @@ impl Store {
     /// Returns the heads of living members without a lease, at no version in particular.
     pub(super) fn headless(&self, now: Instant) -> impl Iterator<Item = AdvertId> {
         let is_headless = move |(node, owner): &(NodeId, &Owner)| {
-            *node != self.me
-                && self.liveness(*node) == MemberLiveness::Alive
-                && owner.lease_left(now).is_zero()
+            *node != self.me && self.liveness(*node) == MemberLiveness::Alive && owner.misses_head(now)
         };
         self.owners().filter(is_headless).map(|(node, _)| AdvertId {
             slot: Slot { node, kind: Kind::Head, k: 0 },

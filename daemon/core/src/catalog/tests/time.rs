@@ -47,6 +47,20 @@ fn r13_a_head_that_was_lost_is_asked_for() {
 }
 
 #[test]
+fn r18_a_head_of_a_later_version_is_not_asked_for_again_and_again() {
+    let mut net = Net::mesh(&["west"; 3]);
+    // Members still: only what they say themselves does not come.
+    net.cut(0, 1);
+    net.cut(0, 2);
+    let later = net.forge_version(0, 2, Kind::Head, 0, (1, 99), b"a lease in other words");
+    (1..3).for_each(|at| net.give(0, at, 0, later.bytes()));
+    assert_eq!((net.counters(1).unread, net.counters(2).unread), (1, 1));
+    let asked = net.sent("want");
+    net.pass(SECOND * 4_000);
+    assert_eq!(net.sent("want"), asked, "its lease is over here, and no copy of it is better");
+}
+
+#[test]
 fn r13_the_same_head_again_does_not_restart_a_lease() {
     let mut net = Net::mesh(&["west"; 2]);
     net.publish(0, &["orders"]);
