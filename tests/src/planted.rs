@@ -21,12 +21,37 @@ impl Worktree {
     /// # Errors
     /// git fails, or the patch does not fit the tree and needs to be made anew.
     pub fn with_patch(root: &Path, patch: &str) -> Result<Self> {
+        let worktree = Self::new(root)?;
+        worktree.plant(patch)?;
+        Ok(worktree)
+    }
+
+    /// Checks out what is committed at `root`.
+    ///
+    /// # Errors
+    /// git fails.
+    pub fn new(root: &Path) -> Result<Self> {
         let scratch = tempfile::Builder::new().prefix("gsm-planted").tempdir()?;
         let worktree = Self { root: root.to_owned(), scratch };
         git(root, &["worktree", "add", "--quiet", "--detach", &text(&worktree.path())?, "HEAD"])?;
-        let file = root.join("tests/planted").join(patch);
-        git(&worktree.path(), &["apply", &text(&file)?]).with_context(|| format!("planting {patch}"))?;
         Ok(worktree)
+    }
+
+    /// Applies `tests/planted/<patch>`.
+    ///
+    /// # Errors
+    /// The patch does not fit the tree and needs to be made anew.
+    pub fn plant(&self, patch: &str) -> Result<()> {
+        let file = self.root.join("tests/planted").join(patch);
+        git(&self.path(), &["apply", &text(&file)?]).with_context(|| format!("planting {patch}"))
+    }
+
+    /// Takes every planted bug out again.
+    ///
+    /// # Errors
+    /// git fails.
+    pub fn restore(&self) -> Result<()> {
+        git(&self.path(), &["checkout", "--quiet", "."])
     }
 
     /// Returns the root of the copy.

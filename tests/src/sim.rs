@@ -15,6 +15,7 @@ pub mod evidence;
 mod link;
 pub mod measure;
 mod mesh;
+pub mod mixed;
 mod net;
 mod node;
 mod queue;

@@ -7,9 +7,11 @@
 //! check that cannot fail does not count.
 
 mod bad;
+mod bugs;
 mod decoders;
 mod demo;
 mod detection;
+mod mixed;
 mod restart;
 mod shape;
 mod simulated;
@@ -87,7 +89,7 @@ pub fn rows() -> Vec<Row> {
     let issue_2 =
         [demo::ROWS, vms::ROWS, trust::ROWS, detection::ROWS, restart::ROWS, visible::ROWS, decoders::ROWS];
     let rows = issue_2.concat().into_iter().chain([shape::ROW, bad::ROW]);
-    rows.chain(simulated::ROWS.iter().copied()).collect()
+    rows.chain(simulated::ROWS.iter().copied()).chain([bugs::ROW, mixed::ROW]).collect()
 }
 
 impl Row {
@@ -119,8 +121,9 @@ impl Run {
         scenario(&self.gossamer, logs, play)
     }
 
-    /// Runs a program in `directory` to its end, with the environment of this process and its build folder: in
-    /// another tree nothing is built twice that is the same there.
+    /// Runs a program in `directory` to its end, with the environment of this process and its build folder; in
+    /// another tree with a folder beside that. cargo tells two trees apart by the times of their files only: with
+    /// one folder for both, a planted bug would stay in the next build of this tree.
     ///
     /// # Errors
     /// It cannot be started, or has not ended after `limit`.
@@ -134,7 +137,8 @@ impl Run {
         let mut command = Command::new(program);
         command.current_dir(directory).args(arguments);
         if let Some(target) = self.gossamer.parent().and_then(Path::parent) {
-            command.env("CARGO_TARGET_DIR", target);
+            let is_here = directory == self.root;
+            command.env("CARGO_TARGET_DIR", if is_here { target.to_owned() } else { target.join("planted") });
         }
         Lab::new(&self.gossamer)?.finish(command, limit)
     }

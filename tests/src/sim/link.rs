@@ -343,6 +343,7 @@ impl Mesh {
         let id = self.nodes[node].process.as_ref().and_then(|process| process.current.get(&peer).copied());
         let Some(id) = id else { return self.nodes[node].count("unsendable", 1, 0) };
         let Some(end) = self.links.conns.get(&id).map(|conn| conn.end_of(node)) else { return };
+        let frame = self.spoken(node, frame);
         self.send_on(id, end, frame);
     }
 
@@ -462,7 +463,8 @@ impl Mesh {
         }
         // Only the connection in use is read; what comes on the loser of two is heard until it is closed.
         if conn_state(&self.links, id, end) == Some(State::Open) {
-            self.take_frame(at, from, *frame);
+            let frame = self.understood(at, *frame);
+            self.take_frame(at, from, frame);
         }
     }
 

@@ -222,8 +222,19 @@ pub(super) struct Run {
 impl Run {
     /// Makes a mesh and lets its nodes find each other; a hundred start each second.
     pub(super) fn join(size: Size, records: usize, delay_ms: [f64; 2]) -> Result<(Self, Mesh)> {
-        ensure!(size.nodes >= 4, "a mesh of {} nodes shows nothing", size.nodes);
         let started = Instant::now();
+        let mut mesh = Self::mesh(size, records, delay_ms)?;
+        mesh.start_all()?;
+        let last = mesh.now;
+        let joined =
+            mesh.run_until(JOIN_PATIENCE, Mesh::agree).context("the nodes did not find each other")?;
+        let effort = Effort { joined: (joined - last).as_secs_f64(), ..Effort::default() };
+        Ok((Self { started, effort }, mesh))
+    }
+
+    /// Makes a mesh of which no node runs.
+    pub(super) fn mesh(size: Size, records: usize, delay_ms: [f64; 2]) -> Result<Mesh> {
+        ensure!(size.nodes >= 4, "a mesh of {} nodes shows nothing", size.nodes);
         let [least, most] = delay_ms;
         let text = format!(
             "name = 'measured'\nabout = ''\nnodes = {}\nrecords = {records}\n[net]\nloss = {}\ndelay_ms = [{least}, {most}]\n",
@@ -231,15 +242,7 @@ impl Run {
         );
         let mut mesh = Mesh::new(&Scenario::parse("measured", &text)?, size.seed)?;
         mesh.has_disks = false;
-        for node in 0..size.nodes {
-            mesh.act(&Act::Start { node, disk: Disk::Lost })?;
-            mesh.run(mesh.now + Duration::from_millis(10));
-        }
-        let last = mesh.now;
-        let joined =
-            mesh.run_until(JOIN_PATIENCE, Mesh::agree).context("the nodes did not find each other")?;
-        let effort = Effort { joined: (joined - last).as_secs_f64(), ..Effort::default() };
-        Ok((Self { started, effort }, mesh))
+        Ok(mesh)
     }
 
     pub(super) fn end(&mut self, mesh: &Mesh) {
@@ -264,6 +267,21 @@ impl Mesh {
             self.run((self.now + Duration::from_millis(100)).min(end));
         }
         Some(self.now)
+    }
+
+    /// Starts all nodes, a hundred each second.
+    pub(super) fn start_all(&mut self) -> Result<()> {
+        for node in 0..self.nodes.len() {
+            self.act(&Act::Start { node, disk: Disk::Lost })?;
+            self.run(self.now + Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Whether every running node sees exactly the running ones.
+    pub(super) fn all_see_all(&mut self) -> bool {
+        let live: Vec<usize> = (0..self.nodes.len()).filter(|node| self.nodes[*node].runs()).collect();
+        live.iter().all(|node| self.sees_all(*node, live.len()))
     }
 
     /// Whether every running node holds the same catalog.

@@ -19,6 +19,7 @@ use gossamer_wire::frame::Frame;
 use super::authority::Authority;
 use super::cost;
 use super::link::{ConnId, End, Links};
+use super::mixed::Dialects;
 use super::net::Network;
 use super::node::{Node, Process};
 use super::queue::Queue;
@@ -72,6 +73,8 @@ pub struct Mesh {
     pub(super) downs: Vec<Down>,
     /// Who named whom for false claims.
     pub(super) named: Vec<(usize, usize)>,
+    /// Nodes that do not speak as the others do.
+    pub(super) dialects: Dialects,
     /// Events done, for speed figures.
     events: u64,
     /// Whether catalogs are written to disks: a thousand of a thousand nodes each second are not for nothing.
@@ -125,6 +128,7 @@ impl Mesh {
             watch: Watch::default(),
             downs: Vec::new(),
             named: Vec::new(),
+            dialects: Dialects::default(),
             events: 0,
             has_disks: true,
             spins: 0,
