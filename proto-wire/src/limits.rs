@@ -125,8 +125,9 @@ pub const MAX_EARLY_BYTES: usize = 65_536;
 /// Inbound handshakes that wait for a decision: one machine's worth of peers, not a flood's.
 pub const MAX_INCOMING: usize = 256;
 
-/// Longest wait for a handshake and the first hello.
-pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest wait for a handshake and the first hello. Just under the 3 s after which QUIC sends its first packets for
+/// the third time (RFC 9002 6.2), padded to 1,200 bytes each: no answer to those could come in time.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(2_900);
 
 /// Join requests in progress at an issuer.
 pub const MAX_JOINING: usize = 8;

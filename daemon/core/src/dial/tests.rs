@@ -7,6 +7,9 @@ use super::*;
 const ME: u8 = 100;
 const SECOND: Duration = Duration::from_secs(1);
 
+/// The first pause of a member that fell silent, before jitter.
+const LOST_PAUSE: Duration = Duration::from_secs(16);
+
 #[allow(clippy::disallowed_methods, reason = "an Instant has no other source, and no test depends on it")]
 fn start() -> Instant {
     Instant::now()
@@ -124,22 +127,99 @@ fn at_most_fifty_dials_a_second_and_sixty_four_at_once() {
     assert_eq!(dials(&mut book, now + 60 * SECOND + 2 * PACE, false).len(), 3);
 }
 
+/// Asserts that the only node of a book is dialled after pauses that double from `first` up to `longest`.
+fn assert_doubling(book: &mut DialBook, now: Instant, first: Duration, longest: Duration) {
+    let end = now + 4 * 3_600 * SECOND;
+    let times: Vec<_> = dials(book, end, true).into_iter().map(|(at, _)| at).collect();
+    for (n, pair) in times.windows(2).enumerate() {
+        let base = first.saturating_mul(1 << n.min(16)).min(longest);
+        let pause = pair[1] - pair[0];
+        assert!(pause >= base / 2 && pause <= base * 3 / 2, "{n}: {pause:?} around {base:?}");
+    }
+    assert!(end - *times.last().expect("dialled") <= longest * 3 / 2, "never given up");
+}
+
 #[test]
 fn pauses_double_with_jitter_up_to_their_longest() {
     let now = start();
-    for (standing, longest) in [(Standing::Live, LONGEST_LIVE), (Standing::Silent, LONGEST_SILENT)] {
-        let mut book = book_of_one(now);
-        book.set_standing(node(1), standing, now);
-        let times: Vec<_> =
-            dials(&mut book, now + 4 * 3_600 * SECOND, true).into_iter().map(|(at, _)| at).collect();
-        for (n, pair) in times.windows(2).enumerate() {
-            let base = SHORTEST.saturating_mul(1 << n.min(16)).min(longest);
-            let pause = pair[1] - pair[0];
-            assert!(pause >= base / 2 && pause <= base * 3 / 2, "{n}: {pause:?} around {base:?}");
+    assert_doubling(&mut book_of_one(now), now, SHORTEST, LONGEST_LIVE);
+    let mut remembered = book();
+    remembered.learn(node(1), &[address("192.0.2.1:4677")], Source::Hint, now);
+    assert_doubling(&mut remembered, now, SHORTEST, LONGEST_SILENT);
+}
+
+#[test]
+fn a_member_found_dead_is_left_alone_for_some_seconds_and_then_ever_longer() {
+    let now = start();
+    for lasted in [SECOND, 60 * SECOND] {
+        for is_told_first in [true, false] {
+            let mut book = book_of_one(now);
+            book.next_dial(now).expect("due");
+            book.connected(node(1), now);
+            let mut later = now + lasted;
+            if is_told_first {
+                book.set_standing(node(1), Standing::Silent, later);
+                book.disconnected(node(1), later);
+            } else {
+                book.disconnected(node(1), later);
+                later += SHORTEST / 4;
+                book.set_standing(node(1), Standing::Silent, later);
+            }
+            let wait = book.next_deadline().expect("waits") - later;
+            assert!(wait >= LOST_PAUSE / 2 && wait <= LOST_PAUSE * 3 / 2, "{lasted:?}: {wait:?}");
+            let first = later + wait;
+            let base = if is_told_first { 2 * LOST_PAUSE } else { LOST_PAUSE };
+            assert_doubling(&mut book, first, base, LONGEST_SILENT);
         }
-        let last = times.last().expect("dialled");
-        assert!(now + 4 * 3_600 * SECOND - *last <= longest * 3 / 2, "never given up");
     }
+}
+
+/// Membership hears of most nodes before their cards come.
+#[test]
+fn a_member_heard_of_before_its_addresses_is_a_live_one() {
+    let now = start();
+    let mut book = book();
+    book.set_standing(node(1), Standing::Live, now);
+    assert_eq!(book.next_deadline(), None);
+    book.learn(node(1), &[address("192.0.2.1:4677")], Source::Card, now);
+    assert_doubling(&mut book, now, SHORTEST, LONGEST_LIVE);
+}
+
+#[test]
+fn a_full_book_takes_no_further_nodes_whoever_tells_of_them() {
+    let (now, mut book) = (start(), book());
+    let id = |n: usize| NodeId::from_bytes((n as u128).to_be_bytes());
+    for n in 0..MAX_NODES + 9 {
+        book.set_standing(id(n), Standing::Live, now);
+        book.learn(id(n + 5), &[address("192.0.2.1:4677")], Source::Hint, now);
+    }
+    assert_eq!(book.entries.len(), MAX_NODES);
+    assert!(book.addresses_of(id(1)).is_empty() && !book.addresses_of(id(9)).is_empty());
+}
+
+#[test]
+fn a_dial_under_way_to_a_member_found_dead_fails_into_the_long_pause() {
+    let now = start();
+    let mut book = book_of_one(now);
+    book.next_dial(now).expect("due");
+    book.set_standing(node(1), Standing::Silent, now + SECOND);
+    book.failed(node(1), now + 3 * SECOND);
+    assert!(book.next_deadline().expect("waits") >= now + 3 * SECOND + LOST_PAUSE / 2);
+}
+
+#[test]
+fn a_lost_member_that_dials_and_lives_is_as_good_as_new() {
+    let now = start();
+    let mut book = book_of_one(now);
+    book.connected(node(1), now);
+    book.set_standing(node(1), Standing::Silent, now + 60 * SECOND);
+    book.disconnected(node(1), now + 60 * SECOND);
+    let back = now + 61 * SECOND;
+    book.connected(node(1), back);
+    book.set_standing(node(1), Standing::Live, back);
+    book.disconnected(node(1), back + 60 * SECOND);
+    let wait = book.next_deadline().expect("waits") - (back + 60 * SECOND);
+    assert!(wait <= SHORTEST * 3 / 2, "{wait:?}");
 }
 
 #[test]
@@ -260,7 +340,8 @@ fn reports_nobody_asked_for_change_nothing() {
     book.disconnected(node(1), now);
     book.failed(node(9), now);
     book.disconnected(node(9), now);
-    book.set_standing(node(9), Standing::Live, now);
+    book.set_standing(node(9), Standing::Silent, now);
+    book.set_standing(node(ME), Standing::Live, now);
     book.forget(node(9));
     assert_eq!(book.next_deadline(), Some(now));
     assert_eq!(book.entries.len(), 1);
