@@ -109,6 +109,11 @@ impl Claims {
         self.cases.contains_key(&node)
     }
 
+    /// Whether a peer claims something of the member that still waits.
+    pub(super) fn is_accused(&self, node: NodeId) -> bool {
+        self.cases.get(&node).is_some_and(|case| !case.claims.is_empty())
+    }
+
     /// Whether `number` is that of the last probe of the member.
     pub(super) fn is_answer(&self, node: NodeId, number: u64) -> bool {
         self.cases.get(&node).is_some_and(|case| case.number == number)

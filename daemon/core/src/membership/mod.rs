@@ -412,8 +412,12 @@ impl Membership {
                 generation,
                 cause,
             });
-            if view.state != MemberState::Suspect {
-                self.spread_end(&view);
+            match view.state {
+                MemberState::Suspect if matches!(source, Source::OwnProbes) => {
+                    self.spread_suspicion(&view, now)
+                }
+                MemberState::Suspect => {}
+                MemberState::Alive | MemberState::Down | MemberState::Left => self.spread_end(&view),
             }
         }
         self.notice_refutations(&told, now);
@@ -437,9 +441,6 @@ impl Membership {
             if let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &timer {
                 self.health.worsen();
                 self.accuse(member_id.0, *incarnation);
-                if matches!(source, Source::OwnProbes) {
-                    self.spread_suspicion(member_id.0, *incarnation, now);
-                }
             }
             self.timers.push(now + after, Due::Foca(timer));
         }

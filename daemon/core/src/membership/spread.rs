@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::Frame;
-use gossamer_wire::swim::{Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
+use gossamer_wire::swim::{SwimHeader, SwimMember, SwimMessage, SwimState};
 
 use super::packet::Packet;
 use super::{MemberView, Membership, Output};
@@ -51,10 +51,11 @@ impl Finds {
 }
 
 impl Membership {
-    /// Tells of a suspicion this node's own probes have begun.
-    pub(super) fn spread_suspicion(&mut self, identity: Identity, incarnation: u16, now: Instant) {
-        if self.finds.suspect(identity.node, now) {
-            self.spread(&SwimMember { identity, incarnation, state: SwimState::Suspect });
+    /// Tells of a suspicion this node's own probes have begun, unless a peer has told of it before: when several
+    /// members die at once, most nodes find each of them within the second in which they wait for their own proof.
+    pub(super) fn spread_suspicion(&mut self, view: &MemberView, now: Instant) {
+        if !self.claims.is_accused(view.node) && self.finds.suspect(view.node, now) {
+            self.spread(&view.entry(SwimState::Suspect));
         }
     }
 

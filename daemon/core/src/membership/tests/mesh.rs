@@ -49,6 +49,22 @@ fn a_killed_node_is_down_everywhere_in_six_seconds_and_nobody_else_is() {
     assert_eq!(sim.verdicts().len(), 19, "and none about others");
 }
 
+/// Each of those that live would find each of the dead within the second in which it waits for its own proof.
+#[test]
+fn a_lost_zone_is_told_of_by_its_first_finders_only() {
+    for seed in 80..84 {
+        let mut sim = Sim::settled(18, seed);
+        (12..18).for_each(|node| sim.kill(node));
+        sim.shouts = 0;
+        let is_known = |sim: &Sim| (12..18).all(|dead| sim.state(0, dead) == Some(MemberState::Down));
+        sim.run_until(10 * SECOND, is_known).expect("the deaths are known");
+        sim.run(10 * SECOND);
+        // Beginning and end of each, to 11 others.
+        let once = 6 * 2 * 11;
+        assert!((once..=3 * once).contains(&sim.shouts), "seed {seed}: {} frames of {once}", sim.shouts);
+    }
+}
+
 #[test]
 fn a_death_is_suspicion_first_and_somebody_found_it_by_silence() {
     let mut sim = Sim::settled(5, 5);

@@ -45,6 +45,8 @@ pub(super) struct Sim {
     pub(super) frames: u64,
     /// Probes on streams.
     pub(super) probes: u64,
+    /// Packets on streams: what a finder tells everybody.
+    pub(super) shouts: u64,
     pub(super) bytes: u64,
 }
 
@@ -78,6 +80,7 @@ impl Sim {
             packets: 0,
             frames: 0,
             probes: 0,
+            shouts: 0,
             bytes: 0,
         };
         for node in 0..nodes {
@@ -350,6 +353,7 @@ impl Sim {
     fn send_frame(&mut self, from: usize, to: usize, frame: Frame) {
         self.bytes += frame.encode().expect("frames fit").len() as u64;
         assert!(self.node(from).connected.contains(&to), "frames go to connected peers only");
+        self.shouts += u64::from(matches!(frame, Frame::Swim(_)));
         let input = match frame {
             Frame::MemberHash(hash) => Input::MemberHash { from: id(from), hash },
             Frame::Members { members, reply } => Input::Members { from: id(from), members, reply },
