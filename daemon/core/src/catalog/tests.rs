@@ -12,6 +12,7 @@ use crate::trust::CLAIMS_OID;
 use crate::trust::tests::{Authority, Key as NodeKey, WALL, leaf_params};
 
 mod bad;
+mod hostile;
 mod model;
 mod net;
 mod time;
