@@ -22,6 +22,7 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, Error as TlsError, SignatureScheme};
 
+use gossamer::identity::Identity;
 use gossamer_wire::MeshId;
 use gossamer_wire::flow::{OpenRequest, OpenStatus};
 use gossamer_wire::frame::{ALPN, Frame, Hello, PREFIX_BYTES, Purpose};
@@ -81,22 +82,34 @@ impl Credentials {
     /// # Errors
     /// The directory holds no identity.
     pub fn of_member(state_dir: &Path) -> Result<Self> {
-        // The directory itself is locked while its daemon runs.
-        let scratch = tempfile::tempdir()?;
-        let copy = scratch.path().join("state");
-        fs::DirBuilder::new().mode(0o700).create(&copy)?;
-        for entry in fs::read_dir(state_dir)? {
-            let entry = entry?;
-            if entry.file_type()?.is_file() {
-                fs::copy(entry.path(), copy.join(entry.file_name()))?;
-            }
-        }
-        let store = gossamer::store::Store::open(&copy)?;
-        let identity = gossamer::identity::load(&store)?.context("an identity")?;
+        Ok(Self::of_identity(&identity_of(state_dir)?))
+    }
+
+    /// Takes the credentials of a real member.
+    pub fn of_identity(identity: &Identity) -> Self {
         let leaf = CertificateDer::from(identity.leaf_der.clone());
         let chain = [leaf].into_iter().chain(identity.trust.issuers().iter().cloned()).collect();
-        Ok(Self::Chain(chain, identity.key.tls()))
+        Self::Chain(chain, identity.key.tls())
     }
+}
+
+/// Reads the identity of a real member from a copy of its state directory.
+///
+/// # Errors
+/// The directory holds none.
+pub fn identity_of(state_dir: &Path) -> Result<Identity> {
+    // The directory itself is locked while its daemon runs.
+    let scratch = tempfile::tempdir()?;
+    let copy = scratch.path().join("state");
+    fs::DirBuilder::new().mode(0o700).create(&copy)?;
+    for entry in fs::read_dir(state_dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), copy.join(entry.file_name()))?;
+        }
+    }
+    let store = gossamer::store::Store::open(&copy)?;
+    gossamer::identity::load(&store)?.context("an identity")
 }
 
 /// Connects with these credentials, sends a hello on a stream and in a datagram, and listens.
@@ -136,6 +149,44 @@ pub fn talk_garbage(server: SocketAddr, member: &Credentials) -> Result<Heard> {
         send.write_all(&[0xff; 4_096]).await?;
         let closed = tokio::time::timeout(ANSWER, connection.closed()).await;
         Ok(Heard { bytes: prefix.len(), closed: closed.ok().map(|reason| reason.to_string()) })
+    })
+}
+
+/// Greets as this member does, sends frames as fast as they are taken, and stays for `linger` after the last.
+/// Returns why the daemon hung up, if it did.
+///
+/// # Errors
+/// The harness's own.
+pub fn send_frames(
+    server: SocketAddr,
+    member: &Credentials,
+    frames: impl Iterator<Item = Frame>,
+    linger: Duration,
+) -> Result<Option<String>> {
+    runtime()?.block_on(async {
+        let connection = connect(server, member, ALPN).await?.map_err(anyhow::Error::msg)?;
+        let (mut send, mut recv) = connection.open_bi().await?;
+        send.write_all(&hello(Purpose::Control)?).await?;
+        let write = async {
+            for frame in frames {
+                if send.write_all(&frame.encode()?).await.is_err() {
+                    break;
+                }
+            }
+            let _ = tokio::time::timeout(linger, connection.closed()).await;
+            anyhow::Ok(connection.close_reason().map(|reason| reason.to_string()))
+        };
+        // What the daemon says is read and thrown away, or it could not go on.
+        let ignore = async {
+            let mut buffer = [0; 4_096];
+            while let Ok(Some(_)) = recv.read(&mut buffer).await {}
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            closed = write => closed,
+            () = ignore => Ok(None),
+        }
     })
 }
 

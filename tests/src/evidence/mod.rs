@@ -11,6 +11,7 @@ mod bugs;
 mod decoders;
 mod demo;
 mod detection;
+mod hostile;
 mod mixed;
 mod restart;
 mod shape;
@@ -89,7 +90,7 @@ pub fn rows() -> Vec<Row> {
     let issue_2 =
         [demo::ROWS, vms::ROWS, trust::ROWS, detection::ROWS, restart::ROWS, visible::ROWS, decoders::ROWS];
     let rows = issue_2.concat().into_iter().chain([shape::ROW, bad::ROW]);
-    rows.chain(simulated::ROWS.iter().copied()).chain([bugs::ROW, mixed::ROW]).collect()
+    rows.chain(simulated::ROWS.iter().copied()).chain([bugs::ROW, mixed::ROW, hostile::ROW]).collect()
 }
 
 impl Row {
