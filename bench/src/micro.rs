@@ -51,7 +51,7 @@ impl Bench {
         let body = fragment.encode()?;
         self.each("fragment_8_encode", || fragment.encode());
         self.each("fragment_8_decode", || Fragment::decode(&body).and_then(|fragment| fragment.records()));
-        let copies = vec![AdvertCopy { age: 0, bytes: vec![7; 600] }; 16];
+        let copies = vec![AdvertCopy { age: 0, bytes: vec![7; 600].into() }; 16];
         let frame = Frame::Adverts { copies, forward: Vec::new() };
         let bytes = frame.encode()?;
         self.each("frame_16_adverts_encode", || frame.encode());

@@ -129,7 +129,7 @@ impl Row {
     fn copy(self, wall: u64) -> Option<AdvertCopy> {
         let bytes = data_encoding::BASE64.decode(self.advert.as_bytes()).ok()?;
         let age = wall.saturating_sub(self.born).try_into().unwrap_or(u32::MAX);
-        (bytes.len() <= MAX_CARD_BYTES).then_some(AdvertCopy { age, bytes })
+        (bytes.len() <= MAX_CARD_BYTES).then_some(AdvertCopy { age, bytes: bytes.into() })
     }
 
     fn of(copy: &AdvertCopy, wall: u64) -> Self {

@@ -11,8 +11,10 @@
 //! version, or of a kind that is not known here, is checked, stored and passed on, and not read.
 
 use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::codec::{self, at_most};
 use crate::limits::{
@@ -140,19 +142,12 @@ pub struct Header {
     pub id: AdvertId,
 }
 
-/// An advert as received: raw bytes with a well-formed header. The signature is **not** checked here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Advert {
-    header: Header,
-    bytes: Vec<u8>,
-}
-
-impl Advert {
-    /// Reads the header and keeps the bytes as they are.
+impl Header {
+    /// Reads the header of an advert whose length fits its kind.
     ///
     /// # Errors
     /// The giver's fault: refused at the first hop.
-    pub fn parse(bytes: &[u8]) -> Result<Self, DecodeError> {
+    pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader(bytes);
         let version = reader.u8()?;
         if version < VERSION {
@@ -177,7 +172,62 @@ impl Advert {
             return Err(DecodeError::Unknown { what: "epoch", value: epoch });
         }
         let id = AdvertId { slot: Slot { node, kind, k }, version: Version { epoch, seq } };
-        Ok(Self { header: Header { mesh, id }, bytes: bytes.to_vec() })
+        Ok(Self { mesh, id })
+    }
+}
+
+/// The raw bytes of an advert, which never change. Clones share them: one advert goes to many peers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AdvertBytes(Arc<[u8]>);
+
+impl Deref for AdvertBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<Vec<u8>> for AdvertBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes.into())
+    }
+}
+
+impl Serialize for AdvertBytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for AdvertBytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Vec::deserialize(deserializer).map(Self::from)
+    }
+}
+
+/// An advert as received: raw bytes with a well-formed header. The signature is **not** checked here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advert {
+    header: Header,
+    bytes: AdvertBytes,
+}
+
+impl Advert {
+    /// Reads the header and keeps a copy of the bytes as they are.
+    ///
+    /// # Errors
+    /// The giver's fault: refused at the first hop.
+    pub fn parse(bytes: &[u8]) -> Result<Self, DecodeError> {
+        Ok(Self { header: Header::read(bytes)?, bytes: bytes.to_vec().into() })
+    }
+
+    /// Reads the header and keeps the bytes themselves.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_shared(bytes: &AdvertBytes) -> Result<Self, DecodeError> {
+        Ok(Self { header: Header::read(bytes)?, bytes: bytes.clone() })
     }
 
     /// Builds and signs an advert. `sign` gets the exact bytes to sign.
@@ -206,7 +256,7 @@ impl Advert {
         }
         let signature = sign(&signed_bytes(&bytes));
         bytes.extend_from_slice(&signature);
-        Ok(Self { header, bytes })
+        Ok(Self { header, bytes: bytes.into() })
     }
 
     /// Returns whether this version reads the body; else the advert is only stored and passed on.
@@ -227,6 +277,11 @@ impl Advert {
     /// Returns all bytes, as received: what is stored and forwarded.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Returns all bytes to hand on, not copied.
+    pub fn shared_bytes(&self) -> AdvertBytes {
+        self.bytes.clone()
     }
 
     /// Returns the body, without header and signature.

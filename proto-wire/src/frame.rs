@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::advert::AdvertId;
+use crate::advert::{AdvertBytes, AdvertId};
 use crate::codec::{self, at_most};
 use crate::limits::{
     MAX_ADVERTS_PER_FRAME, MAX_CARD_BYTES, MAX_FORWARD, MAX_FRAME_BYTES, MAX_IDS_PER_FRAME,
@@ -53,7 +53,7 @@ pub struct AdvertCopy {
     /// Seconds; 0 from the owner.
     pub age: u32,
     /// The advert, byte for byte.
-    pub bytes: Vec<u8>,
+    pub bytes: AdvertBytes,
 }
 
 /// Everything a control stream carries.
@@ -261,7 +261,10 @@ mod tests {
                 observed: "192.0.2.1:4677".parse().expect("address"),
                 statement_digest: [0; 16],
             }),
-            Frame::Adverts { copies: vec![AdvertCopy { age: 9, bytes: vec![1, 2] }], forward: vec![node()] },
+            Frame::Adverts {
+                copies: vec![AdvertCopy { age: 9, bytes: vec![1, 2].into() }],
+                forward: vec![node()],
+            },
             Frame::Root(1 << 60),
             Frame::Ids { buckets: vec![5], ids: vec![id], whole: true },
             Frame::Want(vec![id]),
@@ -275,7 +278,7 @@ mod tests {
             Frame::Swim(vec![1, 2, 3]),
             Frame::Buckets(vec![7; BUCKETS]),
             Frame::Spread {
-                copies: vec![AdvertCopy { age: 9, bytes: vec![1, 2] }],
+                copies: vec![AdvertCopy { age: 9, bytes: vec![1, 2].into() }],
                 first: node(),
                 last: NodeId::from_bytes([9; 16]),
             },

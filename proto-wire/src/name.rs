@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,10 +14,11 @@ use crate::{NameError, limits::MAX_LABEL_BYTES};
 /// Names no service, group or node may have: they are words of the zone's own grammar.
 const RESERVED: [&str; 2] = ["node", "direct"];
 
-/// A DNS label: 1..=63 bytes of `a-z 0-9 -`, no hyphen at either end (RFC 1123 2.1). Always lower case.
+/// A DNS label: 1..=63 bytes of `a-z 0-9 -`, no hyphen at either end (RFC 1123 2.1). Always lower case. Clones
+/// share the text: a service is named in many places.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Label(Box<str>);
+pub struct Label(Arc<str>);
 
 impl Label {
     /// Returns the text.

@@ -51,7 +51,10 @@ fn frames() -> Vec<(Frame, &'static str)> {
             "0000002e000101fd08070605040302010120010db8000000000000000000000001fb4512cccccccccccccccccccccccccccccccc",
         ),
         (
-            Frame::Adverts { copies: vec![AdvertCopy { age: 251, bytes: vec![1, 2] }], forward: vec![NODE] },
+            Frame::Adverts {
+                copies: vec![AdvertCopy { age: 251, bytes: vec![1, 2].into() }],
+                forward: vec![NODE],
+            },
             "00000018000201fbfb0002010201aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
         ),
         (Frame::Root(u64::MAX), "000000090003fdffffffffffffffff"),
@@ -86,7 +89,7 @@ fn frames() -> Vec<(Frame, &'static str)> {
         (Frame::Buckets(vec![0, u64::MAX]), "0000000b000b0200fdffffffffffffffff"),
         (
             Frame::Spread {
-                copies: vec![AdvertCopy { age: 0, bytes: vec![7] }],
+                copies: vec![AdvertCopy { age: 0, bytes: vec![7].into() }],
                 first: NODE,
                 last: NodeId::from_bytes([0xbb; 16]),
             },

@@ -56,7 +56,7 @@ fn addresses(count: usize) -> Vec<std::net::SocketAddr> {
 
 #[test]
 fn lists_in_frames_are_limited() {
-    let copy = |len| AdvertCopy { age: 0, bytes: vec![0; len] };
+    let copy = |len| AdvertCopy { age: 0, bytes: vec![0; len].into() };
     assert_limit("adverts", MAX_ADVERTS_PER_FRAME, |count| {
         decode_frame(&Frame::Adverts { copies: vec![copy(1); count], forward: Vec::new() })
     });

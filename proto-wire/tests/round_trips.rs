@@ -80,7 +80,8 @@ fn frame() -> impl Strategy<Value = Frame> {
             Frame::Hello(Hello { purpose, nonce, observed, statement_digest })
         },
     );
-    let copy = (any::<u32>(), vec(any::<u8>(), 0..300)).prop_map(|(age, bytes)| AdvertCopy { age, bytes });
+    let copy = (any::<u32>(), vec(any::<u8>(), 0..300))
+        .prop_map(|(age, bytes)| AdvertCopy { age, bytes: bytes.into() });
     prop_oneof![
         hello,
         (vec(copy.clone(), 0..5), vec(node(), 0..5))

@@ -128,7 +128,7 @@ impl Node {
 
 /// Gives an advert to the catalog as a peer does, and takes what comes out.
 pub(super) fn give(catalog: &mut Catalog, advert: &Advert) {
-    let copies = vec![AdvertCopy { age: 0, bytes: advert.bytes().to_vec() }];
+    let copies = vec![AdvertCopy { age: 0, bytes: advert.shared_bytes() }];
     let frame = Frame::Adverts { copies, forward: Vec::new() };
     catalog.handle(Input::Frame { from: GIVER, frame }, now());
     while catalog.next_output().is_some() {}

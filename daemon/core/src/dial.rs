@@ -62,6 +62,8 @@ pub struct DialBook {
     entries: BTreeMap<NodeId, Entry>,
     /// Nodes that wait for their dial.
     waiting: BTreeSet<(Instant, NodeId)>,
+    /// Those of them that are silent: at most [`MAX_SILENT`], the rest are set aside.
+    silent_waiting: BTreeSet<NodeId>,
     in_flight: usize,
     /// When the pace allows the next dial.
     next_slot: Option<Instant>,
@@ -90,7 +92,15 @@ enum State {
 impl DialBook {
     /// Makes an empty book. Same `rng` and calls, same dials.
     pub fn new(me: NodeId, rng: StdRng) -> Self {
-        Self { me, rng, entries: BTreeMap::new(), waiting: BTreeSet::new(), in_flight: 0, next_slot: None }
+        Self {
+            me,
+            rng,
+            entries: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            silent_waiting: BTreeSet::new(),
+            in_flight: 0,
+            next_slot: None,
+        }
     }
 
     /// Takes in addresses of a node; those nobody can dial are dropped. A node not known before is dialled at
@@ -112,12 +122,12 @@ impl DialBook {
                 entry.hints.truncate(MAX_HINTS);
             }
         }
-        match (entry.state, entry.addresses().is_empty()) {
-            (State::Idle, false) => {
+        match (entry.state, entry.has_address()) {
+            (State::Idle, true) => {
                 self.set_state(node, State::Waiting(now));
                 self.limit_silent();
             }
-            (State::Waiting(_), true) => self.set_state(node, State::Idle),
+            (State::Waiting(_), false) => self.set_state(node, State::Idle),
             _ => {}
         }
     }
@@ -130,11 +140,14 @@ impl DialBook {
             self.entries.entry(node).or_insert_with(Entry::new);
         }
         let Some(entry) = self.entries.get_mut(&node) else { return };
-        match (std::mem::replace(&mut entry.standing, standing), standing) {
+        let before = std::mem::replace(&mut entry.standing, standing);
+        self.note_silent(node);
+        let Some(entry) = self.entries.get_mut(&node) else { return };
+        match (before, standing) {
             (Standing::Silent, Standing::Live) => {
                 (entry.failures, entry.least_failures) = (0, 0);
                 let can_wait = matches!(entry.state, State::Waiting(_) | State::Idle);
-                if can_wait && !entry.addresses().is_empty() {
+                if can_wait && entry.has_address() {
                     self.set_state(node, State::Waiting(now));
                 }
             }
@@ -218,7 +231,7 @@ impl DialBook {
         let Some(entry) = self.entries.get_mut(&node) else { return };
         let pause = entry.pause(&mut self.rng);
         entry.failures = entry.failures.saturating_add(1);
-        let state = if entry.addresses().is_empty() { State::Idle } else { State::Waiting(now + pause) };
+        let state = if entry.has_address() { State::Waiting(now + pause) } else { State::Idle };
         self.set_state(node, state);
         self.limit_silent();
     }
@@ -240,12 +253,22 @@ impl DialBook {
             State::Dialing => self.in_flight += 1,
             State::Idle | State::Connected(_) => {}
         }
+        self.note_silent(node);
+    }
+
+    /// Keeps `silent_waiting` true of a node whose state or standing has changed.
+    fn note_silent(&mut self, node: NodeId) {
+        if self.entries.get(&node).is_some_and(Entry::is_silent_and_waits) {
+            self.silent_waiting.insert(node);
+        } else {
+            self.silent_waiting.remove(&node);
+        }
     }
 
     /// Sets the silent node with the most failures aside while too many wait.
     fn limit_silent(&mut self) {
-        let waiting = self.entries.iter().filter(|(_, entry)| entry.is_silent_and_waits());
-        if waiting.clone().count() > MAX_SILENT {
+        if self.silent_waiting.len() > MAX_SILENT {
+            let waiting = self.silent_waiting.iter().filter_map(|node| self.entries.get_key_value(node));
             let worst = waiting.max_by_key(|(node, entry)| (entry.failures, **node)).map(|(node, _)| *node);
             worst.into_iter().for_each(|node| self.set_state(node, State::Idle));
         }
@@ -254,14 +277,14 @@ impl DialBook {
     /// Lets the silent node with the fewest failures of those set aside wait in the place that became free,
     /// so that in the end each gets its turn.
     fn wake_silent(&mut self, now: Instant) {
-        let waiting = self.entries.values().filter(|entry| entry.is_silent_and_waits()).count();
+        if self.silent_waiting.len() >= MAX_SILENT {
+            return;
+        }
         let aside = self.entries.iter_mut().filter(|(_, entry)| entry.is_set_aside());
         let Some((node, entry)) = aside.min_by_key(|(node, entry)| (entry.failures, **node)) else { return };
-        if waiting < MAX_SILENT {
-            let pause = if entry.failures == 0 { Duration::ZERO } else { entry.pause(&mut self.rng) };
-            let node = *node;
-            self.set_state(node, State::Waiting(now + pause));
-        }
+        let pause = if entry.failures == 0 { Duration::ZERO } else { entry.pause(&mut self.rng) };
+        let node = *node;
+        self.set_state(node, State::Waiting(now + pause));
     }
 }
 
@@ -275,6 +298,10 @@ impl Entry {
             least_failures: 0,
             state: State::Idle,
         }
+    }
+
+    fn has_address(&self) -> bool {
+        !self.card.is_empty() || !self.hints.is_empty()
     }
 
     /// Returns the card's addresses, then the hints that add to them.
@@ -298,7 +325,7 @@ impl Entry {
     }
 
     fn is_set_aside(&self) -> bool {
-        self.standing == Standing::Silent && matches!(self.state, State::Idle) && !self.addresses().is_empty()
+        self.standing == Standing::Silent && matches!(self.state, State::Idle) && self.has_address()
     }
 }
 

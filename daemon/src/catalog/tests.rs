@@ -9,7 +9,7 @@ fn store() -> (tempfile::TempDir, Store) {
 }
 
 fn copy(age: u32, bytes: &[u8]) -> AdvertCopy {
-    AdvertCopy { age, bytes: bytes.to_vec() }
+    AdvertCopy { age, bytes: bytes.to_vec().into() }
 }
 
 fn write(store: &Store, copies: &[AdvertCopy]) {

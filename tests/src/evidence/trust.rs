@@ -187,7 +187,9 @@ fn bit_flips(run: &Run) -> Result<String> {
         let mut copy = adverts[flip % adverts.len()].clone();
         let bit = random.random_range(0..copy.bytes.len() * 8);
         if !run.sabotaged {
-            copy.bytes[bit / 8] ^= 1 << (bit % 8);
+            let mut bytes = copy.bytes.to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            copy.bytes = bytes.into();
         }
         if flip % PER_SECOND == 0 {
             mesh.pass(Duration::from_secs(1));

@@ -106,7 +106,7 @@ mod tests {
         let id = AdvertId { slot, version: Version { epoch: 300, seq: 3 } };
         let identity = Identity { node, generation: Generation::of_epoch(1) };
         let member = SwimMember { identity, incarnation: 1, state: SwimState::Alive };
-        let copies = vec![AdvertCopy { age: 900, bytes: vec![1; 700] }; 20];
+        let copies = vec![AdvertCopy { age: 900, bytes: vec![1; 700].into() }; 20];
         let frames = [
             Frame::Adverts { copies: copies.clone(), forward: vec![node; 9] },
             Frame::Spread { copies, first: node, last: node },

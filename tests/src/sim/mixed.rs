@@ -155,7 +155,7 @@ impl Mesh {
                 let Some(owner) = self.number(advert.id().slot.node) else { return true };
                 let written = rewrite(owner, &advert);
                 let stays = written.is_some();
-                *bytes = written.unwrap_or_default();
+                *bytes = written.unwrap_or_default().into();
                 stays
             });
         }

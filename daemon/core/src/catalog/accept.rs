@@ -41,7 +41,7 @@ impl Catalog {
     pub(super) fn take_later(&mut self, now: Now) {
         while let Some((from, waiting)) = self.later.take_due(now.mono) {
             let copy =
-                AdvertCopy { age: waiting.age.to_wire(now.mono), bytes: waiting.advert.bytes().to_vec() };
+                AdvertCopy { age: waiting.age.to_wire(now.mono), bytes: waiting.advert.shared_bytes() };
             self.take_copies(from, vec![copy], &waiting.route, now);
         }
     }
@@ -51,7 +51,7 @@ impl Catalog {
         let me = self.config.node;
         let mut touched = BTreeSet::new();
         for copy in copies {
-            let Ok(advert) = Advert::parse(&copy.bytes) else { continue };
+            let Ok(advert) = Advert::parse_shared(&copy.bytes) else { continue };
             let slot = advert.id().slot;
             if slot.node != me {
                 let held = (advert, Age::received(copy.age, now.mono));
@@ -74,7 +74,7 @@ impl Catalog {
         self.trust = trust;
         for node in self.store.owner_ids() {
             if let Some(owner) = self.store.owner_mut(node) {
-                let is_known = receive::leaf_of(&owner.card().leaf, &self.trust, now.wall).is_ok();
+                let is_known = receive::leaf_of(&owner.certificate(), &self.trust, now.wall).is_ok();
                 owner.set_issuer(is_known);
             }
             self.settle(node, now);
@@ -107,7 +107,7 @@ impl Catalog {
         touched: &mut BTreeSet<NodeId>,
         now: Now,
     ) -> Result<bool, (Option<NodeId>, Refusal)> {
-        let advert = Advert::parse(&copy.bytes).map_err(|_| (None, Refusal::Header))?;
+        let advert = Advert::parse_shared(&copy.bytes).map_err(|_| (None, Refusal::Header))?;
         let AdvertId { slot, version } = advert.id();
         let node = slot.node;
         let refused = |why| (Some(node), why);

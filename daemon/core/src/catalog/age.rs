@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use gossamer_wire::NodeId;
-use gossamer_wire::limits::{ADVERT_BURST, ADVERT_RATE, FORGET_AFTER, MAX_HELD, MAX_NODES, OFFER_UNTIL};
+use gossamer_wire::limits::{ADVERT_BURST, ADVERT_RATE, FORGET_AFTER, MAX_HELD, OFFER_UNTIL};
 
 /// Seconds a copy had when it came, and when it came. Grows with the local clock only.
 #[derive(Clone, Copy, Debug)]
@@ -114,6 +114,9 @@ pub(super) const LATER: Duration = Duration::from_millis(250);
 /// Token buckets of what each peer gives of each owner. What one peer does changes nothing for another.
 #[derive(Debug, Default)]
 pub(super) struct Rates {
+    /// One for each giver and each owner whose card is known, of which there is a bounded number. In one
+    /// map: a map for each giver, most of them of one entry, takes ten times as much.
+    known: BTreeMap<(NodeId, NodeId), Bucket>,
     givers: BTreeMap<NodeId, Giver>,
     /// When buckets that are full again were thrown away.
     swept: Option<Instant>,
@@ -121,12 +124,11 @@ pub(super) struct Rates {
 
 /// How often full buckets are thrown away. In a tree every peer gives adverts of every owner some time, and a
 /// bucket for each pair of a large mesh would not fit.
-const SWEEP: Duration = Duration::from_secs(8);
+const SWEEP: Duration = Duration::from_secs(5);
 
-/// The buckets of one peer: one for each owner whose card is known, some for others, one for all the rest.
+/// The buckets of one peer for owners whose card is not known: some of their own, one for all the rest.
 #[derive(Debug)]
 struct Giver {
-    known: Room,
     strangers: Room,
     rest: Bucket,
 }
@@ -147,13 +149,14 @@ impl Rates {
     /// not verified: one whose card is not known may be an invention of the giver.
     pub(super) fn take(&mut self, giver: NodeId, owner: NodeId, is_known: bool, now: Instant) -> bool {
         self.sweep(now);
-        let of_giver = self.givers.entry(giver).or_insert_with(|| Giver {
-            known: Room::new(MAX_NODES, now),
-            strangers: Room::new(MAX_STRANGERS, now),
-            rest: bucket(now),
-        });
-        let room = if is_known { &mut of_giver.known } else { &mut of_giver.strangers };
-        room.bucket(owner, now).unwrap_or(&mut of_giver.rest).take(now)
+        if is_known {
+            return self.known.entry((giver, owner)).or_insert_with(|| bucket(now)).take(now);
+        }
+        let of_giver = self
+            .givers
+            .entry(giver)
+            .or_insert_with(|| Giver { strangers: Room::new(MAX_STRANGERS, now), rest: bucket(now) });
+        of_giver.strangers.bucket(owner, now).unwrap_or(&mut of_giver.rest).take(now)
     }
 
     /// Frees the place of an owner whose card the giver has just brought.
@@ -166,6 +169,7 @@ impl Rates {
     /// Drops the buckets of a peer.
     pub(super) fn drop_peer(&mut self, giver: NodeId) {
         self.givers.remove(&giver);
+        self.known.retain(|(of, _), _| *of != giver);
     }
 
     fn sweep(&mut self, now: Instant) {
@@ -173,10 +177,10 @@ impl Rates {
             return;
         }
         self.swept = Some(now);
+        self.known.retain(|_, bucket| !bucket.is_full(now));
         self.givers.retain(|_, giver| {
-            giver.known.buckets.retain(|_, bucket| !bucket.is_full(now));
             giver.strangers.buckets.retain(|_, bucket| !bucket.is_full(now));
-            !(giver.known.buckets.is_empty() && giver.strangers.buckets.is_empty() && giver.rest.is_full(now))
+            !(giver.strangers.buckets.is_empty() && giver.rest.is_full(now))
         });
     }
 }
@@ -205,6 +209,8 @@ const fn bucket(now: Instant) -> Bucket {
 
 #[cfg(test)]
 mod tests {
+    use gossamer_wire::limits::MAX_NODES;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);

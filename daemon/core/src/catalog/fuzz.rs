@@ -37,7 +37,7 @@ pub fn fuzz(bytes: &[u8]) {
     let (Some(own), Some(other)) = (key(1), key(2)) else { return };
     let Some((mut catalog, node)) = tiny(own, &other, now) else { return };
     let give = |catalog: &mut Catalog, bytes: Vec<u8>| {
-        let copies = vec![AdvertCopy { age: 0, bytes }];
+        let copies = vec![AdvertCopy { age: 0, bytes: bytes.into() }];
         let frame = Frame::Adverts { copies, forward: vec![GIVER] };
         catalog.handle(Input::Frame { from: GIVER, frame }, now);
     };

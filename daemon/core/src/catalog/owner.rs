@@ -74,17 +74,22 @@ pub(super) struct Owner {
     /// Since the owner was settled last: addresses or place of its instances may differ.
     has_new_card: bool,
     head: Option<StoredHead>,
-    fragments: BTreeMap<u16, StoredFragment>,
+    /// Boxed: a map of one entry has room for eleven.
+    fragments: BTreeMap<u16, Box<StoredFragment>>,
     /// Adverts of kinds that this version does not know.
     later: BTreeMap<(Kind, u16), Stored>,
     age: Age,
     lease_until: Option<Instant>,
     is_stale: bool,
-    /// Records that count, without those outside the claims.
-    served: BTreeMap<Key, Arc<ServiceRecord>>,
+    /// Fragments or claims differ from those that `served` was made of.
+    has_new_records: bool,
+    /// Records that count, without those outside the claims, in the order of their keys.
+    served: Vec<Arc<ServiceRecord>>,
     outside_claims: usize,
     gate: Gate,
-    /// What its adverts add to the hashes of buckets.
+    /// An advert differs from those that `places` was made of.
+    has_new_places: bool,
+    /// What its adverts add to the hashes of buckets, while they are counted.
     places: Vec<Place>,
     wake: Option<Instant>,
     /// Said once that the identity runs twice.
@@ -99,8 +104,8 @@ pub(super) struct Settled {
     pub(super) services: BTreeSet<ServiceName>,
     /// Before and after.
     pub(super) wake: (Option<Instant>, Option<Instant>),
-    /// Before and after.
-    pub(super) places: (Vec<Place>, Vec<Place>),
+    /// Before and after, if they differ.
+    pub(super) places: Option<(Vec<Place>, Vec<Place>)>,
     /// Silent for so long that it must be forgotten.
     pub(super) must_go: bool,
 }
@@ -121,7 +126,7 @@ impl Owner {
     pub(super) fn new(card: Stored, (said, leaf): (Card, Leaf), age: Age) -> Self {
         Self {
             card,
-            said,
+            said: without_leaf(said),
             leaf,
             has_issuer: true,
             is_evicted: false,
@@ -132,9 +137,11 @@ impl Owner {
             age,
             lease_until: None,
             is_stale: false,
-            served: BTreeMap::new(),
+            has_new_records: true,
+            served: Vec::new(),
             outside_claims: 0,
             gate: Gate::default(),
+            has_new_places: true,
             places: Vec::new(),
             wake: None,
             is_doubled: false,
@@ -145,15 +152,18 @@ impl Owner {
     pub(super) fn put(&mut self, stored: Stored, content: Content, age: Age, now: Instant) {
         self.make_younger(age, now);
         let id = stored.advert.id();
+        self.has_new_places |= stored.place.hash != 0;
         match content {
             Content::Card(said) => {
-                (self.said, self.leaf) = *said;
+                let (said, leaf) = *said;
+                (self.said, self.leaf) = (without_leaf(said), leaf);
                 self.has_issuer = true;
+                self.has_new_records = true;
                 self.has_new_card = true;
                 self.card = stored;
             }
             Content::Records(records) => {
-                self.fragments.insert(id.slot.k, StoredFragment { stored, records });
+                self.put_fragment(id.slot.k, StoredFragment { stored, records });
             }
             Content::Head(head) => {
                 let lease = Duration::from_secs(head.lease_seconds.into()).min(LEASE);
@@ -172,7 +182,7 @@ impl Owner {
                 }
                 Kind::Records => {
                     let records = Ok(Vec::new());
-                    self.fragments.insert(id.slot.k, StoredFragment { stored, records });
+                    self.put_fragment(id.slot.k, StoredFragment { stored, records });
                 }
                 Kind::Card => self.card = stored,
                 Kind::Later(_) => drop(self.later.insert((id.slot.kind, id.slot.k), stored)),
@@ -209,16 +219,11 @@ impl Owner {
         if liveness == MemberLiveness::Alive {
             self.is_stale = false;
         }
-        let (served, outside) = self.count_records();
-        let accepted: Vec<_> = served.keys().filter(|key| !self.served.contains_key(*key)).cloned().collect();
-        let withdrawn: Vec<_> =
-            self.served.keys().filter(|key| !served.contains_key(*key)).cloned().collect();
-        let changed = served.iter().filter(|(key, record)| self.served.get(*key) != Some(*record));
-        let mut services: BTreeSet<_> = changed.map(|((service, _), _)| service.clone()).collect();
-        services.extend(withdrawn.iter().map(|(service, _)| service.clone()));
-        self.served = served;
-        self.outside_claims = outside;
-
+        let (accepted, withdrawn, mut services) = if std::mem::take(&mut self.has_new_records) {
+            self.settle_records()
+        } else {
+            Default::default()
+        };
         let gate = self.gate_at(is_own, liveness, now);
         if std::mem::take(&mut self.has_new_card) || gate != self.gate {
             services.extend(self.services().cloned());
@@ -226,11 +231,40 @@ impl Owner {
         }
         let must_go = !is_own && self.age.at(mono) >= self.patience().forget;
         let is_counted = is_own || (self.is_offered(mono) && !must_go);
-        let places = if is_counted { self.places() } else { Vec::new() };
-        let before = std::mem::replace(&mut self.places, places.clone());
+        let places = self.settle_places(is_counted);
         let wake = (self.wake, self.next_wake(is_own, now));
         self.wake = wake.1;
-        Settled { accepted, withdrawn, services, wake, places: (before, places), must_go }
+        Settled { accepted, withdrawn, services, wake, places, must_go }
+    }
+
+    /// Counts the records again. Returns what came, what went, and the services that differ.
+    fn settle_records(&mut self) -> (Vec<Key>, Vec<Key>, BTreeSet<ServiceName>) {
+        let (served, outside) = self.count_records();
+        let before = std::mem::replace(&mut self.served, served);
+        self.outside_claims = outside;
+        let is_in = |list: &[Arc<ServiceRecord>], record: &ServiceRecord| place_in(list, record).is_ok();
+        let key = |record: &Arc<ServiceRecord>| (record.service.clone(), record.instance.clone());
+        let accepted: Vec<_> = self.served.iter().filter(|record| !is_in(&before, record)).map(key).collect();
+        let withdrawn: Vec<_> =
+            before.iter().filter(|record| !is_in(&self.served, record)).map(key).collect();
+        let is_same = |record: &&Arc<ServiceRecord>| {
+            place_in(&before, record).ok().and_then(|at| before.get(at)) == Some(*record)
+        };
+        let changed = self.served.iter().filter(|record| !is_same(record));
+        let mut services: BTreeSet<_> = changed.map(|record| record.service.clone()).collect();
+        services.extend(withdrawn.iter().map(|(service, _)| service.clone()));
+        (accepted, withdrawn, services)
+    }
+
+    /// Brings the places up to date. Returns those before and those after, if anything differs.
+    fn settle_places(&mut self, is_counted: bool) -> Option<(Vec<Place>, Vec<Place>)> {
+        // A card always has a place: none means that nothing was counted.
+        if !std::mem::take(&mut self.has_new_places) && is_counted != self.places.is_empty() {
+            return None;
+        }
+        let places = if is_counted { self.places() } else { Vec::new() };
+        let before = std::mem::replace(&mut self.places, places.clone());
+        Some((before, places))
     }
 
     /// Returns whether this version is newer than what its slot holds, and its epoch is not over.
@@ -281,8 +315,14 @@ impl Owner {
         self.adverts().filter(|advert| !advert.is_readable()).count()
     }
 
+    /// Returns what the card says; for its certificate see [`Self::certificate`].
     pub(super) const fn card(&self) -> &Card {
         &self.said
+    }
+
+    /// Reads the certificate, DER, out of the card: rarely needed, and half of what a node's card takes.
+    pub(super) fn certificate(&self) -> Vec<u8> {
+        Card::of_later(self.card.advert.body()).map(|card| card.leaf).unwrap_or_default()
     }
 
     pub(super) const fn leaf(&self) -> &Leaf {
@@ -317,13 +357,14 @@ impl Owner {
             && self.head.as_ref().is_none_or(|head| head.stored.advert.is_readable())
     }
 
-    pub(super) const fn served(&self) -> &BTreeMap<Key, Arc<ServiceRecord>> {
-        &self.served
+    /// Returns how many records count.
+    pub(super) const fn served(&self) -> usize {
+        self.served.len()
     }
 
     /// Returns the services it serves; one with several instances comes several times.
     pub(super) fn services(&self) -> impl Iterator<Item = &ServiceName> {
-        self.served.keys().map(|(service, _)| service)
+        self.served.iter().map(|record| &record.service)
     }
 
     /// Returns its records of one service, by instance, without a look at the others.
@@ -331,8 +372,8 @@ impl Owner {
         &'a self,
         service: &'a ServiceName,
     ) -> impl Iterator<Item = &'a Arc<ServiceRecord>> {
-        let first = (service.clone(), InstanceName::least());
-        self.served.range(first..).take_while(move |((of, _), _)| of == service).map(|(_, record)| record)
+        let first = self.served.partition_point(|record| record.service < *service);
+        self.served.iter().skip(first).take_while(move |record| record.service == *service)
     }
 
     pub(super) fn serves(&self, service: &ServiceName) -> bool {
@@ -376,6 +417,11 @@ impl Owner {
         self.head = Some(StoredHead { stored, head, epoch_since });
     }
 
+    fn put_fragment(&mut self, k: u16, fragment: StoredFragment) {
+        self.has_new_records = true;
+        self.fragments.insert(k, Box::new(fragment));
+    }
+
     fn places(&self) -> Vec<Place> {
         self.stored().map(|stored| stored.place).filter(|place| place.hash != 0).collect()
     }
@@ -391,6 +437,10 @@ impl Owner {
     }
 
     fn drop_old_epochs(&mut self, now: Instant) {
+        if !self.is_mixed() {
+            return;
+        }
+        let before = (self.fragments.len(), self.later.len());
         let (mut fragments, mut later) =
             (std::mem::take(&mut self.fragments), std::mem::take(&mut self.later));
         let is_kept = |stored: &Stored| {
@@ -400,21 +450,34 @@ impl Owner {
         fragments.retain(|_, fragment| is_kept(&fragment.stored));
         later.retain(|_, stored| is_kept(stored));
         (self.fragments, self.later) = (fragments, later);
+        let has_dropped = before != (self.fragments.len(), self.later.len());
+        self.has_new_records |= has_dropped;
+        self.has_new_places |= has_dropped;
+    }
+
+    /// Returns whether adverts of an earlier epoch than the head's are left.
+    fn is_mixed(&self) -> bool {
+        let Some(epoch) = self.head.as_ref().map(StoredHead::epoch) else { return false };
+        let fragments = self.fragments.values().map(|fragment| &fragment.stored);
+        fragments.chain(self.later.values()).any(|stored| stored.advert.id().version.epoch < epoch)
     }
 
     /// Returns the records that count, lower fragments first, and how many lie outside the claims.
-    fn count_records(&self) -> (BTreeMap<Key, Arc<ServiceRecord>>, usize) {
-        let mut served = BTreeMap::new();
+    fn count_records(&self) -> (Vec<Arc<ServiceRecord>>, usize) {
+        let mut served = Vec::new();
         let mut outside = 0;
         for record in self.fragments.values().filter_map(|fragment| fragment.records.as_ref().ok()).flatten()
         {
             if self.leaf.claims.allow_service(record.service.as_str()) {
-                let key = (record.service.clone(), record.instance.clone());
-                served.entry(key).or_insert_with(|| Arc::clone(record));
+                served.push(Arc::clone(record));
             } else {
                 outside += 1;
             }
         }
+        // The sort is stable: of two with one key the first counts.
+        served.sort_by(|one, two| key_of(one).cmp(&key_of(two)));
+        served.dedup_by(|later, first| key_of(later) == key_of(first));
+        served.shrink_to_fit();
         (served, outside)
     }
 
@@ -425,11 +488,8 @@ impl Owner {
         }
         let mono = now.mono;
         let patience = self.patience();
-        let epoch = self.head.as_ref().map(StoredHead::epoch);
-        let is_old = |stored: &Stored| epoch.is_some_and(|epoch| stored.advert.id().version.epoch < epoch);
-        let is_mixed = self.fragments.values().map(|f| &f.stored).chain(self.later.values()).any(is_old);
-        let grace =
-            self.head.as_ref().filter(|_| is_mixed).map(|stored| stored.epoch_since + OLD_EPOCH_GRACE);
+        let head = self.head.as_ref().filter(|_| self.is_mixed());
+        let grace = head.map(|stored| stored.epoch_since + OLD_EPOCH_GRACE);
         // One second later than the last one it holds in; wall time has seconds.
         let end = (self.leaf.not_after + SKEW_SECONDS).checked_sub(now.wall);
         let end = end.map(|left| mono + Duration::from_secs(left.saturating_add(1).min(u64::from(u32::MAX))));
@@ -442,4 +502,18 @@ impl Owner {
         ];
         times.into_iter().flatten().filter(|at| *at > mono).min()
     }
+}
+
+/// Drops the certificate: it is in the stored bytes, and read when it must be judged again.
+fn without_leaf(card: Card) -> Card {
+    Card { leaf: Vec::new(), ..card }
+}
+
+fn key_of(record: &ServiceRecord) -> (&ServiceName, &InstanceName) {
+    (&record.service, &record.instance)
+}
+
+/// Finds a record with the key of another in a list in order.
+fn place_in(list: &[Arc<ServiceRecord>], record: &ServiceRecord) -> Result<usize, usize> {
+    list.binary_search_by(|other| key_of(other).cmp(&key_of(record)))
 }

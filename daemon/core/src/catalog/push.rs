@@ -4,7 +4,7 @@
 //! Driven by: the facade, after each input and timeout.
 
 use gossamer_wire::NodeId;
-use gossamer_wire::advert::{Advert, Card, Head, Kind};
+use gossamer_wire::advert::{Advert, Card, Head, Header, Kind};
 use gossamer_wire::frame::{AdvertCopy, Frame};
 use gossamer_wire::limits::{MAX_ADVERTS_PER_FRAME, MAX_FORWARD, MAX_FRAME_BYTES};
 use rand::seq::SliceRandom as _;
@@ -32,7 +32,7 @@ impl Catalog {
             if advert.id().slot.kind == Kind::Card {
                 self.changed_nodes.insert(self.config.node);
             }
-            fresh.push(AdvertCopy { age: 0, bytes: advert.bytes().to_vec() });
+            fresh.push(AdvertCopy { age: 0, bytes: advert.shared_bytes() });
             self.store.put(advert, content, 0, now);
         }
         while let Some((service, instance)) = self.publisher.next_refused() {
@@ -88,8 +88,7 @@ impl Catalog {
         if let Some(interval) = route.interval {
             let mut others: Vec<_> = copies.iter().filter_map(owner_of).collect();
             others.push(from);
-            let peers: Vec<_> = self.repair.connected_peers().collect();
-            let sends = tree::go_on(interval, &peers, &others, &mut self.rng);
+            let sends = tree::go_on(interval, self.repair.peers_inside(interval), &others, &mut self.rng);
             self.spread(copies, sends);
         }
         for &to in &route.forward {
@@ -103,7 +102,7 @@ impl Catalog {
 
     /// Returns whether the mesh is too large for direct pushes.
     pub(super) fn is_large(&self) -> bool {
-        let members = self.store.alive_members().count().max(self.repair.connected_peers().len());
+        let members = self.store.count_alive().max(self.repair.connected_peers().len());
         members >= self.config.direct_up_to
     }
 
@@ -168,5 +167,5 @@ fn parts(copies: Vec<AdvertCopy>) -> Vec<Vec<AdvertCopy>> {
 }
 
 fn owner_of(copy: &AdvertCopy) -> Option<NodeId> {
-    Advert::parse(&copy.bytes).ok().map(|advert| advert.id().slot.node)
+    Header::read(&copy.bytes).ok().map(|header| header.id.slot.node)
 }

@@ -22,7 +22,7 @@ use super::Catalog;
 use super::age::Bucket;
 use super::meet::Meetings;
 use super::store::HashView;
-use super::tree;
+use super::tree::{self, Interval};
 use crate::time::Now;
 
 /// How often the root hash goes to one peer, jittered by a quarter.
@@ -145,6 +145,16 @@ impl Repair {
     /// Returns the peers in ascending order.
     pub(super) fn connected_peers(&self) -> impl ExactSizeIterator<Item = NodeId> {
         self.peers.keys().copied()
+    }
+
+    /// Returns the peers in an interval, from its first id onwards.
+    pub(super) fn peers_inside(&self, interval: Interval) -> Vec<NodeId> {
+        interval
+            .ranges()
+            .into_iter()
+            .flat_map(|range| self.peers.range(range))
+            .map(|(peer, _)| *peer)
+            .collect()
     }
 
     /// Returns the peers that hear of what this node learns.

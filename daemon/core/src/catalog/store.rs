@@ -49,9 +49,12 @@ pub(super) enum HashView {
 
 pub(super) struct Store {
     me: NodeId,
-    owners: BTreeMap<NodeId, Owner>,
+    /// Boxed: the nodes of a map are half empty, and an owner is large.
+    owners: BTreeMap<NodeId, Box<Owner>>,
     by_service: BTreeMap<ServiceName, BTreeSet<NodeId>>,
     members: BTreeMap<NodeId, MemberLiveness>,
+    /// How many of them are alive.
+    alive: usize,
     /// When to settle which owner again.
     wakes: BTreeSet<(Instant, NodeId)>,
     forgotten: BTreeMap<NodeId, (u64, Instant)>,
@@ -78,6 +81,7 @@ impl Store {
             owners: BTreeMap::new(),
             by_service: BTreeMap::new(),
             members: BTreeMap::new(),
+            alive: 0,
             wakes: BTreeSet::new(),
             forgotten: BTreeMap::new(),
             hash: 0,
@@ -101,7 +105,7 @@ impl Store {
         if self.owners.len() >= MAX_NODES && node != self.me {
             return false;
         }
-        self.owners.insert(node, Owner::new(stored, *said, age));
+        self.owners.insert(node, Box::new(Owner::new(stored, *said, age)));
         true
     }
 
@@ -120,8 +124,10 @@ impl Store {
         let Settled { accepted, withdrawn, mut services, wake, places, must_go } =
             owner.settle(is_own, liveness, now);
         let (old_wake, new_wake) = wake;
-        old_wake.map(|at| self.wakes.remove(&(at, node)));
-        new_wake.map(|at| self.wakes.insert((at, node)));
+        if old_wake != new_wake {
+            old_wake.map(|at| self.wakes.remove(&(at, node)));
+            new_wake.map(|at| self.wakes.insert((at, node)));
+        }
         for (service, _) in &accepted {
             self.by_service.entry(service.clone()).or_default().insert(node);
         }
@@ -130,10 +136,12 @@ impl Store {
                 remove_from(&mut self.by_service, service, node);
             }
         }
-        self.count(&places.0, u64::wrapping_sub);
-        self.count(&places.1, u64::wrapping_add);
-        let hash = self.buckets.iter().fold(0, |sum: u64, bucket| sum.wrapping_add(*bucket));
-        self.set_hash(hash, now.mono);
+        if let Some((before, after)) = places {
+            self.count(&before, u64::wrapping_sub);
+            self.count(&after, u64::wrapping_add);
+            let hash = self.buckets.iter().fold(0, |sum: u64, bucket| sum.wrapping_add(*bucket));
+            self.set_hash(hash, now.mono);
+        }
         if must_go {
             services.extend(self.forget(node, now));
         }
@@ -159,6 +167,8 @@ impl Store {
         } else {
             self.members.insert(node, state)
         };
+        self.alive -= usize::from(before == Some(MemberLiveness::Alive));
+        self.alive += usize::from(state == MemberLiveness::Alive);
         before != Some(state)
     }
 
@@ -188,15 +198,15 @@ impl Store {
     }
 
     pub(super) fn owner(&self, node: NodeId) -> Option<&Owner> {
-        self.owners.get(&node)
+        self.owners.get(&node).map(|owner| &**owner)
     }
 
     pub(super) fn owner_mut(&mut self, node: NodeId) -> Option<&mut Owner> {
-        self.owners.get_mut(&node)
+        self.owners.get_mut(&node).map(|owner| &mut **owner)
     }
 
     pub(super) fn owners(&self) -> impl Iterator<Item = (NodeId, &Owner)> {
-        self.owners.iter().map(|(&node, owner)| (node, owner))
+        self.owners.iter().map(|(&node, owner)| (node, &**owner))
     }
 
     pub(super) fn owner_ids(&self) -> Vec<NodeId> {
@@ -206,7 +216,7 @@ impl Store {
     /// Returns the nodes that serve a service, with their entries.
     pub(super) fn serving<'a>(&'a self, service: &ServiceName) -> impl Iterator<Item = (NodeId, &'a Owner)> {
         let nodes = self.by_service.get(service).into_iter().flatten();
-        nodes.filter_map(|node| self.owners.get_key_value(node)).map(|(&node, owner)| (node, owner))
+        nodes.filter_map(|node| self.owners.get_key_value(node)).map(|(&node, owner)| (node, &**owner))
     }
 
     pub(super) fn services(&self) -> impl Iterator<Item = &ServiceName> {
@@ -219,6 +229,11 @@ impl Store {
             return MemberLiveness::Alive;
         }
         self.members.get(&node).copied().unwrap_or(MemberLiveness::Down)
+    }
+
+    /// Returns how many other members are alive.
+    pub(super) const fn count_alive(&self) -> usize {
+        self.alive
     }
 
     pub(super) fn alive_members(&self) -> impl Iterator<Item = NodeId> {
@@ -285,7 +300,7 @@ impl Store {
 
     fn copy_of(&self, owner: &Owner, advert: &Advert, now: Instant) -> AdvertCopy {
         let age = if advert.id().slot.node == self.me { 0 } else { owner.age().to_wire(now) };
-        AdvertCopy { age, bytes: advert.bytes().to_vec() }
+        AdvertCopy { age, bytes: advert.shared_bytes() }
     }
 
     fn count(&mut self, places: &[Place], change: impl Fn(u64, u64) -> u64) {

@@ -6,6 +6,8 @@
 //! An interval is split by id space and not by position in a list of members: two nodes whose views differ by
 //! one member lose at most this member, and the nodes near its id, whose delegate sees it, reach it all the same.
 
+use std::ops::RangeInclusive;
+
 use gossamer_wire::NodeId;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom as _;
@@ -42,6 +44,14 @@ impl Interval {
         }
     }
 
+    /// Returns the one or two ranges of ids it consists of, in its order.
+    pub(super) fn ranges(self) -> Vec<RangeInclusive<NodeId>> {
+        if self.first <= self.last {
+            return vec![self.first..=self.last];
+        }
+        vec![self.first..=NodeId::from_bytes([255; 16]), NodeId::from_bytes([0; 16])..=self.last]
+    }
+
     /// Returns those of some nodes in ascending order that lie inside, from `first` onwards.
     fn inside(self, nodes: &[NodeId]) -> Vec<NodeId> {
         let from_first = nodes.partition_point(|node| *node < self.first);
@@ -66,14 +76,14 @@ pub(super) fn begin(me: NodeId, peers: &[NodeId], rng: &mut SmallRng) -> Vec<Han
     hand_over(interval, &inside, parts, TREES, rng)
 }
 
-/// Returns what a delegate sends: each part of its interval to one member, itself and `others` left out.
+/// Returns what a delegate sends: each part of its interval to one member of those `inside`, from its first id
+/// onwards, `others` left out.
 pub(super) fn go_on(
     interval: Interval,
-    peers: &[NodeId],
+    mut inside: Vec<NodeId>,
     others: &[NodeId],
     rng: &mut SmallRng,
 ) -> Vec<Handover> {
-    let mut inside = interval.inside(peers);
     inside.retain(|node| !others.contains(node));
     // Up to the most parts each member gets its copy at once; above that another layer is needed.
     let parts = inside.len().min(MAX_PARTS);
@@ -167,7 +177,7 @@ mod tests {
             for (from, (at, interval)) in wave {
                 *copies.entry(at).or_default() += 1;
                 if !dead.contains(&at) {
-                    let sends = go_on(interval, &peers_of(at, all), &[me, from], &mut rng);
+                    let sends = go_on(interval, interval.inside(&peers_of(at, all)), &[me, from], &mut rng);
                     next.extend(sends.into_iter().map(|send| (at, send)));
                 }
             }
@@ -228,7 +238,7 @@ mod tests {
         let mut rng = SmallRng::seed_from_u64(1);
         let all = ring(10);
         let own = Interval { first: all[3], last: all[3] };
-        assert_eq!(go_on(own, &peers_of(all[3], &all), &[], &mut rng), []);
+        assert_eq!(go_on(own, own.inside(&peers_of(all[3], &all)), &[], &mut rng), []);
         assert_eq!(begin(all[0], &[], &mut rng), []);
     }
 

@@ -228,7 +228,7 @@ impl Catalog {
             addresses: card.addresses,
             relays: card.relays,
             epoch: owner.epoch(),
-            records: owner.served().len(),
+            records: owner.served(),
             age: if is_own { Duration::ZERO } else { owner.age().at(now.mono) },
             lease_left: if is_own { Duration::MAX } else { owner.lease_left(now.mono) },
             liveness,

@@ -25,7 +25,7 @@ fn r1_of_a_thousand_adverts_with_one_flipped_bit_none_is_accepted() {
         // Every bit of header and signature, every third of what lies between.
         let is_edge = |byte: usize| byte < 64 || byte + 64 >= original.len();
         for bit in (0..original.len() * 8).filter(|bit| is_edge(bit / 8) || bit % 3 == 0) {
-            let mut bytes = original.clone();
+            let mut bytes = original.to_vec();
             bytes[bit / 8] ^= 1 << (bit % 8);
             flipped += 1;
             if flipped % 128 == 0 {
@@ -56,7 +56,7 @@ fn r1_an_advert_signed_by_another_node_is_refused() {
     net.give(1, 2, 0, &forged);
     // A card with the certificate of another node, signed by its own key, under the victim's id.
     let card = net.held_by(1, 1, Kind::Card, 0).expect("held");
-    let mut stolen = card.bytes;
+    let mut stolen = card.bytes.to_vec();
     stolen[17..33].copy_from_slice(net.id(0).as_bytes());
     net.give(1, 2, 0, &stolen);
     let counters = net.counters(2);
@@ -128,7 +128,7 @@ fn r18_entries_of_unknown_kinds_are_carried_and_not_served() {
     let advert = net.forge(0, Kind::Records, 5, (1, 99), &body);
     net.give(0, 1, 0, advert.bytes());
     assert_eq!(net.usable(1, "orders"), [0]);
-    assert_eq!(net.held_by(1, 0, Kind::Records, 5).expect("held").bytes, advert.bytes());
+    assert_eq!(net.held_by(1, 0, Kind::Records, 5).expect("held").bytes, advert.shared_bytes());
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn r18_what_a_later_version_brings_travels_byte_for_byte_and_is_not_served() {
         for advert in &all {
             let slot = advert.id().slot;
             let copy = net.held_by(at, 0, slot.kind, slot.k).expect("stored");
-            assert_eq!(copy.bytes, advert.bytes(), "{slot:?} at node {at}");
+            assert_eq!(copy.bytes, advert.shared_bytes(), "{slot:?} at node {at}");
         }
         assert_eq!(net.counters(at).unread, 3);
         assert_eq!(net.view(at, "orders").expect("known").instances.len(), 1, "what can be read is served");

@@ -179,7 +179,7 @@ impl Net {
 
     /// Gives bytes to a node as an advert of another.
     pub(super) fn give(&mut self, from: usize, to: usize, age: u32, bytes: &[u8]) {
-        let copies = vec![AdvertCopy { age, bytes: bytes.to_vec() }];
+        let copies = vec![AdvertCopy { age, bytes: bytes.to_vec().into() }];
         let frame = Frame::Adverts { copies, forward: Vec::new() };
         self.handle(to, Input::Frame { from: self.id(from), frame });
     }

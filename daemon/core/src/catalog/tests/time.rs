@@ -142,8 +142,12 @@ fn damaged_state_on_disk_is_left_out() {
     net.publish(0, &["orders"]);
     net.run();
     let mut copies = net.nodes[1].catalog.export(net.now);
-    copies.iter_mut().for_each(|copy| copy.bytes[60] ^= 1);
-    copies.push(AdvertCopy { age: 0, bytes: b"junk".to_vec() });
+    for copy in &mut copies {
+        let mut bytes = copy.bytes.to_vec();
+        bytes[60] ^= 1;
+        copy.bytes = bytes.into();
+    }
+    copies.push(AdvertCopy { age: 0, bytes: b"junk".to_vec().into() });
     let Sim { config, signer, .. } = &net.nodes[1];
     let catalog = net.start(config, signer, 2, copies, net.authority.bundle());
     assert_eq!(catalog.counters().adverts, 0);

@@ -57,7 +57,7 @@ fn r12_one_version_goes_down_at_most_two_trees_from_a_node() {
     let mut net = large(12);
     let body = Fragment::of(&[record("orders", "n0")]).expect("fits").encode().expect("fits");
     let advert = net.forge(0, Kind::Records, 5, (1, u64::from(u32::MAX)), &body);
-    let copies = vec![AdvertCopy { age: 0, bytes: advert.bytes().to_vec() }];
+    let copies = vec![AdvertCopy { age: 0, bytes: advert.shared_bytes() }];
     let (first, last) = (NodeId::from_bytes([0; 16]), NodeId::from_bytes([255; 16]));
     let mut sent = Vec::new();
     for _ in 0..4 {
