@@ -4,6 +4,7 @@
 //! fabric when a node dies.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use gossamer::store::{self, StoreError};
@@ -18,6 +19,10 @@ pub struct Disk(Mutex<Versions>);
 
 #[derive(Debug, Default)]
 struct Versions {
+    /// Nothing more can be written.
+    is_full: bool,
+    /// Writes that found no room.
+    refused: u64,
     /// What a reader sees.
     seen: Files,
     /// What survives the loss of power.
@@ -31,8 +36,15 @@ impl Disk {
         match found {
             scenario::Disk::Kept => versions.synced = versions.seen.clone(),
             scenario::Disk::Unsynced => versions.seen = versions.synced.clone(),
-            scenario::Disk::Lost => *versions = Versions::default(),
+            scenario::Disk::Lost => *versions = Versions { is_full: versions.is_full, ..Versions::default() },
         }
+    }
+
+    /// Makes the disk full, or gives it room again. Returns how many writes have found no room so far.
+    pub fn set_full(&self, is_full: bool) -> u64 {
+        let mut versions = self.versions();
+        versions.is_full = is_full;
+        versions.refused
     }
 
     fn versions(&self) -> MutexGuard<'_, Versions> {
@@ -46,7 +58,12 @@ impl store::Disk for Disk {
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        self.versions().seen.insert(name.to_owned(), bytes.to_vec());
+        let mut versions = self.versions();
+        if versions.is_full {
+            versions.refused += 1;
+            return Err(StoreError::Io { path: name.into(), error: io::ErrorKind::StorageFull.into() });
+        }
+        versions.seen.insert(name.to_owned(), bytes.to_vec());
         Ok(())
     }
 
@@ -86,6 +103,17 @@ mod tests {
         assert_eq!(read(&disk).as_deref(), Some(&b"one"[..]));
         disk.crash(Lost);
         assert_eq!(read(&disk), None);
+    }
+
+    #[test]
+    fn a_full_disk_keeps_what_it_has_and_takes_nothing() {
+        let disk = Disk::default();
+        disk.replace("a", b"one").expect("writes");
+        assert_eq!(disk.set_full(true), 0);
+        assert!(disk.replace("a", b"two").is_err());
+        assert_eq!(read(&disk).as_deref(), Some(&b"one"[..]));
+        assert_eq!(disk.set_full(false), 1);
+        disk.replace("a", b"two").expect("writes");
     }
 
     #[test]

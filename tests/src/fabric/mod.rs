@@ -174,6 +174,14 @@ impl Fabric {
         self.net.sent(address(node))
     }
 
+    /// Returns the disk of a node.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn disk(&self, node: usize) -> Result<&disk::Disk> {
+        Ok(&self.node(node)?.disk)
+    }
+
     fn node(&self, node: usize) -> Result<&Node> {
         self.nodes.get(node).with_context(|| format!("there is no node {node}"))
     }

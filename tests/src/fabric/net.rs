@@ -54,6 +54,7 @@ struct State {
     sequence: u64,
     inboxes: BTreeMap<SocketAddr, Inbox>,
     sent: BTreeMap<SocketAddr, Sent>,
+    overflowed: u64,
     started: Instant,
     trace: DefaultHasher,
 }
@@ -67,6 +68,8 @@ struct Links {
     slow: BTreeMap<SocketAddr, Duration>,
     /// Larger payloads vanish, as on a path whose routers tell nothing.
     max_payload: usize,
+    /// Bytes that wait in each socket until its owner reads.
+    inbox: usize,
 }
 
 #[derive(Debug)]
@@ -94,6 +97,7 @@ impl Net {
             loss: BTreeMap::new(),
             slow: BTreeMap::new(),
             max_payload: usize::MAX,
+            inbox: INBOX_BYTES,
         };
         let state = State {
             rng: StdRng::seed_from_u64(seed),
@@ -102,6 +106,7 @@ impl Net {
             sequence: 0,
             inboxes: BTreeMap::new(),
             sent: BTreeMap::new(),
+            overflowed: 0,
             started: Instant::now(),
             trace: DefaultHasher::new(),
         };
@@ -168,6 +173,16 @@ impl Net {
         self.state().links.max_payload = bytes;
     }
 
+    /// Gives every socket a receive buffer of so many bytes; what does not fit is lost.
+    pub fn set_inbox(&self, bytes: usize) {
+        self.state().links.inbox = bytes;
+    }
+
+    /// Returns how many datagrams found no room in the socket they were for.
+    pub fn overflowed(&self) -> u64 {
+        self.state().overflowed
+    }
+
     /// Returns what an address has sent so far.
     pub fn sent(&self, address: SocketAddr) -> Sent {
         self.state().sent.get(&address).copied().unwrap_or_default()
@@ -213,11 +228,13 @@ impl State {
         while let Some(entry) = self.in_flight.first_entry().filter(|entry| entry.key().0 <= now) {
             let datagram = entry.remove();
             let Some(inbox) = self.inboxes.get_mut(&datagram.to) else { continue };
-            if inbox.bytes + datagram.payload.len() <= INBOX_BYTES {
-                inbox.bytes += datagram.payload.len();
-                inbox.queue.push_back(datagram);
-                readers.extend(inbox.reader.take());
+            if inbox.bytes + datagram.payload.len() > self.links.inbox {
+                self.overflowed += 1;
+                continue;
             }
+            inbox.bytes += datagram.payload.len();
+            inbox.queue.push_back(datagram);
+            readers.extend(inbox.reader.take());
         }
         (self.in_flight.first_key_value().map(|((at, _), _)| *at), readers)
     }

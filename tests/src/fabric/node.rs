@@ -57,7 +57,7 @@ pub(super) struct Node {
     number: usize,
     pub(super) identity: Arc<Identity>,
     pub(super) wall: Arc<NodeWall>,
-    disk: Arc<Disk>,
+    pub(super) disk: Arc<Disk>,
     records: Vec<ServiceRecord>,
     /// Records it ever had: each gets a name of its own.
     named: usize,

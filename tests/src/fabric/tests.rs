@@ -23,3 +23,74 @@ fn one_seed_is_one_trace() {
     assert_eq!(traces.len(), 1, "{traces:?}");
     assert!(!traces.contains(&text(8, 5, rest).trace), "another seed, the same trace");
 }
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Seeds of each of the scenarios below, which no file can express.
+const SEEDS: std::ops::Range<u64> = 0..10;
+
+/// Starts six nodes and waits until all see all.
+fn joined(seed: u64) -> Fabric {
+    let text = "name = 'x'\nabout = 'y'\nnodes = 6\nrecords = 3";
+    let mut fabric = Fabric::new(&Scenario::parse("x.toml", text).expect("a scenario"), seed).expect("made");
+    for node in 0..6 {
+        fabric.act(&Act::Start { node, disk: scenario::Disk::Lost }).expect("starts");
+    }
+    fabric.run_for(10 * SECOND);
+    assert_whole(&mut fabric, 3 * 6, &format!("seed {seed}, at the start"));
+    fabric
+}
+
+/// Asserts that all see all and serve so many records, from equal catalogs, and that nobody was held for down.
+fn assert_whole(fabric: &mut Fabric, records: usize, when: &str) {
+    let states: Vec<_> = (0..6).map(|node| fabric.state(node).expect("runs")).collect();
+    for (node, state) in states.iter().enumerate() {
+        assert_eq!((state.up.len(), state.served), (5, records), "node {node}, {when}");
+        assert_eq!((state.catalog, state.renewals), (states[0].catalog, 0), "node {node}, {when}");
+    }
+    assert!(fabric.take_downs().is_empty(), "{when}");
+}
+
+#[test]
+fn a_path_that_narrows_to_1200_bytes_brings_nobody_down() {
+    for seed in SEEDS {
+        let mut fabric = joined(seed);
+        // From then on as over a tunnel whose routers tell nothing; before, 9,000 bytes would have passed.
+        fabric.net().set_max_payload(1_200);
+        for node in 0..6 {
+            fabric.act(&Act::Publish { node, count: 30 }).expect("publishes");
+        }
+        fabric.run_for(30 * SECOND);
+        assert_whole(&mut fabric, 33 * 6, &format!("seed {seed}, behind the tunnel"));
+    }
+}
+
+#[test]
+fn receive_buffers_that_are_full_lose_packets_and_no_member() {
+    for seed in SEEDS {
+        let mut fabric = joined(seed);
+        // Two full packets; a burst of records is many.
+        fabric.net().set_inbox(2_500);
+        let before = fabric.net().overflowed();
+        for node in 0..6 {
+            fabric.act(&Act::Publish { node, count: 60 }).expect("publishes");
+        }
+        fabric.run_for(30 * SECOND);
+        assert!(fabric.net().overflowed() > before, "seed {seed}: nothing was lost");
+        assert_whole(&mut fabric, 63 * 6, &format!("seed {seed}, with small buffers"));
+    }
+}
+
+#[test]
+fn a_full_disk_stops_neither_membership_nor_records() {
+    for seed in SEEDS {
+        let mut fabric = joined(seed);
+        fabric.disk(1).expect("a node").set_full(true);
+        for node in [1, 2] {
+            fabric.act(&Act::Publish { node, count: 2 }).expect("publishes");
+        }
+        fabric.run_for(60 * SECOND);
+        let refused = fabric.disk(1).expect("a node").set_full(false);
+        assert!(refused > 0, "seed {seed}: nothing was written");
+        assert_whole(&mut fabric, 3 * 6 + 4, &format!("seed {seed}, with a full disk"));
+    }
+}
