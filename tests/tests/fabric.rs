@@ -5,7 +5,6 @@
 //! simulator.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -64,12 +63,9 @@ files! {
 
 #[test]
 fn every_scenario_is_run() {
-    let entries = fs::read_dir(folder()).expect("the folder is there");
-    let paths = entries.map(|entry| entry.expect("an entry").path());
-    let names: BTreeSet<String> = paths
-        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
-        .map(|path| path.file_stem().expect("a name").to_string_lossy().into_owned())
-        .collect();
+    let files = Scenario::files(&folder()).expect("the folder is readable");
+    let names: BTreeSet<String> =
+        files.iter().filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned())).collect();
     let listed: BTreeSet<String> = FILES.iter().map(|name| (*name).to_owned()).collect();
     assert_eq!(names, listed);
 }

@@ -12,6 +12,7 @@ mod decoders;
 mod demo;
 mod detection;
 mod hostile;
+mod long;
 mod mixed;
 mod restart;
 mod shape;
@@ -90,7 +91,9 @@ pub fn rows() -> Vec<Row> {
     let issue_2 =
         [demo::ROWS, vms::ROWS, trust::ROWS, detection::ROWS, restart::ROWS, visible::ROWS, decoders::ROWS];
     let rows = issue_2.concat().into_iter().chain([shape::ROW, bad::ROW]);
-    rows.chain(simulated::ROWS.iter().copied()).chain([bugs::ROW, mixed::ROW, hostile::ROW]).collect()
+    rows.chain(simulated::ROWS.iter().copied())
+        .chain([bugs::ROW, mixed::ROW, hostile::ROW, long::ROW])
+        .collect()
 }
 
 impl Row {

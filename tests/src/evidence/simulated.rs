@@ -5,7 +5,6 @@
 //! Sabotage changes the simulated world: more loss than any mesh bears, a victim that really dies, other seeds.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -162,7 +161,7 @@ fn converge(run: &Run) -> Result<String> {
 
 fn scenarios(run: &Run) -> Result<String> {
     let seeds = run.times(10, 1);
-    let mut files = toml_files(run, "tests/scenarios")?;
+    let mut files = Scenario::files(&run.root.join("tests/scenarios"))?;
     if run.sabotaged {
         files.truncate(1);
     }
@@ -179,19 +178,6 @@ fn scenarios(run: &Run) -> Result<String> {
     }
     promise!(broken.is_empty(), "{}", broken.join("; "));
     Ok(format!("{} scenarios, {seeds} seeds each, all hold", files.len()))
-}
-
-/// Returns the scenario files of a folder, in order.
-fn toml_files(run: &Run, folder: &str) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(run.root.join(folder))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|end| end == "toml") {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 fn forged(run: &Run) -> Result<String> {

@@ -56,6 +56,20 @@ impl Scenario {
         Self::parse(&path.display().to_string(), &text)
     }
 
+    /// Returns the scenario files of a folder, in order.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn files(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
+        let unreadable = |why| FileError::Unreadable { path: folder.into(), why };
+        let entries =
+            fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(unreadable)?;
+        let mut files: Vec<_> = entries.iter().map(fs::DirEntry::path).collect();
+        files.retain(|path| path.extension().is_some_and(|end| end == "toml"));
+        files.sort();
+        Ok(files)
+    }
+
     /// Reads a text; `file` is named in errors.
     ///
     /// # Errors

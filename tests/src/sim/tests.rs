@@ -1,5 +1,4 @@
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::PathBuf;
 
 use super::*;
@@ -58,16 +57,12 @@ files! {
 #[test]
 fn every_scenario_file_can_be_used_and_the_short_ones_are_run_here() {
     let names = |folder: PathBuf| -> BTreeSet<String> {
-        let files = fs::read_dir(folder).expect("the folder is readable").filter_map(Result::ok);
-        let files =
-            files.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|ext| ext == "toml"));
-        files
-            .map(|path| {
-                let scenario = Scenario::load(&path).unwrap_or_else(|error| panic!("{error}"));
-                assert!(path.ends_with(format!("{}.toml", scenario.name)), "{}", path.display());
-                scenario.name
-            })
-            .collect()
+        let named = |path: &PathBuf| {
+            let scenario = Scenario::load(path).unwrap_or_else(|error| panic!("{error}"));
+            assert!(path.ends_with(format!("{}.toml", scenario.name)), "{}", path.display());
+            scenario.name
+        };
+        Scenario::files(&folder).expect("the folder is readable").iter().map(named).collect()
     };
     assert_eq!(names(folder()), FILES.iter().map(|name| (*name).to_owned()).collect());
     assert!(names(folder().join("long")).contains("dead-for-a-day"));
