@@ -15,8 +15,10 @@ use rand::rngs::StdRng;
 #[cfg(test)]
 mod tests;
 mod twins;
+mod warm;
 
 pub use twins::{Twins, later_process, process_nonce};
+pub use warm::{PairRank, WarmSet};
 
 /// Where addresses come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +67,11 @@ pub struct DialBook {
     /// Those of them that are silent: at most [`MAX_SILENT`], the rest are set aside.
     silent_waiting: BTreeSet<NodeId>,
     in_flight: usize,
+    connected: usize,
+    /// Members that are up.
+    live: usize,
+    /// Whom of them to keep a connection to.
+    warm: WarmSet,
     /// When the pace allows the next dial.
     next_slot: Option<Instant>,
 }
@@ -77,12 +84,14 @@ struct Entry {
     failures: u32,
     /// What the back-off starts anew from.
     least_failures: u32,
+    /// Of this node and that one.
+    rank: PairRank,
     state: State,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// No address is known, or enough other silent nodes wait.
+    /// No address is known, no connection is wanted, or enough other silent nodes wait.
     Idle,
     Waiting(Instant),
     Dialing,
@@ -99,8 +108,18 @@ impl DialBook {
             waiting: BTreeSet::new(),
             silent_waiting: BTreeSet::new(),
             in_flight: 0,
+            connected: 0,
+            live: 0,
+            warm: WarmSet::default(),
             next_slot: None,
         }
+    }
+
+    /// Sets above how many members not all are kept warm; [`WarmSet::default`] otherwise.
+    #[must_use]
+    pub const fn with_warm(mut self, warm: WarmSet) -> Self {
+        self.warm = warm;
+        self
     }
 
     /// Takes in addresses of a node; those nobody can dial are dropped. A node not known before is dialled at
@@ -111,7 +130,8 @@ impl DialBook {
             return;
         }
         let addresses = addresses.iter().filter_map(|address| dialable(*address));
-        let entry = self.entries.entry(node).or_insert_with(Entry::new);
+        let warm = self.warm;
+        let entry = self.entry(node);
         match source {
             Source::Card => entry.card = addresses.take(MAX_ADDRESSES).collect(),
             Source::Hint => {
@@ -123,7 +143,7 @@ impl DialBook {
             }
         }
         match (entry.state, entry.has_address()) {
-            (State::Idle, true) => {
+            (State::Idle, true) if entry.is_wanted(warm) => {
                 self.set_state(node, State::Waiting(now));
                 self.limit_silent();
             }
@@ -137,8 +157,9 @@ impl DialBook {
     /// may be heard of before its addresses are.
     pub fn set_standing(&mut self, node: NodeId, standing: Standing, now: Instant) {
         if standing == Standing::Live && self.has_room_for(node) {
-            self.entries.entry(node).or_insert_with(Entry::new);
+            self.entry(node);
         }
+        let warm = self.warm;
         let Some(entry) = self.entries.get_mut(&node) else { return };
         let before = std::mem::replace(&mut entry.standing, standing);
         self.note_silent(node);
@@ -148,8 +169,11 @@ impl DialBook {
                 (entry.failures, entry.least_failures) = (0, 0);
                 let can_wait = matches!(entry.state, State::Waiting(_) | State::Idle);
                 if can_wait && entry.has_address() {
-                    self.set_state(node, State::Waiting(now));
+                    let is_wanted = entry.is_wanted(warm);
+                    self.set_state(node, if is_wanted { State::Waiting(now) } else { State::Idle });
                 }
+                self.live += 1;
+                self.choose_warm(now);
             }
             (Standing::Live, Standing::Silent) => {
                 entry.least_failures = LOST;
@@ -158,6 +182,8 @@ impl DialBook {
                     let pause = entry.pause(&mut self.rng);
                     self.set_state(node, State::Waiting(due.max(now + pause)));
                 }
+                self.live -= 1;
+                self.choose_warm(now);
                 self.limit_silent();
             }
             (Standing::Live, Standing::Live) | (Standing::Silent, Standing::Silent) => {}
@@ -167,7 +193,7 @@ impl DialBook {
     /// A control connection is up, whoever dialled it.
     pub fn connected(&mut self, node: NodeId, now: Instant) {
         if node != self.me {
-            self.entries.entry(node).or_insert_with(Entry::new);
+            self.entry(node);
             self.set_state(node, State::Connected(now));
         }
     }
@@ -192,7 +218,23 @@ impl DialBook {
     /// Drops a node, for example an evicted one. A dial under way still counts until then.
     pub fn forget(&mut self, node: NodeId) {
         self.set_state(node, State::Idle);
-        self.entries.remove(&node);
+        let gone = self.entries.remove(&node);
+        self.live -= usize::from(gone.is_some_and(|entry| entry.standing == Standing::Live));
+    }
+
+    /// Returns a peer to hang up on: more are connected than are kept warm, and this one need not be. `None` when
+    /// there is none. Poll after each call of another method.
+    pub fn next_surplus(&self, now: Instant) -> Option<NodeId> {
+        if self.connected <= self.warm.limit() {
+            return None;
+        }
+        let is_surplus = |entry: &Entry| match entry.state {
+            State::Connected(since) => {
+                !entry.is_wanted(self.warm) && now.saturating_duration_since(since) >= LASTING
+            }
+            State::Idle | State::Waiting(_) | State::Dialing => false,
+        };
+        self.entries.iter().find(|(_, entry)| is_surplus(entry)).map(|(node, _)| *node)
     }
 
     /// Returns the next dial that is due, `None` when there is none, too many are under way, or the pace says
@@ -227,11 +269,36 @@ impl DialBook {
         node != self.me && (self.entries.len() < MAX_NODES || self.entries.contains_key(&node))
     }
 
+    fn entry(&mut self, node: NodeId) -> &mut Entry {
+        let me = self.me;
+        self.entries.entry(node).or_insert_with(|| Entry::new(PairRank::of(me, node)))
+    }
+
+    /// Follows the size of the mesh: who need not be warm is no longer dialled, who has to be is dialled at once.
+    fn choose_warm(&mut self, now: Instant) {
+        if !self.warm.resize(self.live + 1) {
+            return;
+        }
+        let mut moves = Vec::new();
+        for (node, entry) in self.entries.iter().filter(|(_, entry)| entry.standing == Standing::Live) {
+            match (entry.state, entry.is_wanted(self.warm)) {
+                (State::Waiting(_), false) => moves.push((*node, State::Idle)),
+                (State::Idle, true) if entry.has_address() => {
+                    moves.push((*node, State::Waiting(now)));
+                }
+                _ => {}
+            }
+        }
+        moves.into_iter().for_each(|(node, state)| self.set_state(node, state));
+    }
+
     fn back_off(&mut self, node: NodeId, now: Instant) {
+        let warm = self.warm;
         let Some(entry) = self.entries.get_mut(&node) else { return };
         let pause = entry.pause(&mut self.rng);
         entry.failures = entry.failures.saturating_add(1);
-        let state = if entry.has_address() { State::Waiting(now + pause) } else { State::Idle };
+        let is_wanted = entry.is_wanted(warm) && entry.has_address();
+        let state = if is_wanted { State::Waiting(now + pause) } else { State::Idle };
         self.set_state(node, state);
         self.limit_silent();
     }
@@ -244,14 +311,16 @@ impl DialBook {
                 self.waiting.remove(&(due, node));
             }
             State::Dialing => self.in_flight -= 1,
-            State::Idle | State::Connected(_) => {}
+            State::Connected(_) => self.connected -= 1,
+            State::Idle => {}
         }
         match state {
             State::Waiting(due) => {
                 self.waiting.insert((due, node));
             }
             State::Dialing => self.in_flight += 1,
-            State::Idle | State::Connected(_) => {}
+            State::Connected(_) => self.connected += 1,
+            State::Idle => {}
         }
         self.note_silent(node);
     }
@@ -289,15 +358,21 @@ impl DialBook {
 }
 
 impl Entry {
-    fn new() -> Self {
+    const fn new(rank: PairRank) -> Self {
         Self {
             card: Vec::new(),
             hints: Vec::new(),
             standing: Standing::Silent,
             failures: 0,
             least_failures: 0,
+            rank,
             state: State::Idle,
         }
+    }
+
+    /// Whether this node wants a connection: it looks for whoever is not a member for certain.
+    fn is_wanted(&self, warm: WarmSet) -> bool {
+        self.standing == Standing::Silent || warm.holds(self.rank)
     }
 
     fn has_address(&self) -> bool {

@@ -23,7 +23,7 @@ use super::accept::{Accepted, Dialler, Joiners, accept, hand_to_issuer};
 use super::data::{DataConnection, Pool};
 use super::endpoint::{Endpoints, Opening, Udp, open, widen};
 use super::hello::{Greeted, Greeter};
-use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_TWICE, Link, is_data, twin_of};
+use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, CLOSE_TWICE, Link, is_data, twin_of};
 use super::{
     BindError, COMMANDS, Command, FlowStream, INPUTS, Inbox, Links, Peers, Report, STATES, ToCatalog,
     ToMembership, Trust,
@@ -378,6 +378,11 @@ impl Owner {
     fn dial_due(&mut self) {
         while let Some(dial) = self.book.next_dial(clock::now().mono) {
             self.dial(dial.node, dial.addresses, Purpose::Control);
+        }
+        // One at a time: it counts until its end is reported.
+        let surplus = self.book.next_surplus(clock::now().mono);
+        if let Some(link) = surplus.and_then(|node| self.current.get(&node)) {
+            link.connection.close(CLOSE_IDLE.into(), b"more than are kept warm");
         }
     }
 

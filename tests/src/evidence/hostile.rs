@@ -202,7 +202,7 @@ impl Hostile {
 const DOMAIN: &[u8] = b"gossamer-advert-v1\0";
 
 fn frame(adverts: &[Vec<u8>]) -> Frame {
-    let copies = adverts.iter().map(|bytes| AdvertCopy { age: 0, bytes: bytes.clone() }).collect();
+    let copies = adverts.iter().map(|bytes| AdvertCopy { age: 0, bytes: bytes.clone().into() }).collect();
     Frame::Adverts { copies, forward: Vec::new() }
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use gossamer_core::catalog;
+use gossamer_core::dial::WarmSet;
 use gossamer_core::membership;
 use gossamer_core::time::Now;
 use gossamer_core::trust::TrustBundle;
@@ -133,6 +134,16 @@ impl Mesh {
             has_disks: true,
             spins: 0,
         })
+    }
+
+    /// Sets above how many members not all pairs keep a connection. For nodes that start afterwards.
+    pub fn set_warm_limit(&mut self, limit: usize) {
+        self.nodes.iter_mut().for_each(|node| node.warm = WarmSet::new(limit));
+    }
+
+    /// Returns how many peers each node that runs is connected to.
+    pub fn connections(&self) -> Vec<usize> {
+        self.nodes.iter().filter_map(|node| Some(node.process.as_ref()?.current.len())).collect()
     }
 
     /// Starts a node that does not run.

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use gossamer_core::catalog::{CardContent, Catalog, CatalogConfig, DIRECT_UP_TO, Imports};
-use gossamer_core::dial::{DialBook, Source};
+use gossamer_core::dial::{DialBook, Source, WarmSet};
 use gossamer_core::membership::{Membership, MembershipConfig};
 use gossamer_core::time::Now;
 use gossamer_core::trust::TrustBundle;
@@ -45,6 +45,8 @@ pub(super) struct Node {
     /// What came while it was suspended.
     pub(super) parked: VecDeque<Event>,
     pub(super) renewals: u64,
+    /// Up to how many members it keeps a connection to each.
+    pub(super) warm: WarmSet,
     /// Packets and bytes sent, by kind, over all lives.
     pub(super) sent: BTreeMap<&'static str, (u64, u64)>,
 }
@@ -94,6 +96,7 @@ impl Node {
             is_suspended: false,
             parked: VecDeque::new(),
             renewals: 0,
+            warm: WarmSet::default(),
             sent: BTreeMap::new(),
         };
         node.publish(records);
@@ -152,20 +155,26 @@ impl Node {
         let rng = |part: u64| StdRng::seed_from_u64(draws.wrapping_add(part));
         let now = self.now(base, at);
         let me = SwimIdentity { node, generation: Generation::of_epoch(epoch) };
-        let membership = Membership::new(MembershipConfig::default(), me, rng(1), now.mono);
+        let membership = Membership::new(
+            MembershipConfig { warm: self.warm, ..MembershipConfig::default() },
+            me,
+            rng(1),
+            now.mono,
+        );
         let config = CatalogConfig {
             node,
             group: "west".parse().expect("a label"),
             zone: None,
             region: None,
             imports: Imports::default(),
-            direct_up_to: DIRECT_UP_TO,
+            // Where not all pairs are warm, adverts go by the tree: the shipped limits are in this order.
+            direct_up_to: DIRECT_UP_TO.min(self.warm.limit() / 4),
             first_seq: rng(4).random(),
         };
         let key = Box::new(self.identity.key.clone());
         let draw = SmallRng::seed_from_u64(draws.wrapping_add(2));
         let mut catalog = Catalog::new(config, trust, key, draw, epoch, restored, now);
-        let mut book = DialBook::new(node, rng(3));
+        let mut book = DialBook::new(node, rng(3)).with_warm(self.warm);
         for (seed, address) in &self.seeds {
             book.learn(*seed, &[*address], Source::Hint, now.mono);
         }

@@ -127,3 +127,22 @@ fn measurements_of_small_meshes_are_whole() {
     let converge = measure::converge(size).expect("measures");
     assert!(converge.seconds.is_some() && converge.events > 1_000, "{converge:?}");
 }
+
+/// The shipped limit is 1,024; what happens above it is the same above 12.
+#[test]
+fn a_mesh_above_the_limit_keeps_a_fixed_set_warm_and_all_its_promises() {
+    let scenario = scenario(
+        "nodes = 32
+        [[step]]\nat = 40\npublish = { nodes = '0-9', count = 1 }
+        [[step]]\nat = 41\nkill = { nodes = '28-30' }
+        [[step]]\nat = 51\nrestart = { nodes = '5', disk = 'lost' }
+        [expect]\njoined_within = 10\nconverged_within = 30\ndown = '28-30'
+        never_down = 'others'\nmax_renewals = 0",
+    );
+    let mut mesh = Mesh::new(&scenario, 1).expect("mesh");
+    mesh.set_warm_limit(12);
+    let report = scenario::play(&scenario, 1, &mut mesh).expect("plays");
+    assert!(report.holds(), "{report}");
+    let connections = mesh.connections();
+    assert!(connections.iter().all(|count| (1..=16).contains(count)), "{connections:?}");
+}

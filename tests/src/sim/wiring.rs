@@ -77,6 +77,10 @@ impl Mesh {
         {
             self.dial(node, &dial);
         }
+        let surplus = self.nodes[node].process.as_ref().and_then(|process| process.book.next_surplus(now));
+        if let Some(peer) = surplus.and_then(|peer| self.number(peer)) {
+            self.hang_up(node, peer);
+        }
         self.plan_wake(node);
     }
 

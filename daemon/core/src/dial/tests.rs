@@ -191,10 +191,11 @@ fn a_full_book_takes_no_further_nodes_whoever_tells_of_them() {
     let id = |n: usize| NodeId::from_bytes((n as u128).to_be_bytes());
     for n in 0..MAX_NODES + 9 {
         book.set_standing(id(n), Standing::Live, now);
-        book.learn(id(n + 5), &[address("192.0.2.1:4677")], Source::Hint, now);
+        book.learn(id(n), &[address("192.0.2.1:4677")], Source::Hint, now);
     }
     assert_eq!(book.entries.len(), MAX_NODES);
-    assert!(book.addresses_of(id(1)).is_empty() && !book.addresses_of(id(9)).is_empty());
+    book.learn(NodeId::from_bytes([9; 16]), &[address("192.0.2.1:4677")], Source::Hint, now);
+    assert_eq!(book.entries.len(), MAX_NODES);
 }
 
 #[test]
@@ -368,4 +369,65 @@ fn the_same_seed_gives_the_same_dials() {
     let now = start();
     let run = || dials(&mut book_of(20, now), now + 60 * SECOND, true);
     assert_eq!(run(), run());
+}
+
+/// A book that knows this many live nodes and keeps about eight of them warm.
+fn crowded(count: u8, now: Instant) -> DialBook {
+    let mut book = book().with_warm(WarmSet::new(8));
+    for n in 0..count {
+        book.learn(node(n), &[address("192.0.2.1:4677")], Source::Card, now);
+        book.set_standing(node(n), Standing::Live, now);
+    }
+    book
+}
+
+/// Whether the crowded book of 64 nodes wants a connection to this one.
+fn is_warm(n: u8) -> bool {
+    let mut set = WarmSet::new(8);
+    set.resize(65);
+    set.holds(PairRank::of(node(ME), node(n)))
+}
+
+#[test]
+fn above_the_limit_only_warm_members_are_dialled_and_whoever_is_no_member() {
+    let now = start();
+    let mut book = crowded(64, now);
+    let dialled: Vec<_> = dials(&mut book, now + 60 * SECOND, true).into_iter().map(|(_, id)| id).collect();
+    let warm: Vec<_> = (0..64).filter(|n| is_warm(*n)).collect();
+    assert!((1..=16).contains(&warm.len()), "{warm:?}");
+    assert!((0..64).all(|n| dialled.contains(&node(n)) == is_warm(n)));
+    book.learn(node(200), &[address("192.0.2.1:4677")], Source::Hint, now + 60 * SECOND);
+    let cold = (0..64).find(|n| !is_warm(*n)).expect("some");
+    book.set_standing(node(cold), Standing::Silent, now + 60 * SECOND);
+    book.learn(node(cold), &[address("192.0.2.1:4677")], Source::Card, now + 60 * SECOND);
+    let later: Vec<_> = dials(&mut book, now + 90 * SECOND, true).into_iter().map(|(_, id)| id).collect();
+    assert!(later.contains(&node(200)) && later.contains(&node(cold)));
+}
+
+#[test]
+fn connections_too_many_are_hung_up_when_they_have_lasted_and_warm_ones_never() {
+    let now = start();
+    let mut book = crowded(64, now);
+    (0..8).for_each(|n| book.connected(node(n), now));
+    assert_eq!(book.next_surplus(now + 60 * SECOND), None, "not too many");
+    (8..64).for_each(|n| book.connected(node(n), now));
+    assert_eq!(book.next_surplus(now + LASTING / 2), None, "a newcomer may have much to ask");
+    let mut hung_up = 0;
+    while let Some(node) = book.next_surplus(now + LASTING) {
+        book.disconnected(node, now + LASTING);
+        assert!(!is_warm(node.as_bytes()[0]));
+        hung_up += 1;
+    }
+    assert_eq!(hung_up, 64 - (0..64).filter(|n| is_warm(*n)).count().max(8));
+    assert_eq!(book.next_deadline(), None, "nor are they dialled again");
+}
+
+#[test]
+fn a_mesh_that_shrinks_below_the_limit_is_all_warm_again() {
+    let now = start();
+    let mut book = crowded(64, now);
+    dials(&mut book, now + SECOND, false).into_iter().for_each(|(at, id)| book.connected(id, at));
+    (4..64).for_each(|n| book.set_standing(node(n), Standing::Silent, now + SECOND));
+    let dialled: Vec<_> = dials(&mut book, now + 2 * SECOND, false).into_iter().map(|(_, id)| id).collect();
+    assert!((0..4).all(|n| dialled.contains(&node(n)) != is_warm(n)), "{dialled:?}");
 }

@@ -10,6 +10,7 @@ use foca::{Config, PeriodicParams};
 use gossamer_wire::limits::MAX_SWIM_BYTES;
 
 use super::codec::NAMES_BYTES;
+use crate::dial::WarmSet;
 
 /// The periods of membership. None can change while running.
 ///
@@ -31,6 +32,8 @@ pub struct MembershipConfig {
     pub announce_to_down: Duration,
     /// Members are compared with one connected peer per interval, give or take a fifth. Default 10 s.
     pub exchange_interval: Duration,
+    /// Who is probed and told news: all up to 1,024 members, a fixed set above.
+    pub warm: WarmSet,
 }
 
 impl Default for MembershipConfig {
@@ -43,6 +46,7 @@ impl Default for MembershipConfig {
             remove_down_after: Duration::from_secs(900),
             announce_to_down: Duration::from_secs(5),
             exchange_interval: Duration::from_secs(10),
+            warm: WarmSet::default(),
         }
     }
 }

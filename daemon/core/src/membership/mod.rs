@@ -71,6 +71,8 @@ pub struct Membership {
     probing: Option<Probing>,
     /// The next round of gossip, while there is no news.
     parked_gossip: Option<(Duration, Timer<Life>)>,
+    /// Members passed over since the last ping, because they are not warm.
+    passed_over: usize,
     /// When any peer was last heard.
     heard: Instant,
     outputs: VecDeque<Output>,
@@ -114,6 +116,7 @@ impl Membership {
             incarnation: 0,
             probing: None,
             parked_gossip: None,
+            passed_over: 0,
             heard: now,
             outputs: VecDeque::new(),
             has_left: false,
@@ -420,6 +423,7 @@ impl Membership {
                 MemberState::Alive | MemberState::Down | MemberState::Left => self.spread_end(&view),
             }
         }
+        self.config.warm.resize(self.table.up() + 1);
         self.notice_refutations(&told, now);
         let mut spared = None;
         for (to, named) in effects.packets {
@@ -431,10 +435,12 @@ impl Membership {
                     spared = Some(ping);
                     continue;
                 }
-                self.note_ping(to, bytes, now);
-                self.outputs.push_back(Output::Packet { to, bytes: bytes.to_vec() });
+                let (to, bytes) = self.redirected(to, bytes);
+                self.note_ping(to, &bytes, now);
+                self.outputs.push_back(Output::Packet { to, bytes });
             }
         }
+        self.hurry_on(spared.as_ref(), &mut effects.timers);
         self.park_gossip(&mut effects.timers);
         for (after, timer) in effects.timers {
             let after = self.stretched(after, &timer);
@@ -450,8 +456,11 @@ impl Membership {
         result
     }
 
-    /// Gives slow peers their time, and an ill node more time for all.
+    /// Gives slow peers their time, and an ill node more time for all; a turn that is to end at once ends.
     fn stretched(&self, after: Duration, timer: &Timer<Life>) -> Duration {
+        if after.is_zero() {
+            return after;
+        }
         let usual = self.config.probe_rtt;
         let probed = self.probing.map_or(usual, |probing| self.health.patience(probing.node, usual));
         match timer {

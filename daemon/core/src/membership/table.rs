@@ -80,6 +80,8 @@ pub(super) struct Table {
     views: BTreeMap<NodeId, MemberView>,
     /// Sum of [`life_hash`] over the members that are up.
     up_sum: u64,
+    /// How many are up.
+    up: usize,
 }
 
 impl Table {
@@ -108,6 +110,7 @@ impl Table {
         for gone in touched {
             if let Some(view) = self.views.remove(&gone) {
                 self.up_sum = self.up_sum.wrapping_sub(view.share());
+                self.up -= usize::from(view.state.is_up());
             }
         }
         changes
@@ -147,6 +150,11 @@ impl Table {
         self.views.len()
     }
 
+    /// Returns how many are up.
+    pub(super) const fn up(&self) -> usize {
+        self.up
+    }
+
     /// Returns all, in order of id.
     pub(super) fn iter(&self) -> impl Iterator<Item = &MemberView> {
         self.views.values()
@@ -169,6 +177,8 @@ impl Table {
         if !is_same {
             let shares = before.map_or(0, |old| old.share());
             self.up_sum = self.up_sum.wrapping_sub(shares).wrapping_add(view.share());
+            self.up += usize::from(state.is_up());
+            self.up -= usize::from(before.is_some_and(|old| old.state.is_up()));
         }
         self.views.insert(node, view);
         (!is_same).then_some(Change { before: before.map(|old| old.state), view })
@@ -297,11 +307,12 @@ mod tests {
         let two = table.hash(me);
         let mut other = Table::default();
         update(&mut other, &[member(1, 2, 3, State::Alive), member(2, 1, 0, State::Alive)], now);
+        assert_eq!((table.up(), other.up()), (2, 2));
         assert_eq!(other.hash(me), two, "order, incarnation and suspicion do not matter");
         assert_eq!(std::collections::BTreeSet::from([empty, one, two]).len(), 3);
         update(&mut table, &[member(1, 2, 0, State::Down)], now);
         table.update(std::iter::empty(), vec![NodeId::from_bytes([2; 16])], now);
-        assert_eq!(table.hash(me), empty);
+        assert_eq!((table.hash(me), table.up()), (empty, 0));
     }
 
     #[test]

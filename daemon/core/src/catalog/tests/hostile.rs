@@ -72,7 +72,7 @@ fn r15_an_oversized_advert_is_refused_and_its_giver_named_with_a_good_one_beside
     let (full, _) = full_fragment();
     let large = [&full[..], &[0; 600]].concat();
     let copies = [signed_anyway(&net, 0, 0, &large), good.bytes().to_vec()];
-    let copies = copies.map(|bytes| AdvertCopy { age: 0, bytes }).to_vec();
+    let copies = copies.map(|bytes| AdvertCopy { age: 0, bytes: bytes.into() }).to_vec();
     let from = net.id(0);
     net.handle(1, Input::Frame { from, frame: Frame::Adverts { copies, forward: Vec::new() } });
     assert_eq!(net.counters(1).refused, BTreeMap::from([(Refusal::Header, 1)]));

@@ -7,6 +7,8 @@ mod faults;
 mod mesh;
 mod peer;
 mod sim;
+mod spare;
+mod sparse;
 
 use std::time::Instant;
 

@@ -13,11 +13,11 @@ use rand::rngs::StdRng;
 use super::start;
 use crate::membership::{Cause, Input, MemberState, Membership, MembershipConfig, Output, fuzz};
 
-const ME: u8 = 1;
-const PEER: u8 = 2;
+pub(super) const ME: u8 = 1;
+pub(super) const PEER: u8 = 2;
 const SECOND: Duration = Duration::from_secs(1);
 
-fn node(n: u8) -> NodeId {
+pub(super) fn node(n: u8) -> NodeId {
     NodeId::from_bytes([n; 16])
 }
 
@@ -25,14 +25,14 @@ fn identity(n: u8, epoch: u64) -> Identity {
     Identity { node: node(n), generation: Generation::of_epoch(epoch) }
 }
 
-fn entry(n: u8, epoch: u64, state: SwimState) -> SwimMember {
+pub(super) fn entry(n: u8, epoch: u64, state: SwimState) -> SwimMember {
     SwimMember { identity: identity(n, epoch), incarnation: 0, state }
 }
 
 /// A node of epoch 5 that has just started.
-struct Probe {
-    membership: Membership,
-    now: Instant,
+pub(super) struct Probe {
+    pub(super) membership: Membership,
+    pub(super) now: Instant,
 }
 
 impl Probe {
@@ -43,19 +43,19 @@ impl Probe {
     }
 
     /// Connected to `PEER`, of epoch 1, which has said hello.
-    fn with_peer() -> Self {
+    pub(super) fn with_peer() -> Self {
         let mut probe = Self::new();
         probe.give(Input::Connected { peer: node(PEER) });
         probe.packet(PEER, SwimMessage::Gossip, vec![]);
         probe
     }
 
-    fn give(&mut self, input: Input) -> Vec<Output> {
+    pub(super) fn give(&mut self, input: Input) -> Vec<Output> {
         self.membership.handle(input, self.now);
         self.outputs()
     }
 
-    fn packet(&mut self, from: u8, message: SwimMessage, members: Vec<SwimMember>) -> Vec<Output> {
+    pub(super) fn packet(&mut self, from: u8, message: SwimMessage, members: Vec<SwimMember>) -> Vec<Output> {
         let to = self.membership.me().generation;
         self.packet_to(to, from, message, members)
     }
@@ -97,22 +97,27 @@ impl Probe {
 
     /// Lets the timers run while every peer answers its probes; returns the frames sent.
     fn run_answered(&mut self, length: Duration) -> Vec<Frame> {
-        let (end, mut sent) = (self.now + length, Vec::new());
+        frames(&self.run_with(length, &[PEER, 3]))
+    }
+
+    /// Lets the timers run while some peers answer what they are asked; returns all outputs.
+    pub(super) fn run_with(&mut self, length: Duration, answering: &[u8]) -> Vec<Output> {
+        let (end, mut all) = (self.now + length, Vec::new());
         while let Some(due) = self.membership.next_deadline().filter(|due| *due <= end) {
             self.now = due;
             self.membership.handle_timeout(due);
             let outputs = self.outputs();
-            sent.extend(frames(&outputs));
-            for peer in [PEER, 3] {
-                for message in messages_to(&outputs, peer) {
+            for peer in answering {
+                for message in messages_to(&outputs, *peer) {
                     if let SwimMessage::Ping(probe) = message {
-                        self.packet(peer, SwimMessage::Ack(probe), vec![]);
+                        all.extend(self.packet(*peer, SwimMessage::Ack(probe), vec![]));
                     }
                 }
             }
+            all.extend(outputs);
         }
         self.now = end;
-        sent
+        all
     }
 
     /// Lets time pass until the peer is suspect, because it does not answer.
@@ -126,7 +131,7 @@ impl Probe {
         assert_eq!(self.state(PEER), Some(MemberState::Suspect));
     }
 
-    fn state(&self, n: u8) -> Option<MemberState> {
+    pub(super) fn state(&self, n: u8) -> Option<MemberState> {
         self.membership.members().find(|view| view.node == node(n)).map(|view| view.state)
     }
 }
@@ -138,7 +143,7 @@ fn refusal(outputs: &[Output]) -> Option<&DecodeError> {
     })
 }
 
-fn messages_to(outputs: &[Output], to: u8) -> Vec<SwimMessage> {
+pub(super) fn messages_to(outputs: &[Output], to: u8) -> Vec<SwimMessage> {
     let packets = outputs.iter().filter_map(|output| match output {
         Output::Packet { to: receiver, bytes } if *receiver == node(to) => Some(bytes),
         _ => None,
@@ -146,7 +151,7 @@ fn messages_to(outputs: &[Output], to: u8) -> Vec<SwimMessage> {
     packets.map(|bytes| swim::decode_header(bytes).expect("whole").0.message).collect()
 }
 
-fn frames(outputs: &[Output]) -> Vec<Frame> {
+pub(super) fn frames(outputs: &[Output]) -> Vec<Frame> {
     let frames = outputs.iter().filter_map(|output| match output {
         Output::Frame { frame, .. } => Some(frame.clone()),
         _ => None,

@@ -17,6 +17,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::super::{Input, MemberState, Membership, MembershipConfig, Output};
 use super::start;
+use crate::dial::{PairRank, WarmSet};
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 
@@ -40,6 +41,12 @@ pub(super) struct Sim {
     /// When the last frame of each stream arrives.
     streams: BTreeMap<(usize, usize), Instant>,
     pub(super) loss: f64,
+    /// Who connects to whom.
+    warm: WarmSet,
+    /// Pings of pairs that are not warm.
+    pub(super) cold_pings: u64,
+    /// Packets nobody gets because there is no connection.
+    pub(super) unsendable: u64,
     pub(super) events: Vec<Event>,
     pub(super) packets: u64,
     pub(super) frames: u64,
@@ -64,6 +71,12 @@ struct Node {
 impl Sim {
     /// Makes nodes of epoch 1 that know nobody.
     pub(super) fn new(nodes: usize, seed: u64) -> Self {
+        Self::with_warm(nodes, seed, WarmSet::default())
+    }
+
+    /// Makes such nodes that keep connections to the warm ones only.
+    pub(super) fn with_warm(nodes: usize, seed: u64, mut warm: WarmSet) -> Self {
+        warm.resize(nodes);
         let start = start();
         let mut sim = Self {
             start,
@@ -76,6 +89,9 @@ impl Sim {
             cut: BTreeSet::new(),
             streams: BTreeMap::new(),
             loss: 0.0,
+            warm,
+            cold_pings: 0,
+            unsendable: 0,
             events: Vec::new(),
             packets: 0,
             frames: 0,
@@ -271,7 +287,8 @@ impl Sim {
     fn start(&mut self, node: usize, epoch: u64) {
         let me = Identity { node: id(node), generation: Generation::of_epoch(epoch) };
         let rng = StdRng::from_rng(&mut self.rng);
-        let membership = Membership::new(MembershipConfig::default(), me, rng, self.now);
+        let config = MembershipConfig { warm: self.warm, ..MembershipConfig::default() };
+        let membership = Membership::new(config, me, rng, self.now);
         self.nodes[node] = Some(Node {
             membership,
             is_paused: false,
@@ -293,6 +310,11 @@ impl Sim {
 
     fn slowness(&self, node: usize) -> Duration {
         self.nodes[node].as_ref().map_or(Duration::ZERO, |node| node.slowness)
+    }
+
+    /// Whether two nodes keep a connection.
+    pub(super) fn is_warm(&self, one: usize, other: usize) -> bool {
+        self.warm.holds(PairRank::of(id(one), id(other)))
     }
 
     fn carries(&self, from: usize, to: usize) -> bool {
@@ -329,6 +351,7 @@ impl Sim {
                 output => {
                     if let Output::Changed { node: other, to: MemberState::Alive, .. } = output
                         && !self.node(node).connected.contains(&index(other))
+                        && self.is_warm(node, index(other))
                     {
                         self.connect(node, index(other));
                     }
@@ -342,6 +365,9 @@ impl Sim {
         assert!(bytes.len() <= gossamer_wire::limits::MAX_SWIM_BYTES);
         self.packets += 1;
         self.bytes += bytes.len() as u64;
+        let message = swim::decode_header(&bytes).expect("whole").0.message;
+        self.cold_pings += u64::from(matches!(message, SwimMessage::Ping(_)) && !self.is_warm(from, to));
+        self.unsendable += u64::from(!self.node(from).connected.contains(&to));
         let is_lost = self.loss > 0.0 && self.rng.random_bool(self.loss);
         if self.node(from).connected.contains(&to) && self.carries(from, to) && !is_lost {
             let latency = Duration::from_micros(self.rng.random_range(200..1_000));
