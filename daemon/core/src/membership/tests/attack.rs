@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use gossamer_wire::Generation;
+use gossamer_wire::limits::MAX_EPOCH;
 use gossamer_wire::swim::{Identity, SwimMember, SwimMessage, SwimState};
 
 use super::sim::{Event, SECOND, Sim, id};
@@ -184,4 +185,25 @@ fn a_real_death_is_known_as_fast_while_a_liar_talks() {
     assert!(sim.running().all(|node| sim.state(node, 9) == Some(MemberState::Down)));
     let is_victim = |event: &&Event| matches!(event.output, Output::Changed { node, to, .. } if !to.is_up() && node == id(VICTIM));
     assert_eq!(sim.events.iter().filter(is_victim).count(), 0);
+}
+
+/// Whoever believed it would ignore the victim, which can take no life above the last one.
+#[test]
+fn the_last_life_claimed_for_another_is_believed_by_nobody() {
+    let mut sim = Sim::settled(12, 49);
+    let victim = sim.membership(VICTIM).me();
+    let last = Generation { epoch: MAX_EPOCH, renewals: (1 << 20) - 1 };
+    for n in 0..3_000 {
+        let to = 1 + n % 6;
+        let identity = Identity { generation: last, ..victim };
+        sim.forge(
+            LIAR,
+            to,
+            SwimMessage::Gossip,
+            vec![SwimMember { identity, incarnation: 0, state: SwimState::Alive }],
+        );
+        sim.run(Duration::from_millis(10));
+    }
+    assert_eq!((renewals(&sim), sim.membership(VICTIM).me()), (0, victim));
+    assert!(sim.all_see_all());
 }

@@ -377,6 +377,85 @@ fn a_full_state_teaches_who_is_up_but_neither_suspicion_nor_strangers_deaths() {
     assert_eq!(probe.state(3), Some(MemberState::Down));
 }
 
+/// A datagram may be lost where a stream only gets late.
+#[test]
+fn a_late_ping_is_asked_again_on_the_stream_before_anybody_is_suspected() {
+    let mut probe = Probe::with_peer();
+    let end = probe.now + 20 * SECOND;
+    let mut asked = 0;
+    while let Some(due) = probe.membership.next_deadline().filter(|due| *due <= end) {
+        probe.now = due;
+        probe.membership.handle_timeout(due);
+        for frame in frames(&probe.outputs()) {
+            if let Frame::Probe(number) = frame {
+                asked += 1;
+                probe.give(Input::ProbeAck { from: node(PEER), number });
+            }
+        }
+        assert_eq!(probe.state(PEER), Some(MemberState::Alive));
+    }
+    assert!(asked > 10, "{asked}");
+}
+
+#[test]
+fn who_hears_nobody_at_all_waits_longer_before_it_takes_all_for_dead() {
+    let downs = |is_one_heard: bool| {
+        let mut probe = Probe::with_peer();
+        probe.give(Input::Connected { peer: node(3) });
+        probe.packet(3, SwimMessage::Gossip, vec![]);
+        let answering: &[u8] = if is_one_heard { &[3] } else { &[] };
+        let begin = probe.now;
+        while probe.state(PEER) != Some(MemberState::Down) {
+            assert!(probe.now - begin < 60 * SECOND, "never");
+            probe.run_with(SECOND / 10, answering);
+        }
+        probe.now - begin
+    };
+    let (cut_off, one_dead) = (downs(false), downs(true));
+    assert!(one_dead < 6 * SECOND && cut_off >= 10 * SECOND, "{one_dead:?} and {cut_off:?}");
+}
+
+#[test]
+fn without_a_connection_a_claim_waits_a_second_for_a_refutation() {
+    for is_refuted in [false, true] {
+        let mut probe = Probe::with_peer();
+        probe.packet(PEER, SwimMessage::Gossip, vec![entry(3, 1, SwimState::Alive)]);
+        probe.packet(PEER, SwimMessage::Gossip, vec![entry(3, 1, SwimState::Down)]);
+        probe.run_answered(SECOND * 9 / 10);
+        assert_eq!(probe.state(3), Some(MemberState::Alive));
+        if is_refuted {
+            let refutation = SwimMember { incarnation: 1, ..entry(3, 1, SwimState::Alive) };
+            probe.packet(PEER, SwimMessage::Gossip, vec![refutation]);
+        }
+        probe.run_answered(SECOND / 5);
+        let then = if is_refuted { MemberState::Alive } else { MemberState::Down };
+        assert_eq!(probe.state(3), Some(then));
+    }
+}
+
+#[test]
+fn a_full_state_too_large_for_a_frame_comes_in_parts_and_asks_once() {
+    let mut probe = Probe::with_peer();
+    let strangers = (0..MAX_MEMBERS_PER_FRAME as u64 + 9).map(|n| SwimMember {
+        identity: Identity { node: NodeId::of_spki(&n.to_be_bytes()), generation: Generation::of_epoch(1) },
+        incarnation: 0,
+        state: SwimState::Alive,
+    });
+    for part in strangers.collect::<Vec<_>>().chunks(MAX_MEMBERS_PER_FRAME) {
+        probe.members(PEER, part.to_vec(), false);
+    }
+    let sent = frames(&probe.give(Input::Slept));
+    let parts: Vec<_> = sent
+        .iter()
+        .filter_map(|frame| match frame {
+            Frame::Members { members, reply } => Some((members.len(), *reply)),
+            _ => None,
+        })
+        .collect();
+    // The strangers, the peer and the node itself.
+    assert_eq!(parts, [(MAX_MEMBERS_PER_FRAME, false), (11, true)]);
+}
+
 #[test]
 fn an_accused_peer_is_told_so_on_its_stream() {
     let mut probe = Probe::with_peer();
