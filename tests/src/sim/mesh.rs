@@ -190,6 +190,26 @@ impl Mesh {
         self.later(SWEEP, Event::Sweep { node, life });
     }
 
+    /// Suspends the machine of a node: nothing runs, its monotonic clock stands still, what comes is lost.
+    pub fn sleep(&mut self, node: usize) {
+        self.nodes[node].is_suspended = true;
+        self.nodes[node].asleep = Some(self.now);
+    }
+
+    /// Ends that. The daemon notices that the wall clock is ahead.
+    pub fn wake_up(&mut self, node: usize) {
+        let Some(since) = self.nodes[node].asleep.take() else { return };
+        self.nodes[node].behind += self.now - since;
+        self.nodes[node].is_suspended = false;
+        self.nodes[node].parked.clear();
+        if let Some(process) = &mut self.nodes[node].process {
+            process.wake = None;
+        }
+        self.tell_membership(node, membership::Input::Slept);
+        self.drain(node);
+        self.later(SWEEP, Event::Sweep { node, life: self.life(node) });
+    }
+
     /// Does everything that is due by a moment.
     pub fn run(&mut self, until: Duration) {
         while let Some((at, event)) = self.queue.pop(until) {
@@ -250,7 +270,7 @@ impl Mesh {
 
     /// Plans to wake a node when one of its cores has something to do.
     pub(super) fn plan_wake(&mut self, node: usize) {
-        let (at, life, base) = (self.now, self.life(node), self.base);
+        let (at, life, base) = (self.now, self.life(node), self.base + self.nodes[node].behind);
         let Some(process) = &mut self.nodes[node].process else { return };
         let Some(due) = process.deadline() else { return };
         let mut due = due.saturating_duration_since(base);

@@ -42,6 +42,10 @@ pub(super) struct Node {
     pub(super) life: u64,
     pub(super) process: Option<Process>,
     pub(super) is_suspended: bool,
+    /// How long its monotonic clock stood still, because the machine was suspended.
+    pub(super) behind: Duration,
+    /// Since when the machine is.
+    pub(super) asleep: Option<Duration>,
     /// What came while it was suspended.
     pub(super) parked: VecDeque<Event>,
     pub(super) renewals: u64,
@@ -94,6 +98,8 @@ impl Node {
             life: 0,
             process: None,
             is_suspended: false,
+            behind: Duration::ZERO,
+            asleep: None,
             parked: VecDeque::new(),
             renewals: 0,
             warm: WarmSet::default(),
@@ -134,7 +140,10 @@ impl Node {
 
     /// Returns what this node's clocks show.
     pub(super) fn now(&self, base: Instant, at: Duration) -> Now {
-        Now { mono: base + at, wall: (WALL + at.as_secs()).saturating_add_signed(self.clock_error) }
+        Now {
+            mono: base + (at - self.behind),
+            wall: (WALL + at.as_secs()).saturating_add_signed(self.clock_error),
+        }
     }
 
     /// Starts a process as the daemon starts: the epoch is made durable, the catalog read, the cores made, the

@@ -146,3 +146,22 @@ fn a_mesh_above_the_limit_keeps_a_fixed_set_warm_and_all_its_promises() {
     let connections = mesh.connections();
     assert!(connections.iter().all(|count| (1..=16).contains(count)), "{connections:?}");
 }
+
+#[test]
+fn a_machine_that_slept_an_hour_asks_first_and_blames_nobody() {
+    let scenario = scenario("nodes = 8\n[[step]]\nat = 40\nheal = {}");
+    let mut mesh = Mesh::new(&scenario, 1).expect("mesh");
+    assert!(scenario::play(&scenario, 1, &mut mesh).expect("plays").holds());
+    let second = std::time::Duration::from_secs(1);
+    mesh.sleep(5);
+    mesh.run(mesh.now + 3_600 * second);
+    mesh.downs.clear();
+    mesh.wake_up(5);
+    mesh.run(mesh.now + 7 * second / 10);
+    let seen = |mesh: &mut Mesh| {
+        (0..8).map(|node| scenario::World::state(mesh, node).expect("runs").up.len()).collect::<Vec<_>>()
+    };
+    assert_eq!(seen(&mut mesh), [7; 8]);
+    mesh.run(mesh.now + 30 * second);
+    assert_eq!((seen(&mut mesh), &mesh.downs[..]), (vec![7; 8], &[][..]));
+}

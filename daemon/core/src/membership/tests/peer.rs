@@ -508,6 +508,21 @@ fn a_suspect_has_its_full_time_after_a_pause_of_this_node() {
     assert_eq!(probe.state(PEER), Some(MemberState::Down));
 }
 
+/// The clock of timers stood still, so nothing else tells this node.
+#[test]
+fn a_node_that_slept_gives_suspects_their_full_time_and_asks_what_happened() {
+    let mut probe = Probe::with_peer();
+    probe.suspect_peer();
+    probe.run(2 * SECOND);
+    let asked = probe.give(Input::Slept);
+    assert_eq!(messages_to(&asked, PEER), [SwimMessage::Announce]);
+    assert!(matches!(frames(&asked)[..], [Frame::Members { reply: true, .. }]));
+    probe.run(2 * SECOND);
+    assert_eq!(probe.state(PEER), Some(MemberState::Suspect));
+    probe.run(SECOND);
+    assert_eq!(probe.state(PEER), Some(MemberState::Down));
+}
+
 #[test]
 fn a_short_delay_of_this_node_is_no_pause() {
     let mut probe = Probe::with_peer();
