@@ -4,6 +4,7 @@
 
 mod attack;
 mod faults;
+mod joint;
 mod mesh;
 mod peer;
 mod sim;
