@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use gossamer_tests::fabric::{self, Fabric, address};
+use gossamer::events::What;
+use gossamer_tests::fabric::{self, Double, Fabric, address};
 use gossamer_tests::scenario::{Act, Disk, Scenario, World as _, play};
 use gossamer_wire::limits::MAX_SWIM_BYTES;
 use tokio::time::Instant;
@@ -93,6 +94,63 @@ fn joined(nodes: usize, seed: u64) -> Fabric {
         assert_eq!(fabric.state(node).expect("runs").up.len(), nodes - 1, "node {node}");
     }
     fabric
+}
+
+/// Makes machines of which some are doubles, and starts them one a second, the doubles last.
+fn doubled(doubles: &[Double]) -> Fabric {
+    let scenario = Scenario::parse("x.toml", "name = 'x'\nabout = 'y'\nnodes = 6").expect("a scenario");
+    let mut fabric = Fabric::with_doubles(&scenario, 71, doubles).expect("made");
+    for node in 0..6 {
+        fabric.act(&Act::Start { node, disk: Disk::Lost }).expect("starts");
+        fabric.run_for(SECOND);
+    }
+    fabric
+}
+
+#[test]
+fn two_nodes_of_one_name_are_named_everywhere_until_one_is_gone() {
+    let mut fabric = doubled(&[Double::Name { node: 5, of: 2 }]);
+    fabric.run_for(5 * SECOND);
+    let ids = [2, 5].map(|node| fabric.id(node).expect("a node"));
+    let named = |fabric: &Fabric, node| {
+        let findings = fabric.findings(node).expect("runs").into_iter();
+        findings.map(|named| (named.who, named.what)).collect::<Vec<_>>()
+    };
+    for node in 0..6 {
+        let found = named(&fabric, node);
+        assert_eq!(found.len(), 2, "node {node}: {found:?}");
+        for (id, other) in [(ids[0], ids[1]), (ids[1], ids[0])] {
+            assert!(found.contains(&(id, What::SameName { other })), "node {node}: {found:?}");
+        }
+    }
+    fabric.act(&Act::Kill(5)).expect("killed");
+    fabric.run_for(10 * SECOND);
+    (0..5).for_each(|node| assert_eq!(named(&fabric, node), [], "node {node}"));
+}
+
+#[test]
+fn an_identity_on_two_nodes_ends_the_later_one_and_the_mesh_goes_on_with_the_first() {
+    let mut fabric = doubled(&[Double::Identity { node: 5, of: 2 }]);
+    let (first, later) = [2, 5].map(|node| fabric.mesh(node).expect("runs").peers.clone()).into();
+    let other = fabric.run(async { tokio::time::timeout(30 * SECOND, later.runs_twice()).await });
+    assert_eq!(other.expect("the later one learns of it"), address(2));
+    let id = fabric.id(2).expect("a node");
+    let is_named = |node| {
+        let findings = fabric.findings(node).expect("runs");
+        findings.iter().any(|named| named.who == id && matches!(named.what, What::RunsTwice { .. }))
+    };
+    assert!((0..5).any(is_named), "and so does somebody else");
+    // The daemon ends here, with a line that names the address.
+    fabric.act(&Act::Kill(5)).expect("ended");
+    fabric.take_downs();
+    fabric.run_for(20 * SECOND);
+    for node in 0..5 {
+        let up = fabric.state(node).expect("runs").up;
+        assert_eq!(up, (0..5).filter(|other| *other != node).collect::<Vec<_>>(), "node {node}");
+    }
+    assert_eq!(fabric.take_downs(), [], "the first one is not down for anybody");
+    let goes_on = fabric.run(async { tokio::time::timeout(SECOND, first.runs_twice()).await });
+    assert!(goes_on.is_err(), "the first one does not stop");
 }
 
 /// Cuts two nodes off from each other.

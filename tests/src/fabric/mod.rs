@@ -40,6 +40,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use gossamer::app::mesh::Mesh;
+use gossamer::events::Named;
 use gossamer_wire::NodeId;
 use gossamer_wire::join::PeerHint;
 use tokio::runtime::{Builder, Runtime};
@@ -73,6 +74,25 @@ pub struct Fabric {
     runtime: Runtime,
 }
 
+/// A mistake of operators: two machines that should differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Double {
+    /// A machine admitted under the name of another.
+    Name {
+        /// The second.
+        node: usize,
+        /// The first.
+        of: usize,
+    },
+    /// A machine with a copy of the state directory of another.
+    Identity {
+        /// The second.
+        node: usize,
+        /// The first.
+        of: usize,
+    },
+}
+
 /// The number of each node, by what others call it.
 #[derive(Debug, Default)]
 struct Names {
@@ -87,6 +107,14 @@ impl Fabric {
     /// # Errors
     /// A bug.
     pub fn new(scenario: &Scenario, seed: u64) -> Result<Self> {
+        Self::with_doubles(scenario, seed, &[])
+    }
+
+    /// Makes the machines of a scenario, some of them doubles of others.
+    ///
+    /// # Errors
+    /// A bug.
+    pub fn with_doubles(scenario: &Scenario, seed: u64, doubles: &[Double]) -> Result<Self> {
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build()?;
         let (net, started) = runtime.block_on(async {
             let net = Net::new(scenario.net, seed);
@@ -94,7 +122,13 @@ impl Fabric {
             (net, Instant::now())
         });
         let mut authority = Authority::new(seed)?;
-        let name = |number| format!("n{number}");
+        let name = |number: usize| {
+            let named = doubles.iter().find_map(|double| match double {
+                Double::Name { node, of } if *node == number => Some(*of),
+                _ => None,
+            });
+            format!("n{}", named.unwrap_or(number))
+        };
         let mut identities = (0..scenario.nodes)
             .map(|number| node::identity(&mut authority, &name(number)))
             .collect::<Result<Vec<_>>>()?;
@@ -111,7 +145,13 @@ impl Fabric {
             names.by_word.insert(name(number), number);
             names.by_word.insert(node.to_string(), number);
         }
-        let node = |(number, identity)| Node::new(number, Arc::new(identity), scenario.records, started);
+        let mut identities: Vec<_> = identities.into_iter().map(Arc::new).collect();
+        for double in doubles {
+            if let Double::Identity { node, of } = double {
+                identities[*node] = Arc::clone(&identities[*of]);
+            }
+        }
+        let node = |(number, identity)| Node::new(number, identity, scenario.records, started);
         let nodes = identities.into_iter().enumerate().map(node).collect();
         Ok(Self { net, nodes, names: Arc::new(names), downs: Arc::default(), started, seed, runtime })
     }
@@ -151,6 +191,14 @@ impl Fabric {
     pub fn mesh_mut(&mut self, node: usize) -> Result<&mut Mesh> {
         let node = self.nodes.get_mut(node).context("no such node")?;
         node.life_mut().map(|life| &mut life.mesh)
+    }
+
+    /// Returns what a node that runs holds against others, as `status` lists it.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn findings(&self, node: usize) -> Result<Vec<Named>> {
+        Ok(self.node(node)?.life()?.events.findings().all())
     }
 
     /// Returns the metrics of a node that runs, by name.

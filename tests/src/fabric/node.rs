@@ -72,6 +72,7 @@ pub(super) struct Life {
     pub(super) mesh: Mesh,
     pub(super) gate: Gate,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) events: EventLog,
     stages: MeshStages,
 }
 
@@ -136,7 +137,7 @@ impl Node {
                 }
             }
         });
-        self.life = Some(Life { mesh, gate, metrics, stages });
+        self.life = Some(Life { mesh, gate, metrics, events, stages });
         self.announce().await
     }
 
