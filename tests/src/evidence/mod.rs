@@ -15,6 +15,7 @@ mod hostile;
 mod long;
 mod mixed;
 mod restart;
+mod scarce;
 mod shape;
 mod simulated;
 mod trust;
@@ -92,7 +93,7 @@ pub fn rows() -> Vec<Row> {
         [demo::ROWS, vms::ROWS, trust::ROWS, detection::ROWS, restart::ROWS, visible::ROWS, decoders::ROWS];
     let rows = issue_2.concat().into_iter().chain([shape::ROW, bad::ROW]);
     rows.chain(simulated::ROWS.iter().copied())
-        .chain([bugs::ROW, mixed::ROW, hostile::ROW, long::ROW])
+        .chain([bugs::ROW, mixed::ROW, hostile::ROW, long::ROW, scarce::ROW])
         .collect()
 }
 
