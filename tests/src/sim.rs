@@ -19,6 +19,7 @@ pub mod mixed;
 mod net;
 mod node;
 mod queue;
+mod tables;
 mod watch;
 mod wiring;
 

@@ -3,7 +3,6 @@
 //! Owns: keys drawn from the seed, so that node ids repeat; verdicts on signatures, made once a process and
 //! remembered. Must not know: what nodes do. Driven by: the mesh, when it makes its nodes.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,6 +19,8 @@ use rcgen::{
 use ring::signature::Ed25519KeyPair;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::{Duration, OffsetDateTime};
+
+use super::tables::QuickMap;
 
 /// The wall clock at the beginning of every world, seconds since the Unix epoch.
 pub(crate) const WALL: u64 = 1_800_000_000;
@@ -144,11 +145,11 @@ struct Verdicts(Mutex<Remembered>);
 #[derive(Debug, Default)]
 struct Remembered {
     /// By signature: whose it was said to be, over what, and whether it is.
-    signatures: HashMap<[u8; 64], Checked>,
+    signatures: QuickMap<[u8; 64], Checked>,
     /// By certificate: what it says, and between which times that was so.
-    leaves: HashMap<Vec<u8>, (Leaf, u64, u64)>,
+    leaves: QuickMap<Vec<u8>, (Leaf, u64, u64)>,
     /// By body of a fragment: its records, of which all catalogs hold this copy.
-    records: HashMap<Vec<u8>, Vec<Arc<ServiceRecord>>>,
+    records: QuickMap<Vec<u8>, Vec<Arc<ServiceRecord>>>,
 }
 
 #[derive(Debug)]

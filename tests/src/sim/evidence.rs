@@ -186,7 +186,7 @@ impl Mesh {
         let is_connected = self.nodes[attacker]
             .process
             .as_ref()
-            .is_some_and(|process| process.current.contains_key(&target));
+            .is_some_and(|process| process.current.get(target).is_some());
         self.send_packet(attacker, target, bytes);
         Ok(is_connected)
     }

@@ -8,7 +8,7 @@
 //! a cut way it waits, with growing pauses, for as long as the connection lasts. A process that died sends
 //! nothing; its next life answers packets of old connections with a reset, as the daemon's does.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use gossamer_core::dial::{Dial, Keep, Source, keep_which};
@@ -17,6 +17,7 @@ use gossamer_wire::limits::HANDSHAKE_TIMEOUT;
 
 use super::cost;
 use super::mesh::{Event, Mesh};
+use super::tables::QuickMap;
 
 /// A connection, never used for another.
 pub(super) type ConnId = u64;
@@ -112,7 +113,7 @@ impl Conn {
 /// All connections.
 #[derive(Debug, Default)]
 pub(super) struct Links {
-    conns: HashMap<ConnId, Conn>,
+    conns: QuickMap<ConnId, Box<Conn>>,
     made: ConnId,
 }
 
@@ -139,7 +140,7 @@ impl Mesh {
         let id = self.links.made;
         let dialer = Side::new(node, self.life(node), now);
         let acceptor = Side::new(to, self.life(to), now);
-        self.links.conns.insert(id, Conn { dialer, acceptor });
+        self.links.conns.insert(id, Box::new(Conn { dialer, acceptor }));
         self.later(HANDSHAKE_TIMEOUT, Event::DialOver { conn: id });
         self.shake(id, 0, 0);
     }
@@ -226,7 +227,7 @@ impl Mesh {
         let (me, peer_id) = (self.id(node), self.id(peer));
         let now = self.clock(node).mono;
         let Some(process) = &self.nodes[node].process else { return };
-        if let Some(&old_id) = process.current.get(&peer)
+        if let Some(old_id) = process.current.get(peer)
             && let Some(old) = self.links.conns.get(&old_id)
             && old.side(old.end_of(node)).state == State::Open
         {
@@ -315,15 +316,15 @@ impl Mesh {
         let Some(conn) = self.links.conns.get(&id) else { return };
         let (node, peer, life) = (conn.node(end), conn.node(end.other()), conn.side(end).life);
         let Some(process) = self.process_of(node, life) else { return };
-        if process.current.get(&peer) == Some(&id) {
-            process.current.remove(&peer);
+        if process.current.get(peer) == Some(id) {
+            process.current.remove(peer);
             self.disconnected(node, peer);
         }
     }
 
     /// Closes the connection in use with a peer, if there is one.
     pub(super) fn hang_up(&mut self, node: usize, peer: usize) {
-        let id = self.nodes[node].process.as_ref().and_then(|process| process.current.get(&peer).copied());
+        let id = self.nodes[node].process.as_ref().and_then(|process| process.current.get(peer));
         if let Some((id, conn)) = id.and_then(|id| Some((id, self.links.conns.get(&id)?))) {
             let end = conn.end_of(node);
             self.close(id, end);
@@ -332,7 +333,8 @@ impl Mesh {
 
     /// Closes everything a process has open, as a daemon does that stops.
     pub(super) fn hang_up_all(&mut self, node: usize) {
-        let peers = self.nodes[node].process.iter().flat_map(|process| process.current.keys().copied());
+        let peers =
+            self.nodes[node].process.iter().flat_map(|process| process.current.iter().map(|(peer, _)| peer));
         for peer in peers.collect::<Vec<_>>() {
             self.hang_up(node, peer);
         }
@@ -340,7 +342,7 @@ impl Mesh {
 
     /// Sends a frame to a peer; lost without a connection.
     pub(super) fn send_frame(&mut self, node: usize, peer: usize, frame: Frame) {
-        let id = self.nodes[node].process.as_ref().and_then(|process| process.current.get(&peer).copied());
+        let id = self.nodes[node].process.as_ref().and_then(|process| process.current.get(peer));
         let Some(id) = id else { return self.nodes[node].count("unsendable", 1, 0) };
         let Some(end) = self.links.conns.get(&id).map(|conn| conn.end_of(node)) else { return };
         let frame = self.spoken(node, frame);
@@ -365,16 +367,17 @@ impl Mesh {
             conn.side_mut(end).blocked.push_back(frame);
             return self.plan_retry(id, end);
         }
-        self.transmit(id, end, frame, packets);
+        self.transmit(id, end, frame, bytes);
     }
 
     /// Puts a frame on an open way: each packet may be lost some times, and the last to come counts.
-    fn transmit(&mut self, id: ConnId, end: End, frame: Frame, packets: u64) {
+    fn transmit(&mut self, id: ConnId, end: End, frame: Frame, bytes: usize) {
+        let packets = cost::packets(bytes);
         let Some(conn) = self.links.conns.get(&id) else { return };
         let (from, to) = (conn.node(end), conn.node(end.other()));
         let pause = self.net.resend_after(from, to);
         let mut losses = 0;
-        let each = cost::frame(&frame).div_ceil(packets as usize) as u64;
+        let each = bytes.div_ceil(packets as usize) as u64;
         for _ in 0..packets {
             let lost = (0..6).take_while(|_| self.net.loses(from, to)).count();
             losses = losses.max(lost);
@@ -419,9 +422,9 @@ impl Mesh {
         let side = self.links.conns.get_mut(&id).expect("looked up above").side_mut(end);
         side.retries = 0;
         for frame in std::mem::take(&mut side.blocked) {
-            let packets = cost::packets(cost::frame(&frame));
-            self.charge_all(from, to, "resent", packets, cost::frame(&frame) as u64);
-            self.transmit(id, end, frame, packets);
+            let bytes = cost::frame(&frame);
+            self.charge_all(from, to, "resent", cost::packets(bytes), bytes as u64);
+            self.transmit(id, end, frame, bytes);
         }
     }
 
@@ -430,7 +433,7 @@ impl Mesh {
         if bytes.len() > cost::PAYLOAD {
             return self.send_frame(node, peer, Frame::Swim(bytes));
         }
-        let id = self.nodes[node].process.as_ref().and_then(|process| process.current.get(&peer).copied());
+        let id = self.nodes[node].process.as_ref().and_then(|process| process.current.get(peer));
         let Some(id) = id else { return self.nodes[node].count("unsendable", 1, 0) };
         let Some(end) = self.links.conns.get(&id).map(|conn| conn.end_of(node)) else { return };
         self.trace.note(self.now, node, peer, "swim", bytes.len());
@@ -518,8 +521,7 @@ impl Mesh {
                 self.now.saturating_sub(conn.side(conn.end_of(node)).heard) >= IDLE_TIMEOUT
             })
         };
-        let idle: Vec<(usize, ConnId)> =
-            process.current.iter().filter(|(_, id)| is_idle(id)).map(|(peer, id)| (*peer, *id)).collect();
+        let idle: Vec<(usize, ConnId)> = process.current.iter().filter(|(_, id)| is_idle(id)).collect();
         for (peer, id) in idle {
             match self.links.conns.get_mut(&id) {
                 Some(conn) => {
@@ -530,7 +532,7 @@ impl Mesh {
                 }
                 None => {
                     if let Some(process) = &mut self.nodes[node].process {
-                        process.current.remove(&peer);
+                        process.current.remove(peer);
                     }
                     self.disconnected(node, peer);
                 }

@@ -24,6 +24,7 @@ use super::mixed::Dialects;
 use super::net::Network;
 use super::node::{Node, Process};
 use super::queue::Queue;
+use super::tables::QuickMap;
 use super::watch::{Trace, Watch};
 use crate::scenario::{Act, Disk, Down, NodeState, Scenario, World};
 
@@ -67,7 +68,7 @@ pub struct Mesh {
     pub(super) nodes: Vec<Node>,
     pub(super) links: Links,
     pub(super) trust: TrustBundle,
-    numbers: HashMap<NodeId, usize>,
+    numbers: QuickMap<NodeId, usize>,
     addresses: HashMap<SocketAddr, usize>,
     pub(super) trace: Trace,
     pub(super) watch: Watch,
@@ -371,7 +372,7 @@ impl Mesh {
     pub fn sent_by_kind(&self) -> Vec<(&'static str, u64, u64)> {
         let mut sums: std::collections::BTreeMap<&'static str, (u64, u64)> =
             std::collections::BTreeMap::new();
-        for (kind, (packets, bytes)) in self.nodes.iter().flat_map(|node| &node.sent) {
+        for (kind, (packets, bytes)) in self.nodes.iter().flat_map(|node| node.sent.iter()) {
             let sum = sums.entry(kind).or_default();
             *sum = (sum.0 + packets, sum.1 + bytes);
         }
@@ -454,7 +455,7 @@ impl World for Mesh {
     }
 
     fn bytes_sent(&mut self, node: usize) -> u64 {
-        self.nodes[node].sent.values().map(|(_, bytes)| bytes).sum()
+        self.nodes[node].sent.iter().map(|(_, (_, bytes))| bytes).sum()
     }
 
     fn trace(&self) -> Option<u64> {

@@ -3,7 +3,7 @@
 //! Owns: what a start finds and makes of it, as the daemon's start does. Must not know: other nodes, the network.
 //! Driven by: the mesh.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,8 @@ use rand::rngs::{SmallRng, StdRng};
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::authority::{Identity, WALL};
-use super::link::ConnId;
 use super::mesh::Event;
+use super::tables::{Current, Sums};
 use crate::scenario::Disk as Keeps;
 
 /// A node, running or not.
@@ -52,7 +52,7 @@ pub(super) struct Node {
     /// Up to how many members it keeps a connection to each.
     pub(super) warm: WarmSet,
     /// Packets and bytes sent, by kind, over all lives.
-    pub(super) sent: BTreeMap<&'static str, (u64, u64)>,
+    pub(super) sent: Sums,
 }
 
 /// A running daemon.
@@ -61,7 +61,7 @@ pub(super) struct Process {
     pub(super) catalog: Catalog,
     pub(super) book: DialBook,
     /// The control connection to each peer.
-    pub(super) current: BTreeMap<usize, ConnId>,
+    pub(super) current: Current,
     /// When the cores are woken next.
     pub(super) wake: Option<Duration>,
     /// Whether a write of the catalog is planned: it is behind.
@@ -103,7 +103,7 @@ impl Node {
             parked: VecDeque::new(),
             renewals: 0,
             warm: WarmSet::default(),
-            sent: BTreeMap::new(),
+            sent: Sums::default(),
         };
         node.publish(records);
         node
@@ -197,7 +197,7 @@ impl Node {
             membership,
             catalog,
             book,
-            current: BTreeMap::new(),
+            current: Current::default(),
             wake: None,
             save_is_planned: false,
         });
@@ -223,8 +223,7 @@ impl Node {
     }
 
     pub(super) fn count(&mut self, kind: &'static str, packets: u64, bytes: u64) {
-        let sum = self.sent.entry(kind).or_default();
-        *sum = (sum.0 + packets, sum.1 + bytes);
+        self.sent.add(kind, packets, bytes);
     }
 }
 
