@@ -122,8 +122,8 @@ pub const ADVERT_BURST: f64 = 256.0;
 /// Most client bytes held until an instance has answered its status byte (design section 9).
 pub const MAX_EARLY_BYTES: usize = 65_536;
 
-/// Members up to which every pair keeps a connection; above, each node watches a fixed set of at most so many. At the
-/// 32 KiB which an idle connection of quinn takes these pin 32 MiB (design section 5).
+/// Members up to which every pair keeps a connection; above, each node watches a fixed set of at most so many. An idle
+/// connection takes 32 KiB in quinn alone and about 37 KiB in a daemon (`docs/benchmarks.md`).
 pub const MAX_WARM_PEERS: usize = 1_024;
 
 /// Inbound handshakes that wait for a decision: one machine's worth of peers, not a flood's.
