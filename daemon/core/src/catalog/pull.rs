@@ -29,6 +29,9 @@ const MAX_ROUND_TRIP: Duration = Duration::from_millis(200);
 const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(10);
 /// How long learnt ids are gathered before they are announced: a burst is one frame, and a hop costs 5 ms more.
 pub(super) const GATHER: Duration = Duration::from_millis(5);
+/// Shortest pause between two announcements: in a storm of changes each node learns something every few milliseconds,
+/// and ids are only for those whom a push has missed.
+const REST: Duration = Duration::from_millis(50);
 /// How long after the last gain more is taken to be on its way.
 const STILL_COMING: Duration = Duration::from_millis(100);
 
@@ -51,6 +54,7 @@ pub(super) struct Pulls {
     /// Learnt and not announced yet, with who gave it.
     learnt: BTreeMap<AdvertId, NodeId>,
     announce_at: Option<Instant>,
+    announced: Option<Instant>,
     last_gain: Option<Instant>,
 }
 
@@ -143,7 +147,9 @@ impl Pulls {
     pub(super) fn learn(&mut self, id: AdvertId, from: NodeId, now: Instant) {
         self.learnt.insert(id, from);
         self.last_gain = Some(now);
-        self.announce_at.get_or_insert(now + GATHER);
+        let gathered = now + GATHER;
+        let at = self.announced.map_or(gathered, |last| gathered.max(last + REST));
+        self.announce_at.get_or_insert(at);
     }
 
     /// Returns the ids to announce, with who gave them, when it is time.
@@ -152,6 +158,7 @@ impl Pulls {
             return BTreeMap::new();
         }
         self.announce_at = None;
+        self.announced = Some(now);
         std::mem::take(&mut self.learnt)
     }
 
@@ -282,6 +289,23 @@ mod tests {
         }
         pulls.disconnect(peer(1), now);
         assert_eq!(pulls.grace(peer(1)), UNKNOWN_ROUND_TRIP * 2);
+    }
+
+    #[test]
+    fn learnt_ids_are_gathered_longer_while_many_come() {
+        let now = start();
+        let mut pulls = Pulls::default();
+        let mut announcements = 0;
+        for millisecond in 0..1_000 {
+            let now = now + MILLISECOND * millisecond;
+            pulls.learn(id(u64::from(millisecond)), peer(1), now);
+            announcements += usize::from(!pulls.take_learnt(now).is_empty());
+        }
+        assert_eq!(announcements, 20);
+        let quiet = now + MILLISECOND * 2_000;
+        pulls.take_learnt(quiet);
+        pulls.learn(id(9_999), peer(1), quiet + REST);
+        assert_eq!(pulls.deadline(), Some(quiet + REST + GATHER), "the first after a pause waits no longer");
     }
 
     #[test]
