@@ -66,6 +66,8 @@ pub struct DialBook {
     waiting: BTreeSet<(Instant, NodeId)>,
     /// Those of them that are silent: at most [`MAX_SILENT`], the rest are set aside.
     silent_waiting: BTreeSet<NodeId>,
+    /// Silent nodes that have an address and do not wait.
+    set_aside: BTreeSet<NodeId>,
     in_flight: usize,
     connected: usize,
     /// Members that are up.
@@ -107,6 +109,7 @@ impl DialBook {
             entries: BTreeMap::new(),
             waiting: BTreeSet::new(),
             silent_waiting: BTreeSet::new(),
+            set_aside: BTreeSet::new(),
             in_flight: 0,
             connected: 0,
             live: 0,
@@ -148,7 +151,7 @@ impl DialBook {
                 self.limit_silent();
             }
             (State::Waiting(_), false) => self.set_state(node, State::Idle),
-            _ => {}
+            _ => self.note_silent(node),
         }
     }
 
@@ -219,6 +222,7 @@ impl DialBook {
     pub fn forget(&mut self, node: NodeId) {
         self.set_state(node, State::Idle);
         let gone = self.entries.remove(&node);
+        self.note_silent(node);
         self.live -= usize::from(gone.is_some_and(|entry| entry.standing == Standing::Live));
     }
 
@@ -325,12 +329,19 @@ impl DialBook {
         self.note_silent(node);
     }
 
-    /// Keeps `silent_waiting` true of a node whose state or standing has changed.
+    /// Keeps the lists of silent nodes true of one whose state, standing or addresses have changed.
     fn note_silent(&mut self, node: NodeId) {
-        if self.entries.get(&node).is_some_and(Entry::is_silent_and_waits) {
-            self.silent_waiting.insert(node);
-        } else {
-            self.silent_waiting.remove(&node);
+        let entry = self.entries.get(&node);
+        let lists = [
+            (&mut self.silent_waiting, entry.is_some_and(Entry::is_silent_and_waits)),
+            (&mut self.set_aside, entry.is_some_and(Entry::is_set_aside)),
+        ];
+        for (list, is_in) in lists {
+            if is_in {
+                list.insert(node);
+            } else {
+                list.remove(&node);
+            }
         }
     }
 
@@ -349,7 +360,7 @@ impl DialBook {
         if self.silent_waiting.len() >= MAX_SILENT {
             return;
         }
-        let aside = self.entries.iter_mut().filter(|(_, entry)| entry.is_set_aside());
+        let aside = self.set_aside.iter().filter_map(|node| self.entries.get_key_value(node));
         let Some((node, entry)) = aside.min_by_key(|(node, entry)| (entry.failures, **node)) else { return };
         let pause = if entry.failures == 0 { Duration::ZERO } else { entry.pause(&mut self.rng) };
         let node = *node;

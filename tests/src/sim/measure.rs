@@ -31,7 +31,7 @@ pub struct Effort {
     pub simulated: f64,
     /// Time of this machine, seconds.
     pub wall: f64,
-    /// Resident memory of this process at the end, MiB.
+    /// Most resident memory of this process until the end, MiB.
     pub memory_mib: f64,
     /// From the last start until all saw all, simulated seconds.
     pub joined: f64,
@@ -248,7 +248,7 @@ impl Run {
     pub(super) fn end(&mut self, mesh: &Mesh) {
         self.effort.simulated = mesh.now.as_secs_f64();
         self.effort.wall = self.started.elapsed().as_secs_f64();
-        self.effort.memory_mib = resident_mib();
+        self.effort.memory_mib = status_mib("VmHWM:");
     }
 }
 
@@ -342,8 +342,12 @@ fn fragment_bytes(mesh: &Mesh, node: usize) -> usize {
 
 /// Returns the resident memory of this process, MiB; 0 where the system does not say.
 pub(super) fn resident_mib() -> f64 {
+    status_mib("VmRSS:")
+}
+
+fn status_mib(field: &str) -> f64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
     kib.unwrap_or(0.0) / 1_024.0
 }
