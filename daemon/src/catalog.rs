@@ -97,7 +97,7 @@ pub fn start(stage: &Stage, parts: Parts) {
     stage.spawn("catalog-disk", write_rows(parts.store.clone(), parts.clock.clone(), writes));
     let projection = Projection::new(&parts);
     let jumps = Jumps::since(parts.clock.now());
-    let task = Task { disk, parts, projection, jumps, unsaved: false };
+    let task = Task { disk, parts, projection, jumps, unsaved: false, cards: Source::StoredCard };
     stage.spawn("catalog", async move { task.run(&stop).await });
 }
 
@@ -155,6 +155,8 @@ struct Task {
     projection: Projection,
     jumps: Jumps,
     unsaved: bool,
+    /// Where the cards come from that the core speaks of: first from the disk.
+    cards: Source,
 }
 
 /// One wake-up.
@@ -175,6 +177,7 @@ impl Task {
         self.parts.core.handle(Input::Card(self.parts.card.clone()), self.parts.clock.now());
         self.projection.note_all(&self.parts.core, self.parts.clock.now());
         self.drain().await;
+        self.cards = Source::Card;
         loop {
             let deadline = self.parts.core.next_deadline();
             let wake = tokio::select! {
@@ -228,7 +231,7 @@ impl Task {
                 Output::NodeChanged(node) => {
                     self.projection.note_node(node);
                     if let Some(addresses) = self.parts.core.node_addresses(node) {
-                        self.parts.peers.learn(node, addresses.to_vec(), Source::Card);
+                        self.parts.peers.learn(node, addresses.to_vec(), self.cards);
                     }
                 }
                 Output::EpochBehind { at_least } => self.raise_epoch(at_least).await,

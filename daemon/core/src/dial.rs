@@ -25,6 +25,8 @@ pub use warm::{PairRank, WarmSet};
 pub enum Source {
     /// The node's card: all its addresses, in its order. Replaces those of earlier cards.
     Card,
+    /// The same, as the last run of this node stored it: the others need not know that it is back.
+    StoredCard,
     /// An inbound connection, a token or the disk: kept beside the card's, newest first.
     Hint,
 }
@@ -74,6 +76,8 @@ pub struct DialBook {
     live: usize,
     /// Whom of them to keep a connection to.
     warm: WarmSet,
+    /// Whether the rest after the first few dials has begun.
+    has_settled: bool,
     /// When the pace allows the next dial.
     next_slot: Option<Instant>,
 }
@@ -114,6 +118,7 @@ impl DialBook {
             connected: 0,
             live: 0,
             warm: WarmSet::default(),
+            has_settled: false,
             next_slot: None,
         }
     }
@@ -125,18 +130,20 @@ impl DialBook {
         self
     }
 
-    /// Takes in addresses of a node; those nobody can dial are dropped. A node not known before is dialled at
-    /// once and counts as [`Standing::Silent`] until [`Self::set_standing`] says otherwise. A full book
-    /// ([`MAX_NODES`]) takes no further nodes.
+    /// Takes in addresses of a node; those nobody can dial are dropped. A node not known before counts as
+    /// [`Standing::Silent`] until [`Self::set_standing`] says otherwise. It is dialled at once; when only its card
+    /// is known, it has heard of this node as well, and the larger of the two ids lets the other dial first. A full
+    /// book ([`MAX_NODES`]) takes no further nodes.
     pub fn learn(&mut self, node: NodeId, addresses: &[SocketAddr], source: Source, now: Instant) {
         if !self.has_room_for(node) {
             return;
         }
         let addresses = addresses.iter().filter_map(|address| dialable(*address));
+        let first = if source == Source::Card { self.first_dial(node, now) } else { now };
         let warm = self.warm;
         let entry = self.entry(node);
         match source {
-            Source::Card => entry.card = addresses.take(MAX_ADDRESSES).collect(),
+            Source::Card | Source::StoredCard => entry.card = addresses.take(MAX_ADDRESSES).collect(),
             Source::Hint => {
                 for address in addresses {
                     entry.hints.retain(|known| *known != address);
@@ -147,7 +154,7 @@ impl DialBook {
         }
         match (entry.state, entry.has_address()) {
             (State::Idle, true) if entry.is_wanted(warm) => {
-                self.set_state(node, State::Waiting(now));
+                self.set_state(node, State::Waiting(first));
                 self.limit_silent();
             }
             (State::Waiting(_), false) => self.set_state(node, State::Idle),
@@ -155,10 +162,11 @@ impl DialBook {
         }
     }
 
-    /// Takes in what membership says. A node that turns live is dialled at once. One that falls silent has just
-    /// been found dead, so its back-off begins with a longer pause; if it lives after all, it dials. A live node
-    /// may be heard of before its addresses are.
+    /// Takes in what membership says. A node that turns live is dialled, by the larger of the two ids a moment
+    /// later. One that falls silent has just been found dead, so its back-off begins with a longer pause; if it
+    /// lives after all, it dials. A live node may be heard of before its addresses are.
     pub fn set_standing(&mut self, node: NodeId, standing: Standing, now: Instant) {
+        let first = self.first_dial(node, now);
         if standing == Standing::Live && self.has_room_for(node) {
             self.entry(node);
         }
@@ -170,10 +178,14 @@ impl DialBook {
         match (before, standing) {
             (Standing::Silent, Standing::Live) => {
                 (entry.failures, entry.least_failures) = (0, 0);
-                let can_wait = matches!(entry.state, State::Waiting(_) | State::Idle);
-                if can_wait && entry.has_address() {
+                let due = match entry.state {
+                    State::Waiting(due) => Some(due.min(first)),
+                    State::Idle if entry.has_address() => Some(first),
+                    _ => None,
+                };
+                if let Some(due) = due {
                     let is_wanted = entry.is_wanted(warm);
-                    self.set_state(node, if is_wanted { State::Waiting(now) } else { State::Idle });
+                    self.set_state(node, if is_wanted { State::Waiting(due) } else { State::Idle });
                 }
                 self.live += 1;
                 self.choose_warm(now);
@@ -250,7 +262,9 @@ impl DialBook {
         let (_, node) = *self.waiting.first()?;
         let addresses = self.entries.get(&node)?.addresses();
         self.set_state(node, State::Dialing);
-        self.next_slot = Some(now + PACE);
+        let has_few = self.connected + self.in_flight >= FEW;
+        let settles = has_few && !std::mem::replace(&mut self.has_settled, has_few);
+        self.next_slot = Some(now + if settles { SETTLE } else { PACE });
         self.wake_silent(now);
         Some(Dial { node, addresses })
     }
@@ -294,6 +308,11 @@ impl DialBook {
             }
         }
         moves.into_iter().for_each(|(node, state)| self.set_state(node, state));
+    }
+
+    /// Returns when to dial a node that has heard of this one too. Both dial in the end: perhaps only one can.
+    fn first_dial(&mut self, node: NodeId, now: Instant) -> Instant {
+        if self.me < node { now } else { now + YIELD.mul_f64(self.rng.random_range(0.5..1.5)) }
     }
 
     fn back_off(&mut self, node: NodeId, now: Instant) {
@@ -448,6 +467,15 @@ const MAX_HINTS: usize = 4;
 
 /// Pause between two dials: at most 50 a second, because a handshake costs both sides up to 0.9 ms and 4.4 KB.
 const PACE: Duration = Duration::from_millis(20);
+
+/// Connections that make a node a member whom news reaches.
+const FEW: usize = 4;
+
+/// Rest after the first [`FEW`]: they bring news of the others, which handshakes with all of them would hold up.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// How long the larger of two ids lets the other dial first, give or take half: two handshakes cost both twice.
+const YIELD: Duration = Duration::from_secs(1);
 
 /// Dials under way at once. With a 3 s handshake limit and dead addresses only, 21 dials a second remain.
 const MAX_IN_FLIGHT: usize = 64;

@@ -13,7 +13,7 @@ use ring::signature::{ED25519, UnparsedPublicKey};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeId, KeyPurposeIdIter, KeyUsage};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
@@ -22,6 +22,10 @@ use gossamer_wire::advert::Fragment;
 use gossamer_wire::limits::{MAX_CERTIFICATE_BYTES, MAX_LEAF_BYTES};
 use gossamer_wire::token::Claims;
 use gossamer_wire::{DecodeError, GroupName, MeshId, NodeId, NodeName, ServiceRecord};
+
+mod recent;
+
+use recent::Recent;
 
 /// Object identifier of the claims extension: private, not critical (design section 4).
 pub const CLAIMS_OID: &[u64] = &[1, 3, 6, 1, 4, 1, 61_999, 1, 1];
@@ -100,20 +104,6 @@ pub trait Verify: fmt::Debug + Send + Sync {
         signature_holds(public_key, bytes, signature)
     }
 
-    /// Judges a leaf as [`TrustBundle::verify`] does.
-    ///
-    /// # Errors
-    /// Those of [`TrustBundle::verify`].
-    fn leaf(
-        &self,
-        bundle: &TrustBundle,
-        leaf: &[u8],
-        shown: &[CertificateDer<'_>],
-        wall: u64,
-    ) -> Result<Leaf, TrustError> {
-        bundle.check_anew(leaf, shown, wall)
-    }
-
     /// Reads the records in the body of a fragment. A simulator lets all its catalogs share one copy.
     ///
     /// # Errors
@@ -129,6 +119,27 @@ struct Anew;
 
 impl Verify for Anew {}
 
+/// What an extended key usage must allow (RFC 5280 section 4.2.1.12): both sides of a handshake, if it is there.
+struct BothSides;
+
+impl ExtendedKeyUsageValidator for BothSides {
+    fn validate(&self, ids: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        let ids: Vec<_> = ids.collect::<Result<_, _>>()?;
+        let allows = |wanted: &KeyPurposeId<'_>| ids.is_empty() || ids.contains(wanted);
+        match [CLIENT_AUTH, SERVER_AUTH].iter().all(allows) {
+            true => Ok(()),
+            false => Err(webpki::Error::RequiredEkuNotFoundContext(webpki::RequiredEkuNotFoundContext {
+                required: KeyUsage::server_auth(),
+                present: ids.iter().map(KeyPurposeId::to_decoded_oid).collect(),
+            })),
+        }
+    }
+}
+
+/// `id-kp-clientAuth` and `id-kp-serverAuth`.
+const CLIENT_AUTH: KeyPurposeId<'static> = KeyPurposeId::new(&[43, 6, 1, 5, 5, 7, 3, 2]);
+const SERVER_AUTH: KeyPurposeId<'static> = KeyPurposeId::new(&[43, 6, 1, 5, 5, 7, 3, 1]);
+
 /// Roots and issuers of a mesh.
 #[derive(Clone, Debug)]
 pub struct TrustBundle {
@@ -137,6 +148,7 @@ pub struct TrustBundle {
     anchors: Vec<TrustAnchor<'static>>,
     issuers: Vec<CertificateDer<'static>>,
     verifier: Arc<dyn Verify>,
+    recent: Arc<Recent>,
 }
 
 impl TrustBundle {
@@ -156,6 +168,7 @@ impl TrustBundle {
             roots,
             issuers: issuers.into_iter().map(CertificateDer::from).collect(),
             verifier: Arc::new(Anew),
+            recent: Arc::default(),
         })
     }
 
@@ -181,12 +194,21 @@ impl TrustBundle {
     }
 
     /// Judges a leaf: chain to a root, validity with skew, one SPIFFE name of this mesh, Ed25519 key, claims.
-    /// `shown` are issuer certificates the peer sent along. `wall` is seconds since the Unix epoch.
+    /// `shown` are issuer certificates the peer sent along. `wall` is seconds since the Unix epoch. A good verdict
+    /// is remembered for a minute, at most until the leaf ends.
     ///
     /// # Errors
     /// The first check that fails; nothing is changed.
     pub fn verify(&self, leaf: &[u8], shown: &[CertificateDer<'_>], wall: u64) -> Result<Leaf, TrustError> {
-        self.verifier.leaf(self, leaf, shown, wall)
+        // Issuers the bundle has anyway add nothing: a handshake shows them, a card does not.
+        let others: Vec<_> = shown.iter().filter(|der| !self.issuers.contains(der)).collect();
+        let key = recent::key(leaf, &others);
+        if let Some(known) = self.recent.get(&key, wall) {
+            return Ok(known);
+        }
+        let judged = self.judge(leaf, shown, wall)?;
+        self.recent.put(key, wall, judged.clone());
+        Ok(judged)
     }
 
     /// Returns whether `signature` is the key's over `bytes`.
@@ -202,16 +224,7 @@ impl TrustBundle {
         self.verifier.records(body)
     }
 
-    /// Judges a leaf without asking the [`Verify`]: for those that are one.
-    ///
-    /// # Errors
-    /// As [`Self::verify`].
-    pub fn check_anew(
-        &self,
-        leaf: &[u8],
-        shown: &[CertificateDer<'_>],
-        wall: u64,
-    ) -> Result<Leaf, TrustError> {
+    fn judge(&self, leaf: &[u8], shown: &[CertificateDer<'_>], wall: u64) -> Result<Leaf, TrustError> {
         if leaf.len() > MAX_LEAF_BYTES || shown.iter().any(|der| der.len() > MAX_CERTIFICATE_BYTES) {
             return Err(TrustError::Malformed);
         }
@@ -219,19 +232,17 @@ impl TrustBundle {
         let der = CertificateDer::from(leaf);
         let end_entity = EndEntityCert::try_from(&der).map_err(|_| TrustError::Malformed)?;
         let issuers: Vec<CertificateDer<'_>> = self.issuers.iter().chain(shown).cloned().collect();
-        for usage in [KeyUsage::client_auth(), KeyUsage::server_auth()] {
-            end_entity
-                .verify_for_usage(
-                    &[webpki::ring::ED25519],
-                    &self.anchors,
-                    &issuers,
-                    UnixTime::since_unix_epoch(std::time::Duration::from_secs(at)),
-                    usage,
-                    None,
-                    None,
-                )
-                .map_err(|error| TrustError::Chain(error.to_string()))?;
-        }
+        end_entity
+            .verify_for_usage(
+                &[webpki::ring::ED25519],
+                &self.anchors,
+                &issuers,
+                UnixTime::since_unix_epoch(std::time::Duration::from_secs(at)),
+                BothSides,
+                None,
+                None,
+            )
+            .map_err(|error| TrustError::Chain(error.to_string()))?;
         Ok(read)
     }
 

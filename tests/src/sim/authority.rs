@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
-use gossamer_core::trust::{Leaf, Sign, TrustBundle, TrustError, Verify, signature_holds};
+use gossamer_core::trust::{Sign, TrustBundle, Verify, signature_holds};
 use gossamer_wire::advert::Fragment;
 use gossamer_wire::{DecodeError, MeshId, NodeId, ServiceRecord};
 use rand::rngs::StdRng;
@@ -17,7 +17,7 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
 };
 use ring::signature::Ed25519KeyPair;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use time::{Duration, OffsetDateTime};
 
 use super::tables::QuickMap;
@@ -146,8 +146,6 @@ struct Verdicts(Mutex<Remembered>);
 struct Remembered {
     /// By signature: whose it was said to be, over what, and whether it is.
     signatures: QuickMap<[u8; 64], Checked>,
-    /// By certificate: what it says, and between which times that was so.
-    leaves: QuickMap<Vec<u8>, (Leaf, u64, u64)>,
     /// By body of a fragment: its records, of which all catalogs hold this copy.
     records: QuickMap<Vec<u8>, Vec<Arc<ServiceRecord>>>,
 }
@@ -187,26 +185,6 @@ impl Verify for Verdicts {
         }
     }
 
-    fn leaf(
-        &self,
-        bundle: &TrustBundle,
-        leaf: &[u8],
-        shown: &[CertificateDer<'_>],
-        wall: u64,
-    ) -> Result<Leaf, TrustError> {
-        let mut remembered = self.remembered();
-        if let Some((known, from, until)) = remembered.leaves.get(leaf)
-            && (*from..=*until).contains(&wall)
-        {
-            return Ok(known.clone());
-        }
-        let read = bundle.check_anew(leaf, shown, wall)?;
-        // Validity is one span of time: what held at both ends held between them.
-        let span = remembered.leaves.entry(leaf.to_vec()).or_insert_with(|| (read.clone(), wall, wall));
-        (span.1, span.2) = (span.1.min(wall), span.2.max(wall));
-        Ok(read)
-    }
-
     fn records(&self, body: &[u8]) -> Result<Vec<Arc<ServiceRecord>>, DecodeError> {
         let mut remembered = self.remembered();
         if let Some(records) = remembered.records.get(body) {
@@ -229,6 +207,8 @@ const MOST_BODIES: usize = 1 << 14;
 
 #[cfg(test)]
 mod tests {
+    use gossamer_core::trust::TrustError;
+
     use super::*;
 
     #[test]

@@ -30,7 +30,7 @@ fn book() -> DialBook {
 /// A book that knows one live node, `1`.
 fn book_of_one(now: Instant) -> DialBook {
     let mut book = book();
-    book.learn(node(1), &[address("192.0.2.1:4677")], Source::Card, now);
+    book.learn(node(1), &[address("192.0.2.1:4677")], Source::StoredCard, now);
     book.set_standing(node(1), Standing::Live, now);
     book
 }
@@ -39,7 +39,7 @@ fn book_of_one(now: Instant) -> DialBook {
 fn book_of(count: u8, now: Instant) -> DialBook {
     let mut book = book();
     for n in 0..count {
-        book.learn(node(n), &[address("192.0.2.1:4677")], Source::Card, now);
+        book.learn(node(n), &[address("192.0.2.1:4677")], Source::StoredCard, now);
         book.set_standing(node(n), Standing::Live, now);
     }
     book
@@ -116,10 +116,14 @@ fn connections_that_do_not_last_are_dialled_ever_more_rarely() {
 fn at_most_fifty_dials_a_second_and_sixty_four_at_once() {
     let now = start();
     let mut book = book_of(90, now);
-    let first = dials(&mut book, now + SECOND, false);
+    let few = dials(&mut book, now + SETTLE, false);
+    assert_eq!(few.len(), FEW, "then the news they bring comes first");
+    let rest = now + SETTLE + (FEW as u32 - 1) * PACE;
+    let first = dials(&mut book, rest + SECOND, false);
     assert_eq!(first.len(), 51, "one at once, then fifty");
     assert!(first.windows(2).all(|pair| pair[1].0 - pair[0].0 >= PACE));
-    assert_eq!(first.len() + dials(&mut book, now + 60 * SECOND, false).len(), MAX_IN_FLIGHT);
+    let all = few.len() + first.len() + dials(&mut book, now + 60 * SECOND, false).len();
+    assert_eq!(all, MAX_IN_FLIGHT);
     assert_eq!(book.next_deadline(), None);
     book.failed(node(0), now + 60 * SECOND);
     book.connected(node(1), now + 60 * SECOND);
@@ -231,7 +235,44 @@ fn a_silent_node_that_turns_live_is_dialled_at_once() {
     dials(&mut book, now + 3_600 * SECOND, true);
     let later = now + 3_601 * SECOND;
     book.set_standing(node(1), Standing::Live, later);
-    assert!(book.next_dial(later).is_some());
+    assert!(book.next_dial(later + YIELD * 3 / 2).is_some());
+}
+
+#[test]
+fn of_two_that_hear_of_each_other_the_smaller_dials_first_and_both_in_the_end() {
+    let now = start();
+    let mut book = book();
+    for n in [1, 2, 200, 201] {
+        book.learn(node(n), &[address("192.0.2.1:4677")], Source::Card, now);
+        book.set_standing(node(n), Standing::Live, now);
+    }
+    let times = dials(&mut book, now + 10 * SECOND, false);
+    let at = |n| times.iter().find(|(_, id)| *id == node(n)).expect("dialled").0 - now;
+    assert!(at(200) <= PACE && at(201) <= PACE);
+    assert!(at(1) >= YIELD / 2 && at(2) >= YIELD / 2);
+}
+
+#[test]
+fn a_node_that_was_only_stored_or_named_by_a_token_is_dialled_at_once() {
+    for source in [Source::StoredCard, Source::Hint] {
+        let (now, mut book) = (start(), book());
+        book.learn(node(1), &[address("192.0.2.1:4677")], source, now);
+        assert!(book.next_dial(now).is_some(), "{source:?}");
+    }
+}
+
+#[test]
+fn the_rest_after_the_first_few_comes_once_and_counts_who_dialled_us() {
+    let (now, mut book) = (start(), book_of(20, start()));
+    for n in 200..200 + FEW as u8 {
+        book.connected(node(n), now);
+    }
+    assert_eq!(dials(&mut book, now + SETTLE / 2, true).len(), 1);
+    for n in 0..FEW as u8 {
+        book.disconnected(node(200 + n), now + SECOND);
+        book.connected(node(200 + n), now + SECOND);
+    }
+    assert!(dials(&mut book, now + 2 * SECOND, true).len() > 10, "no second rest");
 }
 
 #[test]
@@ -293,7 +334,7 @@ fn eight_card_addresses_and_the_four_newest_hints_are_kept_once_each() {
     let now = start();
     let mut book = book();
     let many = |from: u16| (from..from + 20).map(|port| SocketAddr::new([192, 0, 2, 1].into(), port));
-    book.learn(node(1), &many(1).collect::<Vec<_>>(), Source::Card, now);
+    book.learn(node(1), &many(1).collect::<Vec<_>>(), Source::StoredCard, now);
     for hint in many(101).chain([address("192.0.2.1:120"), address("192.0.2.1:1")]) {
         book.learn(node(1), &[hint], Source::Hint, now);
     }

@@ -225,3 +225,35 @@ fn a_verifier_put_in_is_asked_and_otherwise_every_check_is_made() {
     assert_eq!(lent.verify(b"junk", &[], WALL), Err(TrustError::Malformed));
     assert!(lent.records(b"junk").is_err());
 }
+
+#[test]
+fn a_good_verdict_counts_for_a_minute_and_never_past_the_end_of_the_leaf() {
+    let (authority, key) = (Authority::new(), Key::new());
+    let bundle = authority.bundle();
+    let leaf = authority.leaf("west", "vm-b", &key);
+    let good = bundle.verify(&leaf, &[], WALL).expect("valid");
+    let known = recent::key(&leaf, &[]);
+    assert_eq!(bundle.recent.get(&known, WALL + 60).as_ref(), Some(&good));
+    assert_eq!(bundle.recent.get(&known, WALL + 61), None, "judged anew");
+    assert_eq!(bundle.recent.get(&known, WALL - 1), None, "a clock that went back");
+    let end = good.not_after;
+    assert!(bundle.verify(&leaf, &[], end - 1).is_ok());
+    assert_eq!(bundle.recent.get(&known, end + 1), None);
+    assert_eq!(bundle.verify(&leaf, &[], end + 301), Err(TrustError::Expired(301)));
+}
+
+#[test]
+fn a_verdict_is_remembered_for_the_same_bytes_and_the_same_issuers_only() {
+    let (authority, key) = (Authority::new(), Key::new());
+    let leaf = authority.leaf("west", "vm-b", &key);
+    let issuer = CertificateDer::from(authority.issuer_der.clone());
+    let bundle = TrustBundle::new(authority.mesh, vec![authority.root.clone()], Vec::new()).expect("bundle");
+    assert!(bundle.verify(&leaf, std::slice::from_ref(&issuer), WALL).is_ok());
+    assert!(matches!(bundle.verify(&leaf, &[], WALL), Err(TrustError::Chain(_))), "nobody shows its issuer");
+    let mut other = leaf.clone();
+    *other.last_mut().expect("a signature") ^= 1;
+    assert!(matches!(bundle.verify(&other, &[issuer], WALL), Err(TrustError::Chain(_))));
+    let (plain, elsewhere) = (authority.bundle(), Authority::new().bundle());
+    assert!(plain.verify(&leaf, &[], WALL).is_ok());
+    assert!(elsewhere.verify(&leaf, &[], WALL).is_err(), "another bundle has its own memory");
+}
