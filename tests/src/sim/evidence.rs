@@ -49,6 +49,8 @@ pub struct Forged {
 /// The nodes did not find each other.
 pub fn forged_down(nodes: usize, seed: u64, attack: Attack) -> Result<Forged> {
     let (_, mut mesh) = Run::join(Size { nodes, loss: 0.0, seed }, 1, [0.2, 1.0])?;
+    // All see all before all are connected, and who has no connection cannot ask the victim itself.
+    mesh.run(mesh.now + CONNECTED);
     let (attacker, victim) = (1, 2);
     let honest: Vec<usize> = (0..nodes).filter(|node| ![attacker, victim].contains(node)).collect();
     mesh.downs.clear();
@@ -84,6 +86,9 @@ pub fn forged_down(nodes: usize, seed: u64, attack: Attack) -> Result<Forged> {
     result.renewals = mesh.nodes[victim].renewals;
     Ok(result)
 }
+
+/// Within this time of all seeing all, each pair of a mesh of 30 is connected.
+const CONNECTED: Duration = Duration::from_secs(5);
 
 /// Records that come on top with each restart when they pile up: a fragment or so.
 const PILE: usize = 12;

@@ -165,6 +165,7 @@ impl Membership {
                 Due::Compare(peer) if self.peers.contains(peer) => self.send_hash(peer),
                 Due::Compare(_) => {}
                 Due::Confirm(node, number) => self.confirm(node, number, now),
+                Due::Arrivals => self.spread_arrivals(now),
             }
         }
     }
@@ -421,6 +422,10 @@ impl Membership {
                 }
                 MemberState::Suspect => {}
                 MemberState::Alive | MemberState::Down | MemberState::Left => self.spread_end(&view),
+            }
+            let was_up = change.before.is_some_and(MemberState::is_up);
+            if view.state == MemberState::Alive && !was_up && matches!(cause, Cause::Itself) {
+                self.note_arrival(view.node, now);
             }
         }
         self.config.warm.resize(self.table.up() + 1);

@@ -5,9 +5,9 @@
 //! know: dials. Driven by: `Membership`, for what foca wants sent and timed.
 //!
 //! When many nodes start at once each knows the others long before it has connected to them: its pings would be
-//! lost, and the whole mesh would suspect itself. In a mesh too large for a connection between all (see
-//! [`WarmSet`](crate::dial::WarmSet)) foca still takes its turns through all members: those that are not warm are
-//! passed over at once, and news meant for them goes to one that is.
+//! lost, and the whole mesh would suspect itself. News meant for them goes to one that is connected. In a mesh too
+//! large for a connection between all (see [`WarmSet`](crate::dial::WarmSet)) foca still takes its turns through all
+//! members: those that are not warm are passed over at once.
 
 use std::time::{Duration, Instant};
 
@@ -74,7 +74,7 @@ impl Membership {
     /// Returns to whom a packet goes: news, and requests to probe somebody, to a warm peer where foca has chosen a
     /// member without a connection.
     pub(super) fn redirected(&mut self, to: NodeId, packet: &[u8]) -> (NodeId, Vec<u8>) {
-        let is_reached = self.config.warm.is_everybody() || self.peers.contains(to) && self.is_warm(to);
+        let is_reached = self.peers.contains(to) && self.is_warm(to);
         let header = swim::decode_header(packet).ok().filter(|_| !is_reached);
         let for_any =
             |header: &SwimHeader| matches!(header.message, SwimMessage::Gossip | SwimMessage::PingReq { .. });

@@ -1,44 +1,72 @@
-//! The part of membership that tells everybody at once what this node has found by its own probes.
+//! The part of membership that tells everybody at once what this node has found by itself: who died, and who came.
 //!
 //! Owns: whose suspicion this node began, and how many it may shout about. Must not know: what others claim.
 //! Driven by: `Membership`.
 //!
-//! Gossip alone would reach the last node several rounds later, and each has to make its own probe before the
-//! verdict. But it costs a frame to every peer: who only repeats the finder, or finds half of the mesh gone, leaves
+//! Gossip alone would reach the last node several rounds later, and of a death each has to make its own probe before
+//! the verdict. But it costs a frame to every peer: who only repeats the finder, or finds half of the mesh gone, leaves
 //! it to gossip. Otherwise a partition of 1,000 nodes would cost each of them hundreds of thousands of frames.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::Frame;
 use gossamer_wire::swim::{SwimHeader, SwimMember, SwimMessage, SwimState};
 
 use super::packet::Packet;
+use super::timers::Due;
 use super::{MemberView, Membership, Output};
 
-/// Members found at once that everybody is told of, and how many more a second.
+/// Deaths found at once that everybody is told of, and how many more a second.
 const BURST: f64 = 8.0;
 const RATE: f64 = 0.2;
+
+/// The same for rounds of arrivals, of which a mesh that starts at once needs some.
+const BURST_OF_ROUNDS: f64 = 32.0;
+
+/// Between two rounds of arrivals.
+const ARRIVALS_APART: Duration = Duration::from_millis(100);
+
+/// Members in one packet: 32 of at most 35 bytes leave room in 1,200.
+const MAX_TOLD: usize = 32;
 
 /// What this node has found.
 #[derive(Debug, Default)]
 pub(super) struct Finds {
     suspects: BTreeSet<NodeId>,
-    /// Spent of [`BURST`], and when.
+    deaths: Allowance,
+    arrivals: Allowance,
+    /// Who has come and is to be told of.
+    arrived: Vec<NodeId>,
+    /// When everybody was last told.
+    told: Option<Instant>,
+}
+
+/// How often everybody may be told.
+#[derive(Debug, Default)]
+struct Allowance {
+    /// What is spent, and when it was.
     spent: f64,
     at: Option<Instant>,
+}
+
+impl Allowance {
+    fn take(&mut self, burst: f64, now: Instant) -> bool {
+        let since = self.at.map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
+        self.spent = (self.spent - since * RATE).max(0.0);
+        self.at = Some(now);
+        let is_left = self.spent + 1.0 <= burst;
+        self.spent += f64::from(u8::from(is_left));
+        is_left
+    }
 }
 
 impl Finds {
     /// Notes a suspicion of this node's own; whether everybody is to be told.
     fn suspect(&mut self, node: NodeId, now: Instant) -> bool {
-        let since = self.at.map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
-        self.spent = (self.spent - since * RATE).max(0.0);
-        self.at = Some(now);
-        let may_tell = self.spent + 1.0 <= BURST;
+        let may_tell = self.deaths.take(BURST, now);
         if may_tell {
-            self.spent += 1.0;
             self.suspects.insert(node);
         }
         may_tell
@@ -55,27 +83,51 @@ impl Membership {
     /// members die at once, most nodes find each of them within the second in which they wait for their own proof.
     pub(super) fn spread_suspicion(&mut self, view: &MemberView, now: Instant) {
         if !self.claims.is_accused(view.node) && self.finds.suspect(view.node, now) {
-            self.spread(&view.entry(SwimState::Suspect));
+            self.spread(&[view.entry(SwimState::Suspect)]);
         }
     }
 
     /// Tells of the end of a suspicion, if it is a death and this node has told of the beginning.
     pub(super) fn spread_end(&mut self, view: &MemberView) {
         if self.finds.end(view.node) && !view.state.is_up() {
-            self.spread(&view.entry(SwimState::Down));
+            self.spread(&[view.entry(SwimState::Down)]);
         }
     }
 
-    fn spread(&mut self, entry: &SwimMember) {
+    /// Notes a member that has come, or come back, and said so itself.
+    pub(super) fn note_arrival(&mut self, node: NodeId, now: Instant) {
+        if self.finds.arrived.is_empty() {
+            let earliest = self.finds.told.map_or(now, |told| now.max(told + ARRIVALS_APART));
+            self.timers.push(earliest, Due::Arrivals);
+        }
+        self.finds.arrived.push(node);
+    }
+
+    /// Tells of those who have come, a lone one at once and many together: a mesh that starts at once hears of all
+    /// by the one node they all know.
+    pub(super) fn spread_arrivals(&mut self, now: Instant) {
+        let arrived = std::mem::take(&mut self.finds.arrived);
+        if !self.finds.arrivals.take(BURST_OF_ROUNDS, now) {
+            return;
+        }
+        self.finds.told = Some(now);
+        let views = arrived.iter().filter_map(|node| self.table.get(*node)).filter(|view| view.state.is_up());
+        let entries: Vec<_> = views.map(|view| view.entry(SwimState::Alive)).collect();
+        entries.chunks(MAX_TOLD).for_each(|entries| self.spread(entries));
+    }
+
+    fn spread(&mut self, entries: &[SwimMember]) {
         let me = self.me();
         for peer in self.peers.iter().collect::<Vec<_>>() {
             let Some(view) = self.table.get(peer).filter(|view| view.state.is_up()) else { continue };
-            if peer == entry.identity.node {
+            let members: Vec<_> =
+                entries.iter().filter(|entry| entry.identity.node != peer).cloned().collect();
+            if members.is_empty() {
                 continue;
             }
             let (from, to) = (me.generation, view.generation);
             let header = SwimHeader { from, incarnation: self.incarnation, to, message: SwimMessage::Gossip };
-            let packet = Packet { header, members: vec![entry.clone()] }.encode();
+            let packet = Packet { header, members }.encode();
             self.outputs.push_back(Output::Frame { to: peer, frame: Frame::Swim(packet) });
         }
     }
@@ -83,8 +135,8 @@ impl Membership {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
+    use super::super::Input;
+    use super::super::tests::peer::{PEER, Probe, entry};
     use super::super::tests::start;
     use super::*;
 
@@ -106,5 +158,61 @@ mod tests {
         assert!(finds.suspect(node(1), now));
         assert!(!finds.end(node(2)));
         assert!(finds.end(node(1)) && !finds.end(node(1)));
+    }
+
+    /// Returns whom the peer is told of at once, by number of the frame.
+    fn told(probe: &mut Probe, peer: u8, length: Duration) -> Vec<Vec<SwimMember>> {
+        let outputs = probe.run_with(length, &[peer]);
+        let frame = |output: Output| -> Option<Vec<u8>> {
+            match output {
+                Output::Frame { to, frame: Frame::Swim(bytes) } if to == node(peer) => Some(bytes.to_vec()),
+                _ => None,
+            }
+        };
+        let packets = outputs.into_iter().filter_map(frame);
+        let members = packets.map(|bytes| Packet::parse(&bytes).expect("own").members);
+        members.filter(|members| members.iter().all(|member| member.state == SwimState::Alive)).collect()
+    }
+
+    /// A node with one peer that lets others come.
+    fn come(probe: &mut Probe, others: std::ops::Range<u8>) {
+        for other in others {
+            probe.give(Input::Connected { peer: node(other) });
+            probe.packet(other, SwimMessage::Gossip, vec![]);
+        }
+    }
+
+    #[test]
+    fn who_comes_alone_is_told_of_at_once_and_nobody_of_itself() {
+        let mut probe = Probe::with_peer();
+        told(&mut probe, PEER, Duration::from_secs(1));
+        come(&mut probe, 3..4);
+        assert_eq!(told(&mut probe, PEER, Duration::ZERO), [[entry(3, 1, SwimState::Alive)]]);
+        assert_eq!(told(&mut probe, 3, Duration::ZERO), [[]; 0]);
+    }
+
+    #[test]
+    fn many_that_come_together_share_a_round_and_rounds_are_bounded() {
+        let mut probe = Probe::with_peer();
+        told(&mut probe, PEER, Duration::from_secs(1));
+        come(&mut probe, 3..43);
+        let rounds = told(&mut probe, PEER, Duration::from_millis(200));
+        assert_eq!(rounds.iter().map(Vec::len).collect::<Vec<_>>(), [32, 8], "two packets");
+        let mut more = 0;
+        for other in 43..103 {
+            come(&mut probe, other..other + 1);
+            more += told(&mut probe, PEER, ARRIVALS_APART).len();
+        }
+        assert!(more <= BURST_OF_ROUNDS as usize + 2, "{more} rounds in six seconds");
+    }
+
+    #[test]
+    fn who_is_only_heard_of_is_left_to_gossip() {
+        let mut probe = Probe::with_peer();
+        probe.give(Input::Connected { peer: node(3) });
+        probe.packet(3, SwimMessage::Gossip, vec![]);
+        told(&mut probe, PEER, Duration::from_secs(1));
+        probe.packet(3, SwimMessage::Gossip, vec![entry(9, 1, SwimState::Alive)]);
+        assert_eq!(told(&mut probe, PEER, Duration::from_secs(1)), [[]; 0]);
     }
 }

@@ -22,6 +22,8 @@ pub(super) enum Due {
     Compare(NodeId),
     /// The probe of an accused member with this number should be answered by now.
     Confirm(NodeId, u64),
+    /// Tell everybody who has come.
+    Arrivals,
 }
 
 /// The queue.

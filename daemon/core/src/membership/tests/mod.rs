@@ -6,7 +6,7 @@ mod attack;
 mod faults;
 mod joint;
 mod mesh;
-mod peer;
+pub(in crate::membership) mod peer;
 mod sim;
 mod spare;
 mod sparse;

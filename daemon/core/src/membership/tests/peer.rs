@@ -13,11 +13,11 @@ use rand::rngs::StdRng;
 use super::start;
 use crate::membership::{Cause, Input, MemberState, Membership, MembershipConfig, Output, fuzz};
 
-pub(super) const ME: u8 = 1;
-pub(super) const PEER: u8 = 2;
+pub(in crate::membership) const ME: u8 = 1;
+pub(in crate::membership) const PEER: u8 = 2;
 const SECOND: Duration = Duration::from_secs(1);
 
-pub(super) fn node(n: u8) -> NodeId {
+pub(in crate::membership) fn node(n: u8) -> NodeId {
     NodeId::from_bytes([n; 16])
 }
 
@@ -25,14 +25,14 @@ fn identity(n: u8, epoch: u64) -> Identity {
     Identity { node: node(n), generation: Generation::of_epoch(epoch) }
 }
 
-pub(super) fn entry(n: u8, epoch: u64, state: SwimState) -> SwimMember {
+pub(in crate::membership) fn entry(n: u8, epoch: u64, state: SwimState) -> SwimMember {
     SwimMember { identity: identity(n, epoch), incarnation: 0, state }
 }
 
 /// A node of epoch 5 that has just started.
-pub(super) struct Probe {
-    pub(super) membership: Membership,
-    pub(super) now: Instant,
+pub(in crate::membership) struct Probe {
+    pub(in crate::membership) membership: Membership,
+    pub(in crate::membership) now: Instant,
 }
 
 impl Probe {
@@ -43,19 +43,24 @@ impl Probe {
     }
 
     /// Connected to `PEER`, of epoch 1, which has said hello.
-    pub(super) fn with_peer() -> Self {
+    pub(in crate::membership) fn with_peer() -> Self {
         let mut probe = Self::new();
         probe.give(Input::Connected { peer: node(PEER) });
         probe.packet(PEER, SwimMessage::Gossip, vec![]);
         probe
     }
 
-    pub(super) fn give(&mut self, input: Input) -> Vec<Output> {
+    pub(in crate::membership) fn give(&mut self, input: Input) -> Vec<Output> {
         self.membership.handle(input, self.now);
         self.outputs()
     }
 
-    pub(super) fn packet(&mut self, from: u8, message: SwimMessage, members: Vec<SwimMember>) -> Vec<Output> {
+    pub(in crate::membership) fn packet(
+        &mut self,
+        from: u8,
+        message: SwimMessage,
+        members: Vec<SwimMember>,
+    ) -> Vec<Output> {
         let to = self.membership.me().generation;
         self.packet_to(to, from, message, members)
     }
@@ -101,7 +106,7 @@ impl Probe {
     }
 
     /// Lets the timers run while some peers answer what they are asked; returns all outputs.
-    pub(super) fn run_with(&mut self, length: Duration, answering: &[u8]) -> Vec<Output> {
+    pub(in crate::membership) fn run_with(&mut self, length: Duration, answering: &[u8]) -> Vec<Output> {
         let (end, mut all) = (self.now + length, Vec::new());
         while let Some(due) = self.membership.next_deadline().filter(|due| *due <= end) {
             self.now = due;
@@ -131,7 +136,7 @@ impl Probe {
         assert_eq!(self.state(PEER), Some(MemberState::Suspect));
     }
 
-    pub(super) fn state(&self, n: u8) -> Option<MemberState> {
+    pub(in crate::membership) fn state(&self, n: u8) -> Option<MemberState> {
         self.membership.members().find(|view| view.node == node(n)).map(|view| view.state)
     }
 }
@@ -143,7 +148,7 @@ fn refusal(outputs: &[Output]) -> Option<&DecodeError> {
     })
 }
 
-pub(super) fn messages_to(outputs: &[Output], to: u8) -> Vec<SwimMessage> {
+pub(in crate::membership) fn messages_to(outputs: &[Output], to: u8) -> Vec<SwimMessage> {
     let packets = outputs.iter().filter_map(|output| match output {
         Output::Packet { to: receiver, bytes } if *receiver == node(to) => Some(bytes),
         _ => None,
@@ -151,7 +156,7 @@ pub(super) fn messages_to(outputs: &[Output], to: u8) -> Vec<SwimMessage> {
     packets.map(|bytes| swim::decode_header(bytes).expect("whole").0.message).collect()
 }
 
-pub(super) fn frames(outputs: &[Output]) -> Vec<Frame> {
+pub(in crate::membership) fn frames(outputs: &[Output]) -> Vec<Frame> {
     let frames = outputs.iter().filter_map(|output| match output {
         Output::Frame { frame, .. } => Some(frame.clone()),
         _ => None,
@@ -546,6 +551,7 @@ fn a_suspicion_nobody_ends_is_told_to_the_suspect_in_the_end() {
 fn one_connected_live_peer_in_ten_seconds_gets_the_hash() {
     let mut probe = Probe::with_peer();
     probe.packet(3, SwimMessage::Gossip, vec![]);
+    probe.run_answered(SECOND / 10);
     let frames = probe.run_answered(100 * SECOND);
     assert!((8..=12).contains(&frames.len()), "{}", frames.len());
     assert!(frames.iter().all(|frame| matches!(frame, Frame::MemberHash(_))));
