@@ -177,12 +177,13 @@ impl Repair {
     }
 
     /// Takes a peer's root hash. `is_smaller`: the own node id is the smaller one. `is_gaining`: adverts are
-    /// coming in, so that the own hash is changing.
+    /// coming in, so that the own hash is changing. `is_new`: nobody has told of the peer yet, so it is new to the
+    /// mesh and has nothing, and this may be its only peer; what it lacks is not on its way.
     fn handle_root(
         &mut self,
         from: NodeId,
         hash: HashView,
-        (is_smaller, is_gaining): (bool, bool),
+        (is_smaller, is_gaining, is_new): (bool, bool, bool),
         rng: &mut SmallRng,
         now: Instant,
     ) -> Reply {
@@ -201,7 +202,7 @@ impl Repair {
             self.set_recheck(from, None);
             return Reply::Nothing;
         }
-        if is_meeting && (is_gaining || is_busy) {
+        if is_meeting && !is_new && (is_gaining || is_busy) {
             (peer.is_met, peer.has_shown) = (false, false);
             self.meetings.add(from, others, rng, now);
             return Reply::Nothing;
@@ -342,7 +343,8 @@ impl Catalog {
     /// Compares a peer's root hash; shows all bucket hashes when the difference is believed.
     pub(super) fn handle_root(&mut self, from: NodeId, hash: u64, now: Now) {
         let view = self.store.compare_hash(hash, now.mono);
-        let state = (self.config.node < from, self.pulls.is_gaining(now.mono));
+        let is_new = self.store.owner(from).is_none();
+        let state = (self.config.node < from, self.pulls.is_gaining(now.mono), is_new);
         if self.repair.handle_root(from, view, state, &mut self.rng, now.mono) == Reply::ShowBuckets {
             self.counters.repairs += 1;
             self.send(from, Frame::Buckets(self.store.buckets().to_vec()));
@@ -474,15 +476,22 @@ impl Catalog {
         }
     }
 
-    /// Tells the far peers the ids of what was learnt: others who were cut off lack it too.
+    /// Tells the far peers the ids of what was learnt: others who were cut off lack it too. What the owner itself
+    /// gave, all peers are told in a small mesh: when many nodes come at once, those who came before the owner may
+    /// have no other peer yet.
     fn announce(&mut self, now: Now) {
         let mut learnt = self.pulls.take_learnt(now.mono);
         if learnt.is_empty() {
             return;
         }
         learnt.retain(|id, _| self.store.holds(*id));
-        for peer in self.repair.far_peers(self.config.node) {
-            let is_news = |(id, from): &(&AdvertId, &NodeId)| **from != peer && id.slot.node != peer;
+        let far = self.repair.far_peers(self.config.node);
+        let near = if self.is_large() { far.clone() } else { self.repair.connected_peers().collect() };
+        for peer in near {
+            let is_far = far.contains(&peer);
+            let is_news = |(id, from): &(&AdvertId, &NodeId)| {
+                **from != peer && id.slot.node != peer && (is_far || id.slot.node == **from)
+            };
             let ids: Vec<_> = learnt.iter().filter(is_news).map(|(id, _)| *id).collect();
             self.counters.announced += ids.len() as u64;
             self.send_have(peer, &ids);

@@ -501,3 +501,17 @@ fn the_network_may_lose_a_node_that_nobody_knew() {
     assert_eq!(net.nodes[0].catalog.node_addresses(stranger), None);
     assert_eq!(net.nodes[0].catalog.nodes(net.now).len(), 2);
 }
+
+#[test]
+fn r6_those_who_came_before_a_newcomer_hear_of_it_from_the_one_peer_they_have() {
+    let mut net = Net::new(&["west"; 40]);
+    for newcomer in 1..40 {
+        net.publish(newcomer, &["orders"]);
+        net.link(0, newcomer);
+        net.pass(Duration::from_millis(20));
+    }
+    net.pass(Duration::from_millis(200));
+    for at in 1..40 {
+        assert_eq!(net.nodes[at].catalog.root_hash(), net.nodes[0].catalog.root_hash(), "{at}");
+    }
+}

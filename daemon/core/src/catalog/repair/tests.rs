@@ -25,7 +25,7 @@ fn met(now: Instant) -> Repair {
 }
 
 fn shows(repair: &mut Repair, hash: HashView, is_smaller: bool, now: Instant) -> Reply {
-    repair.handle_root(PEER, hash, (is_smaller, false), &mut rng(), now)
+    repair.handle_root(PEER, hash, (is_smaller, false, false), &mut rng(), now)
 }
 
 fn differs(repair: &mut Repair, now: Instant) -> Reply {
@@ -132,7 +132,7 @@ fn few_repairs_run_at_once_and_one_without_an_answer_does_not_count_for_ever() {
     let peers: Vec<_> = (1..=9).map(peer).collect();
     peers.iter().for_each(|peer| repair.connect(*peer, &mut rng, now));
     let mut judge = |repair: &mut Repair, at: usize, now| {
-        repair.handle_root(peers[at], HashView::Different, (true, false), &mut rng, now)
+        repair.handle_root(peers[at], HashView::Different, (true, false, false), &mut rng, now)
     };
     let begun = (0..9).filter(|at| judge(&mut repair, *at, now) == Reply::ShowBuckets).count();
     assert_eq!(begun, MAX_ASKED);
@@ -148,7 +148,7 @@ fn while_adverts_come_in_a_meeting_waits() {
     let mut repair = connected(now);
     let mut rng = rng();
     let mut judge = |repair: &mut Repair, gains| {
-        repair.handle_root(PEER, HashView::Different, (true, gains), &mut rng, now)
+        repair.handle_root(PEER, HashView::Different, (true, gains, false), &mut rng, now)
     };
     assert_eq!(judge(&mut repair, true), Reply::Nothing);
     assert!(repair.meetings.deadline().is_some(), "it is met later");
