@@ -28,6 +28,9 @@ const BURST_OF_ROUNDS: f64 = 32.0;
 /// Between two rounds of arrivals.
 const ARRIVALS_APART: Duration = Duration::from_millis(100);
 
+/// Longer than the first state takes to a newcomer whose machine starts many things at once.
+const LATELY: Duration = Duration::from_secs(1);
+
 /// Members in one packet: 32 of at most 35 bytes leave room in 1,200.
 const MAX_TOLD: usize = 32;
 
@@ -38,7 +41,9 @@ pub(super) struct Finds {
     deaths: Allowance,
     arrivals: Allowance,
     /// Who has come and is to be told of.
-    arrived: Vec<NodeId>,
+    arrived: BTreeSet<NodeId>,
+    /// Who came in the last [`LATELY`].
+    lately: Vec<(Instant, NodeId)>,
     /// When everybody was last told.
     told: Option<Instant>,
 }
@@ -83,14 +88,14 @@ impl Membership {
     /// members die at once, most nodes find each of them within the second in which they wait for their own proof.
     pub(super) fn spread_suspicion(&mut self, view: &MemberView, now: Instant) {
         if !self.claims.is_accused(view.node) && self.finds.suspect(view.node, now) {
-            self.spread(&[view.entry(SwimState::Suspect)]);
+            self.spread(&view.entry(SwimState::Suspect));
         }
     }
 
     /// Tells of the end of a suspicion, if it is a death and this node has told of the beginning.
     pub(super) fn spread_end(&mut self, view: &MemberView) {
         if self.finds.end(view.node) && !view.state.is_up() {
-            self.spread(&[view.entry(SwimState::Down)]);
+            self.spread(&view.entry(SwimState::Down));
         }
     }
 
@@ -100,36 +105,49 @@ impl Membership {
             let earliest = self.finds.told.map_or(now, |told| now.max(told + ARRIVALS_APART));
             self.timers.push(earliest, Due::Arrivals);
         }
-        self.finds.arrived.push(node);
+        self.finds.arrived.insert(node);
     }
 
     /// Tells of those who have come, a lone one at once and many together: a mesh that starts at once hears of all
-    /// by the one node they all know.
+    /// by the one node they all know. Each of them hears also of those who came shortly before: while the state it
+    /// got first was on its way, nobody told it of anything.
     pub(super) fn spread_arrivals(&mut self, now: Instant) {
         let arrived = std::mem::take(&mut self.finds.arrived);
+        self.finds.lately.retain(|(at, _)| now.saturating_duration_since(*at) < LATELY);
+        self.finds.lately.extend(arrived.iter().map(|node| (now, *node)));
         if !self.finds.arrivals.take(BURST_OF_ROUNDS, now) {
             return;
         }
         self.finds.told = Some(now);
-        let views = arrived.iter().filter_map(|node| self.table.get(*node)).filter(|view| view.state.is_up());
-        let entries: Vec<_> = views.map(|view| view.entry(SwimState::Alive)).collect();
-        entries.chunks(MAX_TOLD).for_each(|entries| self.spread(entries));
+        let (news, lately) =
+            (self.alive(arrived.iter()), self.alive(self.finds.lately.iter().map(|(_, node)| node)));
+        for peer in self.peers.iter().collect::<Vec<_>>() {
+            let entries = if arrived.contains(&peer) { &lately } else { &news };
+            entries.chunks(MAX_TOLD).for_each(|entries| self.tell(peer, entries));
+        }
     }
 
-    fn spread(&mut self, entries: &[SwimMember]) {
-        let me = self.me();
+    fn alive<'a>(&self, nodes: impl Iterator<Item = &'a NodeId>) -> Vec<SwimMember> {
+        let views = nodes.filter_map(|node| self.table.get(*node)).filter(|view| view.state.is_up());
+        views.map(|view| view.entry(SwimState::Alive)).collect()
+    }
+
+    fn spread(&mut self, entry: &SwimMember) {
         for peer in self.peers.iter().collect::<Vec<_>>() {
-            let Some(view) = self.table.get(peer).filter(|view| view.state.is_up()) else { continue };
-            let members: Vec<_> =
-                entries.iter().filter(|entry| entry.identity.node != peer).cloned().collect();
-            if members.is_empty() {
-                continue;
-            }
-            let (from, to) = (me.generation, view.generation);
-            let header = SwimHeader { from, incarnation: self.incarnation, to, message: SwimMessage::Gossip };
-            let packet = Packet { header, members }.encode();
-            self.outputs.push_back(Output::Frame { to: peer, frame: Frame::Swim(packet) });
+            self.tell(peer, std::slice::from_ref(entry));
         }
+    }
+
+    /// Tells a peer that is up of others; nobody is told of itself.
+    fn tell(&mut self, peer: NodeId, entries: &[SwimMember]) {
+        let members: Vec<_> = entries.iter().filter(|entry| entry.identity.node != peer).cloned().collect();
+        let Some(view) = self.table.get(peer).filter(|view| view.state.is_up() && !members.is_empty()) else {
+            return;
+        };
+        let (from, to) = (self.me().generation, view.generation);
+        let header = SwimHeader { from, incarnation: self.incarnation, to, message: SwimMessage::Gossip };
+        let packet = Packet { header, members }.encode();
+        self.outputs.push_back(Output::Frame { to: peer, frame: Frame::Swim(packet) });
     }
 }
 
@@ -204,6 +222,17 @@ mod tests {
             more += told(&mut probe, PEER, ARRIVALS_APART).len();
         }
         assert!(more <= BURST_OF_ROUNDS as usize + 2, "{more} rounds in six seconds");
+    }
+
+    #[test]
+    fn a_newcomer_hears_of_those_who_came_while_its_first_state_was_on_its_way() {
+        let mut probe = Probe::with_peer();
+        told(&mut probe, PEER, Duration::from_secs(2));
+        probe.give(Input::Connected { peer: node(4) });
+        come(&mut probe, 3..4);
+        assert_eq!(told(&mut probe, 4, Duration::from_millis(50)), [[]; 0], "it has not said hello");
+        probe.packet(4, SwimMessage::Gossip, vec![]);
+        assert_eq!(told(&mut probe, 4, ARRIVALS_APART), [[entry(3, 1, SwimState::Alive)]]);
     }
 
     #[test]
