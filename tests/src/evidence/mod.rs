@@ -11,6 +11,7 @@ mod bugs;
 mod decoders;
 mod demo;
 mod detection;
+mod gossip;
 mod hostile;
 mod long;
 mod mixed;
@@ -93,7 +94,7 @@ pub fn rows() -> Vec<Row> {
         [demo::ROWS, vms::ROWS, trust::ROWS, detection::ROWS, restart::ROWS, visible::ROWS, decoders::ROWS];
     let rows = issue_2.concat().into_iter().chain([shape::ROW, bad::ROW]);
     rows.chain(simulated::ROWS.iter().copied())
-        .chain([bugs::ROW, mixed::ROW, hostile::ROW, long::ROW, scarce::ROW])
+        .chain([gossip::ROW, bugs::ROW, mixed::ROW, hostile::ROW, long::ROW, scarce::ROW])
         .collect()
 }
 
