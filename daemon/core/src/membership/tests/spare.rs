@@ -52,6 +52,19 @@ fn a_member_that_stays_unconnected_is_pinged_and_doubted_in_the_end() {
 }
 
 #[test]
+fn news_for_members_without_a_connection_goes_to_one_that_has_one() {
+    let mut probe = Probe::with_peer();
+    let others = 10..30;
+    let members = others.clone().map(|other| entry(other, 1, SwimState::Alive)).collect();
+    probe.packet(PEER, SwimMessage::Gossip, members);
+    let outputs = probe.run_with(2 * SECOND, &[PEER]);
+    let gossip =
+        |to| messages_to(&outputs, to).iter().filter(|message| **message == SwimMessage::Gossip).count();
+    assert_eq!(others.map(gossip).sum::<usize>(), 0, "it would be lost");
+    assert!(gossip(PEER) >= 12, "{}", gossip(PEER));
+}
+
+#[test]
 fn a_young_member_with_a_connection_is_pinged_at_once() {
     let mut probe = probe();
     probe.give(Input::Connected { peer: node(COLD) });
