@@ -156,8 +156,9 @@ async fn pump(mut from: impl Source, mut to: impl Sink, count: &AtomicU64) -> Re
             return to.finish().await.map_err(Fault::Write);
         };
         let len = chunk.len() as u64;
-        to.put(chunk).await.map_err(Fault::Write)?;
+        // Also what is then not delivered: it is no longer there to be sent to somebody else.
         count.fetch_add(len, Ordering::Relaxed);
+        to.put(chunk).await.map_err(Fault::Write)?;
     }
 }
 

@@ -97,20 +97,41 @@ enum Failure {
 }
 
 impl Relay {
-    /// Carries a flow until it ends and writes its access line. The client is reset when it fails.
+    /// Carries a flow until it ends and writes its access line. The client is reset when it fails. A flow that
+    /// breaks at the service before a byte has passed either way goes to another instance: nobody has seen it.
     pub(super) async fn carry<C: Side>(
         &self,
         name: &VipName,
         port: &PortChoice,
         mut client: Guarded<C>,
     ) -> Result<Carried, ConnectError> {
-        let (flow, began) = (FlowId::random(), Instant::now());
+        let flow = FlowId::random();
+        let mut again = 0;
+        loop {
+            let (carried, is_unseen) = self.carry_once(flow, name, port, &mut client).await?;
+            if !is_unseen || again == AGAIN {
+                return Ok(carried);
+            }
+            again += 1;
+            count(&self.counters.retries);
+        }
+    }
+
+    /// Carries a flow over one instance; returns also whether it broke there unseen.
+    async fn carry_once<C: Side>(
+        &self,
+        flow: FlowId,
+        name: &VipName,
+        port: &PortChoice,
+        client: &mut Guarded<C>,
+    ) -> Result<(Carried, bool), ConnectError> {
+        let began = Instant::now();
         let stop = self.parts.stage.stopping().clone();
         let mut early = Early::default();
         let opened = tokio::select! {
             biased;
             () = stop.cancelled() => Err(ConnectError::Stopping),
-            opened = self.open(flow, name, port, &mut client, &mut early) => opened,
+            opened = self.open(flow, name, port, client, &mut early) => opened,
         };
         let (choice, far, took) = match opened {
             Ok(opened) => opened,
@@ -124,25 +145,32 @@ impl Relay {
         };
         count(&self.counters.opened);
         let key = choice.key(name);
-        let _in_flight = self.flows.opened(key, took);
+        let _in_flight = self.flows.opened(key.clone(), took);
         let _listed = self.flows.list(choice.info(flow, name, began));
         let counts = Counts::default();
         let copied = async {
             match far {
-                Far::Hop(mut hop) => copy(&mut client, &mut hop, early, &counts).await,
-                Far::Local(mut target) => copy(&mut client, &mut target, early, &counts).await,
+                Far::Hop(mut hop) => copy(client, &mut hop, early, &counts).await,
+                Far::Local(mut target) => copy(client, &mut target, early, &counts).await,
             }
         };
-        let reason = tokio::select! {
+        let broken = tokio::select! {
             biased;
-            () = stop.cancelled() => Some("stopping".to_owned()),
-            copied = copied => copied.err().map(|broken| broken.to_string()),
+            () = stop.cancelled() => Err(None),
+            copied = copied => copied.map_err(Some),
         };
         let (bytes_in, bytes_out) = self.counters.add_bytes(&counts);
+        let is_unseen = matches!(broken, Err(Some(Broken::Service(_)))) && (bytes_in, bytes_out) == (0, 0);
+        if is_unseen {
+            self.flows.failed(key, Instant::now().into_std());
+        }
+        let reason = broken
+            .err()
+            .map(|broken| broken.map_or_else(|| "stopping".to_owned(), |broken| broken.to_string()));
         tracing::info!(target: "access", %flow, service = %name.service(), instance = %choice.instance,
             peer = %choice.node_name, bytes_in, bytes_out, took = ?began.elapsed(),
             reason = reason.as_deref().unwrap_or("done"), "flow ended");
-        Ok(Carried { flow, bytes_in, bytes_out, broken: reason })
+        Ok((Carried { flow, bytes_in, bytes_out, broken: reason }, is_unseen))
     }
 
     /// Tries instances, round after round, until one takes the flow or the time is over. Returns the one that
@@ -355,6 +383,9 @@ const LAST_ATTEMPT: Duration = Duration::from_secs(3);
 
 /// How long instances are looked for in all: a dead node is noticed and a program restarted in this time.
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
+
+/// How often a flow that broke unseen is opened again: two nodes of a group may die together.
+const AGAIN: u32 = 2;
 
 /// Between two rounds: short beside a restart, long beside a refusal.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::net::TcpListener;
 
 use gossamer_core::catalog::Nearness;
 use gossamer_wire::Visibility;
@@ -215,6 +216,43 @@ async fn a_vips_client_gets_the_whole_answer() {
     let mut answer = Vec::new();
     program.read_to_end(&mut answer).await.expect("a clean end");
     assert_eq!(answer, b"hello tcp bye");
+}
+
+/// Offers one instance, whose program reads `reads` bytes of its first caller and resets it, and greets the next.
+async fn first_caller_is_reset(mesh: &Mesh, reads: usize) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("free");
+    let addr = listener.local_addr().expect("bound");
+    mesh.programs.spawn("resetting", async move {
+        let (mut first, _) = listener.accept().await.expect("a caller");
+        first.read_exact(&mut vec![0; reads]).await.expect("its bytes");
+        first.set_zero_linger().expect("option");
+        drop(first);
+        let (mut second, _) = listener.accept().await.expect("another");
+        second.write_all(b"served").await.expect("written");
+        std::future::pending::<()>().await;
+    });
+    mesh.server.targets.set(vec![local_service("orders", "db-0", 5432, addr)]);
+}
+
+#[tokio::test]
+async fn a_flow_that_breaks_before_a_byte_has_passed_is_opened_again() {
+    let mut mesh = Mesh::new().await;
+    mesh.caller.set_service(service_view("orders", vec![instance("db-0", "west")]));
+    first_caller_is_reset(&mesh, 0).await;
+    let (mut program, _flow) = mesh.connect();
+    let mut answer = [0; 6];
+    program.read_exact(&mut answer).await.expect("the second time");
+    assert_eq!(&answer, b"served");
+}
+
+#[tokio::test]
+async fn a_flow_that_breaks_with_what_the_client_said_is_not_repeated() {
+    let mut mesh = Mesh::new().await;
+    mesh.caller.set_service(service_view("orders", vec![instance("db-0", "west")]));
+    first_caller_is_reset(&mesh, 5).await;
+    let (mut program, flow) = mesh.connect();
+    program.write_all(b"order").await.expect("written");
+    assert!(flow.end().await.expect("it was open").broken.is_some(), "perhaps it was carried out");
 }
 
 #[tokio::test]
