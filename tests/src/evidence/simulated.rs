@@ -54,7 +54,7 @@ pub(super) const ROWS: &[Row] = &[
     ),
     row(
         "3.3-forged-down",
-        "A member that forges another's death, 3 times and then 100 times a second for 60 s: the victim is in no honest view missing, and the forger is named",
+        "A member that forges another's death, 3 times and then 100 times a second for 60 s: once all pairs are connected the victim is in no honest view missing, and the forger is named",
         "the victim really dies",
         Ci::Skips("a minute of simulation; .ci/run has smaller attacks in its tests"),
         forged,

@@ -85,9 +85,11 @@ fn r12_an_origin_that_gets_its_own_advert_back_does_not_push_it_again() {
 #[test]
 fn r6_a_healed_partition_is_equal_within_two_seconds_and_copies_come_once() {
     // Who compares with whom hangs on the ids, which are new each time: one net in twelve needs 13 or 14.
-    let mut repairs = [(); 5].map(|()| heal());
-    repairs.sort_unstable();
-    assert!((1..=12).contains(&repairs[2]), "{repairs:?} comparisons for 144 pairs that met");
+    let repairs = [(); 5].map(|()| heal());
+    assert!(
+        !repairs.contains(&0) && repairs.iter().sum::<usize>() <= 5 * 12,
+        "{repairs:?} for 144 pairs each"
+    );
 }
 
 /// Parts a net, changes both halves and joins them; returns how many comparisons made them equal.
