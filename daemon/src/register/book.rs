@@ -26,6 +26,17 @@ pub(super) struct Probe {
     pub(super) is_local: bool,
 }
 
+/// What a reading of the machine's listeners taught, by what has to hear of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Learned {
+    /// Nothing new.
+    Nothing,
+    /// Something for the relay, which a restart finds out again.
+    Passing,
+    /// Something for the state file as well.
+    Lasting,
+}
+
 /// What is checked: one TCP target of one registration. A replaced registration is another one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct CheckId {
@@ -189,9 +200,9 @@ impl Book {
         (before != after).then(|| Change::new(&check.key, words(before), words(after), &cause))
     }
 
-    /// Takes a reading of the machine's listeners. Returns whether anything was learned.
-    pub(super) fn observe_listeners(&mut self, listeners: &Listeners) -> bool {
-        let mut learned = false;
+    /// Takes a reading of the machine's listeners.
+    pub(super) fn observe_listeners(&mut self, listeners: &Listeners) -> Learned {
+        let mut learned = Learned::Nothing;
         for entry in self.entries.values_mut() {
             for (port, watch) in entry.spec.ports.iter().zip(&mut entry.watches) {
                 if port.transport != Transport::Tcp || !watch.is_local {
@@ -199,8 +210,9 @@ impl Book {
                 }
                 let seen = listeners.is_wildcard(entry.spec.addr(port));
                 if seen.is_some() && seen != watch.wildcard {
+                    let is_stored = seen == Some(true) || watch.wildcard == Some(true);
+                    learned = learned.max(if is_stored { Learned::Lasting } else { Learned::Passing });
                     watch.wildcard = seen;
-                    learned = true;
                 }
             }
         }

@@ -10,7 +10,7 @@ use gossamer_wire::ServiceRecord;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::book::{Book, Draft, Planned};
+use super::book::{Book, Draft, Learned, Planned};
 use super::checks::{Checks, Done};
 use super::request::{ExposeError, ExposeRequest, Exposed, WithdrawError, WithdrawRequest, Withdrawn};
 use super::spec::{FILE, Stored};
@@ -56,8 +56,9 @@ impl Task {
     /// Runs until the stage stops. What was restored is checked before it is published.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let restored = self.book.checks();
-        self.check_first(restored).await;
+        let learned = self.check_first(restored).await;
         self.publish().await;
+        self.keep(learned).await;
         self.checks.schedule_scan();
         loop {
             // Finished checks come first: they are few and cheap, and requests may come without end.
@@ -80,7 +81,7 @@ impl Task {
     /// Puts a request and those behind it into one draft, makes it durable, publishes it, answers.
     async fn commit(&mut self, first: Command) {
         let mut draft = self.book.draft();
-        let mut waiting = Vec::new();
+        let (mut waiting, mut learned) = (Vec::new(), Learned::Nothing);
         let mut next = Some(first);
         while let Some(command) = next {
             waiting.extend(plan(command, &mut draft, &self.book));
@@ -93,7 +94,7 @@ impl Task {
                 return refuse(waiting, &Arc::new(error));
             }
             let (changes, fresh) = self.book.adopt(draft);
-            self.check_first(fresh).await;
+            learned = self.check_first(fresh).await;
             if !self.publish().await {
                 return; // Who waits is told that the daemon is stopping.
             }
@@ -106,6 +107,7 @@ impl Task {
                 Waiting::Withdraw(withdrawn, answer) => drop(answer.send(Ok(withdrawn))),
             }
         }
+        self.keep(learned).await;
     }
 
     /// Raises `try`s, durably before others hear of them. What cannot be written is raised at the next look.
@@ -137,27 +139,27 @@ impl Task {
             }
             Done::Scan(listeners) => {
                 self.checks.schedule_scan();
-                if self.book.observe_listeners(&listeners) {
+                let learned = self.book.observe_listeners(&listeners);
+                if learned != Learned::Nothing {
                     self.publish_targets();
-                    self.write_knowledge().await;
                 }
+                self.keep(learned).await;
             }
         }
     }
 
-    /// Checks targets at once, so that their first verdict is known before anybody hears of them.
-    async fn check_first(&mut self, ids: Vec<super::book::CheckId>) {
+    /// Checks targets at once, so that their first verdict is known before anybody hears of them. Returns what
+    /// the reading of the listeners taught.
+    async fn check_first(&mut self, ids: Vec<super::book::CheckId>) -> Learned {
         if ids.is_empty() {
-            return;
+            return Learned::Nothing;
         }
         let (probes, listeners) = self.checks.first(ids).await;
         for (id, probe) in probes {
             self.book.observe(&id, probe);
             self.checks.schedule(id);
         }
-        if self.book.observe_listeners(&listeners) {
-            self.write_knowledge().await;
-        }
+        self.book.observe_listeners(&listeners)
     }
 
     /// Gives targets to the relay and records to the catalog, in this order: a flow finds its target.
@@ -171,8 +173,12 @@ impl Task {
         self.snapshot.store(Arc::new(self.book.services()));
     }
 
-    /// Writes what was learned about listeners. Nobody was promised that: a failure is only reported.
-    async fn write_knowledge(&mut self) {
+    /// Writes what was learned about listeners, if the file has it at all. Nobody was promised that: nobody waits
+    /// for it, and a failure is only reported.
+    async fn keep(&mut self, learned: Learned) {
+        if learned != Learned::Lasting {
+            return;
+        }
         let stored = self.book.stored(&self.book.draft());
         if let Err(error) = self.write(stored).await {
             tracing::warn!(err = %error, "what listens on the targets' ports could not be written");

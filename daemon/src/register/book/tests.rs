@@ -258,11 +258,26 @@ fn wildcard_listeners_are_remembered_while_they_are_down_and_over_a_restart() {
     let port = listener.local_addr().expect("bound").port();
     let (_, _, checks) = expose(&mut book, request("orders", port));
     book.observe(&checks[0], PASSED);
-    assert!(book.observe_listeners(&Listeners::read_blocking()));
+    assert_eq!(book.observe_listeners(&Listeners::read_blocking()), Learned::Lasting);
     assert_eq!(wildcard(&book), Some(true));
-    assert!(!book.observe_listeners(&Listeners::default()), "nothing is learned from silence");
+    assert_eq!(
+        book.observe_listeners(&Listeners::default()),
+        Learned::Nothing,
+        "nothing is learned from silence"
+    );
     assert_eq!(wildcard(&book), Some(true));
     assert_eq!(wildcard(&restarted(&book, rules()).0), Some(true));
+}
+
+#[test]
+fn a_program_on_the_loopback_address_alone_costs_no_write() {
+    let mut book = empty();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let (_, _, checks) = expose(&mut book, request("orders", listener.local_addr().expect("bound").port()));
+    book.observe(&checks[0], PASSED);
+    assert_eq!(book.observe_listeners(&Listeners::read_blocking()), Learned::Passing);
+    assert_eq!(book.services()[0].targets[0].wildcard, Some(false));
+    assert_eq!(book.observe_listeners(&Listeners::read_blocking()), Learned::Nothing);
 }
 
 #[test]
@@ -273,7 +288,7 @@ fn listeners_of_this_machine_say_nothing_about_another_one() {
     let far = ExposeRequest { target: Some("10.0.0.7".parse().expect("address")), ..request("web", port) };
     let (_, _, checks) = expose(&mut book, far);
     book.observe(&checks[0], Probe { passed: true, is_local: false });
-    assert!(!book.observe_listeners(&Listeners::read_blocking()));
+    assert_eq!(book.observe_listeners(&Listeners::read_blocking()), Learned::Nothing);
     assert_eq!(book.services()[0].targets[0].wildcard, None);
 }
 
