@@ -7,15 +7,15 @@ mod holdings;
 mod projection;
 mod report;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::MissedTickBehavior;
 
 use gossamer_core::catalog::{CardContent, Catalog, CatalogEvent, Input, MemberLiveness, Output};
 use gossamer_core::dial::Source;
 use gossamer_core::membership::MemberState;
+use gossamer_core::time::Now;
 use gossamer_wire::frame::AdvertCopy;
 use gossamer_wire::limits::MAX_CARD_BYTES;
 use gossamer_wire::{NodeId, ServiceRecord};
@@ -38,8 +38,11 @@ pub const COMMANDS: usize = 1_024;
 pub const RECORD_SETS: usize = 4;
 /// Inputs taken in one wake-up before timers run and the index is written.
 const BATCH: usize = 64;
-/// How often the catalog is written to disk while it changes.
-const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// From a run's first change to the file: a daemon that was set up a moment ago and is killed finds its peers again.
+const FIRST_SAVE: Duration = Duration::from_secs(1);
+/// From a later change to the file, and up to twice as much more. A whole catalog is written, and what it lacks is
+/// asked of peers at the next start, so it is not worth more of the disk.
+const SAVE: Duration = Duration::from_secs(5);
 
 const FILE: &str = "catalog.json";
 
@@ -97,7 +100,8 @@ pub fn start(stage: &Stage, parts: Parts) {
     stage.spawn("catalog-disk", write_rows(parts.store.clone(), parts.clock.clone(), writes));
     let projection = Projection::new(&parts);
     let jumps = Jumps::since(parts.clock.now());
-    let task = Task { disk, parts, projection, jumps, unsaved: false, cards: Source::StoredCard };
+    let pause = FIRST_SAVE;
+    let task = Task { disk, parts, projection, jumps, save_at: None, pause, cards: Source::StoredCard };
     stage.spawn("catalog", async move { task.run(&stop).await });
 }
 
@@ -154,7 +158,10 @@ struct Task {
     disk: mpsc::Sender<Vec<AdvertCopy>>,
     projection: Projection,
     jumps: Jumps,
-    unsaved: bool,
+    /// When the catalog is to be written; nothing while the disk has it.
+    save_at: Option<Instant>,
+    /// From a change to that moment.
+    pause: Duration,
     /// Where the cards come from that the core speaks of: first from the disk.
     cards: Source,
 }
@@ -165,15 +172,13 @@ enum Wake {
     Command(Command),
     Records(Vec<ServiceRecord>),
     Timeout,
-    Housekeeping,
+    Save,
     Stop,
 }
 
 impl Task {
     async fn run(mut self, stop: &tokio_util::sync::CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH);
-        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
-        housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.parts.core.handle(Input::Card(self.parts.card.clone()), self.parts.clock.now());
         self.projection.note_all(&self.parts.core, self.parts.clock.now());
         self.drain().await;
@@ -185,8 +190,8 @@ impl Task {
                 () = stop.cancelled() => Wake::Stop,
                 Some(command) = self.parts.commands.recv() => Wake::Command(command),
                 Some(records) = self.parts.records.recv() => Wake::Records(records),
+                () = clock::sleep_until(self.save_at) => Wake::Save,
                 _ = self.parts.inputs.recv_many(&mut batch, BATCH) => Wake::Inputs,
-                _ = housekeeping.tick(), if self.unsaved => Wake::Housekeeping,
                 () = clock::sleep_until(deadline) => Wake::Timeout,
             };
             let now = self.parts.clock.now();
@@ -194,7 +199,6 @@ impl Task {
                 // Which certificates hold has changed without a word from anybody.
                 self.projection.note_all(&self.parts.core, now);
             }
-            let is_housekeeping = matches!(wake, Wake::Housekeeping);
             match wake {
                 Wake::Inputs => {
                     let inputs = batch.drain(..).map(input_of);
@@ -211,14 +215,12 @@ impl Task {
                 // Who asked may have gone.
                 Wake::Command(Command::Dump(reply)) => drop(reply.send(self.parts.core.export(now))),
                 Wake::Records(records) => self.parts.core.handle(Input::Publish(records), now),
-                Wake::Housekeeping | Wake::Timeout => {}
+                Wake::Save => self.save(now),
+                Wake::Timeout => {}
                 Wake::Stop => break,
             }
             self.parts.core.handle_timeout(now);
             self.drain().await;
-            if is_housekeeping {
-                self.save();
-            }
         }
         self.save_last().await;
     }
@@ -245,17 +247,21 @@ impl Task {
             }
         }
         let now = self.parts.clock.now();
-        self.unsaved |= self.projection.write(&mut self.parts.index, &self.parts.core, now);
+        if self.projection.write(&mut self.parts.index, &self.parts.core, now) && self.save_at.is_none() {
+            self.save_at = Some(now.mono + self.pause);
+        }
     }
 
     /// Hands the adverts to the disk, unless it is still at the last ones: the mesh does not wait for a disk.
-    fn save(&mut self) {
-        if self.unsaved
-            && let Ok(place) = self.disk.try_reserve()
-        {
-            place.send(self.parts.core.export(self.parts.clock.now()));
-            self.unsaved = false;
-        }
+    fn save(&mut self, now: Now) {
+        self.pause = pause_of(self.parts.me);
+        self.save_at = match self.disk.try_reserve() {
+            Ok(place) => {
+                place.send(self.parts.core.export(now));
+                None
+            }
+            Err(_) => Some(now.mono + self.pause),
+        };
     }
 
     /// Hands over the last adverts and lets the disk finish.
@@ -273,6 +279,13 @@ impl Task {
             Err(error) => tracing::error!(%error, "the epoch could not be raised; others ignore this node"),
         }
     }
+}
+
+/// Returns a node's time from a change to the file: each has its own, for nodes may share a disk and all hear of a
+/// change at once.
+fn pause_of(node: NodeId) -> Duration {
+    let share = node.as_bytes().first().copied().map_or(0.0, f64::from) / 128.0;
+    SAVE + SAVE.mul_f64(share)
 }
 
 const fn liveness(state: MemberState) -> MemberLiveness {

@@ -90,3 +90,10 @@ fn states_of_members_are_those_of_the_core() {
         assert_eq!(liveness(state), liveness_seen);
     }
 }
+
+#[test]
+fn nodes_that_hear_of_a_change_at_once_write_it_at_moments_of_their_own() {
+    let pauses = [0, 64, 128, 255].map(|byte| pause_of(NodeId::from_bytes([byte; 16])));
+    assert!(pauses.is_sorted_by(|one, other| one < other), "{pauses:?}");
+    assert!(pauses.iter().all(|pause| (SAVE..3 * SAVE).contains(pause)), "{pauses:?}");
+}

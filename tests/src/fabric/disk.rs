@@ -23,6 +23,8 @@ struct Versions {
     is_full: bool,
     /// Writes that found no room.
     refused: u64,
+    /// How often each file was written.
+    written: BTreeMap<String, u64>,
     /// What a reader sees.
     seen: Files,
     /// What survives the loss of power.
@@ -47,6 +49,11 @@ impl Disk {
         versions.refused
     }
 
+    /// Returns how often a file was written so far.
+    pub fn written(&self, name: &str) -> u64 {
+        self.versions().written.get(name).copied().unwrap_or_default()
+    }
+
     fn versions(&self) -> MutexGuard<'_, Versions> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -64,6 +71,7 @@ impl store::Disk for Disk {
             return Err(StoreError::Io { path: name.into(), error: io::ErrorKind::StorageFull.into() });
         }
         versions.seen.insert(name.to_owned(), bytes.to_vec());
+        *versions.written.entry(name.to_owned()).or_default() += 1;
         Ok(())
     }
 

@@ -81,6 +81,22 @@ fn receive_buffers_that_are_full_lose_packets_and_no_member() {
 }
 
 #[test]
+fn a_change_each_second_is_not_a_write_of_the_catalog_each_second() {
+    let mut fabric = joined(1);
+    let written = |fabric: &Fabric, node| fabric.disk(node).expect("a node").written("catalog.json");
+    let before: Vec<u64> = (0..6).map(|node| written(&fabric, node)).collect();
+    for _ in 0..60 {
+        fabric.act(&Act::Publish { node: 0, count: 1 }).expect("publishes");
+        fabric.run_for(SECOND);
+    }
+    for node in 0..6 {
+        let writes = written(&fabric, node) - before[node];
+        // The longest pause is 15 s, the shortest 5.
+        assert!((3..=13).contains(&writes), "node {node} wrote {writes} times");
+    }
+}
+
+#[test]
 fn a_full_disk_stops_neither_membership_nor_records() {
     for seed in SEEDS {
         let mut fabric = joined(seed);
