@@ -70,7 +70,8 @@ pub struct DialBook {
     silent_waiting: BTreeSet<NodeId>,
     /// Silent nodes that have an address and do not wait.
     set_aside: BTreeSet<NodeId>,
-    in_flight: usize,
+    /// Dials under way, by their beginning.
+    in_flight: BTreeSet<(Instant, NodeId)>,
     connected: usize,
     /// Members that are up.
     live: usize,
@@ -100,7 +101,7 @@ enum State {
     /// No address is known, no connection is wanted, or enough other silent nodes wait.
     Idle,
     Waiting(Instant),
-    Dialing,
+    Dialing(Instant),
     Connected(Instant),
 }
 
@@ -114,7 +115,7 @@ impl DialBook {
             waiting: BTreeSet::new(),
             silent_waiting: BTreeSet::new(),
             set_aside: BTreeSet::new(),
-            in_flight: 0,
+            in_flight: BTreeSet::new(),
             connected: 0,
             live: 0,
             warm: WarmSet::default(),
@@ -225,7 +226,7 @@ impl DialBook {
 
     /// A dial came to nothing.
     pub fn failed(&mut self, node: NodeId, now: Instant) {
-        if self.entries.get(&node).is_some_and(|entry| matches!(entry.state, State::Dialing)) {
+        if self.entries.get(&node).is_some_and(|entry| matches!(entry.state, State::Dialing(_))) {
             self.back_off(node, now);
         }
     }
@@ -248,7 +249,7 @@ impl DialBook {
             State::Connected(since) => {
                 !entry.is_wanted(self.warm) && now.saturating_duration_since(since) >= LASTING
             }
-            State::Idle | State::Waiting(_) | State::Dialing => false,
+            State::Idle | State::Waiting(_) | State::Dialing(_) => false,
         };
         self.entries.iter().find(|(_, entry)| is_surplus(entry)).map(|(node, _)| *node)
     }
@@ -261,8 +262,8 @@ impl DialBook {
         }
         let (_, node) = *self.waiting.first()?;
         let addresses = self.entries.get(&node)?.addresses();
-        self.set_state(node, State::Dialing);
-        let has_few = self.connected + self.in_flight >= FEW;
+        self.set_state(node, State::Dialing(now));
+        let has_few = self.connected + self.in_flight.len() >= FEW;
         let settles = has_few && !std::mem::replace(&mut self.has_settled, has_few);
         self.next_slot = Some(now + if settles { SETTLE } else { PACE });
         self.wake_silent(now);
@@ -276,11 +277,12 @@ impl DialBook {
 
     /// Returns when [`Self::next_dial`] has something; `None` while it waits for an answer or a node.
     pub fn next_deadline(&self) -> Option<Instant> {
-        if self.in_flight >= MAX_IN_FLIGHT {
+        if self.in_flight.len() >= MAX_IN_FLIGHT {
             return None;
         }
         let (due, _) = self.waiting.first()?;
-        Some(self.next_slot.map_or(*due, |slot| slot.max(*due)))
+        let unanswered = self.in_flight.iter().nth_back(MAX_FRESH - 1).map(|(begun, _)| *begun + FRESH);
+        unanswered.max(self.next_slot).max(Some(*due))
     }
 
     fn has_room_for(&self, node: NodeId) -> bool {
@@ -333,7 +335,9 @@ impl DialBook {
             State::Waiting(due) => {
                 self.waiting.remove(&(due, node));
             }
-            State::Dialing => self.in_flight -= 1,
+            State::Dialing(begun) => {
+                self.in_flight.remove(&(begun, node));
+            }
             State::Connected(_) => self.connected -= 1,
             State::Idle => {}
         }
@@ -341,7 +345,9 @@ impl DialBook {
             State::Waiting(due) => {
                 self.waiting.insert((due, node));
             }
-            State::Dialing => self.in_flight += 1,
+            State::Dialing(begun) => {
+                self.in_flight.insert((begun, node));
+            }
             State::Connected(_) => self.connected += 1,
             State::Idle => {}
         }
@@ -476,6 +482,14 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 /// How long the larger of two ids lets the other dial first, give or take half: two handshakes cost both twice.
 const YIELD: Duration = Duration::from_secs(1);
+
+/// Dials under way at once that may still be answered: where handshakes take long because many nodes start on too
+/// few processors, each node slows down by itself. 150 daemons on two processors otherwise began more handshakes than
+/// these can do before the time limit, and began them again.
+const MAX_FRESH: usize = 4;
+
+/// How old a dial is that no longer counts as one of [`MAX_FRESH`]: it probably goes to an address that nobody has.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Dials under way at once. With a 3 s handshake limit and dead addresses only, 21 dials a second remain.
 const MAX_IN_FLIGHT: usize = 64;

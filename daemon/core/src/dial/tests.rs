@@ -113,18 +113,33 @@ fn connections_that_do_not_last_are_dialled_ever_more_rarely() {
 }
 
 #[test]
-fn at_most_fifty_dials_a_second_and_sixty_four_at_once() {
+fn at_most_fifty_dials_a_second_after_a_rest_for_the_news_of_the_first_few() {
     let now = start();
     let mut book = book_of(90, now);
     let few = dials(&mut book, now + SETTLE, false);
-    assert_eq!(few.len(), FEW, "then the news they bring comes first");
-    let rest = now + SETTLE + (FEW as u32 - 1) * PACE;
-    let first = dials(&mut book, rest + SECOND, false);
-    assert_eq!(first.len(), 51, "one at once, then fifty");
-    assert!(first.windows(2).all(|pair| pair[1].0 - pair[0].0 >= PACE));
-    let all = few.len() + first.len() + dials(&mut book, now + 60 * SECOND, false).len();
-    assert_eq!(all, MAX_IN_FLIGHT);
-    assert_eq!(book.next_deadline(), None);
+    assert_eq!(few.len(), FEW);
+    few.iter().for_each(|(at, node)| book.connected(*node, *at));
+    let mut times = Vec::new();
+    while let Some(at) = book.next_deadline().filter(|at| *at <= now + 2 * SECOND) {
+        times.push(at);
+        let dial = book.next_dial(at).expect("the deadline is for a dial");
+        book.connected(dial.node, at);
+    }
+    assert!(times[0] >= now + SETTLE && times.windows(2).all(|pair| pair[1] - pair[0] == PACE), "{times:?}");
+    assert!(times.len() > 40, "{}", times.len());
+}
+
+#[test]
+fn few_dials_wait_for_an_answer_and_at_most_sixty_four_are_under_way() {
+    let now = start();
+    let mut book = book_of(90, now);
+    let first = dials(&mut book, now + 11 * SECOND, false);
+    for window in first.windows(MAX_FRESH + 1) {
+        assert!(window[MAX_FRESH].0 - window[0].0 >= FRESH, "{first:?}");
+    }
+    assert!((40..=48).contains(&first.len()), "silence is no reason to stop: {}", first.len());
+    let all = first.len() + dials(&mut book, now + 60 * SECOND, false).len();
+    assert_eq!((all, book.next_deadline()), (MAX_IN_FLIGHT, None));
     book.failed(node(0), now + 60 * SECOND);
     book.connected(node(1), now + 60 * SECOND);
     book.forget(node(2));
