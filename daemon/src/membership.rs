@@ -121,6 +121,7 @@ impl Task {
                     }
                     let _ = self.parts.peers.send_frame(to, &frame);
                 }
+                Output::Reach { node } => self.parts.peers.reach(node),
                 Output::Changed { node, from, to, generation, cause } => {
                     self.changed(node, from, to, generation, cause).await;
                 }

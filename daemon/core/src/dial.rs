@@ -206,6 +206,18 @@ impl DialBook {
         }
     }
 
+    /// Dials a live member before all others, and even where no connection is kept: somebody has to ask it something.
+    pub fn reach(&mut self, node: NodeId, now: Instant) {
+        let first = self.waiting.first().map_or(now, |(due, _)| now.min(*due));
+        let Some(entry) = self.entries.get(&node) else { return };
+        let is_idle = matches!(entry.state, State::Idle | State::Waiting(_));
+        if entry.standing == Standing::Live && entry.has_address() && is_idle {
+            // A moment before the first of them.
+            let due = first.checked_sub(Duration::from_nanos(1)).unwrap_or(first);
+            self.set_state(node, State::Waiting(due));
+        }
+    }
+
     /// A control connection is up, whoever dialled it.
     pub fn connected(&mut self, node: NodeId, now: Instant) {
         if node != self.me {

@@ -115,6 +115,7 @@ enum Command {
     Learn { node: NodeId, addresses: Vec<SocketAddr>, source: Source },
     Up(NodeId),
     Gone(NodeId),
+    Reach(NodeId),
     OpenData { node: NodeId, caller: data::Waiting },
 }
 
@@ -201,6 +202,11 @@ impl Peers {
     /// at once and not by timeout.
     pub fn gone(&self, node: NodeId) {
         self.command(Command::Gone(node));
+    }
+
+    /// Asks for a connection to a member at once.
+    pub fn reach(&self, node: NodeId) {
+        self.command(Command::Reach(node));
     }
 
     /// Returns how many nodes are connected.

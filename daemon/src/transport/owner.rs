@@ -206,6 +206,7 @@ impl Owner {
                     connection.close(CLOSE_DOWN.into(), b"down");
                 }
             }
+            Command::Reach(node) => self.book.reach(node, clock::now().mono),
             Command::OpenData { node, caller } => self.open_data(node, caller),
         }
     }

@@ -13,7 +13,7 @@ use super::{Ci, Needs, Row, Run};
 use crate::promise;
 use crate::scenario::{self, Scenario};
 use crate::sim::Mesh;
-use crate::sim::evidence::{Attack, forged_down, memory_of_churn};
+use crate::sim::evidence::{Attack, Forged, forged_down, forged_down_cold, memory_of_churn};
 use crate::sim::measure::{self, Size};
 
 pub(super) const ROWS: &[Row] = &[
@@ -54,7 +54,7 @@ pub(super) const ROWS: &[Row] = &[
     ),
     row(
         "3.3-forged-down",
-        "A member that forges another's death, 3 times and then 100 times a second for 60 s: once all pairs are connected the victim is in no honest view missing, and the forger is named",
+        "A member that forges another's death, 3 times and then 100 times a second for 60 s: the victim is in no honest view missing, and the forger is named",
         "the victim really dies",
         Ci::Skips("a minute of simulation; .ci/run has smaller attacks in its tests"),
         forged,
@@ -181,16 +181,27 @@ fn scenarios(run: &Run) -> Result<String> {
 }
 
 fn forged(run: &Run) -> Result<String> {
-    let nodes = 30;
-    let forged = forged_down(nodes, SEED, if run.sabotaged { Attack::Kill } else { Attack::Forge })?;
+    let attack = if run.sabotaged { Attack::Kill } else { Attack::Forge };
+    let seeds = run.times(20, 2);
+    let mut sum = Forged::default();
+    let mut least_naming = usize::MAX;
+    // All see all before all are connected; in the sparse meshes most have no connection to the victim at all.
+    for seed in SEED..SEED + seeds {
+        for forged in [forged_down(30, seed, attack)?, forged_down_cold(40, 32, 0.0, seed)?] {
+            least_naming = least_naming.min(forged.naming);
+            sum.datagrams += forged.datagrams;
+            sum.fooled += forged.fooled;
+            sum.missing += forged.missing;
+            sum.samples += forged.samples;
+            sum.renewals += forged.renewals;
+            sum.slandered += forged.slandered;
+        }
+    }
     let figure = format!(
-        "{} datagrams fooled {} nodes, {} of {} looks missed the victim, {} renewals; {} nodes name the forger",
-        forged.datagrams, forged.fooled, forged.missing, forged.samples, forged.renewals, forged.naming
+        "{seeds} seeds, all pairs to be connected and half of them never: {} datagrams fooled {} nodes, {} of {} looks missed the victim, {} renewals; {least_naming} nodes or more name the forger",
+        sum.datagrams, sum.fooled, sum.missing, sum.samples, sum.renewals
     );
-    promise!(
-        forged.missing == 0 && forged.fooled == 0 && forged.naming > 0 && forged.slandered == 0,
-        "{figure}"
-    );
+    promise!(sum.missing == 0 && sum.fooled == 0 && least_naming > 0 && sum.slandered == 0, "{figure}");
     Ok(figure)
 }
 

@@ -48,9 +48,28 @@ pub struct Forged {
 /// # Errors
 /// The nodes did not find each other.
 pub fn forged_down(nodes: usize, seed: u64, attack: Attack) -> Result<Forged> {
-    let (_, mut mesh) = Run::join(Size { nodes, loss: 0.0, seed }, 1, [0.2, 1.0])?;
-    // All see all before all are connected, and who has no connection cannot ask the victim itself.
-    mesh.run(mesh.now + CONNECTED);
+    forge_in(joined(nodes, None, 0.0, seed)?, attack)
+}
+
+/// The same in a mesh with connections between so many members at most, so that many cannot ask the victim itself.
+///
+/// # Errors
+/// The nodes did not find each other.
+pub fn forged_down_cold(nodes: usize, warm: usize, loss: f64, seed: u64) -> Result<Forged> {
+    forge_in(joined(nodes, Some(warm), loss, seed)?, Attack::Forge)
+}
+
+/// A mesh as soon as all see all, which is before all are connected.
+fn joined(nodes: usize, warm: Option<usize>, loss: f64, seed: u64) -> Result<Mesh> {
+    let mut mesh = Run::mesh(Size { nodes, loss, seed }, 1, [0.2, 1.0])?;
+    warm.into_iter().for_each(|limit| mesh.set_warm_limit(limit));
+    mesh.start_all()?;
+    mesh.run_until(Duration::from_secs(600), Mesh::agree).context("the nodes did not find each other")?;
+    Ok(mesh)
+}
+
+fn forge_in(mut mesh: Mesh, attack: Attack) -> Result<Forged> {
+    let nodes = mesh.nodes.len();
     let (attacker, victim) = (1, 2);
     let honest: Vec<usize> = (0..nodes).filter(|node| ![attacker, victim].contains(node)).collect();
     mesh.downs.clear();
@@ -86,9 +105,6 @@ pub fn forged_down(nodes: usize, seed: u64, attack: Attack) -> Result<Forged> {
     result.renewals = mesh.nodes[victim].renewals;
     Ok(result)
 }
-
-/// Within this time of all seeing all, each pair of a mesh of 30 is connected.
-const CONNECTED: Duration = Duration::from_secs(5);
 
 /// Records that come on top with each restart when they pile up: a fragment or so.
 const PILE: usize = 12;

@@ -98,6 +98,16 @@ fn forged_deaths_cost_the_victim_nothing_and_name_the_forger() {
     assert_eq!((forged.naming, forged.slandered), (4, 0), "{forged:?}");
 }
 
+/// Without a connection to the victim a node has to ask others whether it lives.
+#[test]
+fn forged_deaths_cost_the_victim_nothing_where_most_cannot_ask_it_themselves() {
+    for (nodes, warm, loss, seed) in [(24, 8, 0.0, 1), (24, 8, 0.05, 3), (40, 32, 0.05, 2)] {
+        let forged = evidence::forged_down_cold(nodes, warm, loss, seed).expect("runs");
+        assert_eq!((forged.fooled, forged.missing, forged.slandered), (0, 0, 0), "{forged:?}");
+        assert!(forged.naming > 0, "{forged:?}");
+    }
+}
+
 #[test]
 fn a_cut_link_names_nobody() {
     let scenario = Scenario::load(&folder().join("one-link-cut.toml")).expect("a scenario");

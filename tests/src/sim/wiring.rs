@@ -96,6 +96,12 @@ impl Mesh {
                     self.send_frame(node, to, frame);
                 }
             }
+            membership::Output::Reach { node: member } => {
+                let now = self.clock(node).mono;
+                if let Some(process) = &mut self.nodes[node].process {
+                    process.book.reach(member, now);
+                }
+            }
             membership::Output::Changed { node: member, from, to, .. } => {
                 self.member_changed(node, member, from, to);
             }

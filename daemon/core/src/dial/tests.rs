@@ -461,6 +461,22 @@ fn above_the_limit_only_warm_members_are_dialled_and_whoever_is_no_member() {
 }
 
 #[test]
+fn a_member_to_be_asked_at_once_is_dialled_first_and_though_it_is_not_warm() {
+    let now = start();
+    let mut book = crowded(40, now);
+    let cold = (0..40).rfind(|n| !is_warm(*n)).expect("most are not");
+    book.reach(node(cold), now);
+    assert_eq!(book.next_dial(now).map(|dial| dial.node), Some(node(cold)));
+    book.reach(node(cold), now);
+    book.failed(node(cold), now);
+    let later = dials(&mut book, now + 60 * SECOND, false);
+    assert!(!later.is_empty() && later.iter().all(|(_, to)| *to != node(cold)), "once, and no more");
+    book.reach(node(99), now);
+    book.set_standing(node(cold), Standing::Silent, now);
+    assert_eq!(book.next_dial(now + 60 * SECOND), None, "neither strangers nor the dead");
+}
+
+#[test]
 fn connections_too_many_are_hung_up_when_they_have_lasted_and_warm_ones_never() {
     let now = start();
     let mut book = crowded(64, now);

@@ -50,6 +50,19 @@ pub(super) struct Claims {
     last_number: u64,
 }
 
+/// What becomes of a probe whose time is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It was answered, or is not the last one.
+    Nothing,
+    /// Only one peer says so and nobody that was asked has seen anything: ask once more, with this number.
+    AskAgain(u64),
+    /// These claims count.
+    Believe(Vec<Claim>),
+    /// Helpers have seen the accused live.
+    Refuted,
+}
+
 /// One accused member.
 #[derive(Debug)]
 struct Case {
@@ -58,6 +71,12 @@ struct Case {
     number: u64,
     probe: Probe,
     claims: Vec<Claim>,
+    /// Who was asked to probe it for this node, and has not answered; `None` while this node asks itself.
+    helpers: Option<Vec<NodeId>>,
+    /// Helpers it has answered.
+    seen: usize,
+    /// Whether helpers were asked for the second time.
+    is_repeated: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -114,6 +133,11 @@ impl Claims {
         self.cases.get(&node).is_some_and(|case| !case.claims.is_empty())
     }
 
+    /// Whether a peer is among those that claim something of the member.
+    pub(super) fn accuses(&self, accuser: NodeId, node: NodeId) -> bool {
+        self.cases.get(&node).is_some_and(|case| case.claims.iter().any(|claim| claim.accuser == accuser))
+    }
+
     /// Whether `number` is that of the last probe of the member.
     pub(super) fn is_answer(&self, node: NodeId, number: u64) -> bool {
         self.cases.get(&node).is_some_and(|case| case.number == number)
@@ -124,6 +148,44 @@ impl Claims {
         self.cases.get(&node).is_some_and(|case| known > case.known)
     }
 
+    /// Notes who was asked to probe the member for this node, which has no connection to it.
+    pub(super) fn ask_helpers(&mut self, node: NodeId, helpers: Vec<NodeId>) {
+        if let Some(case) = self.cases.get_mut(&node) {
+            case.helpers = Some(helpers);
+        }
+    }
+
+    /// Gives the probe under way a new number and forgets whoever was asked so far; `None` when there is none.
+    pub(super) fn ask_anew(&mut self, node: NodeId) -> Option<u64> {
+        let case = self.cases.get_mut(&node).filter(|case| matches!(case.probe, Probe::UnderWay))?;
+        self.last_number += 1;
+        (case.number, case.seen) = (self.last_number, 0);
+        case.helpers = None;
+        Some(case.number)
+    }
+
+    /// Notes that a helper has seen this life of the member answer. Whether that settles the case at once: more
+    /// have seen it live than say that it does not.
+    pub(super) fn vouch(&mut self, helper: NodeId, node: NodeId, life: Generation, number: u8) -> bool {
+        let Some(case) = self.cases.get_mut(&node) else { return false };
+        let is_it = matches!(case.probe, Probe::UnderWay) && case.known.0 == life;
+        let helpers = case.helpers.as_mut().filter(|_| is_it && case.number as u8 == number);
+        let Some((helpers, at)) = helpers.and_then(|helpers| {
+            let at = helpers.iter().position(|asked| *asked == helper)?;
+            Some((helpers, at))
+        }) else {
+            return false;
+        };
+        helpers.swap_remove(at);
+        case.seen += 1;
+        case.seen > case.accusers()
+    }
+
+    /// How many helpers have seen the member answer the last probe.
+    pub(super) fn seen(&self, node: NodeId) -> usize {
+        self.cases.get(&node).map_or(0, |case| case.seen)
+    }
+
     /// Notes that the accused lives and returns the claims that waited.
     pub(super) fn answered(&mut self, node: NodeId, now: Instant) -> Vec<Claim> {
         let Some(case) = self.cases.get_mut(&node) else { return Vec::new() };
@@ -131,16 +193,20 @@ impl Claims {
         std::mem::take(&mut case.claims)
     }
 
-    /// Notes that a probe was not answered in time and returns the claims that waited.
-    pub(super) fn failed(&mut self, node: NodeId, number: u64, now: Instant) -> Vec<Claim> {
-        let Some(case) = self.cases.get_mut(&node).filter(|case| case.number == number) else {
-            return Vec::new();
-        };
-        if !matches!(case.probe, Probe::UnderWay) {
-            return Vec::new();
+    /// Judges a probe that this node has got no answer to in time. The word of as many helpers as accusers clears
+    /// a member, so that no single one can make this node believe anything.
+    pub(super) fn conclude(&mut self, node: NodeId, number: u64, now: Instant) -> Outcome {
+        let is_it = |case: &&mut Case| case.number == number && matches!(case.probe, Probe::UnderWay);
+        let Some(case) = self.cases.get_mut(&node).filter(is_it) else { return Outcome::Nothing };
+        if case.seen > 0 && case.seen >= case.accusers() {
+            return Outcome::Refuted;
+        }
+        let is_lone = case.helpers.is_some() && case.seen == 0 && case.accusers() == 1;
+        if is_lone && !std::mem::replace(&mut case.is_repeated, true) {
+            return self.ask_anew(node).map_or(Outcome::Nothing, Outcome::AskAgain);
         }
         case.probe = Probe::Failed(now);
-        std::mem::take(&mut case.claims)
+        Outcome::Believe(std::mem::take(&mut case.claims))
     }
 
     /// Takes the waiting claims about a later life of the member: its link is gone, so nobody is left to ask.
@@ -210,7 +276,16 @@ impl Claims {
         self.last_number += 1;
         let number = self.last_number;
         let claims = self.cases.remove(&node).map(|case| case.claims).unwrap_or_default();
-        self.cases.insert(node, Case { known, number, probe: Probe::UnderWay, claims });
+        let case = Case {
+            known,
+            number,
+            probe: Probe::UnderWay,
+            claims,
+            helpers: None,
+            seen: 0,
+            is_repeated: false,
+        };
+        self.cases.insert(node, case);
         number
     }
 
@@ -228,6 +303,11 @@ impl Case {
             Probe::Answered(at) => (at, ANSWER_COUNTS),
         };
         now.saturating_duration_since(at) < lasts
+    }
+
+    /// How many vouch for what they claim. States do not count: they tell what was believed, perhaps since long.
+    fn accusers(&self) -> usize {
+        self.claims.iter().filter(|claim| claim.kind == Kind::News).count()
     }
 
     /// Keeps one claim per accuser, the gravest.
@@ -302,9 +382,9 @@ mod tests {
         assert_eq!(hear(&mut claims, 1, now), Step::Ask(1));
         assert_eq!(hear(&mut claims, 2, now), Step::Nothing);
         assert_eq!(hear(&mut claims, 1, now), Step::Nothing);
-        assert_eq!(claims.failed(node(9), 2, now), [], "another probe");
-        let held = claims.failed(node(9), 1, now);
-        assert_eq!(held, [claim(1, SwimState::Down), claim(2, SwimState::Down)]);
+        assert_eq!(claims.conclude(node(9), 2, now), Outcome::Nothing, "another probe");
+        let held = vec![claim(1, SwimState::Down), claim(2, SwimState::Down)];
+        assert_eq!(claims.conclude(node(9), 1, now), Outcome::Believe(held));
         assert_eq!(hear(&mut claims, 3, now + SECOND), Step::Believe);
         assert_eq!(hear(&mut claims, 3, now + 20 * SECOND), Step::Ask(2));
     }
@@ -317,7 +397,7 @@ mod tests {
         assert_eq!(claims.answered(node(9), now).len(), 1);
         assert_eq!(hear(&mut claims, 1, now + SECOND / 10), Step::Refuted);
         assert_eq!(hear(&mut claims, 1, now + SECOND), Step::Ask(2));
-        assert_eq!(claims.failed(node(9), 1, now + SECOND), [], "an earlier probe");
+        assert_eq!(claims.conclude(node(9), 1, now + SECOND), Outcome::Nothing, "an earlier probe");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use gossamer_wire::frame::Frame;
 use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
 use gossamer_wire::{Generation, NodeId};
 
-use super::claims::{Claim, Kind, Step};
+use super::claims::{Claim, Kind, Outcome, Step};
 use super::codec::{member_from_wire, next_generation};
 use super::packet::Packet;
 use super::timers::Due;
@@ -122,7 +122,7 @@ impl Membership {
             return;
         }
         self.ack_for(from, now);
-        self.clear(from, now);
+        self.clear(from, true, now);
     }
 
     /// Probes the member on its stream, for this node's own sake: its answer to a ping is late.
@@ -135,8 +135,12 @@ impl Membership {
 
     /// The time for an answer is over: what waited counts.
     pub(super) fn confirm(&mut self, node: NodeId, number: u64, now: Instant) {
-        let claims = self.claims.failed(node, number, now);
-        self.believe(claims, now);
+        match self.claims.conclude(node, number, now) {
+            Outcome::Nothing => {}
+            Outcome::AskAgain(number) => self.ask(node, number, now),
+            Outcome::Believe(claims) => self.believe(claims, now),
+            Outcome::Refuted => self.clear_by_helpers(node, now),
+        }
     }
 
     /// Gives claims to foca, which acts on them and passes them on.
@@ -156,8 +160,8 @@ impl Membership {
     }
 
     /// Clears a member of what waits against it, tells the accusers, and counts against them what they cannot
-    /// have found by themselves.
-    pub(super) fn clear(&mut self, node: NodeId, now: Instant) {
+    /// have found by themselves, if that `is_proved`.
+    pub(super) fn clear(&mut self, node: NodeId, is_proved: bool, now: Instant) {
         let Some(view) = self.table.get(node).copied() else { return };
         let identity = Identity { node, generation: view.generation };
         for claim in self.claims.answered(node, now) {
@@ -169,7 +173,7 @@ impl Membership {
                 Kind::News => {
                     self.send_if_connected(claim.accuser, entry(SwimState::Alive));
                     let accuser_is_well = self.table.is_alive(claim.accuser);
-                    if is_death && is_same_life && accuser_is_well {
+                    if is_death && is_same_life && accuser_is_well && is_proved {
                         self.blame(claim.accuser, WRONG_EVERY, now);
                     }
                 }
@@ -186,13 +190,13 @@ impl Membership {
     pub(super) fn notice_refutations(&mut self, nodes: &[NodeId], now: Instant) {
         for node in nodes {
             if self.known(*node).is_some_and(|known| self.claims.is_outdated(*node, known)) {
-                self.clear(*node, now);
+                self.clear(*node, true, now);
             }
         }
     }
 
     /// Life and incarnation of a member.
-    fn known(&self, node: NodeId) -> Option<(Generation, u16)> {
+    pub(super) fn known(&self, node: NodeId) -> Option<(Generation, u16)> {
         self.table.get(node).map(|view| (view.generation, view.incarnation))
     }
 
@@ -217,10 +221,12 @@ impl Membership {
         }
     }
 
-    /// Without a connection there is nobody to ask: the time is then for a refutation to arrive.
-    fn ask(&mut self, node: NodeId, number: u64, now: Instant) {
+    /// Probes a member, without a connection through others.
+    pub(super) fn ask(&mut self, node: NodeId, number: u64, now: Instant) {
         if self.peers.contains(node) {
             self.outputs.push_back(Output::Frame { to: node, frame: Frame::Probe(number) });
+        } else {
+            self.ask_helpers(node, number);
         }
         let within = ANSWER_WITHIN.max(2 * self.health.round_trip(node));
         self.timers.push(now + within, Due::Confirm(node, number));

@@ -81,6 +81,12 @@ pub enum Output {
         /// [`Frame::MemberHash`], [`Frame::Members`], [`Frame::Swim`], [`Frame::Probe`] or [`Frame::ProbeAck`].
         frame: Frame,
     },
+    /// Connect to a member at once, also where no connection is kept: it is accused, and nobody can be asked whether
+    /// it lives.
+    Reach {
+        /// The member.
+        node: NodeId,
+    },
     /// A member has another state, or another generation in the same state (a restart nobody noticed).
     Changed {
         /// The member.

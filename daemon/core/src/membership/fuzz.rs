@@ -58,7 +58,7 @@ fn check(membership: &mut Membership) {
             Output::Changed { node, .. } => assert_ne!(node, ME),
             Output::Refuted { accused, .. } => assert_ne!(accused, ME),
             Output::Named { accuser } | Output::Forgiven { accuser } => assert_ne!(accuser, ME),
-            Output::Refused { .. } => {}
+            Output::Reach { .. } | Output::Refused { .. } => {}
         }
     }
 }

@@ -17,6 +17,7 @@ mod event;
 mod exchange;
 mod fuzz;
 mod health;
+mod indirect;
 mod packet;
 mod peers;
 mod spare;
@@ -146,6 +147,7 @@ impl Membership {
                 self.peers.disconnect(peer);
                 let claims = self.claims.take_later_lives(peer);
                 self.believe(claims, now);
+                self.ask_anew(peer, now);
             }
             Input::Probe { from, number } => self.answer_probe(from, number),
             Input::ProbeAck { from, number } => self.handle_answer(from, number, now),
@@ -213,6 +215,9 @@ impl Membership {
         if let SwimMessage::Ack(number) = packet.header.message {
             self.handle_ack(from, number, now);
         }
+        if let SwimMessage::ForwardedAck { origin, probe } = packet.header.message {
+            self.handle_vouch(from, origin, probe, now);
+        }
         self.retain_useful(&mut packet.members);
         self.judge_own(from, &mut packet.members, Kind::News, now);
         self.weigh(from, &mut packet.members, Kind::News, now);
@@ -241,6 +246,7 @@ impl Membership {
         } else {
             self.send_full_state(peer, now);
         }
+        self.ask_anew(peer, now);
     }
 
     /// Tells every peer on its reliable stream, as one entry: down, at an incarnation that says why.

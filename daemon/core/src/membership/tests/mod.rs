@@ -4,6 +4,7 @@
 
 mod attack;
 mod faults;
+mod indirect;
 mod joint;
 mod mesh;
 pub(in crate::membership) mod peer;

@@ -421,12 +421,12 @@ fn who_hears_nobody_at_all_waits_longer_before_it_takes_all_for_dead() {
 }
 
 #[test]
-fn without_a_connection_a_claim_waits_a_second_for_a_refutation() {
+fn without_a_connection_a_lone_claim_waits_two_seconds_for_a_refutation() {
     for is_refuted in [false, true] {
         let mut probe = Probe::with_peer();
         probe.packet(PEER, SwimMessage::Gossip, vec![entry(3, 1, SwimState::Alive)]);
         probe.packet(PEER, SwimMessage::Gossip, vec![entry(3, 1, SwimState::Down)]);
-        probe.run_answered(SECOND * 9 / 10);
+        probe.run_answered(SECOND * 19 / 10);
         assert_eq!(probe.state(3), Some(MemberState::Alive));
         if is_refuted {
             let refutation = SwimMember { incarnation: 1, ..entry(3, 1, SwimState::Alive) };

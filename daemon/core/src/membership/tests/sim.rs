@@ -43,6 +43,8 @@ pub(super) struct Sim {
     pub(super) loss: f64,
     /// Who connects to whom.
     warm: WarmSet,
+    /// Whether a connection that is wanted at once comes.
+    pub(super) is_reachable: bool,
     /// Pings of pairs that are not warm.
     pub(super) cold_pings: u64,
     /// Packets nobody gets because there is no connection.
@@ -90,6 +92,7 @@ impl Sim {
             streams: BTreeMap::new(),
             loss: 0.0,
             warm,
+            is_reachable: true,
             cold_pings: 0,
             unsendable: 0,
             events: Vec::new(),
@@ -348,6 +351,11 @@ impl Sim {
             match output {
                 Output::Packet { to, bytes } => self.send_packet(node, index(to), bytes),
                 Output::Frame { to, frame } => self.send_frame(node, index(to), frame),
+                Output::Reach { node: other } => {
+                    if self.is_reachable && !self.node(node).connected.contains(&index(other)) {
+                        self.connect(node, index(other));
+                    }
+                }
                 output => {
                     if let Output::Changed { node: other, to: MemberState::Alive, .. } = output
                         && !self.node(node).connected.contains(&index(other))
