@@ -50,6 +50,8 @@ pub(super) struct Net {
     pub(super) loses_kind: Option<Kind>,
     /// For nodes added from now on.
     pub(super) direct_up_to: usize,
+    /// What the keys of nodes added from now on, and so their ids, are made from.
+    pub(super) seed: u64,
     /// Frames sent since the start, by kind.
     pub(super) sent: BTreeMap<&'static str, usize>,
     /// Ids in lists since the start.
@@ -85,6 +87,7 @@ impl Net {
             loses_every: None,
             loses_kind: None,
             direct_up_to: DIRECT_UP_TO,
+            seed: 0,
             sent: BTreeMap::new(),
             ids_listed: 0,
         };
@@ -94,7 +97,7 @@ impl Net {
 
     fn add_all(&mut self, groups: &[&str]) {
         for group in groups {
-            let key = NodeKey::new();
+            let key = NodeKey::of(self.seed << 32 | self.nodes.len() as u64);
             let leaf = self.authority.leaf(group, &format!("n{}", self.nodes.len()), &key);
             self.add(key, group, leaf);
         }
@@ -160,7 +163,10 @@ impl Net {
         restored: Vec<AdvertCopy>,
         trust: TrustBundle,
     ) -> Catalog {
-        let rng = SmallRng::seed_from_u64(epoch);
+        // Each node draws its own waits: with the same ones all would meet at the same moments.
+        let of_node =
+            config.node.as_bytes().iter().fold(0_u64, |sum, byte| sum.rotate_left(8) ^ u64::from(*byte));
+        let rng = SmallRng::seed_from_u64(of_node ^ epoch);
         Catalog::new(config.clone(), trust, Box::new(signer.clone()), rng, epoch, restored, self.now)
     }
 
