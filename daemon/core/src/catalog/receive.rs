@@ -19,7 +19,7 @@ pub enum Refusal {
     Mesh,
     /// The giver's fault: not signed by the node it names.
     Signature,
-    /// The owner's fault: a card or a head whose content does not decode.
+    /// The owner's fault: a card or a head whose content does not decode, or a head without a lease.
     Content,
     /// The owner's fault: the certificate in the card is not one of this mesh, or of another node.
     Certificate,
@@ -74,8 +74,11 @@ pub(super) fn judge(advert: &Advert, leaf: Option<&Leaf>, trust: &TrustBundle, w
     if kind == Kind::Records {
         return Verdict::Take(Content::Records(trust.records(advert.body())));
     }
-    Head::decode(advert.body())
-        .map_or(Verdict::Refuse(Refusal::Content), |head| Verdict::Take(Content::Head(head)))
+    match Head::decode(advert.body()) {
+        // Without a lease it says nothing, and whoever took it would miss a head for as long as its owner lives.
+        Ok(head) if head.lease_seconds > 0 => Verdict::Take(Content::Head(head)),
+        Ok(_) | Err(_) => Verdict::Refuse(Refusal::Content),
+    }
 }
 
 /// Decodes the records of a fragment.

@@ -45,6 +45,11 @@ const ANSWER_RATE: f64 = 1_024.0;
 const LIST_BURST: f64 = 8.0;
 const LIST_RATE: f64 = 1.0;
 
+/// Pause between two questions for the head of one node: an eighth of the time since the first, and the longest. Who has
+/// a lease too short to be refreshed in time would otherwise be asked about by everybody every two seconds.
+const HEAD_PAUSE: u32 = 8;
+const MAX_HEAD_PAUSE: Duration = Duration::from_secs(60);
+
 /// What this node knows of its repairs with one peer.
 #[derive(Debug)]
 struct Peer {
@@ -80,6 +85,8 @@ pub(super) struct Repair {
     rechecks: BTreeSet<(Instant, NodeId)>,
     asked: BTreeSet<NodeId>,
     meetings: Meetings,
+    /// Nodes whose head is missing: when it was first asked for, and when last.
+    heads: BTreeMap<NodeId, (Instant, Instant)>,
     /// Made again when the peers change.
     far_peers: Option<Vec<NodeId>>,
 }
@@ -93,6 +100,7 @@ impl Repair {
             rechecks: BTreeSet::new(),
             asked: BTreeSet::new(),
             meetings: Meetings::default(),
+            heads: BTreeMap::new(),
             far_peers: None,
         }
     }
@@ -266,6 +274,19 @@ impl Repair {
         self.asked.len()
     }
 
+    /// Keeps of the heads that are missing those to ask for at this moment.
+    fn retain_due_heads(&mut self, missing: &mut Vec<AdvertId>, now: Instant) {
+        let before = std::mem::take(&mut self.heads);
+        missing.retain(|id| {
+            let node = id.slot.node;
+            let (first, last) = before.get(&node).copied().unwrap_or((now, now));
+            let pause = (last.saturating_duration_since(first) / HEAD_PAUSE).min(MAX_HEAD_PAUSE);
+            let is_due = last + pause <= now;
+            self.heads.insert(node, (first, if is_due { now } else { last }));
+            is_due
+        });
+    }
+
     fn set_recheck(&mut self, node: NodeId, at: Option<Instant>) {
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.recheck.map(|old| self.rechecks.remove(&(old, node)));
@@ -334,7 +355,8 @@ impl Catalog {
     /// Asks for the heads of members whose lease is missing: heads are not in the root hash, and one that was lost,
     /// with a connection that was given up for example, would not come again before its next refresh.
     fn want_heads(&mut self, peer: NodeId, now: Now) {
-        let ids: Vec<_> = self.store.headless(now.mono).take(MAX_IDS_PER_FRAME).collect();
+        let mut ids: Vec<_> = self.store.headless(now.mono).take(MAX_IDS_PER_FRAME).collect();
+        self.repair.retain_due_heads(&mut ids, now.mono);
         if !ids.is_empty() {
             self.send(peer, Frame::Want(ids));
         }

@@ -61,6 +61,27 @@ fn r18_a_head_of_a_later_version_is_not_asked_for_again_and_again() {
 }
 
 #[test]
+fn r13_a_head_without_a_lease_is_refused_and_one_with_a_short_lease_asked_for_ever_more_rarely() {
+    for (lease_seconds, refused) in [(0, 1), (9, 0)] {
+        let mut net = Net::mesh(&["west"; 3]);
+        net.cut(0, 1);
+        net.cut(0, 2);
+        let head = Head { n: 0, lease_seconds, statement_digest: [0; 16], roles: 0 };
+        let advert = net.forge(0, Kind::Head, 0, (1, 99), &head.encode().expect("fits"));
+        net.give(0, 1, 0, advert.bytes());
+        assert_eq!(net.counters(1).refused.get(&Refusal::Content).copied().unwrap_or(0), refused);
+        let owner = net.id(0);
+        let is_named = |event: &CatalogEvent| matches!(event, CatalogEvent::Refused { owner: Some(named), .. } if *named == owner);
+        assert_eq!(net.nodes[1].events.iter().any(is_named), refused > 0);
+        net.pass(LEASE + SECOND * 600);
+        let asked = net.sent("want");
+        net.pass(SECOND * 1_200);
+        let more = net.sent("want") - asked;
+        assert!((20..=60).contains(&more), "{more} questions of two nodes in 20 minutes");
+    }
+}
+
+#[test]
 fn r13_the_same_head_again_does_not_restart_a_lease() {
     let mut net = Net::mesh(&["west"; 2]);
     net.publish(0, &["orders"]);
