@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod dial;
 pub mod fuzz;
 pub mod membership;
+mod outputs;
 pub mod select;
 pub mod time;
 pub mod trust;

@@ -41,6 +41,7 @@ use rand::rngs::SmallRng;
 
 use self::held::Route;
 use self::tree::Interval;
+use crate::outputs::trimmed;
 use crate::time::Now;
 use crate::trust::{Leaf, Sign, TrustBundle};
 
@@ -385,7 +386,7 @@ impl Catalog {
 
     /// Returns the next thing to do; call until `None`.
     pub fn next_output(&mut self) -> Option<Output> {
-        self.outputs
+        trimmed(&mut self.outputs)
             .pop_front()
             .or_else(|| self.changed_nodes.pop_first().map(Output::NodeChanged))
             .or_else(|| self.changed_services.pop_first().map(Output::ServiceChanged))
