@@ -55,6 +55,8 @@ pub(super) struct Store {
     members: BTreeMap<NodeId, MemberLiveness>,
     /// How many of them are alive.
     alive: usize,
+    /// Owners without a lease, as of their last settling.
+    leaseless: BTreeSet<NodeId>,
     /// When to settle which owner again.
     wakes: BTreeSet<(Instant, NodeId)>,
     forgotten: BTreeMap<NodeId, (u64, Instant)>,
@@ -82,6 +84,7 @@ impl Store {
             by_service: BTreeMap::new(),
             members: BTreeMap::new(),
             alive: 0,
+            leaseless: BTreeSet::new(),
             wakes: BTreeSet::new(),
             forgotten: BTreeMap::new(),
             hash: 0,
@@ -123,6 +126,11 @@ impl Store {
         let Some(owner) = self.owners.get_mut(&node) else { return Changes::default() };
         let Settled { accepted, withdrawn, mut services, wake, places, must_go } =
             owner.settle(is_own, liveness, now);
+        if owner.misses_head(now.mono) {
+            self.leaseless.insert(node);
+        } else {
+            self.leaseless.remove(&node);
+        }
         let (old_wake, new_wake) = wake;
         if old_wake != new_wake {
             old_wake.map(|at| self.wakes.remove(&(at, node)));
@@ -255,10 +263,11 @@ impl Store {
 
     /// Returns the heads of living members without a lease, at no version in particular.
     pub(super) fn headless(&self, now: Instant) -> impl Iterator<Item = AdvertId> {
-        let is_headless = move |(node, owner): &(NodeId, &Owner)| {
-            *node != self.me && self.liveness(*node) == MemberLiveness::Alive && owner.misses_head(now)
+        let is_headless = move |node: &&NodeId| {
+            let is_alive = **node != self.me && self.liveness(**node) == MemberLiveness::Alive;
+            is_alive && self.owner(**node).is_some_and(|owner| owner.misses_head(now))
         };
-        self.owners().filter(is_headless).map(|(node, _)| AdvertId {
+        self.leaseless.iter().filter(is_headless).map(|&node| AdvertId {
             slot: Slot { node, kind: Kind::Head, k: 0 },
             version: Version { epoch: 0, seq: 0 },
         })
@@ -328,6 +337,7 @@ impl Store {
     fn forget(&mut self, node: NodeId, now: Now) -> BTreeSet<ServiceName> {
         let Some(owner) = self.owners.remove(&node) else { return BTreeSet::new() };
         owner.wake().map(|at| self.wakes.remove(&(at, node)));
+        self.leaseless.remove(&node);
         self.members.retain(|member, state| {
             *member != node || matches!(state, MemberLiveness::Alive | MemberLiveness::Suspect)
         });

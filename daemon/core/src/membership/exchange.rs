@@ -89,7 +89,7 @@ impl Membership {
             }
         }
         let table = &self.table;
-        for peer in self.peers.some(1, &mut self.rng, |peer| table.is_up(peer)) {
+        if let Some(peer) = self.peers.one(&mut self.rng, |peer| table.is_up(peer)) {
             self.send_hash(peer);
         }
     }

@@ -46,8 +46,10 @@ use health::{Health, Renewals};
 use packet::Packet;
 use peers::Peers;
 use spread::Finds;
-use table::{LEFT, Table};
+use table::{LEFT, Table, is_news_to};
 use timers::{Due, Timers};
+
+use crate::outputs::trimmed;
 
 pub use claims::REFUTED_CLAIMS;
 pub use config::MembershipConfig;
@@ -174,7 +176,7 @@ impl Membership {
 
     /// Returns the next thing to do, in order. Poll until `None`.
     pub fn next_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        trimmed(&mut self.outputs).pop_front()
     }
 
     /// Returns when [`Self::handle_timeout`] has something to do; `None` only after [`Input::Leave`].
@@ -374,14 +376,16 @@ impl Membership {
         let me = self.me();
         // One place is kept for the sender.
         let mut room = MAX_NODES.saturating_sub(self.table.len() + 1);
+        let mut walk = self.table.walk();
         members.retain(|member| {
             if member.identity.node == me.node {
                 return member.identity == me;
             }
-            if !self.table.is_news(member) {
+            let known = walk.get(member.identity.node);
+            if !is_news_to(known, member) {
                 return false;
             }
-            let is_known = self.table.get(member.identity.node).is_some();
+            let is_known = known.is_some();
             let is_kept = is_known || room > 0;
             room = room.saturating_sub(usize::from(!is_known));
             is_kept

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use gossamer_wire::NodeId;
 use gossamer_wire::swim::{SwimMember, SwimState};
+use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
 
@@ -114,6 +115,14 @@ impl Peers {
     ) -> Vec<NodeId> {
         self.iter().filter(|node| filter(*node)).sample(rng, count)
     }
+
+    /// Returns one of those that `filter` admits, each as likely as any other. Usually `filter` admits most: it is
+    /// asked about a few of a thousand peers and not about all.
+    pub(super) fn one(&self, rng: &mut StdRng, filter: impl Fn(NodeId) -> bool) -> Option<NodeId> {
+        let draw = |rng: &mut StdRng| self.iter().nth(rng.random_range(0..self.0.len().max(1)));
+        let drawn = (0..DRAWS).filter_map(|_| draw(rng)).find(|node| filter(*node));
+        drawn.or_else(|| self.some(1, rng, filter).pop())
+    }
 }
 
 /// Keeps of `mine` what a peer that holds `theirs` would learn from: it ignores down members it does not know.
@@ -128,11 +137,16 @@ pub(super) fn news(mine: Vec<SwimMember>, theirs: &[SwimMember]) -> Vec<SwimMemb
     mine.into_iter().filter(is_news).collect()
 }
 
+/// Draws before all are looked at.
+const DRAWS: usize = 4;
+
 /// A doubt older than this is a new one: hashes come from one random peer in ten seconds.
 const DOUBT_LASTS: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use gossamer_wire::Generation;
     use gossamer_wire::swim::Identity;
     use rand::SeedableRng;
@@ -211,6 +225,18 @@ mod tests {
         assert_eq!(drawn.len(), 3);
         assert!(!drawn.contains(&node(1)));
         assert_eq!(connected().some(3, &mut rng, |peer| peer == node(2)), [node(2)]);
+    }
+
+    #[test]
+    fn one_is_any_of_those_admitted_and_nobody_else() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let peers = connected();
+        let odd = |peer: NodeId| peer.as_bytes()[0] % 2 == 1;
+        let drawn: BTreeSet<_> = (0..200).filter_map(|_| peers.one(&mut rng, odd)).collect();
+        assert_eq!(drawn, peers.iter().filter(|peer| odd(*peer)).collect());
+        assert_eq!(peers.one(&mut rng, |peer| peer == node(2)), Some(node(2)));
+        assert_eq!(peers.one(&mut rng, |_| false), None);
+        assert_eq!(Peers::default().one(&mut rng, |_| true), None);
     }
 
     #[test]

@@ -83,8 +83,8 @@ impl Membership {
         };
         let (table, warm, me) = (&self.table, self.config.warm, self.me().node);
         let other =
-            self.peers.some(1, &mut self.rng, |peer| table.is_up(peer) && warm.holds(PairRank::of(me, peer)));
-        let Some(view) = other.first().and_then(|peer| self.table.get(*peer)) else {
+            self.peers.one(&mut self.rng, |peer| table.is_up(peer) && warm.holds(PairRank::of(me, peer)));
+        let Some(view) = other.and_then(|peer| self.table.get(peer)) else {
             return (to, packet.to_vec());
         };
         let header = SwimHeader { to: view.generation, ..header };

@@ -7,7 +7,7 @@
 //! packet or timer at hand, in one pass over foca's list (linear like each of foca's own look-ups). What the
 //! table already says is not given to foca at all, so most packets cost neither.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::time::Instant;
 
 use foca::{Member, State};
@@ -118,9 +118,12 @@ impl Table {
 
     /// Whether foca would learn from an entry: not from one the table already says or has left behind.
     pub(super) fn is_news(&self, entry: &SwimMember) -> bool {
-        let Some(known) = self.get(entry.identity.node) else { return true };
-        let order = entry.identity.generation.cmp(&known.generation);
-        order.is_gt() || order.is_eq() && known.yields_to(entry)
+        is_news_to(self.get(entry.identity.node), entry)
+    }
+
+    /// Returns a look at many members, quick when they are asked for in ascending order, as in the states of peers.
+    pub(super) fn walk(&self) -> Walk<'_> {
+        Walk::from(self, NodeId::from_bytes([0; 16]))
     }
 
     /// Returns a number that two nodes share when they hold the same members for up, in the same lives:
@@ -183,6 +186,51 @@ impl Table {
         self.views.insert(node, view);
         (!is_same).then_some(Change { before: before.map(|old| old.state), view })
     }
+}
+
+/// A look at many members: see [`Table::walk`].
+#[derive(Debug)]
+pub(super) struct Walk<'a> {
+    table: &'a Table,
+    /// The first that was not passed, and those behind it.
+    next: Option<(&'a NodeId, &'a MemberView)>,
+    rest: btree_map::Range<'a, NodeId, MemberView>,
+    asked: NodeId,
+}
+
+impl<'a> Walk<'a> {
+    fn from(table: &'a Table, node: NodeId) -> Self {
+        let mut rest = table.views.range(node..);
+        Self { table, next: rest.next(), rest, asked: node }
+    }
+
+    /// Returns one member.
+    pub(super) fn get(&mut self, node: NodeId) -> Option<&'a MemberView> {
+        if node < self.asked {
+            return self.table.get(node);
+        }
+        self.asked = node;
+        for _ in 0..STEPS {
+            if self.next.is_none_or(|(next, _)| *next >= node) {
+                break;
+            }
+            self.next = self.rest.next();
+        }
+        if self.next.is_some_and(|(next, _)| *next < node) {
+            *self = Self::from(self.table, node);
+        }
+        self.next.filter(|(next, _)| **next == node).map(|(_, view)| view)
+    }
+}
+
+/// So many steps cost about as much as a look-up.
+const STEPS: usize = 8;
+
+/// Whether foca would learn from an entry, by what is known of its node.
+pub(super) fn is_news_to(known: Option<&MemberView>, entry: &SwimMember) -> bool {
+    let Some(known) = known else { return true };
+    let order = entry.identity.generation.cmp(&known.generation);
+    order.is_gt() || order.is_eq() && known.yields_to(entry)
 }
 
 impl MemberView {
@@ -255,6 +303,27 @@ mod tests {
         );
         assert_eq!(update(&mut table, &[member(1, 1, 1, State::Down)], later), [(1, MemberState::Down)]);
         assert_eq!(update(&mut table, &[member(1, 2, 0, State::Alive)], later), [(1, MemberState::Alive)]);
+    }
+
+    #[test]
+    fn a_walk_finds_what_a_look_up_finds_in_any_order() {
+        let mut table = Table::default();
+        let all: Vec<_> = (0..200).step_by(3).map(|n| member(n, 1, 0, State::Alive)).collect();
+        update(&mut table, &all, start());
+        let nodes = |order: &mut dyn Iterator<Item = u8>| -> Vec<_> {
+            order.map(|n| NodeId::from_bytes([n; 16])).collect()
+        };
+        let orders = [
+            nodes(&mut (0..=255)),
+            nodes(&mut (0..=255).rev()),
+            nodes(&mut [3, 90, 91, 4, 198, 201, 6].into_iter()),
+        ];
+        for order in orders {
+            let mut walk = table.walk();
+            for node in order {
+                assert_eq!(walk.get(node), table.get(node), "{node:?}");
+            }
+        }
     }
 
     #[test]
