@@ -54,7 +54,7 @@ pub(crate) fn run(options: Options) -> Result<Report> {
     let mut figures = Figures::default();
     for round in 0..options.rounds {
         let (nodes, seed) = (options.nodes as usize, options.seed + u64::from(round));
-        let size = Size { nodes, loss: options.loss, seed };
+        let size = Size { nodes, loss: options.loss, seed, sabotage: None };
         match options.scenario {
             Scenario::Record => figures.record(size)?,
             Scenario::Loss => figures.loss(size)?,

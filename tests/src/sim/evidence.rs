@@ -61,7 +61,7 @@ pub fn forged_down_cold(nodes: usize, warm: usize, loss: f64, seed: u64) -> Resu
 
 /// A mesh as soon as all see all, which is before all are connected.
 fn joined(nodes: usize, warm: Option<usize>, loss: f64, seed: u64) -> Result<Mesh> {
-    let mut mesh = Run::mesh(Size { nodes, loss, seed }, 1, [0.2, 1.0])?;
+    let mut mesh = Run::mesh(Size { nodes, loss, seed, sabotage: None }, 1, [0.2, 1.0])?;
     warm.into_iter().for_each(|limit| mesh.set_warm_limit(limit));
     mesh.start_all()?;
     mesh.run_until(Duration::from_secs(600), Mesh::agree).context("the nodes did not find each other")?;
@@ -140,7 +140,7 @@ pub struct Memory {
 /// # Errors
 /// The nodes did not find each other.
 pub fn memory_of_churn(nodes: usize, minutes: u32, seed: u64, pile_up: bool) -> Result<Memory> {
-    let (_, mut mesh) = Run::join(Size { nodes, loss: 0.0, seed }, 10, [0.2, 1.0])?;
+    let (_, mut mesh) = Run::join(Size { nodes, loss: 0.0, seed, sabotage: None }, 10, [0.2, 1.0])?;
     mesh.has_disks = true;
     let (begin, mut next) = (mesh.now, 1);
     let mut samples = Vec::new();

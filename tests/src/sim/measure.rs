@@ -22,6 +22,24 @@ pub struct Size {
     pub loss: f64,
     /// One seed, one run.
     pub seed: u64,
+    /// What happens once all see all and a check must notice. A measurement then waits for
+    /// [`SABOTAGED_PATIENCE`] only.
+    pub sabotage: Option<Sabotage>,
+}
+
+/// What breaks a mesh from outside.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sabotage {
+    /// This share of packets is lost, in place of the usual one. What goes by streams comes all the same, late.
+    Loss(f64),
+    /// The last node is cut off from all others.
+    CutOff,
+}
+
+impl Size {
+    fn patience(&self, usual: Duration) -> Duration {
+        if self.sabotage.is_some() { SABOTAGED_PATIENCE } else { usual }
+    }
 }
 
 /// What every run takes.
@@ -104,13 +122,14 @@ impl Spread {
 pub fn record(size: Size, records: usize) -> Result<Spread> {
     let (mut run, mut mesh) = Run::join(size, 1, WIDE)?;
     let (mut delays, mut missed) = (Vec::new(), 0);
+    let patience = size.patience(RECORD_PATIENCE);
     for number in 0..records {
         let node = number * 7919 % size.nodes;
         let service = super::node::service(1 + number / size.nodes);
         mesh.watch.record(node, service);
         let begin = mesh.now;
         mesh.act(&Act::Publish { node, count: 1 })?;
-        while mesh.watch.seen.len() < size.nodes && mesh.now < begin + RECORD_PATIENCE {
+        while mesh.watch.seen.len() < size.nodes && mesh.now < begin + patience {
             mesh.run(mesh.now + Duration::from_millis(100));
         }
         let others = mesh.watch.seen.iter().filter(|(by, _)| **by != node);
@@ -174,10 +193,10 @@ pub fn split(size: Size) -> Result<Heal> {
     mesh.run(mesh.now + Duration::from_secs(40));
     mesh.act(&Act::Heal)?;
     let sent = bytes(&mesh, is_catalog);
-    let begin = mesh.now;
-    let catalogs = mesh.run_until(HEAL_PATIENCE, Mesh::catalogs_agree);
+    let (begin, patience) = (mesh.now, size.patience(HEAL_PATIENCE));
+    let catalogs = mesh.run_until(patience, Mesh::catalogs_agree);
     let spent = bytes(&mesh, is_catalog) - sent;
-    let all = mesh.run_until(HEAL_PATIENCE.saturating_sub(mesh.now - begin), Mesh::agree);
+    let all = mesh.run_until(patience.saturating_sub(mesh.now - begin), Mesh::agree);
     let seconds = |at: Option<Duration>| at.map(|at| (at - begin).as_secs_f64());
     run.end(&mesh);
     Ok(Heal {
@@ -207,7 +226,7 @@ pub fn converge(size: Size) -> Result<Converge> {
         mesh.act(&Act::Kill((number * 97 + 1) % size.nodes))?;
     }
     let begin = mesh.now;
-    let all = mesh.run_until(HEAL_PATIENCE, Mesh::agree);
+    let all = mesh.run_until(size.patience(HEAL_PATIENCE), Mesh::agree);
     run.end(&mesh);
     let events = mesh.effort().0;
     Ok(Converge { seconds: all.map(|at| (at - begin).as_secs_f64()), events, effort: run.effort })
@@ -228,6 +247,18 @@ impl Run {
         let last = mesh.now;
         let joined =
             mesh.run_until(JOIN_PATIENCE, Mesh::agree).context("the nodes did not find each other")?;
+        let cut_off = size.nodes - 1;
+        let (one, others) = (BTreeSet::from([cut_off]), (0..cut_off).collect());
+        match size.sabotage {
+            Some(Sabotage::Loss(share)) => {
+                mesh.act(&Act::Loss { nodes: (0..size.nodes).collect(), share })?
+            }
+            Some(Sabotage::CutOff) => {
+                mesh.act(&Act::Cut { from: BTreeSet::clone(&others), to: one.clone() })?;
+                mesh.act(&Act::Cut { from: one, to: others })?;
+            }
+            None => {}
+        }
         let effort = Effort { joined: (joined - last).as_secs_f64(), ..Effort::default() };
         Ok((Self { started, effort }, mesh))
     }
@@ -371,6 +402,9 @@ pub const RECORD_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Longest wait for agreement.
 pub const HEAL_PATIENCE: Duration = Duration::from_secs(300);
+
+/// Longest wait for either when the mesh is sabotaged: twice the longest promise.
+pub const SABOTAGED_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Longest wait for all to see all.
 const JOIN_PATIENCE: Duration = Duration::from_secs(600);

@@ -68,7 +68,7 @@ const MORE: &[u8] = b"later";
 /// # Errors
 /// The nodes did not find each other, or did not come to hold the same.
 pub fn mixed_idle(nodes: usize, seed: u64, length: Duration, unread: Unread) -> Result<Mixed> {
-    let size = Size { nodes, loss: 0.0, seed };
+    let size = Size { nodes, loss: 0.0, seed, sabotage: None };
     let mut plain = Run::mesh(size, RECORDS, NEAR)?;
     let plain = idle(&mut plain, length)?;
     let mut mesh = Run::mesh(size, RECORDS, NEAR)?;

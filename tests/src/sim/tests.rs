@@ -126,7 +126,7 @@ fn the_entries_of_a_small_mesh_stay_the_same_while_nodes_restart() {
 
 #[test]
 fn measurements_of_small_meshes_are_whole() {
-    let size = measure::Size { nodes: 6, loss: 0.01, seed: 1 };
+    let size = measure::Size { nodes: 6, loss: 0.01, seed: 1, sabotage: None };
     let spread = measure::record(size, 6).expect("measures");
     assert_eq!((spread.missed, spread.delays.len()), (0, 30));
     assert!(spread.quantile(0.5) >= 0.5 && spread.copies >= 1.0, "{spread:?}");
@@ -136,6 +136,20 @@ fn measurements_of_small_meshes_are_whole() {
     assert_eq!((calm.false_downs, calm.renewals), (0, 0));
     let converge = measure::converge(size).expect("measures");
     assert!(converge.seconds.is_some() && converge.events > 1_000, "{converge:?}");
+}
+
+/// What the rows of evidence rest on: each measurement notices a mesh that is broken once all see all.
+#[test]
+fn every_measurement_notices_a_sabotaged_mesh() {
+    use measure::Sabotage::{CutOff, Loss};
+    let size = |sabotage| measure::Size { nodes: 8, loss: 0.0, seed: 1, sabotage: Some(sabotage) };
+    let spread = measure::record(size(Loss(0.5)), 4).expect("measures");
+    assert!(spread.missed > 0 || spread.quantile(0.99) > 6.0, "{spread:?}");
+    let calm = measure::loss(size(CutOff), std::time::Duration::from_secs(60)).expect("measures");
+    assert!(calm.false_downs >= 7, "{calm:?}");
+    let heal = measure::split(size(Loss(0.9))).expect("measures");
+    assert!(heal.catalog_seconds.is_none_or(|seconds| seconds > 5.0), "{heal:?}");
+    assert_eq!(measure::converge(size(CutOff)).expect("measures").seconds, None);
 }
 
 /// The shipped limit is 1,024; what happens above it is the same above 12.
