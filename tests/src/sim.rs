@@ -10,6 +10,7 @@
 //! distinct (key, bytes, signature) and the verdict remembered (`authority`). One seed, one trace.
 
 pub(crate) mod authority;
+mod batch;
 mod cost;
 pub mod evidence;
 mod link;

@@ -228,6 +228,6 @@ impl Mesh {
                 + counters.held
                 + process.current.len() as u64
         };
-        self.nodes.iter().filter_map(|node| node.process.as_ref()).map(of).sum()
+        self.nodes.iter().filter_map(|node| node.process.as_deref()).map(of).sum()
     }
 }

@@ -18,6 +18,7 @@ use gossamer_wire::limits::HANDSHAKE_TIMEOUT;
 use super::cost;
 use super::mesh::{Event, Mesh};
 use super::tables::QuickMap;
+use super::wiring::Stimulus;
 
 /// A connection, never used for another.
 pub(super) type ConnId = u64;
@@ -121,6 +122,11 @@ impl Links {
     pub(super) const fn made(&self) -> u64 {
         self.made
     }
+
+    /// Returns the node at an end of a connection that is still known.
+    pub(super) fn node_at(&self, id: ConnId, end: End) -> Option<usize> {
+        self.conns.get(&id).map(|conn| conn.node(end))
+    }
 }
 
 impl Mesh {
@@ -169,9 +175,8 @@ impl Mesh {
     /// A part of a handshake arrives.
     pub(super) fn shaken(&mut self, id: ConnId, part: usize) {
         let Some(conn) = self.links.conns.get_mut(&id) else { return };
-        let (end, other) =
-            if part == 1 { (End::Dialer, End::Acceptor) } else { (End::Acceptor, End::Dialer) };
-        let (at, from) = (conn.node(end), conn.node(other));
+        let end = end_of_part(part);
+        let (at, from) = (conn.node(end), conn.node(end.other()));
         if part == 0 {
             // Whoever lives there when the first packet comes.
             conn.acceptor.life = self.nodes[at].life;
@@ -216,7 +221,7 @@ impl Mesh {
         let (now, wanted) = (self.clock(node).mono, self.id(wanted));
         if let Some(process) = self.process_of(node, life) {
             process.book.failed(wanted, now);
-            self.drain(node);
+            self.step(node, Stimulus::Changed);
         }
     }
 
@@ -246,10 +251,10 @@ impl Mesh {
             process.book.learn(peer_id, &[address], Source::Hint, now);
         }
         process.current.insert(peer, id);
-        self.connected(node, peer);
+        self.step(node, Stimulus::Connected(peer_id));
         let early = self.links.conns.get_mut(&id).map(|conn| std::mem::take(&mut conn.side_mut(end).early));
         for bytes in early.unwrap_or_default() {
-            self.take_packet(node, peer, bytes);
+            self.step(node, Stimulus::Packet { from: peer_id, bytes });
         }
     }
 
@@ -318,7 +323,7 @@ impl Mesh {
         let Some(process) = self.process_of(node, life) else { return };
         if process.current.get(peer) == Some(id) {
             process.current.remove(peer);
-            self.disconnected(node, peer);
+            self.step(node, Stimulus::Disconnected(self.id(peer)));
         }
     }
 
@@ -451,43 +456,58 @@ impl Mesh {
         }
     }
 
-    /// A frame arrives.
-    pub(super) fn take_frame_at(&mut self, id: ConnId, end: End, frame: Box<Frame>) {
-        let Some((at, from)) = self.arrives(id, end) else { return };
+    /// A frame arrives. Returns what the process there has to take.
+    pub(super) fn take_frame_at(
+        &mut self,
+        id: ConnId,
+        end: End,
+        mut frame: Box<Frame>,
+    ) -> Option<(usize, Stimulus)> {
+        let (at, from) = self.arrives(id, end)?;
         if self.nodes[at].is_suspended {
-            return self.nodes[at].parked.push_back(Event::Frame { conn: id, to: end, frame });
+            self.nodes[at].parked.push_back(Event::Frame { conn: id, to: end, frame });
+            return None;
         }
+        let state = conn_state(&self.links, id, end);
         if let Frame::Hello(_) = *frame {
-            if conn_state(&self.links, id, end) == Some(State::Shaking) {
+            if state == Some(State::Shaking) {
                 self.open(id, end);
                 self.add_link(id, end);
             }
-            return;
+            return None;
         }
         // Only the connection in use is read; what comes on the loser of two is heard until it is closed.
-        if conn_state(&self.links, id, end) == Some(State::Open) {
-            let frame = self.understood(at, *frame);
-            self.take_frame(at, from, frame);
+        if state != Some(State::Open) {
+            return None;
         }
+        if !self.dialects.is_one() {
+            frame = Box::new(self.understood(at, *frame));
+        }
+        Some((at, Stimulus::Frame { from: self.id(from), frame }))
     }
 
-    /// A datagram arrives.
-    pub(super) fn take_datagram_at(&mut self, id: ConnId, end: End, bytes: Vec<u8>) {
-        let Some((at, from)) = self.arrives(id, end) else { return };
+    /// A datagram arrives. Returns what the process there has to take.
+    pub(super) fn take_datagram_at(
+        &mut self,
+        id: ConnId,
+        end: End,
+        bytes: Vec<u8>,
+    ) -> Option<(usize, Stimulus)> {
+        let (at, from) = self.arrives(id, end)?;
         if self.nodes[at].is_suspended {
             if self.nodes[at].parked.len() < SOCKET_BUFFER {
                 self.nodes[at].parked.push_back(Event::Datagram { conn: id, to: end, bytes });
             }
-            return;
+            return None;
         }
-        match conn_state(&self.links, id, end) {
-            Some(State::Open) => self.take_packet(at, from, bytes),
-            Some(State::Shaking) => {
-                let conn = self.links.conns.get_mut(&id).expect("has a state");
-                conn.side_mut(end).early.push(bytes);
+        match conn_state(&self.links, id, end)? {
+            State::Open => return Some((at, Stimulus::Packet { from: self.id(from), bytes })),
+            State::Shaking => {
+                self.links.conns.get_mut(&id)?.side_mut(end).early.push(bytes);
             }
-            Some(State::Closed) | None => {}
+            State::Closed => {}
         }
+        None
     }
 
     /// Notes that something came to an end. `None` when nobody is there to take it: a dead process stays silent,
@@ -534,7 +554,7 @@ impl Mesh {
                     if let Some(process) = &mut self.nodes[node].process {
                         process.current.remove(peer);
                     }
-                    self.disconnected(node, peer);
+                    self.step(node, Stimulus::Disconnected(self.id(peer)));
                 }
             }
         }
@@ -560,6 +580,11 @@ impl Mesh {
         let leaf = &self.nodes[other].identity.leaf;
         self.trust.verify(leaf, &[], self.clock(node).wall).is_ok()
     }
+}
+
+/// Returns the end at which a part of a handshake arrives.
+pub(super) const fn end_of_part(part: usize) -> End {
+    if part == 1 { End::Dialer } else { End::Acceptor }
 }
 
 fn conn_state(links: &Links, id: ConnId, end: End) -> Option<State> {

@@ -194,7 +194,7 @@ pub fn split(size: Size) -> Result<Heal> {
     mesh.act(&Act::Heal)?;
     let sent = bytes(&mesh, is_catalog);
     let (begin, patience) = (mesh.now, size.patience(HEAL_PATIENCE));
-    let catalogs = mesh.run_until(patience, Mesh::catalogs_agree);
+    let catalogs = mesh.run_until(patience, |mesh| mesh.catalogs_agree());
     let spent = bytes(&mesh, is_catalog) - sent;
     let all = mesh.run_until(patience.saturating_sub(mesh.now - begin), Mesh::agree);
     let seconds = |at: Option<Duration>| at.map(|at| (at - begin).as_secs_f64());
@@ -316,7 +316,7 @@ impl Mesh {
     }
 
     /// Whether every running node holds the same catalog.
-    pub(super) fn catalogs_agree(&mut self) -> bool {
+    pub(super) fn catalogs_agree(&self) -> bool {
         let mut hashes = self
             .nodes
             .iter()
@@ -326,14 +326,18 @@ impl Mesh {
         hashes.all(|hash| Some(hash) == first)
     }
 
-    /// Whether, besides, every running node sees exactly the running ones, and serves exactly their records.
+    /// Whether, besides, every running node sees exactly the running ones, and serves exactly their records. The one
+    /// that did not the last time is looked at first.
     pub(super) fn agree(&mut self) -> bool {
         let live: Vec<usize> = (0..self.nodes.len()).filter(|node| self.nodes[*node].runs()).collect();
-        if !self.catalogs_agree() || !live.iter().all(|node| self.sees_all(*node, live.len())) {
+        let records: usize = live.iter().map(|node| self.nodes[*node].published()).sum();
+        let agrees = |node: usize| self.sees_all(node, live.len()) && self.served(node) == records;
+        if live.contains(&self.doubtful) && !agrees(self.doubtful) || !self.catalogs_agree() {
             return false;
         }
-        let records: usize = live.iter().map(|node| self.nodes[*node].published()).sum();
-        live.iter().all(|node| self.state(*node).is_ok_and(|state| state.served == records))
+        let doubtful = live.iter().copied().find(|node| !agrees(*node));
+        self.doubtful = doubtful.unwrap_or(self.doubtful);
+        doubtful.is_none()
     }
 
     /// Whether a node sees all of so many running nodes and no other.

@@ -18,6 +18,7 @@ use gossamer_wire::NodeId;
 use gossamer_wire::frame::Frame;
 
 use super::authority::Authority;
+use super::batch::Helpers;
 use super::cost;
 use super::link::{ConnId, End, Links};
 use super::mixed::Dialects;
@@ -26,6 +27,7 @@ use super::node::{Node, Process};
 use super::queue::Queue;
 use super::tables::QuickMap;
 use super::watch::{Trace, Watch};
+use super::wiring::Stimulus;
 use crate::scenario::{Act, Disk, Down, NodeState, Scenario, World};
 
 /// What is going to happen.
@@ -63,7 +65,7 @@ pub struct Mesh {
     /// What the virtual clock calls zero. Its value reaches no output.
     base: Instant,
     seed: u64,
-    queue: Queue<Event>,
+    pub(super) queue: Queue<Event>,
     pub(super) net: Network,
     pub(super) nodes: Vec<Node>,
     pub(super) links: Links,
@@ -78,9 +80,13 @@ pub struct Mesh {
     /// Nodes that do not speak as the others do.
     pub(super) dialects: Dialects,
     /// Events done, for speed figures.
-    events: u64,
+    pub(super) events: u64,
+    /// Who takes steps beside this thread.
+    pub(super) helpers: Helpers,
     /// Whether catalogs are written to disks: a thousand of a thousand nodes each second are not for nothing.
     pub(super) has_disks: bool,
+    /// The last node that did not see or serve what all should.
+    pub(super) doubtful: usize,
     /// Wake-ups that left a deadline in the past: a daemon would spin.
     spins: u64,
 }
@@ -132,7 +138,9 @@ impl Mesh {
             named: Vec::new(),
             dialects: Dialects::default(),
             events: 0,
+            helpers: Helpers::of(count),
             has_disks: true,
+            doubtful: 0,
             spins: 0,
         })
     }
@@ -152,9 +160,8 @@ impl Mesh {
         let (now, base, seed) = (self.now, self.base, self.seed);
         let records = self.nodes[node].start(disk, self.trust.clone(), seed, base, now);
         let life = self.life(node);
-        self.drain(node);
-        self.tell_catalog(node, catalog::Input::Publish(records));
-        self.drain(node);
+        self.step(node, Stimulus::Changed);
+        self.step(node, Stimulus::Catalog(catalog::Input::Publish(records)));
         self.later(SWEEP, Event::Sweep { node, life });
     }
 
@@ -170,8 +177,7 @@ impl Mesh {
     /// Lets a node say goodbye; it ends a moment later.
     fn leave(&mut self, node: usize) {
         let (now, base) = (self.now, self.base);
-        self.tell_membership(node, membership::Input::Leave);
-        self.drain(node);
+        self.step(node, Stimulus::Membership(membership::Input::Leave));
         self.nodes[node].save(base, now);
         self.later(FAREWELL, Event::Gone { node, life: self.life(node) });
     }
@@ -206,24 +212,16 @@ impl Mesh {
         if let Some(process) = &mut self.nodes[node].process {
             process.wake = None;
         }
-        self.tell_membership(node, membership::Input::Slept);
-        self.drain(node);
+        self.step(node, Stimulus::Membership(membership::Input::Slept));
         self.later(SWEEP, Event::Sweep { node, life: self.life(node) });
     }
 
-    /// Does everything that is due by a moment.
-    pub fn run(&mut self, until: Duration) {
-        while let Some((at, event)) = self.queue.pop(until) {
-            self.now = at;
-            self.events += 1;
-            self.handle(event);
-        }
-        self.now = self.now.max(until);
-    }
-
-    fn handle(&mut self, event: Event) {
+    /// Does what an event does to the world, and returns what a process has to take of it.
+    pub(super) fn handle(&mut self, event: Event) -> Option<(usize, Stimulus)> {
         match event {
-            Event::Wake { node, life } => self.wake(node, life),
+            Event::Wake { node, life } => return self.wake(node, life).then_some((node, Stimulus::Timeout)),
+            Event::Frame { conn, to, frame } => return self.take_frame_at(conn, to, frame),
+            Event::Datagram { conn, to, bytes } => return self.take_datagram_at(conn, to, bytes),
             Event::Save { node, life } => {
                 let (now, base) = (self.now, self.base);
                 if let Some(process) = self.process_of(node, life) {
@@ -247,33 +245,27 @@ impl Mesh {
             Event::Shaken { conn, part } => self.shaken(conn, part),
             Event::DialOver { conn } => self.dial_over(conn),
             Event::DialFailed { node, life, wanted } => self.dial_failed(node, life, wanted),
-            Event::Frame { conn, to, frame } => self.take_frame_at(conn, to, frame),
-            Event::Datagram { conn, to, bytes } => self.take_datagram_at(conn, to, bytes),
             Event::Retry { conn, end } => self.retry(conn, end),
             Event::Closed { conn, end } => self.closed(conn, end),
         }
+        None
     }
 
-    fn wake(&mut self, node: usize, life: u64) {
-        let (at, now) = (self.now, self.clock(node));
+    /// Whether a wake-up is still wanted.
+    fn wake(&mut self, node: usize, life: u64) -> bool {
+        let at = self.now;
         if self.nodes[node].is_suspended {
-            return;
+            return false;
         }
-        let Some(process) = self.process_of(node, life) else { return };
-        if process.wake != Some(at) {
-            return;
-        }
-        process.wake = None;
-        process.membership.handle_timeout(now.mono);
-        process.catalog.handle_timeout(now);
-        self.drain(node);
+        let Some(process) = self.process_of(node, life) else { return false };
+        process.wake.take_if(|wake| *wake == at).is_some()
     }
 
     /// Plans to wake a node when one of its cores has something to do.
     pub(super) fn plan_wake(&mut self, node: usize) {
         let (at, life, base) = (self.now, self.life(node), self.base + self.nodes[node].behind);
         let Some(process) = &mut self.nodes[node].process else { return };
-        let Some(due) = process.deadline() else { return };
+        let Some(due) = process.due else { return };
         let mut due = due.saturating_duration_since(base);
         if due <= at {
             // The runtime's timers have a resolution of a millisecond, and a core that is never done would
@@ -281,7 +273,6 @@ impl Mesh {
             due = at + Duration::from_millis(1);
             self.spins += 1;
         }
-        let Some(process) = &mut self.nodes[node].process else { return };
         if process.wake.is_none_or(|wake| due < wake) {
             process.wake = Some(due);
             self.at(due, Event::Wake { node, life });
@@ -323,7 +314,7 @@ impl Mesh {
     /// Returns the process of a node if it is still the one of this life.
     pub(super) fn process_of(&mut self, node: usize, life: u64) -> Option<&mut Process> {
         let node = &mut self.nodes[node];
-        if node.life == life { node.process.as_mut() } else { None }
+        if node.life == life { node.process.as_deref_mut() } else { None }
     }
 
     pub(super) fn id(&self, node: usize) -> NodeId {
@@ -341,6 +332,19 @@ impl Mesh {
     /// Returns what a node's clocks show.
     pub(super) fn clock(&self, node: usize) -> Now {
         self.nodes[node].now(self.base, self.now)
+    }
+
+    /// Returns how many records a node serves.
+    pub(super) fn served(&self, node: usize) -> usize {
+        let (sim, now) = (&self.nodes[node], self.clock(node));
+        let Some(process) = &sim.process else { return 0 };
+        let is_served = |view: &catalog::NodeView| {
+            let is_member =
+                matches!(view.liveness, catalog::MemberLiveness::Alive | catalog::MemberLiveness::Suspect);
+            let is_own = view.node == sim.identity.node;
+            view.trusted && (is_own || is_member && !view.lease_left.is_zero())
+        };
+        process.catalog.nodes(now).iter().filter(|view| is_served(view)).map(|view| view.records).sum()
     }
 
     /// Books the bytes of one message and its acknowledgements.
@@ -405,13 +409,11 @@ impl World for Mesh {
             Act::Clock { node, seconds } => self.nodes[*node].clock_error += seconds,
             Act::Publish { node, count } => {
                 let records = self.nodes[*node].publish(*count);
-                self.tell_catalog(*node, catalog::Input::Publish(records));
-                self.drain(*node);
+                self.step(*node, Stimulus::Catalog(catalog::Input::Publish(records)));
             }
             Act::Withdraw { node, count } => {
                 let records = self.nodes[*node].withdraw(*count);
-                self.tell_catalog(*node, catalog::Input::Publish(records));
-                self.drain(*node);
+                self.step(*node, Stimulus::Catalog(catalog::Input::Publish(records)));
             }
         }
         Ok(())
@@ -433,21 +435,12 @@ impl World for Mesh {
         up.sort_unstable();
         let mut known: Vec<usize> =
             process.membership.members().filter_map(|member| number(member.node)).collect();
-        let mut served = 0;
-        for view in process.catalog.nodes(now) {
-            let is_own = view.node == sim.identity.node;
-            let is_member =
-                matches!(view.liveness, catalog::MemberLiveness::Alive | catalog::MemberLiveness::Suspect);
-            if view.trusted && (is_own || is_member && !view.lease_left.is_zero()) {
-                served += view.records;
-            }
-            if !is_own {
-                known.extend(number(view.node));
-            }
-        }
+        let others = process.catalog.nodes(now).into_iter().filter(|view| view.node != sim.identity.node);
+        known.extend(others.filter_map(|view| number(view.node)));
         known.sort_unstable();
         known.dedup();
-        Ok(NodeState { catalog: process.catalog.root_hash(), served, up, known, renewals: sim.renewals })
+        let (catalog, served) = (process.catalog.root_hash(), self.served(node));
+        Ok(NodeState { catalog, served, up, known, renewals: sim.renewals })
     }
 
     fn take_downs(&mut self) -> Vec<Down> {

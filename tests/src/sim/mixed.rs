@@ -30,6 +30,13 @@ pub(super) struct Dialects {
     drops_unread: bool,
 }
 
+impl Dialects {
+    /// Whether all nodes speak as their cores do.
+    pub(super) fn is_one(&self) -> bool {
+        self.later.is_empty() && self.nasty.is_none() && !self.drops_unread
+    }
+}
+
 /// What a mixed mesh is compared for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unread {

@@ -68,6 +68,11 @@ impl Network {
         own + self.slow[from] + self.slow[to]
     }
 
+    /// Returns what nothing on its way takes less than.
+    pub(super) const fn least_delay(&self) -> Duration {
+        self.base.delay.0
+    }
+
     /// Draws when copies of one datagram come: none when it is lost, two when it is doubled.
     pub(super) fn datagram(&mut self, from: usize, to: usize) -> Vec<Duration> {
         if self.is_cut(from, to) || self.loses(from, to) {

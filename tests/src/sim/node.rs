@@ -4,6 +4,7 @@
 //! Driven by: the mesh.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -40,7 +41,7 @@ pub(super) struct Node {
     pub(super) clock_error: i64,
     /// How often it was started; also what tells one process from the next.
     pub(super) life: u64,
-    pub(super) process: Option<Process>,
+    pub(super) process: Option<Box<Process>>,
     pub(super) is_suspended: bool,
     /// How long its monotonic clock stood still, because the machine was suspended.
     pub(super) behind: Duration,
@@ -62,10 +63,18 @@ pub(super) struct Process {
     pub(super) book: DialBook,
     /// The control connection to each peer.
     pub(super) current: Current,
+    /// When a core or the book has something to do, as of the last step.
+    pub(super) due: Option<Instant>,
     /// When the cores are woken next.
     pub(super) wake: Option<Duration>,
     /// Whether a write of the catalog is planned: it is behind.
     pub(super) save_is_planned: bool,
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process").field("me", &self.membership.me()).finish_non_exhaustive()
+    }
 }
 
 /// What survives a process.
@@ -193,14 +202,15 @@ impl Node {
             ..CardContent::default()
         };
         catalog.handle(gossamer_core::catalog::Input::Card(card), now);
-        self.process = Some(Process {
+        self.process = Some(Box::new(Process {
             membership,
             catalog,
             book,
             current: Current::default(),
+            due: None,
             wake: None,
             save_is_planned: false,
-        });
+        }));
         self.is_suspended = false;
         self.parked.clear();
         self.publish(0)
@@ -224,15 +234,6 @@ impl Node {
 
     pub(super) fn count(&mut self, kind: &'static str, packets: u64, bytes: u64) {
         self.sent.add(kind, packets, bytes);
-    }
-}
-
-impl Process {
-    /// Returns when a core has something to do.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        let cores =
-            [self.membership.next_deadline(), self.catalog.next_deadline(), self.book.next_deadline()];
-        cores.into_iter().flatten().min()
     }
 }
 

@@ -44,6 +44,13 @@ impl<E> Queue<E> {
         self.events[place as usize].take().map(|event| (at, event))
     }
 
+    /// Returns the event that is next if it is due by `until`, and when it is.
+    pub(super) fn peek(&self, until: Duration) -> Option<(Duration, &E)> {
+        let Reverse((at, _, place)) = *self.heap.peek()?;
+        let event = self.events[place as usize].as_ref()?;
+        (at <= until).then_some((at, event))
+    }
+
     pub(super) fn len(&self) -> usize {
         self.heap.len()
     }
@@ -71,7 +78,9 @@ mod tests {
     fn nothing_comes_early_and_places_are_used_again() {
         let mut queue = Queue::default();
         queue.push(ms(5), 'a');
+        assert_eq!(queue.peek(ms(4)), None);
         assert_eq!(queue.pop(ms(4)), None);
+        assert_eq!(queue.peek(ms(5)), Some((ms(5), &'a')));
         assert_eq!(queue.pop(ms(9)), Some((ms(5), 'a')));
         queue.push(ms(6), 'b');
         assert_eq!((queue.events.len(), queue.len()), (1, 1));
