@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
+use gossamer_tests::sim::alone::alone;
 use gossamer_tests::sim::measure::{self, Effort, Size};
 
 use crate::report::{Report, Row, machine};
@@ -44,6 +45,8 @@ pub(crate) enum Scenario {
     Split,
     /// Ten records a node, a thousand changes, one node in a hundred killed.
     Converge,
+    /// One catalog alone that holds ten records of each node; nothing is lost.
+    Catalog,
 }
 
 /// Runs the suite.
@@ -60,6 +63,7 @@ pub(crate) fn run(options: Options) -> Result<Report> {
             Scenario::Loss => figures.loss(size)?,
             Scenario::Split => figures.split(size)?,
             Scenario::Converge => figures.converge(size)?,
+            Scenario::Catalog => figures.catalog(size)?,
         }
     }
     Ok(figures.report(options.rounds))
@@ -107,6 +111,19 @@ impl Figures {
         Ok(())
     }
 
+    fn catalog(&mut self, size: Size) -> Result<()> {
+        let alone = alone(size.nodes, CATALOG_RECORDS, size.seed)?;
+        self.add("adverts", "adverts", false, alone.adverts as f64);
+        self.add("records", "records", false, alone.records as f64);
+        self.add("load_seconds", "s", false, alone.load_seconds);
+        self.add("memory_mib", "MiB", true, alone.memory_mib);
+        self.add("change_us", "us", false, alone.change_us);
+        self.add("equal_us", "us", false, alone.equal_us);
+        self.add("differ_us", "us", false, alone.differ_us);
+        self.add("export_seconds", "s", false, alone.export_seconds);
+        Ok(())
+    }
+
     fn effort(&mut self, effort: Effort) {
         self.add("join_seconds", "s simulated", false, effort.joined);
         self.add("simulated_seconds", "s", false, effort.simulated);
@@ -143,6 +160,9 @@ fn share(text: &str) -> Result<f64, String> {
 /// Records of the scenario `record`, each on another node.
 const RECORDS: usize = 60;
 
+/// Records of each node in the scenario `catalog`.
+const CATALOG_RECORDS: usize = 10;
+
 /// How long the scenario `loss` is.
 const QUIET: Duration = Duration::from_secs(600);
 
@@ -158,6 +178,14 @@ mod tests {
         let report = run(SMALL).expect("runs");
         assert!(report.rows.iter().any(|row| row.metric == "converge_seconds" && row.median.is_finite()));
         assert!(report.ratios["wall_seconds"] > 0.0 && report.ratios["memory_mib"] > 0.0);
+    }
+
+    #[test]
+    fn a_catalog_alone_has_its_own_figures() {
+        let report = run(Options { scenario: Scenario::Catalog, nodes: 8, ..SMALL }).expect("runs");
+        let value = |name| report.rows.iter().find(|row| row.metric == name).map(|row| row.median);
+        assert_eq!(value("records"), Some(71.0));
+        assert!(value("change_us").is_some_and(|us| us > 0.0) && report.ratios.contains_key("memory_mib"));
     }
 
     #[test]

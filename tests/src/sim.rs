@@ -9,6 +9,7 @@
 //! refused, a one-way cut does not stop the other direction. Signatures are checked once per process for each
 //! distinct (key, bytes, signature) and the verdict remembered (`authority`). One seed, one trace.
 
+pub mod alone;
 pub(crate) mod authority;
 mod batch;
 mod cost;
