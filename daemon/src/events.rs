@@ -4,6 +4,7 @@
 //! Driven by: membership, registry, VIPs, issuer (they push); the local API (reads and follows).
 
 mod findings;
+mod naming;
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -15,6 +16,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::broadcast;
 
 pub use findings::{Findings, Named, What};
+pub use naming::{Naming, NodeEvent};
 
 use crate::clock;
 

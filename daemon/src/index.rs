@@ -220,8 +220,12 @@ impl IndexReader {
 
     /// Returns a node's name, or its id while its card is unknown.
     pub fn name_of(&self, node: NodeId) -> String {
-        let known = self.node(node);
-        known.as_deref().and_then(name).map_or_else(|| node.to_string(), ToString::to_string)
+        self.known_name_of(node).unwrap_or_else(|| node.to_string())
+    }
+
+    /// Returns a node's name; `None` while its card is unknown.
+    pub fn known_name_of(&self, node: NodeId) -> Option<String> {
+        self.node(node).as_deref().and_then(name).map(ToString::to_string)
     }
 
     /// Returns the nodes of a name, by id; names are unique per group by convention only.

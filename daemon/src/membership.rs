@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -20,7 +20,7 @@ use gossamer_wire::{Generation, NodeId};
 use crate::catalog::Command;
 use crate::clock::{self, Clock};
 use crate::entropy::Entropy;
-use crate::events::{Event, EventLog, What};
+use crate::events::{EventLog, Naming, NodeEvent, What};
 use crate::index::IndexReader;
 use crate::metrics::Metrics;
 use crate::supervise::Stage;
@@ -65,7 +65,7 @@ pub fn start(stage: &Stage, parts: Parts) {
     let rng = parts.entropy.rng("membership");
     let core = Membership::new(MembershipConfig::default(), parts.me, rng, clock::now().mono);
     let last = parts.clock.now();
-    let task = Task { core, parts, last };
+    let task = Task { core, parts, last, naming: Naming::default() };
     stage.spawn("membership", async move { task.run(&stop).await });
 }
 
@@ -74,13 +74,16 @@ struct Task {
     parts: Parts,
     /// The clocks at the last wake-up.
     last: Now,
+    /// Events whose nodes have no name yet.
+    naming: Naming,
 }
 
 impl Task {
     async fn run(mut self, stop: &tokio_util::sync::CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            let deadline = self.core.next_deadline();
+            let named = self.naming.next_deadline(self.last.mono);
+            let deadline = self.core.next_deadline().into_iter().chain(named).min();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -104,6 +107,7 @@ impl Task {
             }
             self.core.handle_timeout(now);
             self.drain().await;
+            self.tell(now);
         }
         self.core.handle(Input::Leave, clock::now().mono);
         self.drain().await;
@@ -145,8 +149,20 @@ impl Task {
         }
     }
 
+    /// Logs the events whose nodes have names.
+    fn tell(&mut self, now: Instant) {
+        while let Some(event) = self.naming.next(|node| self.parts.index.known_name_of(node), now) {
+            self.parts.events.push(&event);
+        }
+    }
+
+    /// Takes an event about a node for the log.
+    fn note(&mut self, event: NodeEvent) {
+        self.naming.push(event, self.last.mono);
+    }
+
     /// Tells that a peer's claims about others count no more, or again.
-    fn named(&self, accuser: NodeId, was: &'static str, now: &'static str) {
+    fn named(&mut self, accuser: NodeId, was: &'static str, now: &'static str) {
         let what = What::FalseClaims { refuted: REFUTED_CLAIMS as u32 };
         let cause = if now == "named" {
             let _ = self.parts.events.findings().name(accuser, what, self.parts.clock.wall());
@@ -155,26 +171,20 @@ impl Task {
             let _ = self.parts.events.findings().clear(accuser, &what);
             "no wrong claim for 10 min".to_owned()
         };
-        let who = format!("node {}", self.parts.index.name_of(accuser));
-        self.parts.events.push(&Event { who, was, now, cause, by: "self".to_owned() });
+        self.note(NodeEvent { node: accuser, was, now, cause, by: None });
     }
 
     /// Tells that a node, perhaps this one, runs twice.
-    fn twice(&self, node: NodeId, at: SocketAddr) {
+    fn twice(&mut self, node: NodeId, at: SocketAddr) {
         let what = What::RunsTwice { at: Some(at) };
         if self.parts.events.findings().name(node, what, self.parts.clock.wall()) {
-            self.parts.events.push(&Event {
-                who: format!("node {}", self.parts.index.name_of(node)),
-                was: "single",
-                now: "twice",
-                cause: format!("this identity runs twice, at {at}"),
-                by: "self".to_owned(),
-            });
+            let cause = format!("this identity runs twice, at {at}");
+            self.note(NodeEvent { node, was: "single", now: "twice", cause, by: None });
         }
     }
 
     async fn changed(
-        &self,
+        &mut self,
         node: NodeId,
         from: Option<MemberState>,
         to: MemberState,
@@ -187,20 +197,21 @@ impl Task {
             false if was_up => self.parts.peers.gone(node),
             _ => {}
         }
-        let by = match cause {
-            Cause::Itself => self.parts.index.name_of(node),
-            Cause::Peer(peer) => self.parts.index.name_of(peer),
-            Cause::Silence => "self".to_owned(),
+        let by_node = match cause {
+            Cause::Itself => Some(node),
+            Cause::Peer(peer) => Some(peer),
+            Cause::Silence => None,
         };
         if is_worth_a_line(from, to, generation) {
-            self.parts.events.push(&Event {
-                who: format!("node {}", self.parts.index.name_of(node)),
+            self.note(NodeEvent {
+                node,
                 was: from.map_or("unknown", state_word),
                 now: state_word(to),
                 cause: if from == Some(to) { "it restarted" } else { cause_text(cause) }.to_owned(),
-                by: by.clone(),
+                by: by_node,
             });
         }
+        let by = by_node.map_or_else(|| "self".to_owned(), |node| self.parts.index.name_of(node));
         let change = Command::Member { node, state: to, cause: cause_text(cause), by };
         let _ = self.parts.catalog.send(change).await;
     }
