@@ -77,8 +77,12 @@ pub struct DialBook {
     live: usize,
     /// Whom of them to keep a connection to.
     warm: WarmSet,
-    /// Whether the rest after the first few dials has begun.
-    has_settled: bool,
+    /// When the rest after the first few dials ends at the latest; nothing before it has begun.
+    settled: Option<Instant>,
+    /// Until when only [`Self::reach`] makes dials.
+    rest: Option<Instant>,
+    /// Whom it asked for and that wait.
+    urgent: BTreeSet<NodeId>,
     /// When the pace allows the next dial.
     next_slot: Option<Instant>,
 }
@@ -119,7 +123,9 @@ impl DialBook {
             connected: 0,
             live: 0,
             warm: WarmSet::default(),
-            has_settled: false,
+            settled: None,
+            rest: None,
+            urgent: BTreeSet::new(),
             next_slot: None,
         }
     }
@@ -142,6 +148,7 @@ impl DialBook {
         let addresses = addresses.iter().filter_map(|address| dialable(*address));
         let first = if source == Source::Card { self.first_dial(node, now) } else { now };
         let warm = self.warm;
+        self.rest_for_news_of(node, now);
         let entry = self.entry(node);
         match source {
             Source::Card | Source::StoredCard => entry.card = addresses.take(MAX_ADDRESSES).collect(),
@@ -169,6 +176,7 @@ impl DialBook {
     pub fn set_standing(&mut self, node: NodeId, standing: Standing, now: Instant) {
         let first = self.first_dial(node, now);
         if standing == Standing::Live && self.has_room_for(node) {
+            self.rest_for_news_of(node, now);
             self.entry(node);
         }
         let warm = self.warm;
@@ -215,6 +223,7 @@ impl DialBook {
             // A moment before the first of them.
             let due = first.checked_sub(Duration::from_nanos(1)).unwrap_or(first);
             self.set_state(node, State::Waiting(due));
+            self.urgent.insert(node);
         }
     }
 
@@ -275,9 +284,11 @@ impl DialBook {
         let (_, node) = *self.waiting.first()?;
         let addresses = self.entries.get(&node)?.addresses();
         self.set_state(node, State::Dialing(now));
-        let has_few = self.connected + self.in_flight.len() >= FEW;
-        let settles = has_few && !std::mem::replace(&mut self.has_settled, has_few);
-        self.next_slot = Some(now + if settles { SETTLE } else { PACE });
+        let settles = self.settled.is_none() && self.connected + self.in_flight.len() >= FEW;
+        if settles {
+            (self.settled, self.rest) = (Some(now + LONGEST_SETTLE), Some(now + SETTLE));
+        }
+        self.next_slot = Some(now + PACE);
         self.wake_silent(now);
         Some(Dial { node, addresses })
     }
@@ -292,13 +303,23 @@ impl DialBook {
         if self.in_flight.len() >= MAX_IN_FLIGHT {
             return None;
         }
-        let (due, _) = self.waiting.first()?;
+        let (due, node) = self.waiting.first()?;
+        let rest = self.rest.filter(|_| !self.urgent.contains(node));
         let unanswered = self.in_flight.iter().nth_back(MAX_FRESH - 1).map(|(begun, _)| *begun + FRESH);
-        unanswered.max(self.next_slot).max(Some(*due))
+        unanswered.max(rest).max(self.next_slot).max(Some(*due))
     }
 
     fn has_room_for(&self, node: NodeId) -> bool {
         node != self.me && (self.entries.len() < MAX_NODES || self.entries.contains_key(&node))
+    }
+
+    /// Prolongs the rest after the first few dials while nodes become known that were not.
+    fn rest_for_news_of(&mut self, node: NodeId, now: Instant) {
+        if let Some(end) = self.settled.filter(|end| now < *end)
+            && !self.entries.contains_key(&node)
+        {
+            self.rest = Some(end.min(now + SETTLE));
+        }
     }
 
     fn entry(&mut self, node: NodeId) -> &mut Entry {
@@ -346,6 +367,7 @@ impl DialBook {
         match std::mem::replace(&mut entry.state, state) {
             State::Waiting(due) => {
                 self.waiting.remove(&(due, node));
+                self.urgent.remove(&node);
             }
             State::Dialing(begun) => {
                 self.in_flight.remove(&(begun, node));
@@ -489,8 +511,12 @@ const PACE: Duration = Duration::from_millis(20);
 /// Connections that make a node a member whom news reaches.
 const FEW: usize = 4;
 
-/// Rest after the first [`FEW`]: they bring news of the others, which handshakes with all of them would hold up.
+/// Rest after the first [`FEW`] and after each news they bring of another node: handshakes with all would hold the
+/// next ones up.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// Longest rest: what becomes known later than this is no start of a whole mesh.
+const LONGEST_SETTLE: Duration = Duration::from_secs(10);
 
 /// How long the larger of two ids lets the other dial first, give or take half: two handshakes cost both twice.
 const YIELD: Duration = Duration::from_secs(1);

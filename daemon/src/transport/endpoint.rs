@@ -36,6 +36,10 @@ const DATA_IDLE: Duration = Duration::from_secs(3);
 /// A payload that passes every path we met: 1,500 less IP and UDP headers.
 const MAX_UDP_PAYLOAD: u16 = 1_472;
 
+/// Bytes the system may keep for this socket. Its usual 208 KiB hold some ninety first packets of handshakes: one that is
+/// lost is sent again after a second, and a node that everybody starts with has hundreds at once.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
 /// Why the mesh port could not be opened. The operator's fault; nothing was changed.
 #[derive(Debug, Error)]
 pub enum BindError {
@@ -224,6 +228,8 @@ fn socket(listen: SocketAddr) -> Result<UdpSocket, BindError> {
         if address.is_ipv6() {
             socket.set_only_v6(!address.ip().is_unspecified())?;
         }
+        // A host that allows less gives what it allows; the mesh works with that too, only not so fast under a burst.
+        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
         socket.bind(&address.into())?;
         io::Result::Ok(UdpSocket::from(socket))
     };

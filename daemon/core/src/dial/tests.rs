@@ -291,6 +291,35 @@ fn the_rest_after_the_first_few_comes_once_and_counts_who_dialled_us() {
 }
 
 #[test]
+fn the_rest_lasts_while_others_become_known_but_not_for_ever() {
+    let now = start();
+    let mut book = book_of(20, now);
+    assert_eq!(dials(&mut book, now, true).len(), 1);
+    for n in 200..200 + FEW as u8 {
+        book.connected(node(n), now);
+    }
+    assert_eq!(dials(&mut book, now + PACE, true).len(), 1, "the rest begins with the next one");
+    for n in 0..40 {
+        let at = now + n * SETTLE / 2;
+        book.learn(node(n as u8 + 30), &[address("192.0.2.1:4677")], Source::Card, at);
+        assert_eq!(book.next_dial(at).is_some(), at >= now + PACE + LONGEST_SETTLE, "{:?}", at - now);
+    }
+}
+
+#[test]
+fn whom_to_reach_at_once_is_dialled_in_the_rest_and_the_others_go_on_resting() {
+    let now = start();
+    let mut book = book_of(20, now);
+    for n in 200..200 + FEW as u8 {
+        book.connected(node(n), now);
+    }
+    assert!(book.next_dial(now).is_some(), "the rest begins");
+    book.reach(node(19), now + PACE);
+    assert_eq!(book.next_dial(now + PACE).map(|dial| dial.node), Some(node(19)));
+    assert_eq!(book.next_deadline(), Some(now + SETTLE));
+}
+
+#[test]
 fn at_most_sixty_four_silent_nodes_wait_and_live_ones_do_not_count() {
     let now = start();
     let mut book = book_of(30, now);
