@@ -305,7 +305,8 @@ impl DialBook {
         }
         let (due, node) = self.waiting.first()?;
         let rest = self.rest.filter(|_| !self.urgent.contains(node));
-        let unanswered = self.in_flight.iter().nth_back(MAX_FRESH - 1).map(|(begun, _)| *begun + FRESH);
+        let most = if self.settled.is_none() { FEW } else { MAX_FRESH };
+        let unanswered = self.in_flight.iter().nth_back(most - 1).map(|(begun, _)| *begun + FRESH);
         unanswered.max(rest).max(self.next_slot).max(Some(*due))
     }
 
@@ -521,10 +522,10 @@ const LONGEST_SETTLE: Duration = Duration::from_secs(10);
 /// How long the larger of two ids lets the other dial first, give or take half: two handshakes cost both twice.
 const YIELD: Duration = Duration::from_secs(1);
 
-/// Dials under way at once that may still be answered: where handshakes take long because many nodes start on too
-/// few processors, each node slows down by itself. 150 daemons on two processors otherwise began more handshakes than
-/// these can do before the time limit, and began them again.
-const MAX_FRESH: usize = 4;
+/// Dials under way at once that may still be answered, after the first [`FEW`]: where handshakes take long because many
+/// nodes start on too few processors, each node slows down by itself. 150 daemons on two processors otherwise began more
+/// handshakes than these can do before the time limit, and began them again.
+const MAX_FRESH: usize = 2;
 
 /// How old a dial is that no longer counts as one of [`MAX_FRESH`]: it probably goes to an address that nobody has.
 const FRESH: Duration = Duration::from_secs(1);

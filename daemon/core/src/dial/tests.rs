@@ -134,10 +134,10 @@ fn few_dials_wait_for_an_answer_and_at_most_sixty_four_are_under_way() {
     let now = start();
     let mut book = book_of(90, now);
     let first = dials(&mut book, now + 11 * SECOND, false);
-    for window in first.windows(MAX_FRESH + 1) {
+    for window in first[FEW - MAX_FRESH..].windows(MAX_FRESH + 1) {
         assert!(window[MAX_FRESH].0 - window[0].0 >= FRESH, "{first:?}");
     }
-    assert!((40..=48).contains(&first.len()), "silence is no reason to stop: {}", first.len());
+    assert!((20..=28).contains(&first.len()), "silence is no reason to stop: {}", first.len());
     let all = first.len() + dials(&mut book, now + 60 * SECOND, false).len();
     assert_eq!((all, book.next_deadline()), (MAX_IN_FLIGHT, None));
     book.failed(node(0), now + 60 * SECOND);
@@ -529,6 +529,6 @@ fn a_mesh_that_shrinks_below_the_limit_is_all_warm_again() {
     let mut book = crowded(64, now);
     dials(&mut book, now + SECOND, false).into_iter().for_each(|(at, id)| book.connected(id, at));
     (4..64).for_each(|n| book.set_standing(node(n), Standing::Silent, now + SECOND));
-    let dialled: Vec<_> = dials(&mut book, now + 2 * SECOND, false).into_iter().map(|(_, id)| id).collect();
+    let dialled: Vec<_> = dials(&mut book, now + 4 * SECOND, false).into_iter().map(|(_, id)| id).collect();
     assert!((0..4).all(|n| dialled.contains(&node(n)) != is_warm(n)), "{dialled:?}");
 }
