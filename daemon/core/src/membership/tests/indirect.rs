@@ -9,7 +9,7 @@ use gossamer_wire::swim::{self, SwimMember, SwimMessage, SwimState};
 use super::peer::{ME, PEER, Probe, entry, frames, node};
 use super::sim::{SECOND, Sim, id};
 use crate::dial::WarmSet;
-use crate::membership::{Input, MemberState, Output};
+use crate::membership::{Input, MemberState, Output, REFUTED_CLAIMS};
 
 const ACCUSED: u8 = 9;
 
@@ -99,14 +99,22 @@ fn two_that_have_seen_it_clear_it_at_once_and_count_against_its_accuser() {
 
 #[test]
 fn one_that_has_seen_it_saves_it_from_one_accuser_and_blames_nobody() {
-    let mut probe = probe();
-    for accused in OTHERS {
-        let asked = asked(&accuse_of(&mut probe, PEER, accused));
-        vouch_for(&mut probe, asked[0].0, accused, asked[0].1);
-        assert!(is_refuted(&pass(&mut probe, SECOND * 11 / 10)));
+    // One lie after the other; then so far apart that each would count, if any did.
+    for (lies, rest) in [(OTHERS.len(), Duration::ZERO), (REFUTED_CLAIMS, 4 * SECOND)] {
+        let mut probe = probe();
+        for accused in OTHERS.into_iter().take(lies) {
+            let asked = asked(&accuse_of(&mut probe, PEER, accused));
+            vouch_for(&mut probe, asked[0].0, accused, asked[0].1);
+            assert!(is_refuted(&pass(&mut probe, SECOND * 11 / 10)));
+            assert_eq!(probe.state(accused), Some(MemberState::Alive));
+            pass(&mut probe, rest);
+        }
+        // Nobody answers pings for it here, so in the end it is doubted, but not for what was claimed.
+        let worst = if rest.is_zero() { MemberState::Alive } else { MemberState::Suspect };
+        let is_saved = |n| [MemberState::Alive, worst].map(Some).contains(&probe.state(n));
+        assert!(OTHERS.into_iter().all(is_saved));
+        assert_eq!(probe.membership.named().count(), 0);
     }
-    assert!(OTHERS.into_iter().all(|n| probe.state(n) == Some(MemberState::Alive)));
-    assert_eq!(probe.membership.named().count(), 0);
 }
 
 /// Otherwise one liar could keep the dead among the living.
