@@ -11,6 +11,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use futures_util::future::try_join_all;
 use gossamer_tests::netns::{Counter, LINK_HEADER};
 use tokio::time::{Instant, sleep};
 
@@ -24,6 +25,9 @@ const TICKS: f64 = 100.0;
 
 /// Ports of the records, so that each has its own.
 const PORTS: u16 = 10_000;
+
+/// Requests that wait for an answer at once.
+const AT_ONCE: usize = 16;
 
 /// What one process has used since its start.
 #[derive(Clone, Copy, Debug, Default)]
@@ -148,12 +152,16 @@ fn anonymous(text: &str) -> Option<f64> {
     Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1_024.0)
 }
 
-/// Exposes services on each daemon: the records from one number to another.
+/// Exposes services on each daemon: the records from one number to another, some at once as a program that registers
+/// all of its services does, so that they share writes and adverts.
 async fn expose(fleet: &Fleet<Ours>, records: std::ops::Range<u16>) -> Result<()> {
     for member in 0..fleet.len() {
-        let mut api = fleet.product.api(member).await?;
-        for record in records.clone() {
-            Fleet::expose(&mut api, &format!("idle-{record}"), PORTS + record).await?;
+        for some in records.clone().collect::<Vec<_>>().chunks(AT_ONCE) {
+            let exposed = some.iter().map(|record| async move {
+                let mut api = fleet.product.api(member).await?;
+                Fleet::expose(&mut api, &format!("idle-{record}"), PORTS + record).await
+            });
+            try_join_all(exposed).await.with_context(|| fleet.product.log(member))?;
         }
     }
     Ok(())
