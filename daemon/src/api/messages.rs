@@ -93,7 +93,7 @@ pub struct Exposed {
     pub visibility: String,
     /// Whether a registration with another content was replaced.
     pub replaced: bool,
-    /// Members the record is sent to: all this node is connected to.
+    /// Members this node is connected to; above 256 members the others get the record by way of some of them.
     pub holders: usize,
     /// Other members that live.
     pub members: usize,

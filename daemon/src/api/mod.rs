@@ -85,8 +85,7 @@ pub struct ApiState {
     pub events: EventLog,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// Counts the members that own records are sent to: all this node is connected to. What they keep is not
-    /// known.
+    /// Counts the members this node is connected to. What they keep of a record is not known.
     pub holders: Arc<dyn Fn() -> usize + Send + Sync>,
     /// Cancelled to leave the mesh and end the daemon.
     pub stop: CancellationToken,

@@ -34,7 +34,11 @@ fn lines(exposed: &Exposed) -> Vec<String> {
         format!("{verb}  instance {} of {}, {}", exposed.instance, exposed.service, ports.join(", ")),
         format!("check       {}", exposed.check),
         format!("visible to  {}", exposed.visibility),
-        format!("sent to     {} of {} other members", exposed.holders.min(exposed.members), exposed.members),
+        format!(
+            "going to    {} other members, {} of them connected",
+            exposed.members,
+            exposed.holders.min(exposed.members)
+        ),
     ];
     lines.extend(exposed.warnings.iter().map(|warning| format!("warning: {warning}")));
     lines
@@ -176,7 +180,7 @@ mod tests {
         for words in [
             "TCP connect each 5 s",
             "groups east, west",
-            "sent to     2 of 2 other",
+            "going to    2 other members, 2 of them connected",
             "warning: nobody listens",
         ] {
             assert!(text.contains(words), "{words} is missing in {text}");
