@@ -231,6 +231,7 @@ impl DialBook {
     pub fn connected(&mut self, node: NodeId, now: Instant) {
         if node != self.me {
             self.entry(node);
+            self.answered(node, now);
             self.set_state(node, State::Connected(now));
         }
     }
@@ -247,7 +248,7 @@ impl DialBook {
 
     /// A dial came to nothing.
     pub fn failed(&mut self, node: NodeId, now: Instant) {
-        if self.entries.get(&node).is_some_and(|entry| matches!(entry.state, State::Dialing(_))) {
+        if self.answered(node, now) {
             self.back_off(node, now);
         }
     }
@@ -278,10 +279,9 @@ impl DialBook {
     /// Returns the next dial that is due, `None` when there is none, too many are under way, or the pace says
     /// wait. Each dial returned must end in [`Self::connected`], [`Self::failed`] or [`Self::forget`].
     pub fn next_dial(&mut self, now: Instant) -> Option<Dial> {
-        if self.next_deadline()? > now {
-            return None;
-        }
+        let due = self.next_deadline().filter(|due| *due <= now)?;
         let (_, node) = *self.waiting.first()?;
+        let is_urgent = self.urgent.contains(&node);
         let addresses = self.entries.get(&node)?.addresses();
         self.set_state(node, State::Dialing(now));
         let settles = self.settled.is_none() && self.connected + self.in_flight.len() >= FEW;
@@ -289,6 +289,9 @@ impl DialBook {
             (self.settled, self.rest) = (Some(now + LONGEST_SETTLE), Some(now + SETTLE));
         }
         self.next_slot = Some(now + PACE);
+        if !is_urgent {
+            self.rest_for_lateness(now.saturating_duration_since(due), now);
+        }
         self.wake_silent(now);
         Some(Dial { node, addresses })
     }
@@ -321,6 +324,25 @@ impl DialBook {
         {
             self.rest = Some(end.min(now + SETTLE));
         }
+    }
+
+    /// Lets a node that is short of processor time ask for less of it: each dial costs both ends a handshake, and
+    /// where many share a machine these hold up the very news that all wait for.
+    fn rest_for_lateness(&mut self, late: Duration, now: Instant) {
+        let rest = late.saturating_sub(PUNCTUAL).saturating_mul(LATE_COSTS).min(LONGEST_REST);
+        if !rest.is_zero() {
+            self.rest = self.rest.max(Some(now + rest));
+        }
+    }
+
+    /// A dial has come to its end, if one was under way: the next is due now at the earliest, whatever held it up.
+    fn answered(&mut self, node: NodeId, now: Instant) -> bool {
+        let is_dialled =
+            self.entries.get(&node).is_some_and(|entry| matches!(entry.state, State::Dialing(_)));
+        if is_dialled {
+            self.next_slot = self.next_slot.max(Some(now));
+        }
+        is_dialled
     }
 
     fn entry(&mut self, node: NodeId) -> &mut Entry {
@@ -518,6 +540,15 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 /// Longest rest: what becomes known later than this is no start of a whole mesh.
 const LONGEST_SETTLE: Duration = Duration::from_secs(10);
+
+/// Later than this after its time, a dial shows that this node waits for a processor.
+const PUNCTUAL: Duration = Duration::from_millis(10);
+
+/// Rest for each unit of time by which a dial was late: a node that waits 100 ms for its turn makes one dial a second.
+const LATE_COSTS: u32 = 8;
+
+/// Longest rest for lateness. All pairs connect in the end, however busy the machine.
+const LONGEST_REST: Duration = Duration::from_secs(2);
 
 /// How long the larger of two ids lets the other dial first, give or take half: two handshakes cost both twice.
 const YIELD: Duration = Duration::from_secs(1);

@@ -143,7 +143,7 @@ fn few_dials_wait_for_an_answer_and_at_most_sixty_four_are_under_way() {
     book.failed(node(0), now + 60 * SECOND);
     book.connected(node(1), now + 60 * SECOND);
     book.forget(node(2));
-    assert_eq!(dials(&mut book, now + 60 * SECOND + 2 * PACE, false).len(), 3);
+    assert_eq!(dials(&mut book, now + 60 * SECOND + FRESH + PACE, false).len(), 3);
 }
 
 /// Asserts that the only node of a book is dialled after pauses that double from `first` up to `longest`.
@@ -302,8 +302,42 @@ fn the_rest_lasts_while_others_become_known_but_not_for_ever() {
     for n in 0..40 {
         let at = now + n * SETTLE / 2;
         book.learn(node(n as u8 + 30), &[address("192.0.2.1:4677")], Source::Card, at);
-        assert_eq!(book.next_dial(at).is_some(), at >= now + PACE + LONGEST_SETTLE, "{:?}", at - now);
+        let is_over = at >= now + PACE + LONGEST_SETTLE;
+        assert_eq!(dials(&mut book, at, true).is_empty(), !is_over, "{:?}", at - now);
     }
+}
+
+#[test]
+fn a_node_that_is_served_late_dials_less_and_reaches_whom_it_must_all_the_same() {
+    let now = start();
+    let mut book = book_of(20, now);
+    let dial_at = |book: &mut DialBook, at| {
+        let dial = book.next_dial(at).expect("due");
+        book.failed(dial.node, at);
+    };
+    dial_at(&mut book, now + PUNCTUAL);
+    let due = book.next_deadline().expect("waits");
+    assert_eq!(due, now + PUNCTUAL + PACE, "a punctual node keeps the pace");
+    let late = Duration::from_millis(100);
+    dial_at(&mut book, due + PUNCTUAL + late);
+    let rested = due + PUNCTUAL + late + LATE_COSTS * late;
+    assert_eq!(book.next_deadline(), Some(rested));
+    book.reach(node(19), rested - late);
+    assert_eq!(book.next_dial(rested - late).map(|dial| dial.node), Some(node(19)));
+    book.connected(node(19), rested - late);
+    dial_at(&mut book, rested + 60 * SECOND);
+    assert_eq!(book.next_deadline(), Some(rested + 60 * SECOND + LONGEST_REST));
+}
+
+#[test]
+fn waiting_for_an_answer_is_not_lateness() {
+    let now = start();
+    let mut book = book_of(20, now);
+    let asked = dials(&mut book, now + SETTLE + FRESH / 2, false);
+    let (last, rest) = (asked.last().expect("dials").1, book.rest);
+    book.connected(last, now + SETTLE + FRESH / 2);
+    assert!(book.next_dial(now + SETTLE + FRESH / 2).is_some());
+    assert_eq!(book.rest, rest);
 }
 
 #[test]
