@@ -65,7 +65,11 @@ impl Membership {
         match self.peers.judge(from, hash == self.hash(), now) {
             Verdict::Agree => {}
             Verdict::Doubt => self.timers.push(now + COMPARE_AFTER, Due::Compare(from)),
-            Verdict::Differ => self.send_full_state(from, now),
+            Verdict::Differ if self.states.take(BURST_OF_STATES, STATES_A_SECOND, now) => {
+                self.send_full_state(from, now);
+            }
+            // Others have just been asked: what they answer is likely to be all that is missing.
+            Verdict::Differ => {}
         }
     }
 
@@ -174,3 +178,8 @@ impl Membership {
         self.table.hash(self.me())
     }
 }
+
+/// Full states sent at once because hashes differ, and how many more a second. While a large mesh forms, all differ from
+/// all for seconds, and each state brings both sides everything.
+const BURST_OF_STATES: f64 = 4.0;
+const STATES_A_SECOND: f64 = 1.0;

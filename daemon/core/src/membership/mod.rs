@@ -8,6 +8,7 @@
 //! member is told so at once; states are compared and exchanged; a pause of this node is not held against others;
 //! a node that misses many answers doubts itself; leaving differs from dying.
 
+mod allowance;
 mod claims;
 mod codec;
 mod config;
@@ -39,6 +40,7 @@ use gossamer_wire::{DecodeError, Generation, NodeId};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use allowance::Allowance;
 use claims::{Claims, Kind};
 use codec::{LeanCodec, Life};
 use effects::Effects;
@@ -68,6 +70,8 @@ pub struct Membership {
     health: Health,
     renewals: Renewals,
     finds: Finds,
+    /// Full states that may be sent because hashes differ.
+    states: Allowance,
     /// How often this node has refuted a suspicion in this life.
     incarnation: u16,
     /// Whom foca probes: its failure shows when the next probe starts.
@@ -116,6 +120,7 @@ impl Membership {
             health: Health::default(),
             renewals: Renewals::default(),
             finds: Finds::default(),
+            states: Allowance::default(),
             incarnation: 0,
             probing: None,
             parked_gossip: None,

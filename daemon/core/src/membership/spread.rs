@@ -14,6 +14,7 @@ use gossamer_wire::NodeId;
 use gossamer_wire::frame::Frame;
 use gossamer_wire::swim::{SwimHeader, SwimMember, SwimMessage, SwimState};
 
+use super::allowance::Allowance;
 use super::packet::Packet;
 use super::timers::Due;
 use super::{MemberView, Membership, Output};
@@ -48,29 +49,10 @@ pub(super) struct Finds {
     told: Option<Instant>,
 }
 
-/// How often everybody may be told.
-#[derive(Debug, Default)]
-struct Allowance {
-    /// What is spent, and when it was.
-    spent: f64,
-    at: Option<Instant>,
-}
-
-impl Allowance {
-    fn take(&mut self, burst: f64, now: Instant) -> bool {
-        let since = self.at.map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
-        self.spent = (self.spent - since * RATE).max(0.0);
-        self.at = Some(now);
-        let is_left = self.spent + 1.0 <= burst;
-        self.spent += f64::from(u8::from(is_left));
-        is_left
-    }
-}
-
 impl Finds {
     /// Notes a suspicion of this node's own; whether everybody is to be told.
     fn suspect(&mut self, node: NodeId, now: Instant) -> bool {
-        let may_tell = self.deaths.take(BURST, now);
+        let may_tell = self.deaths.take(BURST, RATE, now);
         if may_tell {
             self.suspects.insert(node);
         }
@@ -115,7 +97,7 @@ impl Membership {
         let arrived = std::mem::take(&mut self.finds.arrived);
         self.finds.lately.retain(|(at, _)| now.saturating_duration_since(*at) < LATELY);
         self.finds.lately.extend(arrived.iter().map(|node| (now, *node)));
-        if !self.finds.arrivals.take(BURST_OF_ROUNDS, now) {
+        if !self.finds.arrivals.take(BURST_OF_ROUNDS, RATE, now) {
             return;
         }
         self.finds.told = Some(now);

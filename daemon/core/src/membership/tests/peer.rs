@@ -338,6 +338,30 @@ fn a_lasting_difference_of_hashes_is_answered_with_the_full_state() {
 }
 
 #[test]
+fn of_many_peers_that_differ_four_get_the_state_at_once_and_one_a_second() {
+    let mut probe = Probe::with_peer();
+    let peers = 10..30_u8;
+    let told = |probe: &mut Probe| {
+        let differs = |n| probe.give(Input::MemberHash { from: node(n), hash: 1 });
+        let outputs: Vec<_> = peers.clone().flat_map(differs).collect();
+        let is_state = |frame: &Frame| matches!(frame, Frame::Members { reply: true, .. });
+        frames(&outputs).into_iter().filter(is_state).count()
+    };
+    for n in peers.clone() {
+        probe.members(n, vec![entry(n, 1, SwimState::Alive)], false);
+        probe.give(Input::Connected { peer: node(n) });
+    }
+    let told: Vec<_> = (0..6)
+        .map(|_| {
+            let count = told(&mut probe);
+            probe.now += SECOND;
+            count
+        })
+        .collect();
+    assert_eq!(told, [0, 4, 0, 2, 0, 2], "each second look at a difference, four at once and one a second");
+}
+
+#[test]
 fn equal_views_have_equal_hashes() {
     let mut probe = Probe::with_peer();
     let mut other = Probe::new();
