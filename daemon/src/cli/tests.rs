@@ -98,7 +98,8 @@ async fn expose_prints_the_name_and_says_what_came_of_it() {
     let daemon = Daemon::start().await;
     let ended = gossamer(&daemon.socket(), "expose web:80 9 --to all --meta a=b").await;
     assert_eq!((ended.code, ended.data.as_str()), (0, "web.mesh.internal"));
-    for words in ["80 -> 127.0.0.1:9", "all groups", "1 other members, 1 of them", "warning: nobody listens"] {
+    for words in ["80 -> 127.0.0.1:9", "all groups", "1 other members, 1 of them", "warning: nobody listens"]
+    {
         assert!(ended.words.contains(words), "{words} is missing in {ended:?}");
     }
     let ended = gossamer(&daemon.socket(), "withdraw web").await;
