@@ -13,6 +13,11 @@ use clap::Parser;
 use gossamer_tests::evidence::{Ci, Row, Run, Scale, build, root, rows};
 use gossamer_tests::report::Verdict;
 
+/// A simulated mesh of 1,000 nodes makes and drops small things all the time. What is measured of daemons is measured in
+/// their own processes, which have the system's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Checks promises: prints NAME PASS|FAIL figure and ends with 1 when one failed.
 #[derive(Parser)]
 struct Arguments {
