@@ -42,8 +42,8 @@ pub(super) const SAMPLE: usize = 10;
 const REST: Duration = Duration::from_secs(2);
 
 impl Run {
-    /// Measures simultaneous starts in turn; both meshes are complete afterwards, where more is measured. Each has the machine for itself:
-    /// a mesh goes on connecting when all see all, which the start of the other would feel.
+    /// Measures simultaneous starts in turn; both meshes are complete afterwards, where more is measured. Each has the
+    /// machine for itself: a mesh goes on connecting when all see all, which the start of the other would feel.
     pub(super) async fn join(&mut self) -> Result<()> {
         let starts = if self.wants(What::Join) { self.scale.starts } else { 0 };
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
