@@ -7,6 +7,7 @@ use crate::advert::{Advert, Card, Fragment, Head};
 use crate::codec;
 use crate::flow::OpenRequest;
 use crate::frame::Frame;
+use crate::issuer::IssuerClaims;
 use crate::join::{JoinReply, JoinRequest};
 use crate::statement::SignedStatement;
 use crate::swim;
@@ -19,6 +20,7 @@ pub type Body = fn(&[u8]);
 pub const BODIES: &[(&str, Body)] = &[
     ("advert", advert),
     ("frame", frame),
+    ("issuer", issuer),
     ("join", join),
     ("open", open),
     ("statement", statement),
@@ -57,6 +59,12 @@ fn frame(bytes: &[u8]) {
     }
 }
 
+fn issuer(bytes: &[u8]) {
+    if let Ok(claims) = IssuerClaims::decode(bytes) {
+        assert_eq!(IssuerClaims::decode(&claims.encode().unwrap_or_default()), Ok(claims));
+    }
+}
+
 fn join(bytes: &[u8]) {
     if let Ok(request) = JoinRequest::decode(bytes) {
         let _ = request.token.parse::<Token>();
@@ -73,6 +81,7 @@ fn open(bytes: &[u8]) {
 fn statement(bytes: &[u8]) {
     if let Ok(statement) = SignedStatement::parse(bytes) {
         assert_eq!(statement.bytes(), bytes);
+        let _ = statement.signed();
     }
 }
 

@@ -13,6 +13,7 @@ pub mod flow;
 pub mod frame;
 pub mod fuzz;
 mod id;
+pub mod issuer;
 pub mod join;
 pub mod limits;
 mod name;

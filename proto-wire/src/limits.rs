@@ -72,8 +72,17 @@ pub const MAX_TOKEN_BYTES: usize = 512;
 /// Most addresses in a token (design section 4).
 pub const MAX_TOKEN_ADDRESSES: usize = 4;
 
-/// Longest statement.
-pub const MAX_STATEMENT_BYTES: usize = 2_560;
+/// Most nodes whose certificates a statement keeps when it removes their issuer: a mesh of the size the design
+/// promises (section 16); whoever is left out joins again.
+pub const MAX_KEPT: usize = 1_024;
+/// Longest statement: one that removes an issuer and keeps [`MAX_KEPT`] nodes of 16 bytes; three fit a frame.
+pub const MAX_STATEMENT_BYTES: usize = 20_000;
+/// Numbers an issuer may use for statements unless a root grants more: what one stolen key can evict, and enough
+/// for an operator who evicts one node a week for a year.
+pub const NUMBERS_PER_AUTHOR: u64 = 64;
+/// Longest encoded claims of an issuer: a node, its name and 14 groups of the longest names fit, beside a key and a
+/// signature in [`MAX_CERTIFICATE_BYTES`].
+pub const MAX_ISSUER_CLAIMS_BYTES: usize = 1_024;
 
 /// Longest SWIM packet: header and gossip fit one QUIC datagram at the starting MTU.
 pub const MAX_SWIM_BYTES: usize = 1_100;

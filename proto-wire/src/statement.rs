@@ -9,22 +9,28 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::codec::{self, at_most};
-use crate::limits::{MAX_CERTIFICATE_BYTES, MAX_STATEMENT_BYTES};
-use crate::{DecodeError, EncodeError, GroupName, MeshId, NodeId};
+use crate::limits::{MAX_CERTIFICATE_BYTES, MAX_KEPT, MAX_STATEMENT_BYTES};
+use crate::{DecodeError, EncodeError, MeshId, NodeId};
 
 const SIGN_DOMAIN: &[u8] = b"gossamer-statement-v1\0";
+const SIGNATURE_BYTES: usize = 64;
 
 /// What a statement changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     /// The node is out, for ever; a new key is a new node.
     Evict(NodeId),
-    /// The certificate (DER) is an issuer's for these groups; empty means every group.
-    AddIssuer {
-        /// The issuer's certificate.
-        certificate: Vec<u8>,
-        /// Groups it may admit to.
-        scope: Vec<GroupName>,
+    /// The certificate (DER) is an issuer's; its node, name and scope stand in an extension of it
+    /// ([`IssuerClaims`](crate::issuer::IssuerClaims)).
+    AddIssuer(Vec<u8>),
+    /// The issuer is one no more.
+    RemoveIssuer {
+        /// Whose powers end.
+        issuer: NodeId,
+        /// Of its statements those with a number below this one still count.
+        numbers: u64,
+        /// The only nodes for which leaves it issued still count, until they renew elsewhere.
+        keep: Vec<NodeId>,
     },
     /// The certificate (DER) is a root of the mesh.
     AddRoot(Vec<u8>),
@@ -64,8 +70,11 @@ impl SignedStatement {
     ///
     /// # Errors
     /// It is longer than a statement may be.
-    pub fn build(statement: Statement, sign: impl FnOnce(&[u8]) -> [u8; 64]) -> Result<Self, EncodeError> {
-        let mut bytes = codec::encode("statement", &statement, MAX_STATEMENT_BYTES - 64)?;
+    pub fn build(
+        statement: Statement,
+        sign: impl FnOnce(&[u8]) -> [u8; SIGNATURE_BYTES],
+    ) -> Result<Self, EncodeError> {
+        let mut bytes = codec::encode("statement", &statement, MAX_STATEMENT_BYTES - SIGNATURE_BYTES)?;
         let signature = sign(&[SIGN_DOMAIN, &bytes].concat());
         bytes.extend_from_slice(&signature);
         Ok(Self { statement, bytes })
@@ -77,10 +86,14 @@ impl SignedStatement {
     /// The giver's fault.
     pub fn parse(bytes: &[u8]) -> Result<Self, DecodeError> {
         at_most("statement", bytes, MAX_STATEMENT_BYTES)?;
-        let (body, _) = bytes.split_last_chunk::<64>().ok_or(DecodeError::Short("statement"))?;
+        let (body, _) = bytes.split_last_chunk::<SIGNATURE_BYTES>().ok_or(DecodeError::Short("statement"))?;
         let statement: Statement = codec::decode("statement", body, MAX_STATEMENT_BYTES)?;
-        if let Change::AddIssuer { certificate, .. } | Change::AddRoot(certificate) = &statement.change {
-            at_most("certificate", certificate, MAX_CERTIFICATE_BYTES)?;
+        match &statement.change {
+            Change::AddIssuer(certificate) | Change::AddRoot(certificate) => {
+                at_most("certificate", certificate, MAX_CERTIFICATE_BYTES)?;
+            }
+            Change::RemoveIssuer { keep, .. } => at_most("nodes to keep", keep, MAX_KEPT)?,
+            Change::Evict(_) | Change::RetireRoot(_) | Change::Grant { .. } => {}
         }
         Ok(Self { statement, bytes: bytes.to_vec() })
     }
@@ -93,6 +106,14 @@ impl SignedStatement {
     /// Returns all bytes, as received.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Returns the bytes that were signed and the signature over them.
+    pub fn signed(&self) -> (Vec<u8>, [u8; SIGNATURE_BYTES]) {
+        match self.bytes.split_last_chunk::<SIGNATURE_BYTES>() {
+            Some((body, signature)) => ([SIGN_DOMAIN, body].concat(), *signature),
+            None => (Vec::new(), [0; SIGNATURE_BYTES]),
+        }
     }
 
     /// Returns what identifies the statement: SHA-256 of its bytes.
@@ -133,6 +154,9 @@ mod tests {
         assert_eq!(SignedStatement::parse(signed.bytes()), Ok(signed.clone()));
         assert_eq!(signed.statement().number, 7);
         assert!(SignedStatement::parse(&signed.bytes()[1..]).is_err());
+        let (bytes, signature) = signed.signed();
+        assert!(bytes.starts_with(SIGN_DOMAIN));
+        assert_eq!(signature, [bytes.len() as u8; 64]);
     }
 
     #[test]

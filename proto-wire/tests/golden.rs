@@ -7,6 +7,7 @@ use data_encoding::HEXLOWER;
 use gossamer_wire::advert::{AdvertId, Card, Fragment, Head, Kind, Slot, Version};
 use gossamer_wire::flow::OpenRequest;
 use gossamer_wire::frame::{AdvertCopy, Frame, Hello, PREFIX_BYTES, Purpose};
+use gossamer_wire::issuer::IssuerClaims;
 use gossamer_wire::join::{Admitted, JoinReply, JoinRequest, PeerHint, Refusal};
 use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
@@ -350,6 +351,18 @@ fn claims_keep_their_bytes() {
 }
 
 #[test]
+fn claims_of_an_issuer_keep_their_bytes() {
+    let claims = IssuerClaims {
+        node: NODE,
+        name: "vm-a".parse().expect("name"),
+        groups: vec!["west".parse().expect("name")],
+    };
+    let bytes = claims.encode().expect("fits");
+    assert_golden("claims of an issuer", &bytes, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa 04766d2d61 010477657374");
+    assert_eq!(IssuerClaims::decode(&bytes), Ok(claims));
+}
+
+#[test]
 fn statements_keep_their_bytes() {
     let changes = [
         (
@@ -357,20 +370,24 @@ fn statements_keep_their_bytes() {
             "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0700aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
         ),
         (
-            Change::AddIssuer { certificate: vec![1, 2], scope: vec!["west".parse().expect("name")] },
-            "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0701020102010477657374",
+            Change::AddIssuer(vec![1, 2]),
+            "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0701020102",
+        ),
+        (
+            Change::RemoveIssuer { issuer: NODE, numbers: 3, keep: vec![NODE] },
+            "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0702aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0301aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
         ),
         (
             Change::AddRoot(vec![1, 2]),
-            "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0702020102",
+            "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0703020102",
         ),
         (
             Change::RetireRoot([0xdd; 32]),
-            "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0703dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd",
+            "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0704dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd",
         ),
         (
             Change::Grant { author: NODE, numbers: 1_000 },
-            "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0704aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaafbe803",
+            "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0705aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaafbe803",
         ),
     ];
     for (change, golden) in changes {

@@ -362,15 +362,16 @@ fn a_join_reply_with_all_its_hints_fits() {
 }
 
 #[test]
-fn certificates_of_statements_are_limited() {
+fn contents_of_statements_are_limited() {
     let parse = |change: Change| {
         let content = Statement { mesh: MeshId::from_bytes([1; 16]), author: NODE, number: 1, change };
         let signed = SignedStatement::build(content, |_| [0; 64]).expect("fits");
         SignedStatement::parse(signed.bytes())
     };
     assert_limit("root", MAX_CERTIFICATE_BYTES, |len| parse(Change::AddRoot(vec![0; len])));
-    assert_limit("issuer", MAX_CERTIFICATE_BYTES, |len| {
-        parse(Change::AddIssuer { certificate: vec![0; len], scope: Vec::new() })
+    assert_limit("issuer", MAX_CERTIFICATE_BYTES, |len| parse(Change::AddIssuer(vec![0; len])));
+    assert_limit("nodes to keep", MAX_KEPT, |count| {
+        parse(Change::RemoveIssuer { issuer: NODE, numbers: u64::MAX, keep: vec![NODE; count] })
     });
     assert!(matches!(
         SignedStatement::parse(&vec![0; MAX_STATEMENT_BYTES + 1]),
@@ -405,7 +406,8 @@ fn limits_of_the_protocol_agree_with_each_other() {
         ("a leaf and a certificate", MAX_LEAF_BYTES, MAX_CERTIFICATE_BYTES),
         ("a certificate and a statement", MAX_CERTIFICATE_BYTES, MAX_STATEMENT_BYTES),
         ("a card and a frame", MAX_CARD_BYTES, MAX_FRAME_BYTES),
-        ("a statement and a frame", MAX_STATEMENT_BYTES, MAX_FRAME_BYTES),
+        ("three statements and a frame", 3 * MAX_STATEMENT_BYTES, MAX_FRAME_BYTES),
+        ("claims of an issuer and a certificate", MAX_ISSUER_CLAIMS_BYTES, MAX_CERTIFICATE_BYTES),
         ("a frame and the decoder", MAX_FRAME_BYTES, MAX_DECODE_BYTES),
         ("own records of 130 bytes and all fragments", MAX_OWN_RECORDS * 130, fragments),
         ("offering and forgetting", seconds(OFFER_UNTIL), seconds(FORGET_AFTER)),

@@ -13,7 +13,7 @@ use gossamer_wire::flow::{self, OpenRequest};
 use gossamer_wire::frame::{AdvertCopy, BUCKETS, Frame, Hello, PREFIX_BYTES, Purpose};
 use gossamer_wire::join::{Admitted, JoinReply, PeerHint};
 use gossamer_wire::limits::{
-    MAX_ADDRESSES, MAX_EPOCH, MAX_FRAGMENTS, MAX_KIND, MAX_LATER_FRAGMENTS, MAX_METADATA, MAX_PORTS,
+    MAX_ADDRESSES, MAX_EPOCH, MAX_FRAGMENTS, MAX_KEPT, MAX_KIND, MAX_LATER_FRAGMENTS, MAX_METADATA, MAX_PORTS,
 };
 use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
@@ -200,8 +200,9 @@ fn change() -> impl Strategy<Value = Change> {
     let certificate = || vec(any::<u8>(), 0..800);
     prop_oneof![
         node().prop_map(Change::Evict),
-        (certificate(), vec(name(), 0..4))
-            .prop_map(|(certificate, scope)| Change::AddIssuer { certificate, scope }),
+        certificate().prop_map(Change::AddIssuer),
+        (node(), any::<u64>(), vec(node(), 0..=MAX_KEPT))
+            .prop_map(|(issuer, numbers, keep)| Change::RemoveIssuer { issuer, numbers, keep }),
         certificate().prop_map(Change::AddRoot),
         any::<[u8; 32]>().prop_map(Change::RetireRoot),
         (node(), any::<u64>()).prop_map(|(author, numbers)| Change::Grant { author, numbers }),
