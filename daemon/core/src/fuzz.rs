@@ -18,6 +18,10 @@ fn leaf(bytes: &[u8]) {
         assert!(bundle.verify(bytes, &[], 1_800_000_000).is_err());
     }
     let _ = crate::trust::not_after(bytes);
+    let _ = crate::trust::public_key_of(bytes);
+    if let Ok(facts) = crate::trust::read_issuer(bytes) {
+        assert_eq!(facts.certificate, bytes);
+    }
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! Who belongs to the mesh: certificates judged against the trust bundle.
 //!
-//! Owns: the one check of a leaf certificate, for TLS handshakes and for cards alike, and Ed25519 signatures.
+//! Owns: the one check of a leaf certificate, for TLS handshakes and for cards alike, and Ed25519 signatures; what
+//! evictions, removed issuers and the scope of an issuer mean for it.
 //! Must not know: TLS sessions, files, how time is read. Driven by: the TLS verifiers, the catalog, the joiner.
 //!
 //! X.509 name constraints cannot hold URI names (rustls-webpki refuses every URI under any constraint), so
 //! scope and identity are checked here, after the chain.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -23,8 +25,10 @@ use gossamer_wire::limits::{MAX_CERTIFICATE_BYTES, MAX_LEAF_BYTES};
 use gossamer_wire::token::Claims;
 use gossamer_wire::{DecodeError, GroupName, MeshId, NodeId, NodeName, ServiceRecord};
 
+mod issuer;
 mod recent;
 
+pub use issuer::{ISSUER_OID, IssuerFacts, public_key_of, read_issuer};
 use recent::Recent;
 
 /// Object identifier of the claims extension: private, not critical (design section 4).
@@ -67,6 +71,20 @@ pub enum TrustError {
     /// The claims in it do not decode.
     #[error("the claims in the certificate do not decode")]
     Claims,
+    /// The certificate is not an authority's with path length 0, so nobody can be admitted with it.
+    #[error("the certificate is not one of an issuer: it must be of an authority with path length 0")]
+    NotIssuer,
+    /// The issuer was removed, and this node is none of those whose certificates were kept.
+    #[error(
+        "the issuer of the certificate was removed from the mesh; the node must join again, at another issuer"
+    )]
+    IssuerRemoved,
+    /// The issuer may not admit to this group.
+    #[error("the issuer of the certificate may not admit to the group {0}; join at an issuer of that group")]
+    Scope(GroupName),
+    /// The node is out, for ever.
+    #[error("the node was evicted from the mesh; with a new key and a token it may join as a new one")]
+    Evicted,
     /// The key is not Ed25519.
     #[error("the certificate's key is not Ed25519")]
     Key,
@@ -147,6 +165,10 @@ pub struct TrustBundle {
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
     issuers: Vec<CertificateDer<'static>>,
+    /// The same issuers, read; one that cannot be read admits nobody.
+    known: Arc<[IssuerFacts]>,
+    removed: Arc<BTreeMap<NodeId, BTreeSet<NodeId>>>,
+    evicted: Arc<BTreeSet<NodeId>>,
     verifier: Arc<dyn Verify>,
     recent: Arc<Recent>,
 }
@@ -166,6 +188,9 @@ impl TrustBundle {
             mesh,
             anchors: anchors.map_err(|_| TrustError::Malformed)?,
             roots,
+            known: issuers.iter().filter_map(|der| read_issuer(der).ok()).collect(),
+            removed: Arc::default(),
+            evicted: Arc::default(),
             issuers: issuers.into_iter().map(CertificateDer::from).collect(),
             verifier: Arc::new(Anew),
             recent: Arc::default(),
@@ -176,6 +201,18 @@ impl TrustBundle {
     #[must_use]
     pub fn with_verifier(self, verifier: Arc<dyn Verify>) -> Self {
         Self { verifier, ..self }
+    }
+
+    /// Lets issuers count no more: each with the only nodes whose leaves of it still do. Verdicts are forgotten.
+    #[must_use]
+    pub fn with_removed(self, removed: BTreeMap<NodeId, BTreeSet<NodeId>>) -> Self {
+        Self { removed: Arc::new(removed), recent: Arc::default(), ..self }
+    }
+
+    /// Takes the complete set of evicted nodes. Verdicts are forgotten.
+    #[must_use]
+    pub fn with_evicted(self, evicted: Arc<BTreeSet<NodeId>>) -> Self {
+        Self { evicted, recent: Arc::default(), ..self }
     }
 
     /// Returns the mesh it stands for.
@@ -193,20 +230,58 @@ impl TrustBundle {
         &self.issuers
     }
 
-    /// Judges a leaf: chain to a root, validity with skew, one SPIFFE name of this mesh, Ed25519 key, claims.
-    /// `shown` are issuer certificates the peer sent along. `wall` is seconds since the Unix epoch. A good verdict
-    /// is remembered for a minute, at most until the leaf ends.
+    /// Returns whether a node is out, for ever.
+    pub fn is_evicted(&self, node: NodeId) -> bool {
+        self.evicted.contains(&node)
+    }
+
+    /// Judges a leaf: chain to a root, validity with skew, one SPIFFE name of this mesh, Ed25519 key, claims, the
+    /// scope of its issuer and whether that was removed, eviction. `shown` are issuer certificates the peer sent
+    /// along. `wall` is seconds since the Unix epoch. A good verdict is remembered for a minute, at most until the
+    /// leaf ends.
     ///
     /// # Errors
     /// The first check that fails; nothing is changed.
     pub fn verify(&self, leaf: &[u8], shown: &[CertificateDer<'_>], wall: u64) -> Result<Leaf, TrustError> {
+        self.unless_evicted(self.verify_certificate(leaf, shown, wall)?)
+    }
+
+    /// Judges a leaf like [`TrustBundle::verify`], but one that has ended as of its last second: renewal with an
+    /// ended certificate. One that has not begun is refused.
+    ///
+    /// # Errors
+    /// The first check that fails; nothing is changed.
+    pub fn verify_at_end(
+        &self,
+        leaf: &[u8],
+        shown: &[CertificateDer<'_>],
+        wall: u64,
+    ) -> Result<Leaf, TrustError> {
+        match self.verify_certificate(leaf, shown, wall) {
+            Err(TrustError::Expired(ago)) => self.verify_certificate(leaf, shown, wall.saturating_sub(ago)),
+            verdict => verdict,
+        }
+        .and_then(|leaf| self.unless_evicted(leaf))
+    }
+
+    /// Judges a leaf like [`TrustBundle::verify`], of an evicted node as well: the catalog stores what evicted
+    /// nodes said and serves none of it, so that every node stores the same.
+    ///
+    /// # Errors
+    /// The first check that fails; nothing is changed.
+    pub fn verify_certificate(
+        &self,
+        leaf: &[u8],
+        shown: &[CertificateDer<'_>],
+        wall: u64,
+    ) -> Result<Leaf, TrustError> {
         // Issuers the bundle has anyway add nothing: a handshake shows them, a card does not.
         let others: Vec<_> = shown.iter().filter(|der| !self.issuers.contains(der)).collect();
         let key = recent::key(leaf, &others);
         if let Some(known) = self.recent.get(&key, wall) {
             return Ok(known);
         }
-        let judged = self.judge(leaf, shown, wall)?;
+        let judged = self.judge(leaf, &others, wall)?;
         self.recent.put(key, wall, judged.clone());
         Ok(judged)
     }
@@ -224,26 +299,57 @@ impl TrustBundle {
         self.verifier.records(body)
     }
 
-    fn judge(&self, leaf: &[u8], shown: &[CertificateDer<'_>], wall: u64) -> Result<Leaf, TrustError> {
+    fn unless_evicted(&self, leaf: Leaf) -> Result<Leaf, TrustError> {
+        if self.is_evicted(leaf.node) { Err(TrustError::Evicted) } else { Ok(leaf) }
+    }
+
+    fn judge(&self, leaf: &[u8], shown: &[&CertificateDer<'_>], wall: u64) -> Result<Leaf, TrustError> {
         if leaf.len() > MAX_LEAF_BYTES || shown.iter().any(|der| der.len() > MAX_CERTIFICATE_BYTES) {
             return Err(TrustError::Malformed);
         }
         let (read, at) = read_leaf(leaf, self.mesh, wall)?;
         let der = CertificateDer::from(leaf);
         let end_entity = EndEntityCert::try_from(&der).map_err(|_| TrustError::Malformed)?;
-        let issuers: Vec<CertificateDer<'_>> = self.issuers.iter().chain(shown).cloned().collect();
-        end_entity
+        // A root is shown as well, to joiners; it is no issuer and needs no path.
+        let lent: Vec<_> = shown.iter().filter_map(|der| read_issuer(der).ok()).collect();
+        let mut issuers: Vec<_> = self.known.iter().chain(&lent).collect();
+        // Paths are tried in this order: of several certificates of one issuer the newest that a root signed counts.
+        issuers.sort_by(|one, other| other.age().cmp(&one.age()));
+        let ders: Vec<_> = issuers.iter().map(|issuer| issuer.der()).collect();
+        let path = end_entity
             .verify_for_usage(
                 &[webpki::ring::ED25519],
                 &self.anchors,
-                &issuers,
+                &ders,
                 UnixTime::since_unix_epoch(std::time::Duration::from_secs(at)),
                 BothSides,
                 None,
                 None,
             )
             .map_err(|error| TrustError::Chain(error.to_string()))?;
+        let signers: Vec<_> = path.intermediate_certificates().map(|signer| signer.der()).collect();
+        let [signer] = &signers[..] else {
+            // What a root signed itself is as good as the root, and an issuer cannot make another issuer.
+            return if signers.is_empty() { Ok(read) } else { Err(chain_of(signers.len())) };
+        };
+        let signer = issuers.into_iter().find(|issuer| issuer.der() == *signer);
+        self.judge_issuer(signer.ok_or_else(|| chain_of(1))?, &read)?;
         Ok(read)
+    }
+
+    /// Judges whether the issuer of the certificate that leads to a root may say what the leaf says. What the
+    /// bundle holds of the same issuer that is newer must allow it as well: a narrowed scope is not widened again
+    /// by the older certificate. Alone that proves nothing, for a joiner's bundle holds what the other end showed.
+    fn judge_issuer(&self, signer: &IssuerFacts, leaf: &Leaf) -> Result<(), TrustError> {
+        if self.removed.get(&signer.id).is_some_and(|keep| !keep.contains(&leaf.node)) {
+            return Err(TrustError::IssuerRemoved);
+        }
+        let is_newer = |issuer: &&IssuerFacts| issuer.id == signer.id && issuer.age() > signer.age();
+        let mut judges = self.known.iter().filter(is_newer).chain([signer]);
+        match judges.all(|issuer| issuer.admits_to(&leaf.group)) {
+            true => Ok(()),
+            false => Err(TrustError::Scope(leaf.group.clone())),
+        }
     }
 
     /// Builds the bundle a joiner may trust from the chain an issuer showed: only the certificate whose SPKI
@@ -265,6 +371,10 @@ impl TrustBundle {
         let leaf = bundle.verify(leaf, &[], wall)?;
         Ok((bundle, leaf))
     }
+}
+
+fn chain_of(issuers: usize) -> TrustError {
+    TrustError::Chain(format!("{issuers} certificates between it and a root, where one issuer's may be"))
 }
 
 /// Returns whether `signature` is the key's over `bytes`.
@@ -298,21 +408,15 @@ pub const ED25519_SPKI_PREFIX: [u8; 12] =
 
 /// Reads a leaf without its chain, and the time at which the chain is to be checked.
 fn read_leaf(der: &[u8], mesh: MeshId, wall: u64) -> Result<(Leaf, u64), TrustError> {
-    let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| TrustError::Malformed)?;
-    if !rest.is_empty() {
-        return Err(TrustError::Malformed);
-    }
+    let certificate = whole(der)?;
     let spki = certificate.public_key().raw;
-    let public_key: [u8; 32] =
-        spki.strip_prefix(&ED25519_SPKI_PREFIX).and_then(|key| key.try_into().ok()).ok_or(TrustError::Key)?;
+    let public_key = ed25519_key(spki)?;
     let (group, name) = spiffe_name(&certificate, mesh)?;
-    let claims = match certificate.extensions().iter().find(|ext| ext.oid.to_id_string() == CLAIMS_OID_TEXT) {
-        Some(extension) => Claims::decode(extension.value).map_err(|_| TrustError::Claims)?,
+    let claims = match extension(&certificate, CLAIMS_OID_TEXT) {
+        Some(content) => Claims::decode(content).map_err(|_| TrustError::Claims)?,
         None => Claims::default(),
     };
-    let second = |time: i64| u64::try_from(time).unwrap_or(0);
-    let start = second(certificate.validity().not_before.timestamp());
-    let end = second(certificate.validity().not_after.timestamp());
+    let (start, end) = validity(&certificate);
     let skew = MAX_SKEW_SECONDS.min(end.saturating_sub(start) / 10);
     if wall > end + skew {
         return Err(TrustError::Expired(wall - end));
@@ -322,6 +426,30 @@ fn read_leaf(der: &[u8], mesh: MeshId, wall: u64) -> Result<(Leaf, u64), TrustEr
     }
     let leaf = Leaf { node: NodeId::of_spki(spki), name, group, claims, public_key, not_after: end };
     Ok((leaf, wall.clamp(start, end)))
+}
+
+/// Reads a certificate behind which nothing follows.
+fn whole(der: &[u8]) -> Result<X509Certificate<'_>, TrustError> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        Ok(_) | Err(_) => Err(TrustError::Malformed),
+    }
+}
+
+fn ed25519_key(spki: &[u8]) -> Result<[u8; 32], TrustError> {
+    spki.strip_prefix(&ED25519_SPKI_PREFIX).and_then(|key| key.try_into().ok()).ok_or(TrustError::Key)
+}
+
+fn extension<'a>(certificate: &'a X509Certificate<'_>, oid: &str) -> Option<&'a [u8]> {
+    let mut extensions = certificate.extensions().iter();
+    extensions.find(|extension| extension.oid.to_id_string() == oid).map(|extension| extension.value)
+}
+
+/// Returns the first and the last second of a certificate, since the Unix epoch.
+fn validity(certificate: &X509Certificate<'_>) -> (u64, u64) {
+    let second = |time: i64| u64::try_from(time).unwrap_or(0);
+    let validity = certificate.validity();
+    (second(validity.not_before.timestamp()), second(validity.not_after.timestamp()))
 }
 
 /// Reads the one name of a leaf, `spiffe://<mesh id>/group/<group>/node/<name>`.

@@ -104,9 +104,14 @@ fn refused(error: &TrustError) -> Error {
         TrustError::NotYet(_) => CertificateError::NotValidYet,
         TrustError::Malformed => CertificateError::BadEncoding,
         TrustError::Chain(_) => CertificateError::UnknownIssuer,
-        TrustError::Name | TrustError::Claims | TrustError::Key | TrustError::None | TrustError::Pin => {
-            CertificateError::ApplicationVerificationFailure
-        }
+        TrustError::Evicted | TrustError::IssuerRemoved => CertificateError::Revoked,
+        TrustError::Name
+        | TrustError::Claims
+        | TrustError::Key
+        | TrustError::None
+        | TrustError::NotIssuer
+        | TrustError::Pin
+        | TrustError::Scope(_) => CertificateError::ApplicationVerificationFailure,
     };
     Error::InvalidCertificate(reason)
 }

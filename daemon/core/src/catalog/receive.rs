@@ -107,14 +107,16 @@ fn judge_card(advert: &Advert, trust: &TrustBundle, wall: u64) -> Verdict {
 /// Verifies a leaf; one that has ended counts as at its end. Whether it is served is asked again at each use,
 /// and every node must store the same cards, or their hashes differ for ever.
 pub(super) fn leaf_of(der: &[u8], trust: &TrustBundle, wall: u64) -> Result<Leaf, TrustError> {
-    match trust.verify(der, &[], wall) {
-        Err(TrustError::Expired(ago)) => trust.verify(der, &[], wall.saturating_sub(ago)),
+    match trust.verify_certificate(der, &[], wall) {
+        Err(TrustError::Expired(ago)) => trust.verify_certificate(der, &[], wall.saturating_sub(ago)),
         verdict => verdict,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use gossamer_wire::advert::{AdvertId, Header, SERVICE_ENTRY, Slot, Version};
     use gossamer_wire::{EncodeError, MeshId, NodeId};
 
@@ -207,6 +209,16 @@ mod tests {
         let card = owner.own(Kind::Card, &owner.card(owner.der.clone()));
         let verdict = judge(&card, None, &owner.authority.bundle(), WALL + 1_000_000);
         assert!(matches!(verdict, Verdict::Take(Content::Card(_))));
+    }
+
+    #[test]
+    fn a_card_of_an_evicted_node_is_stored_like_on_nodes_that_have_not_heard_of_it() {
+        let owner = Owner::new();
+        let card = owner.own(Kind::Card, &owner.card(owner.der.clone()));
+        let evicted = BTreeSet::from([owner.leaf.node]);
+        let trust = owner.authority.bundle().with_evicted(Arc::new(evicted));
+        assert!(matches!(judge(&card, None, &trust, WALL), Verdict::Take(Content::Card(_))));
+        assert!(matches!(judge(&card, None, &trust, WALL + 1_000_000), Verdict::Take(Content::Card(_))));
     }
 
     #[test]

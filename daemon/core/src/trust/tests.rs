@@ -4,16 +4,21 @@ use rcgen::{
 };
 use time::OffsetDateTime;
 
+use gossamer_wire::issuer::IssuerClaims;
+
 use super::*;
 
 /// Any moment: certificates of these tests are made around it.
 pub(crate) const WALL: u64 = 1_800_000_000;
+
+mod issuers;
 
 /// A mesh with one root and one issuer.
 pub(crate) struct Authority {
     pub(crate) mesh: MeshId,
     pub(crate) root: Vec<u8>,
     pub(crate) issuer_der: Vec<u8>,
+    root_issuer: Issuer<'static, KeyPair>,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -39,6 +44,10 @@ impl Key {
         let pair = KeyPair::try_from(der).expect("key");
         Self { signer: signer.expect("pkcs8"), pair }
     }
+
+    pub(crate) fn id(&self) -> NodeId {
+        NodeId::of_spki(&self.pair.subject_public_key_info())
+    }
 }
 
 impl Sign for Key {
@@ -62,6 +71,21 @@ fn authority_params(path: u8) -> CertificateParams {
     params
 }
 
+/// What a root writes into the certificate of an issuer.
+pub(crate) fn issuer_params(claims: Option<&IssuerClaims>) -> CertificateParams {
+    let mut params = authority_params(0);
+    let content = claims.map(|claims| claims.encode().expect("fits"));
+    params.custom_extensions =
+        content.map(|content| CustomExtension::from_oid_content(ISSUER_OID, content)).into_iter().collect();
+    params
+}
+
+/// Claims of an issuer whose key a node holds.
+pub(crate) fn issuer_claims(node: NodeId, groups: &[&str]) -> IssuerClaims {
+    let groups = groups.iter().map(|group| group.parse().expect("name")).collect();
+    IssuerClaims { node, name: "vm-a".parse().expect("name"), groups }
+}
+
 pub(crate) fn leaf_params(mesh: MeshId, group: &str, name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -78,13 +102,21 @@ pub(crate) fn leaf_params(mesh: MeshId, group: &str, name: &str) -> CertificateP
 
 impl Authority {
     pub(crate) fn new() -> Self {
-        let root_key = KeyPair::generate_for(&PKCS_ED25519).expect("key");
+        Self::of(KeyPair::generate_for(&PKCS_ED25519).expect("key"))
+    }
+
+    pub(crate) fn of(root_key: KeyPair) -> Self {
         let mesh = MeshId::of_spki(&root_key.subject_public_key_info());
         let root = authority_params(1).self_signed(&root_key).expect("root").der().to_vec();
         let root_issuer = Issuer::new(authority_params(1), root_key);
         let key = KeyPair::generate_for(&PKCS_ED25519).expect("key");
         let issuer_der = authority_params(0).signed_by(&key, &root_issuer).expect("issuer").der().to_vec();
-        Self { mesh, root, issuer_der, issuer: Issuer::new(authority_params(0), key) }
+        Self { mesh, root, issuer_der, root_issuer, issuer: Issuer::new(authority_params(0), key) }
+    }
+
+    /// Has the root certify a key.
+    pub(crate) fn certify(&self, params: CertificateParams, key: &KeyPair) -> Vec<u8> {
+        params.signed_by(key, &self.root_issuer).expect("certificate").der().to_vec()
     }
 
     pub(crate) fn bundle(&self) -> TrustBundle {
