@@ -12,6 +12,7 @@ pub mod fuzz;
 pub mod membership;
 mod outputs;
 pub mod select;
+pub mod statements;
 pub mod time;
 pub mod trust;
 pub mod vip;

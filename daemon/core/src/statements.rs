@@ -1,0 +1,356 @@
+//! Statements: the signed, grow-only changes of authority a mesh agrees on.
+//!
+//! Owns: which statements are stored, which of them count, and what follows for issuers and evicted nodes. Must not
+//! know: files, connections, how leaves are judged, time. Driven by: the daemon, with what it stored, what peers
+//! gave and what its operator said.
+//!
+//! Whether a statement is stored and counts depends on the set only, never on the order of arrival:
+//!
+//! - Authors are the roots of the mesh and the issuers a root added. The signature must be the author's.
+//! - A root may say anything. Its statements are trusted and have no budget; so only roots can make the set large.
+//! - An issuer may only evict, and only with numbers below its budget: [`NUMBERS_PER_AUTHOR`], or the greatest a
+//!   root granted. A stolen issuer key evicts so many nodes and no more.
+//! - Two different statements with one number end the powers of their author from that number on: a key is in two
+//!   hands, or came back from a copy. Neither counts. Both are stored as the proof, of more the two with the
+//!   smallest ids, and nothing above them. An issuer without powers still issues leaves.
+//! - A removed issuer is removed for ever. Of its statements those below the smallest number named by a removal
+//!   still count, of its leaves those of the nodes every removal keeps.
+//! - An issuer cannot evict the node that holds the key of another issuer: that is stored, and acts once the other
+//!   issuer is removed. A root can.
+//! - Of several certificates of one issuer the newest, by its last second and then its first, is the one.
+//!
+//! Sets that exchange all they have until their digests are equal are equal, and so is what follows from them. What
+//! a set refused for want of a grant or of an issuer's certificate it takes when it is offered again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gossamer_wire::limits::NUMBERS_PER_AUTHOR;
+use gossamer_wire::statement::{Change, SignedStatement, Statement, digest};
+use gossamer_wire::{DecodeError, MeshId, NodeId};
+use thiserror::Error;
+
+use crate::trust::{TrustError, node_id, public_key_of, read_issuer, signature_holds};
+
+mod log;
+mod standing;
+
+use log::{Id, Log};
+use standing::Authority;
+pub use standing::{Issuer, Standing};
+
+/// The set of statements one node knows.
+#[derive(Clone, Debug)]
+pub struct Statements {
+    mesh: MeshId,
+    roots: BTreeMap<NodeId, [u8; 32]>,
+    logs: BTreeMap<NodeId, Log>,
+    /// What the counting statements of roots say.
+    authority: Authority,
+    standing: Standing,
+    digest: [u8; 16],
+}
+
+/// What became of statements that were offered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Stored by this call, byte for byte: to be persisted, then passed on.
+    pub new: Vec<Vec<u8>>,
+    /// Not stored, each with the reason. What was known before is in neither list.
+    pub refused: Vec<Fault>,
+    /// Whether the digest or what follows from the set is another one.
+    pub changed: bool,
+}
+
+/// Why a statement was not stored.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Fault {
+    /// The giver's fault, or a statement of a later version.
+    #[error("a statement does not decode: {0}")]
+    Malformed(DecodeError),
+    /// The giver's fault.
+    #[error("a statement belongs to the mesh {0}")]
+    Mesh(MeshId),
+    /// Nobody's fault: a later version acts on it. Roots stay what they are.
+    #[error(
+        "a statement adds or retires a root, which this version does not know: run a later one to rotate roots"
+    )]
+    Rotation,
+    /// Nobody's fault while the statement that adds the author is on its way; then it is taken when offered again.
+    #[error("a statement is by {0}, which is no root and no issuer that is known here")]
+    Author(NodeId),
+    /// The giver's fault: somebody else's words.
+    #[error("statement {number} of {author} is not signed with its key")]
+    Signature {
+        /// Whose it claims to be.
+        author: NodeId,
+        /// Its number.
+        number: u64,
+    },
+    /// The author's fault.
+    #[error("statement {number} of {author} is for roots only: an issuer may evict nodes and nothing else")]
+    Power {
+        /// The issuer.
+        author: NodeId,
+        /// The number of its statement.
+        number: u64,
+    },
+    /// The author's fault, unless a grant is on its way; then it is taken when offered again.
+    #[error("statement {number} of {author} is over its budget of {budget}: a root must grant it more")]
+    Budget {
+        /// The issuer.
+        author: NodeId,
+        /// The number of its statement.
+        number: u64,
+        /// Numbers below count.
+        budget: u64,
+    },
+    /// The author's fault: it was an issuer until a root removed it.
+    #[error("statement {number} of {author} does not count: a root removed the issuer")]
+    Removed {
+        /// The issuer.
+        author: NodeId,
+        /// The number of its statement.
+        number: u64,
+    },
+    /// The author's fault: its key made two statements of one number.
+    #[error(
+        "statement {number} of {author} does not count: two different ones with one number ended its powers"
+    )]
+    Ended {
+        /// The author.
+        author: NodeId,
+        /// The number of its statement.
+        number: u64,
+    },
+    /// The root's fault.
+    #[error("statement {number} of {author} adds no issuer: {why}")]
+    Issuer {
+        /// The root.
+        author: NodeId,
+        /// The number of its statement.
+        number: u64,
+        /// What is wrong with the certificate in it.
+        why: TrustError,
+    },
+}
+
+/// Why an author has no next number. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum NumberError {
+    /// The caller's fault, or the statement that adds the issuer is not here yet.
+    #[error("{0} is no root and no issuer that is known here")]
+    Unknown(NodeId),
+    /// The operator's fault: a root must grant more.
+    #[error(
+        "all {budget} statements of this issuer are used: a root must grant it more, or make the statement"
+    )]
+    Spent {
+        /// Numbers below it are all it may use.
+        budget: u64,
+    },
+    /// The operator's fault: the key is, or was, in two places.
+    #[error(
+        "{0} made two different statements with one number, which ended its powers: a root must make this one"
+    )]
+    Conflict(NodeId),
+    /// A root removed the issuer.
+    #[error("{0} is an issuer no more: a root removed it")]
+    Removed(NodeId),
+}
+
+impl Statements {
+    /// Makes an empty set. `roots` are certificates (DER).
+    ///
+    /// # Errors
+    /// The state directory's fault: a root does not parse, or its key is not Ed25519.
+    pub fn new(mesh: MeshId, roots: &[Vec<u8>]) -> Result<Self, TrustError> {
+        let roots: Result<BTreeMap<_, _>, _> =
+            roots.iter().map(|root| public_key_of(root).map(|key| (node_id(&key), key))).collect();
+        Ok(Self {
+            mesh,
+            roots: roots?,
+            logs: BTreeMap::new(),
+            authority: Authority::default(),
+            standing: Standing::default(),
+            digest: digest(&BTreeSet::new()),
+        })
+    }
+
+    /// Takes statements in any order: those of roots are looked at first, so an issuer may be added by the same
+    /// batch that holds its statements. Those of a mesh that grew large belong in one call.
+    pub fn take(&mut self, statements: &[Vec<u8>]) -> Taken {
+        let mut taken = Taken::default();
+        let (mut of_roots, mut of_issuers) = (BTreeMap::new(), BTreeMap::new());
+        for bytes in statements {
+            match self.read(bytes) {
+                Ok(signed) if self.stored(&signed).is_some() => {}
+                Ok(signed) if self.roots.contains_key(&signed.statement().author) => {
+                    of_roots.insert(signed.id(), signed);
+                }
+                Ok(signed) => {
+                    of_issuers.insert(signed.id(), signed);
+                }
+                Err(fault) => taken.refused.push(fault),
+            }
+        }
+        let mut put = self.put_all(of_roots, &mut taken);
+        if !put.is_empty() {
+            self.follow_roots();
+        }
+        put.extend(self.put_all(of_issuers, &mut taken));
+        for signed in &put {
+            match self.stored(signed) {
+                Some(_) => taken.new.push(signed.bytes().to_vec()),
+                // Another one of the batch made it worthless.
+                None => taken.refused.push(ended(signed.statement())),
+            }
+        }
+        taken.changed = !put.is_empty() && self.settle();
+        taken
+    }
+
+    /// Returns every stored statement, sorted by id.
+    pub fn all(&self) -> impl Iterator<Item = &SignedStatement> {
+        let by_id: BTreeMap<&Id, &SignedStatement> = self.logs.values().flat_map(Log::all).collect();
+        by_id.into_values()
+    }
+
+    /// Returns how many statements are stored.
+    pub fn len(&self) -> usize {
+        self.logs.values().flat_map(Log::all).count()
+    }
+
+    /// Returns whether none is stored.
+    pub fn is_empty(&self) -> bool {
+        self.logs.values().all(Log::is_empty)
+    }
+
+    /// Returns the digest of what is stored. Equal sets, equal digests.
+    pub const fn digest(&self) -> [u8; 16] {
+        self.digest
+    }
+
+    /// Returns what follows from the set.
+    pub const fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// Returns the number this author must use next, above every number of its own that is known.
+    ///
+    /// # Errors
+    /// It has none: see [`NumberError`].
+    pub fn next_number(&self, author: NodeId) -> Result<u64, NumberError> {
+        let budget = match self.roots.contains_key(&author) {
+            true => u64::MAX,
+            false if self.authority.is_removed(author) => return Err(NumberError::Removed(author)),
+            false => self.authority.budget(author).ok_or(NumberError::Unknown(author))?,
+        };
+        let Some(log) = self.logs.get(&author) else { return Ok(0) };
+        if log.conflict().is_some() {
+            return Err(NumberError::Conflict(author));
+        }
+        let next = log.used();
+        if next < budget { Ok(next) } else { Err(NumberError::Spent { budget }) }
+    }
+
+    /// Makes every check that needs no other statement and no signature.
+    fn read(&self, bytes: &[u8]) -> Result<SignedStatement, Fault> {
+        let signed = SignedStatement::parse(bytes).map_err(Fault::Malformed)?;
+        let Statement { mesh, author, number, change } = signed.statement();
+        if *mesh != self.mesh {
+            return Err(Fault::Mesh(*mesh));
+        }
+        match change {
+            Change::AddRoot(_) | Change::RetireRoot(_) => Err(Fault::Rotation),
+            Change::AddIssuer(certificate) => match read_issuer(certificate) {
+                Ok(_) => Ok(signed),
+                Err(why) => Err(Fault::Issuer { author: *author, number: *number, why }),
+            },
+            Change::Evict(_) | Change::RemoveIssuer { .. } | Change::Grant { .. } => Ok(signed),
+        }
+    }
+
+    fn stored(&self, signed: &SignedStatement) -> Option<&SignedStatement> {
+        self.logs.get(&signed.statement().author)?.find(signed)
+    }
+
+    /// Puts what passes every check into the logs and returns it.
+    fn put_all(&mut self, offered: BTreeMap<Id, SignedStatement>, taken: &mut Taken) -> Vec<SignedStatement> {
+        let mut put = Vec::new();
+        for (id, signed) in offered {
+            match self.check(&signed) {
+                Ok(()) => {
+                    let log = self.logs.entry(signed.statement().author).or_default();
+                    log.put(id, signed.clone());
+                    put.push(signed);
+                }
+                Err(fault) => taken.refused.push(fault),
+            }
+        }
+        put
+    }
+
+    /// Checks a statement against what roots say and its author's others, the signature last: it costs the most.
+    fn check(&self, signed: &SignedStatement) -> Result<(), Fault> {
+        let statement = signed.statement();
+        let (author, number) = (statement.author, statement.number);
+        let public_key = match self.roots.get(&author) {
+            Some(key) => key,
+            None => self.check_issuer(statement)?,
+        };
+        if self.logs.get(&author).and_then(Log::conflict).is_some_and(|conflict| number > conflict) {
+            return Err(ended(statement));
+        }
+        let (bytes, signature) = signed.signed();
+        if !signature_holds(public_key, &bytes, &signature) {
+            return Err(Fault::Signature { author, number });
+        }
+        Ok(())
+    }
+
+    /// Checks whether an issuer may make this statement, and returns its key.
+    fn check_issuer(&self, statement: &Statement) -> Result<&[u8; 32], Fault> {
+        let (author, number) = (statement.author, statement.number);
+        let public_key = self.authority.public_key(author).ok_or(Fault::Author(author))?;
+        if !matches!(statement.change, Change::Evict(_)) {
+            return Err(Fault::Power { author, number });
+        }
+        let budget = self.authority.budget(author).unwrap_or(NUMBERS_PER_AUTHOR);
+        if number >= budget {
+            return Err(Fault::Budget { author, number, budget });
+        }
+        if self.authority.limit(author).is_none_or(|limit| number >= limit) {
+            return Err(Fault::Removed { author, number });
+        }
+        Ok(public_key)
+    }
+
+    /// Reads again what roots say, and drops of issuers what they may not say any more.
+    fn follow_roots(&mut self) {
+        let of_roots = self.logs.iter().filter(|(author, _)| self.roots.contains_key(author));
+        self.authority = Authority::of(of_roots.flat_map(|(_, log)| log.counting()));
+        self.logs.retain(|author, log| {
+            if !self.roots.contains_key(author) {
+                log.cut(self.authority.limit(*author).unwrap_or(0));
+            }
+            !log.is_empty()
+        });
+    }
+
+    /// Works out what follows from the set. Returns whether that, or the set, is another one.
+    fn settle(&mut self) -> bool {
+        let ids: BTreeSet<Id> = self.logs.values().flat_map(Log::all).map(|(id, _)| *id).collect();
+        let standing = Standing::of(&self.authority, &self.roots, &self.logs);
+        let digest = digest(&ids);
+        let changed = digest != self.digest || standing != self.standing;
+        (self.digest, self.standing) = (digest, standing);
+        changed
+    }
+}
+
+fn ended(statement: &Statement) -> Fault {
+    Fault::Ended { author: statement.author, number: statement.number }
+}
+
+#[cfg(test)]
+mod tests;

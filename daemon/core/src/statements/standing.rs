@@ -1,0 +1,162 @@
+//! What follows from a set of statements.
+//!
+//! Owns: the authority roots give, and the outcome readers act on. Must not know: which statements are stored.
+//! Driven by: the set, after each change of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use gossamer_wire::NodeId;
+use gossamer_wire::limits::NUMBERS_PER_AUTHOR;
+use gossamer_wire::statement::{Change, SignedStatement};
+
+use super::log::Log;
+use crate::trust::{IssuerFacts, read_issuer};
+
+/// What follows from a set of statements. Equal sets of one mesh, equal standing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Issuers that roots added and none removed, by id.
+    pub issuers: BTreeMap<NodeId, Issuer>,
+    /// Nodes that are out, for ever.
+    pub evicted: Arc<BTreeSet<NodeId>>,
+    /// Removed issuers, each with the nodes for which leaves it issued still count.
+    pub removed: BTreeMap<NodeId, BTreeSet<NodeId>>,
+    /// Authors, issuers and roots alike, whose powers ended with two statements of one number.
+    pub conflicted: BTreeSet<NodeId>,
+}
+
+/// An issuer in office.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issuer {
+    /// What its newest certificate says.
+    pub facts: IssuerFacts,
+    /// Its other certificates (DER), newest first: leaves that ended before the newest one began need them.
+    pub older: Vec<Vec<u8>>,
+    /// Its statements must have numbers below this one.
+    pub budget: u64,
+    /// Numbers below this one are used up.
+    pub used: u64,
+}
+
+/// What the counting statements of roots say of issuers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Authority {
+    /// Certificates of each issuer, newest first, at least one.
+    certificates: BTreeMap<NodeId, Vec<IssuerFacts>>,
+    granted: BTreeMap<NodeId, u64>,
+    removals: BTreeMap<NodeId, Removal>,
+}
+
+#[derive(Clone, Debug)]
+struct Removal {
+    numbers: u64,
+    keep: BTreeSet<NodeId>,
+}
+
+impl Authority {
+    pub(super) fn of<'a>(of_roots: impl Iterator<Item = &'a SignedStatement>) -> Self {
+        let mut authority = Self::default();
+        for signed in of_roots {
+            match &signed.statement().change {
+                Change::AddIssuer(certificate) => authority.add(certificate),
+                Change::RemoveIssuer { issuer, numbers, keep } => authority.remove(*issuer, *numbers, keep),
+                Change::Grant { author, numbers } => {
+                    let granted = authority.granted.entry(*author).or_default();
+                    *granted = (*granted).max(*numbers);
+                }
+                Change::Evict(_) | Change::AddRoot(_) | Change::RetireRoot(_) => {}
+            }
+        }
+        for certificates in authority.certificates.values_mut() {
+            certificates.sort_by(|one, other| other.age().cmp(&one.age()));
+            certificates.dedup();
+        }
+        authority
+    }
+
+    /// Returns the key of an issuer, also of a removed one.
+    pub(super) fn public_key(&self, issuer: NodeId) -> Option<&[u8; 32]> {
+        self.certificates.get(&issuer)?.first().map(|facts| &facts.public_key)
+    }
+
+    /// Returns below which number statements of an issuer must stay, removal aside.
+    pub(super) fn budget(&self, issuer: NodeId) -> Option<u64> {
+        let granted = self.granted.get(&issuer).copied().unwrap_or_default();
+        self.certificates.contains_key(&issuer).then(|| granted.max(NUMBERS_PER_AUTHOR))
+    }
+
+    /// Returns below which number statements of an issuer are stored.
+    pub(super) fn limit(&self, issuer: NodeId) -> Option<u64> {
+        let left = self.removals.get(&issuer).map_or(u64::MAX, |removal| removal.numbers);
+        self.budget(issuer).map(|budget| budget.min(left))
+    }
+
+    pub(super) fn is_removed(&self, issuer: NodeId) -> bool {
+        self.removals.contains_key(&issuer)
+    }
+
+    fn add(&mut self, certificate: &[u8]) {
+        // Unreadable ones are not stored.
+        if let Ok(facts) = read_issuer(certificate) {
+            self.certificates.entry(facts.id).or_default().push(facts);
+        }
+    }
+
+    fn remove(&mut self, issuer: NodeId, numbers: u64, keep: &[NodeId]) {
+        let keep: BTreeSet<_> = keep.iter().copied().collect();
+        self.removals
+            .entry(issuer)
+            .and_modify(|removal| {
+                removal.numbers = removal.numbers.min(numbers);
+                removal.keep.retain(|node| keep.contains(node));
+            })
+            .or_insert(Removal { numbers, keep });
+    }
+}
+
+impl Standing {
+    pub(super) fn of(
+        authority: &Authority,
+        roots: &BTreeMap<NodeId, [u8; 32]>,
+        logs: &BTreeMap<NodeId, Log>,
+    ) -> Self {
+        let issuers = issuers(authority, logs);
+        let claims = issuers.values().filter_map(|issuer| issuer.facts.claims.as_ref());
+        let holders: BTreeSet<NodeId> = claims.map(|claims| claims.node).collect();
+        let mut evicted = BTreeSet::new();
+        for (author, log) in logs {
+            let is_root = roots.contains_key(author);
+            evicted.extend(log.counting().filter_map(|signed| match signed.statement().change {
+                Change::Evict(node) => (is_root || !holders.contains(&node)).then_some(node),
+                _ => None,
+            }));
+        }
+        let removed = authority.removals.iter().map(|(issuer, removal)| (*issuer, removal.keep.clone()));
+        let conflicted = logs.iter().filter(|(_, log)| log.conflict().is_some());
+        Self {
+            evicted: Arc::new(evicted),
+            removed: removed.collect(),
+            conflicted: conflicted.map(|(author, _)| *author).collect(),
+            issuers,
+        }
+    }
+}
+
+fn issuers(authority: &Authority, logs: &BTreeMap<NodeId, Log>) -> BTreeMap<NodeId, Issuer> {
+    let mut issuers = BTreeMap::new();
+    for (id, certificates) in &authority.certificates {
+        let Some((facts, older)) = certificates.split_first() else { continue };
+        if authority.is_removed(*id) {
+            continue;
+        }
+        let issuer = Issuer {
+            facts: facts.clone(),
+            older: older.iter().map(|facts| facts.certificate.clone()).collect(),
+            budget: authority.budget(*id).unwrap_or(NUMBERS_PER_AUTHOR),
+            used: logs.get(id).map_or(0, Log::used),
+        };
+        issuers.insert(*id, issuer);
+    }
+    issuers
+}
