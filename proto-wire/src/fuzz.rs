@@ -8,7 +8,7 @@ use crate::codec;
 use crate::flow::OpenRequest;
 use crate::frame::Frame;
 use crate::issuer::IssuerClaims;
-use crate::join::{JoinReply, JoinRequest};
+use crate::join::{Ask, JoinReply};
 use crate::statement::SignedStatement;
 use crate::swim;
 use crate::token::Token;
@@ -50,7 +50,7 @@ fn advert(bytes: &[u8]) {
 fn frame(bytes: &[u8]) {
     let Some((prefix, payload)) = bytes.split_first_chunk() else { return };
     let _ = Frame::decode_prefix(*prefix);
-    for kind in 0..16 {
+    for kind in 0..18 {
         if let Ok(Some(frame)) = Frame::decode(kind, payload)
             && let Ok(again) = frame.encode()
         {
@@ -66,7 +66,7 @@ fn issuer(bytes: &[u8]) {
 }
 
 fn join(bytes: &[u8]) {
-    if let Ok(request) = JoinRequest::decode(bytes) {
+    if let Ok(Ask::Join(request)) = Ask::decode(bytes) {
         let _ = request.token.parse::<Token>();
     }
     let _ = JoinReply::decode(bytes);

@@ -1,4 +1,5 @@
-//! The join exchange: one request and one reply on one stream of a `gossamer-join/1` connection.
+//! The join exchange: one request and one reply on one stream of a `gossamer-join/1` connection. A member asks in the
+//! same way for a new certificate.
 //!
 //! Owns: their shape and bytes. Must not know: who is admitted. Driven by: `join` and the issuer.
 
@@ -16,6 +17,29 @@ pub const ALPN: &[u8] = b"gossamer-join/1";
 /// What a joiner signs with its node key, so that a captured request is useless elsewhere:
 /// this label, the token id and the channel binding of the TLS session.
 pub const PROOF_LABEL: &[u8] = b"gossamer-join-proof-v1\0";
+
+/// What a member signs with its node key to get a new certificate: this label and the channel binding of the TLS session.
+pub const RENEW_LABEL: &[u8] = b"gossamer-renew-proof-v1\0";
+
+/// What an issuer is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ask {
+    /// To be admitted.
+    Join(JoinRequest),
+    /// A new certificate.
+    Renew(RenewRequest),
+}
+
+/// Asks for a new certificate with the name, group and claims of the one shown, which may have ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewRequest {
+    /// The node's certificate, DER.
+    pub leaf: Vec<u8>,
+    /// The certificate of the issuer that signed it, DER: who is asked may not know it.
+    pub issuer: Vec<u8>,
+    /// Signature of the proof by the node's key, 64 bytes.
+    pub proof: Vec<u8>,
+}
 
 /// Asks to be admitted.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +107,14 @@ pub enum Refusal {
     Revoked,
     /// The issuer cannot record the use now; try again.
     Unavailable,
+    /// Who is asked admits nobody: it is no issuer, or none any more.
+    NoIssuer,
+    /// The issuer may not admit to this group.
+    Scope,
+    /// The node was evicted, for ever.
+    Evicted,
+    /// The certificate shown for renewal does not hold.
+    Certificate,
 }
 
 /// The answer to a [`JoinRequest`].
@@ -94,11 +126,11 @@ pub enum JoinReply {
     Refused(Refusal),
 }
 
-impl JoinRequest {
+impl Ask {
     /// Encodes the request.
     ///
     /// # Errors
-    /// The token is too long to be one.
+    /// The token or a certificate is too long to be one.
     pub fn encode(&self) -> Result<Vec<u8>, EncodeError> {
         codec::encode("join request", self, MAX_JOIN_BYTES)
     }
@@ -108,7 +140,12 @@ impl JoinRequest {
     /// # Errors
     /// The joiner's fault; close the connection.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        codec::decode("join request", bytes, MAX_JOIN_BYTES)
+        let ask: Self = codec::decode("join request", bytes, MAX_JOIN_BYTES)?;
+        if let Self::Renew(RenewRequest { leaf, issuer, .. }) = &ask {
+            at_most("certificate", leaf, MAX_CERTIFICATE_BYTES)?;
+            at_most("certificate", issuer, MAX_CERTIFICATE_BYTES)?;
+        }
+        Ok(ask)
     }
 }
 
@@ -165,8 +202,11 @@ mod tests {
             proof: vec![2; 64],
             name: "vm-b".parse().expect("name"),
         };
-        assert_eq!(JoinRequest::decode(&request.encode().expect("fits")), Ok(request.clone()));
-        assert!(!format!("{request:?}").contains("gsm1_"));
+        let ask = Ask::Join(request);
+        assert_eq!(Ask::decode(&ask.encode().expect("fits")), Ok(ask.clone()));
+        assert!(!format!("{ask:?}").contains("gsm1_"));
+        let ask = Ask::Renew(RenewRequest { leaf: vec![1; 500], issuer: vec![2; 400], proof: vec![3; 64] });
+        assert_eq!(Ask::decode(&ask.encode().expect("fits")), Ok(ask));
         for reply in [JoinReply::Admitted(Box::new(admitted())), JoinReply::Refused(Refusal::Used)] {
             assert_eq!(JoinReply::decode(&reply.encode().expect("fits")), Ok(reply));
         }
@@ -177,5 +217,8 @@ mod tests {
         let reply = Admitted { roots: vec![vec![0; MAX_CERTIFICATE_BYTES + 1]], ..admitted() };
         let bytes = JoinReply::Admitted(Box::new(reply)).encode().expect("fits");
         assert!(JoinReply::decode(&bytes).is_err());
+        let leaf = vec![0; MAX_CERTIFICATE_BYTES + 1];
+        let ask = Ask::Renew(RenewRequest { leaf, issuer: Vec::new(), proof: Vec::new() });
+        assert!(Ask::decode(&ask.encode().expect("fits")).is_err());
     }
 }

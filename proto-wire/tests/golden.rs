@@ -8,7 +8,7 @@ use gossamer_wire::advert::{AdvertId, Card, Fragment, Head, Kind, Slot, Version}
 use gossamer_wire::flow::OpenRequest;
 use gossamer_wire::frame::{AdvertCopy, Frame, Hello, PREFIX_BYTES, Purpose};
 use gossamer_wire::issuer::IssuerClaims;
-use gossamer_wire::join::{Admitted, JoinReply, JoinRequest, PeerHint, Refusal};
+use gossamer_wire::join::{Admitted, Ask, JoinReply, JoinRequest, PeerHint, Refusal, RenewRequest};
 use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
 use gossamer_wire::token::{Claims, Grant, Token};
@@ -102,6 +102,11 @@ fn frames() -> Vec<(Frame, &'static str)> {
         ),
         (Frame::Probe(251), "00000003000efbfb00"),
         (Frame::ProbeAck(1), "00000001000f01"),
+        (Frame::IssuerKeyWanted, "000000000010"),
+        (
+            Frame::IssuerKey { public_key: [4; 32], proof: vec![5; 2] },
+            "00000023001104040404040404040404040404040404040404040404040404040404040404020505",
+        ),
     ]
 }
 
@@ -259,19 +264,23 @@ fn open_requests_keep_their_bytes() {
 
 #[test]
 fn join_messages_keep_their_bytes() {
-    let request = JoinRequest {
+    let request = Ask::Join(JoinRequest {
         token: "gsm1_abc".to_owned(),
         public_key: [0x11; 32],
         proof: vec![0x22; 64],
         name: "vm-b".parse().expect("name"),
-    };
+    });
     let bytes = request.encode().expect("fits");
     assert_golden(
         "join request",
         &bytes,
-        "0867736d315f6162631111111111111111111111111111111111111111111111111111111111111111402222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222204766d2d62",
+        "000867736d315f6162631111111111111111111111111111111111111111111111111111111111111111402222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222222204766d2d62",
     );
-    assert_eq!(JoinRequest::decode(&bytes), Ok(request));
+    assert_eq!(Ask::decode(&bytes), Ok(request));
+    let renewal = Ask::Renew(RenewRequest { leaf: vec![1; 2], issuer: vec![2; 2], proof: vec![3; 2] });
+    let bytes = renewal.encode().expect("fits");
+    assert_golden("renew request", &bytes, "01020101020202020303");
+    assert_eq!(Ask::decode(&bytes), Ok(renewal));
 
     let admitted = JoinReply::Admitted(Box::new(Admitted {
         leaf: vec![1; 2],
@@ -302,6 +311,10 @@ fn refusals_keep_their_numbers() {
         Refusal::Proof,
         Refusal::Revoked,
         Refusal::Unavailable,
+        Refusal::NoIssuer,
+        Refusal::Scope,
+        Refusal::Evicted,
+        Refusal::Certificate,
     ];
     for (number, refusal) in (0..).zip(refusals) {
         let reply = JoinReply::Refused(refusal);

@@ -13,7 +13,7 @@ use gossamer_wire::advert::{Advert, Card, Fragment, Head};
 use gossamer_wire::flow::OpenRequest;
 use gossamer_wire::frame::Frame;
 use gossamer_wire::issuer::IssuerClaims;
-use gossamer_wire::join::{JoinReply, JoinRequest};
+use gossamer_wire::join::{Ask, JoinReply};
 use gossamer_wire::statement::SignedStatement;
 use gossamer_wire::token::{Claims, Token};
 
@@ -57,13 +57,13 @@ const DECODERS: &[Decoder] = &[
     ("head", |bytes| Head::decode(bytes).is_ok()),
     ("record", |bytes| ServiceRecord::decode(bytes).is_ok()),
     ("open request", |bytes| OpenRequest::decode(bytes).is_ok()),
-    ("join request", |bytes| JoinRequest::decode(bytes).is_ok()),
+    ("join request", |bytes| Ask::decode(bytes).is_ok()),
     ("join reply", |bytes| JoinReply::decode(bytes).is_ok()),
     ("statement", |bytes| SignedStatement::parse(bytes).is_ok()),
     ("claims", |bytes| Claims::decode(bytes).is_ok()),
     ("issuer claims", |bytes| IssuerClaims::decode(bytes).is_ok()),
     ("token", |bytes| std::str::from_utf8(bytes).is_ok_and(|text| text.parse::<Token>().is_ok())),
-    ("frame", |bytes| (1..=16).any(|kind| matches!(Frame::decode(kind, bytes), Ok(Some(_))))),
+    ("frame", |bytes| (1..=18).any(|kind| matches!(Frame::decode(kind, bytes), Ok(Some(_))))),
 ];
 
 fn length_bomb(run: &Run) -> Result<String> {

@@ -44,6 +44,7 @@ pub(super) const fn name(frame: &Frame) -> &'static str {
         Frame::Have(_) => "have",
         Frame::Probe(_) => "probe",
         Frame::ProbeAck(_) => "probe-ack",
+        Frame::IssuerKeyWanted | Frame::IssuerKey { .. } => "issuer-key",
     }
 }
 
@@ -60,6 +61,8 @@ pub(super) fn frame(frame: &Frame) -> usize {
         Frame::Root(_) | Frame::MemberHash(_) | Frame::Probe(_) | Frame::ProbeAck(_) => 9,
         Frame::Buckets(all) => 3 + 9 * all.len(),
         Frame::Swim(bytes) => 3 + bytes.len(),
+        Frame::IssuerKeyWanted => 0,
+        Frame::IssuerKey { proof, .. } => 33 + proof.len(),
         Frame::Statements(all) => 1 + all.iter().map(|bytes| 3 + bytes.len()).sum::<usize>(),
         Frame::DialBack(_) => 1,
     };
@@ -122,6 +125,8 @@ mod tests {
             Frame::Buckets(vec![u64::MAX / 3; BUCKETS]),
             Frame::Probe(1 << 60),
             Frame::ProbeAck(1 << 60),
+            Frame::IssuerKeyWanted,
+            Frame::IssuerKey { public_key: [1; 32], proof: vec![2; 64] },
         ];
         for message in frames {
             let real = message.encode().expect("fits").len();
