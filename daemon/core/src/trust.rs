@@ -203,6 +203,17 @@ impl TrustBundle {
         Self { verifier, ..self }
     }
 
+    /// Takes other certificates of issuers, DER. Verdicts are forgotten.
+    #[must_use]
+    pub fn with_issuers(self, issuers: Vec<Vec<u8>>) -> Self {
+        Self {
+            known: issuers.iter().filter_map(|der| read_issuer(der).ok()).collect(),
+            issuers: issuers.into_iter().map(CertificateDer::from).collect(),
+            recent: Arc::default(),
+            ..self
+        }
+    }
+
     /// Lets issuers count no more: each with the only nodes whose leaves of it still do. Verdicts are forgotten.
     #[must_use]
     pub fn with_removed(self, removed: BTreeMap<NodeId, BTreeSet<NodeId>>) -> Self {
@@ -395,6 +406,12 @@ pub fn spki_hash(der: &[u8]) -> Result<[u8; 32], TrustError> {
 pub fn not_after(der: &[u8]) -> Option<u64> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     certificate.validity().not_after.timestamp().try_into().ok()
+}
+
+/// Returns the first and the last second of a certificate, since the Unix epoch; `None` when it does not parse.
+pub fn validity_of(der: &[u8]) -> Option<(u64, u64)> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(validity(&certificate))
 }
 
 /// Returns the node id of an Ed25519 public key.

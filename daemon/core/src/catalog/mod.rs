@@ -87,7 +87,7 @@ pub enum Input {
     Publish(Vec<ServiceRecord>),
     /// Own card; published when it differs. Comes before anything can be published.
     Card(CardContent),
-    /// What own heads say from the next one on.
+    /// What own heads say; a head is published at once when it differs.
     Head(HeadContent),
     /// Own imports changed.
     Imports(Imports),
@@ -334,7 +334,7 @@ impl Catalog {
         match input {
             Input::Publish(records) => self.publisher.set_records(records),
             Input::Card(card) => self.set_card(card, now),
-            Input::Head(head) => self.publisher.set_head(head),
+            Input::Head(head) => self.publisher.set_head(head, now.mono),
             Input::Imports(imports) => {
                 self.config.imports = imports;
                 self.changed_services.extend(self.store.services().cloned());

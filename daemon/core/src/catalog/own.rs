@@ -121,7 +121,10 @@ impl Publisher {
     }
 
     /// Takes what heads say from the next one on.
-    pub(super) fn set_head(&mut self, head: HeadContent) {
+    pub(super) fn set_head(&mut self, head: HeadContent, now: Instant) {
+        if self.head != head && self.has_records {
+            self.head_due = Some(now);
+        }
         self.head = head;
     }
 
@@ -339,7 +342,7 @@ mod tests {
         let now = start();
         let mut publisher = ready(now);
         publisher.set_card(CardContent::default(), true);
-        publisher.set_head(HeadContent { statement_digest: [9; 16], roles: 2 });
+        publisher.set_head(HeadContent { statement_digest: [9; 16], roles: 2 }, start());
         let adverts = all(&mut publisher, now);
         let head = Head::decode(adverts[2].body()).expect("own");
         assert_eq!((head.lease_seconds, head.statement_digest, head.roles), (360, [9; 16], 2));

@@ -337,6 +337,16 @@ impl Owner {
         self.wake
     }
 
+    /// Returns whether its certificate is one of the mesh.
+    pub(super) const fn has_issuer(&self) -> bool {
+        self.has_issuer
+    }
+
+    /// Returns the digest of the statements it held at its last head.
+    pub(super) fn statement_digest(&self) -> Option<[u8; 16]> {
+        self.head.as_ref().map(|head| head.head.statement_digest)
+    }
+
     /// Returns the greatest epoch of its adverts.
     pub(super) fn epoch(&self) -> u64 {
         self.adverts().map(|advert| advert.id().version.epoch).max().unwrap_or_default()

@@ -146,6 +146,8 @@ pub struct NodeView {
     pub trusted: bool,
     /// End of its certificate, seconds since the Unix epoch.
     pub not_after: u64,
+    /// Digest of the statements it held when it made its last head; `None` before one.
+    pub statement_digest: Option<[u8; 16]>,
 }
 
 impl Catalog {
@@ -214,6 +216,12 @@ impl Catalog {
         self.store.owner(node).map(|owner| owner.card().addresses.as_slice())
     }
 
+    /// Returns until when the certificate in a node's card lasts, seconds since the Unix epoch; `None` when there is none
+    /// that counts.
+    pub fn certified_until(&self, node: NodeId) -> Option<u64> {
+        self.store.owner(node).filter(|owner| owner.has_issuer()).map(|owner| owner.leaf().not_after)
+    }
+
     fn node_view(&self, node: NodeId, owner: &Owner, held: usize, now: Now) -> NodeView {
         let (card, leaf) = (owner.card().clone(), owner.leaf());
         let liveness = self.store.liveness(node);
@@ -237,6 +245,7 @@ impl Catalog {
             outside_claims: owner.outside_claims(),
             trusted: owner.gate_at(is_own, liveness, now).is_trusted,
             not_after: leaf.not_after,
+            statement_digest: owner.statement_digest(),
         }
     }
 

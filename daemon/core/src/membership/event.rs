@@ -2,6 +2,9 @@
 //!
 //! Owns: the two enums. Must not know: how one follows from the other. Driven by: the gossip task.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use gossamer_wire::frame::Frame;
 use gossamer_wire::swim::SwimMember;
 use gossamer_wire::{DecodeError, Generation, NodeId};
@@ -58,6 +61,8 @@ pub enum Input {
         /// The number of the probe.
         number: u64,
     },
+    /// All nodes that are out for ever, from the statements.
+    Evicted(Arc<BTreeSet<NodeId>>),
     /// The machine was suspended for a while, in which the clock of `now` stood still.
     Slept,
     /// This node stops. Every connected peer is told; afterwards there is nothing more to do or to say.

@@ -15,6 +15,7 @@ mod config;
 mod confirm;
 mod effects;
 mod event;
+mod evicted;
 mod exchange;
 mod fuzz;
 mod health;
@@ -29,8 +30,9 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use foca::{Foca, NoCustomBroadcast, State, Timer};
@@ -70,6 +72,7 @@ pub struct Membership {
     health: Health,
     renewals: Renewals,
     finds: Finds,
+    evicted: Arc<BTreeSet<NodeId>>,
     /// Full states that may be sent because hashes differ.
     states: Allowance,
     /// How often this node has refuted a suspicion in this life.
@@ -102,6 +105,7 @@ struct Probing {
 enum Source {
     Peer(NodeId),
     OwnProbes,
+    Statement,
 }
 
 impl Membership {
@@ -120,6 +124,7 @@ impl Membership {
             health: Health::default(),
             renewals: Renewals::default(),
             finds: Finds::default(),
+            evicted: Arc::default(),
             states: Allowance::default(),
             incarnation: 0,
             probing: None,
@@ -159,6 +164,7 @@ impl Membership {
             Input::Probe { from, number } => self.answer_probe(from, number),
             Input::ProbeAck { from, number } => self.handle_answer(from, number, now),
             Input::Slept => self.rejoin(now),
+            Input::Evicted(nodes) => self.evict(nodes, now),
             Input::Leave => self.leave(),
         }
     }
@@ -387,7 +393,7 @@ impl Membership {
                 return member.identity == me;
             }
             let known = walk.get(member.identity.node);
-            if !is_news_to(known, member) {
+            if !is_news_to(known, member) || self.evicted.contains(&member.identity.node) {
                 return false;
             }
             let is_known = known.is_some();
@@ -537,6 +543,7 @@ impl Source {
             Self::Peer(peer) if peer == node => Cause::Itself,
             Self::Peer(peer) => Cause::Peer(peer),
             Self::OwnProbes => Cause::Silence,
+            Self::Statement => Cause::Statement,
         }
     }
 }

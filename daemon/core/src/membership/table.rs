@@ -65,6 +65,8 @@ pub enum Cause {
     Peer(NodeId),
     /// It did not answer this node's probes.
     Silence,
+    /// A statement evicted it.
+    Statement,
 }
 
 /// One change of a member's state or generation.

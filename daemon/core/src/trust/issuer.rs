@@ -23,7 +23,7 @@ pub struct IssuerFacts {
     pub certificate: Vec<u8>,
     /// Who holds the key, and for which groups; `None` in the first certificates, which did not say: every group.
     pub claims: Option<IssuerClaims>,
-    /// The key, which signs leaves, tokens and statements.
+    /// The key, which signs leaves and statements.
     pub public_key: [u8; 32],
     /// First second, since the Unix epoch.
     pub not_before: u64,

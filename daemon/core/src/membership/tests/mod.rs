@@ -3,6 +3,7 @@
 //! Owns: the clauses of design section 5 as tests. Must not know: foca's inside. Driven by: cargo test.
 
 mod attack;
+mod evicted;
 mod faults;
 mod indirect;
 mod joint;
