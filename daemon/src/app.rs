@@ -21,6 +21,7 @@ use gossamer_core::vip::Pool;
 use gossamer_dns::ZoneError;
 use gossamer_wire::{GroupName, MeshId, MeshName, NodeId, NodeName, RegionName, ZoneName};
 
+use crate::authority::AuthorityHandle;
 use crate::config::Settings;
 use crate::identity::Identity;
 use crate::identity::issuer::IssuerHandle;
@@ -74,12 +75,8 @@ pub struct About {
     pub state_dir: PathBuf,
     /// When the daemon started.
     pub started: SystemTime,
-    /// Whether it admits nodes.
-    pub issuer: bool,
     /// Whether the mesh's root key lies on this machine.
     pub holds_root_key: bool,
-    /// Seconds since the Unix epoch of its certificate's end.
-    pub certificate_ends: u64,
 }
 
 /// What a caller may use once everything runs.
@@ -87,8 +84,10 @@ pub struct About {
 pub struct Ready {
     /// The fixed facts.
     pub about: Arc<About>,
-    /// The issuer, on nodes that admit others.
-    pub issuer: Option<IssuerHandle>,
+    /// Tokens; refused on nodes that are no issuer.
+    pub issuer: IssuerHandle,
+    /// Statements and issuers.
+    pub authority: AuthorityHandle,
     /// The registry, for services named on the command line.
     pub registry: register::Registry,
     /// The connections to others.

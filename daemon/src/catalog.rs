@@ -7,15 +7,19 @@ mod holdings;
 mod projection;
 mod report;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use gossamer_core::catalog::{CardContent, Catalog, CatalogEvent, Input, MemberLiveness, Output};
+use gossamer_core::catalog::{
+    CardContent, Catalog, CatalogEvent, HeadContent, Input, MemberLiveness, Output,
+};
 use gossamer_core::dial::Source;
 use gossamer_core::membership::MemberState;
 use gossamer_core::time::Now;
+use gossamer_core::trust::TrustBundle;
 use gossamer_wire::frame::AdvertCopy;
 use gossamer_wire::limits::MAX_CARD_BYTES;
 use gossamer_wire::{NodeId, ServiceRecord};
@@ -60,6 +64,17 @@ pub enum Command {
         /// Who said so: a node's name, or `self`.
         by: String,
     },
+    /// Roots, issuers or evicted nodes changed: the statements say so.
+    Standing {
+        /// Who is believed.
+        trust: Box<TrustBundle>,
+        /// All evicted nodes.
+        evicted: BTreeSet<NodeId>,
+        /// Digest of the statements.
+        digest: [u8; 16],
+    },
+    /// This node has a new certificate, DER.
+    Certificate(Vec<u8>),
     /// What is held, in numbers and by node.
     Holdings(oneshot::Sender<Holdings>),
     /// Every advert is wanted, byte for byte, in the order of their ids.
@@ -209,6 +224,17 @@ impl Task {
                     self.projection.member(&mut self.parts.index, node, state, why);
                     self.parts.core.handle(Input::Member { node, state: liveness(state) }, now);
                 }
+                Wake::Command(Command::Standing { trust, evicted, digest }) => {
+                    let head = HeadContent { statement_digest: digest, ..HeadContent::default() };
+                    for input in [Input::Trust(*trust), Input::Evicted(evicted), Input::Head(head)] {
+                        self.parts.core.handle(input, now);
+                    }
+                    self.projection.note_all(&self.parts.core, now);
+                }
+                Wake::Command(Command::Certificate(leaf)) => {
+                    self.parts.card.leaf = leaf;
+                    self.parts.core.handle(Input::Card(self.parts.card.clone()), now);
+                }
                 Wake::Command(Command::Holdings(reply)) => {
                     drop(reply.send(Holdings::of(&self.parts.core, self.parts.me, now)));
                 }
@@ -234,6 +260,9 @@ impl Task {
                     self.projection.note_node(node);
                     if let Some(addresses) = self.parts.core.node_addresses(node) {
                         self.parts.peers.learn(node, addresses.to_vec(), self.cards);
+                    }
+                    if let Some(until) = self.parts.core.certified_until(node) {
+                        self.parts.peers.certified(node, until);
                     }
                 }
                 Output::EpochBehind { at_least } => self.raise_epoch(at_least).await,

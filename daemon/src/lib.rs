@@ -7,10 +7,12 @@
 
 pub mod api;
 pub mod app;
+pub mod authority;
 pub mod catalog;
 pub mod cli;
 pub mod clock;
 pub mod config;
+mod duration;
 pub mod entropy;
 pub mod events;
 pub mod identity;

@@ -200,7 +200,7 @@ impl Task {
         let by_node = match cause {
             Cause::Itself => Some(node),
             Cause::Peer(peer) => Some(peer),
-            Cause::Silence => None,
+            Cause::Silence | Cause::Statement => None,
         };
         if is_worth_a_line(from, to, generation) {
             self.note(NodeEvent {
@@ -245,6 +245,7 @@ const fn cause_text(cause: Cause) -> &'static str {
         Cause::Itself => "it said so",
         Cause::Peer(_) => "heard from a member",
         Cause::Silence => "it did not answer probes",
+        Cause::Statement => "it was evicted",
     }
 }
 
@@ -257,6 +258,7 @@ fn input_of(message: ToMembership) -> Option<Input> {
         ToMembership::Frame { from, frame: Frame::Probe(number) } => Input::Probe { from, number },
         ToMembership::Frame { from, frame: Frame::ProbeAck(number) } => Input::ProbeAck { from, number },
         ToMembership::Frame { .. } | ToMembership::Twice { .. } => return None,
+        ToMembership::Evicted(nodes) => Input::Evicted(nodes),
         ToMembership::Members { from, members, reply, .. } => Input::Members { from, members, reply },
     })
 }

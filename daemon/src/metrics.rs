@@ -38,7 +38,10 @@ pub struct Metrics {
     swim_refused: Counter,
     claims_refuted: Counter,
     confirming_probes: Counter,
+    statements_refused: Counter,
+    put_out: Counter,
     joins: Family<Outcome, Counter>,
+    certificate_renewals: Family<Outcome, Counter>,
 }
 
 /// What other parts count or know, read at one scrape.
@@ -60,6 +63,10 @@ pub struct Readings {
     pub member_changes: Vec<(&'static str, u64)>,
     /// How many findings about nodes there are, by kind.
     pub findings: Vec<(&'static str, u64)>,
+    /// Seconds until this node's certificate ends.
+    pub certificate_seconds: u64,
+    /// Issuers of the mesh.
+    pub issuers: u64,
     /// Clients that watch.
     pub watchers: u64,
     /// Lines they lost.
@@ -101,7 +108,10 @@ impl Default for Metrics {
             swim_refused: Counter::default(),
             claims_refuted: Counter::default(),
             confirming_probes: Counter::default(),
+            statements_refused: Counter::default(),
+            put_out: Counter::default(),
             joins: Family::default(),
+            certificate_renewals: Family::default(),
         };
         this.register();
         this
@@ -133,11 +143,19 @@ impl Metrics {
                 "Members probed before a claim against them counts",
                 &self.confirming_probes,
             ),
+            ("statements_refused", "Statements of peers that do not hold", &self.statements_refused),
+            (
+                "connections_put_out",
+                "Connections closed because their certificate counts no more",
+                &self.put_out,
+            ),
             ("swim_packets_refused", "SWIM packets dropped because they do not decode", &self.swim_refused),
         ] {
             registry.register(name, help, counter.clone());
         }
         registry.register("joins", "Join requests to this issuer by outcome", self.joins.clone());
+        let renewals = self.certificate_renewals.clone();
+        registry.register("certificate_renewals", "Renewals of this node's certificate by outcome", renewals);
     }
 
     /// Sets what is read at each scrape. The first call counts, later ones are ignored. `read` must not block.
@@ -188,6 +206,21 @@ impl Metrics {
     /// Counts a join request by its outcome.
     pub fn join(&self, outcome: &'static str) {
         self.joins.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Counts a renewal of this node's certificate by its outcome.
+    pub fn renewal(&self, outcome: &'static str) {
+        self.certificate_renewals.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Counts a statement of a peer that does not hold.
+    pub fn statement_refused(&self) {
+        self.statements_refused.inc();
+    }
+
+    /// Counts a connection that was closed because its certificate counts no more.
+    pub fn connection_put_out(&self) {
+        self.put_out.inc();
     }
 
     /// Takes over what the catalog holds. Call before the text is made.
@@ -309,6 +342,9 @@ impl Page<'_> {
             &readings.member_changes,
         )?;
         self.gauges("findings", "Findings about nodes by kind", "kind", &readings.findings)?;
+        let left = readings.certificate_seconds;
+        self.gauge("certificate_seconds", "Seconds until this node's certificate ends", left)?;
+        self.gauge("issuers", "Issuers of the mesh", readings.issuers)?;
         self.gauge("watchers", "Clients that watch", readings.watchers)?;
         self.counter(
             "watch_lines_lost",
@@ -436,6 +472,8 @@ mod tests {
             written: Written { services: 8, nodes: 3 },
             member_changes: vec![("down", 6)],
             findings: vec![("same_name", 2)],
+            certificate_seconds: 86_400,
+            issuers: 2,
             watchers: 1,
             watch_lines_lost: 11,
         }
@@ -538,6 +576,8 @@ mod tests {
             ("gossamer_member_changes_total{to=\"down\"}", 6),
             ("gossamer_findings{kind=\"same_name\"}", 2),
             ("gossamer_watchers", 1),
+            ("gossamer_certificate_seconds", 86_400),
+            ("gossamer_issuers", 2),
             ("gossamer_watch_lines_lost_total", 11),
             ("gossamer_flows_open", 1),
             ("gossamer_flows_opened_total{client=\"local\"}", 9),

@@ -26,14 +26,14 @@ use super::refusal::Refusal;
 use super::{Api, FLOW_PROTOCOL, PeerUser, views};
 use crate::catalog::Holdings;
 use crate::clock;
-use crate::identity::issuer::{IssuerHandle, TokenRequest};
+use crate::identity::issuer::TokenRequest;
 use crate::index::NodeSummary;
 use crate::register::{ExposeRequest, PortRequest, WithdrawRequest};
 
 type Reply<T> = Result<Json<T>, Refusal>;
 type Sent<T> = Result<Json<T>, JsonRejection>;
 
-fn read<T>(body: Sent<T>) -> Result<T, Refusal> {
+pub(super) fn read<T>(body: Sent<T>) -> Result<T, Refusal> {
     body.map(|Json(value)| value).map_err(Refusal::from)
 }
 
@@ -118,12 +118,6 @@ pub(super) async fn leave(State(api): State<Api>, Extension(peer): Extension<Pee
     Json(this_node(&api))
 }
 
-fn issuer(api: &Api) -> Result<&IssuerHandle, Refusal> {
-    api.state.issuer.as_ref().ok_or_else(|| {
-        Refusal::conflict("this node admits nobody; run the command on the node where `gossamer init` ran")
-    })
-}
-
 pub(super) async fn create_token(State(api): State<Api>, body: Sent<CreateToken>) -> Reply<CreatedToken> {
     let asked = read(body)?;
     let request = TokenRequest {
@@ -136,7 +130,7 @@ pub(super) async fn create_token(State(api): State<Api>, body: Sent<CreateToken>
         ephemeral: asked.ephemeral_seconds.map(Duration::from_secs),
         addresses: asked.addresses,
     };
-    let created = issuer(&api)?.create_token(request).await?;
+    let created = api.state.issuer.create_token(request).await?;
     let grant = created.token.grant();
     Ok(Json(CreatedToken {
         id: grant.id.to_string(),
@@ -150,13 +144,13 @@ pub(super) async fn create_token(State(api): State<Api>, body: Sent<CreateToken>
 pub(super) async fn revoke_token(State(api): State<Api>, body: Sent<RevokeToken>) -> Reply<RevokedToken> {
     let RevokeToken { id } = read(body)?;
     let token = id.parse().map_err(Refusal::malformed)?;
-    let used = issuer(&api)?.revoke(token).await?.len();
+    let used = api.state.issuer.revoke(token).await?.len();
     Ok(Json(RevokedToken { id, used }))
 }
 
 pub(super) async fn tokens(State(api): State<Api>) -> Reply<Vec<TokenRow>> {
     let now = clock::wall();
-    let rows = issuer(&api)?.list().await?.into_iter().map(|token| {
+    let rows = api.state.issuer.list().await?.into_iter().map(|token| {
         let used = token.used_by.len();
         let is_spent = token.uses != 0 && used >= token.uses as usize;
         let state = match (token.revoked, is_spent, token.not_after < now) {
@@ -179,7 +173,8 @@ pub(super) async fn tokens(State(api): State<Api>) -> Reply<Vec<TokenRow>> {
 
 pub(super) async fn nodes(State(api): State<Api>) -> Json<Vec<NodeRow>> {
     let (nodes, holdings) = (api.state.index.nodes(), holdings(&api).await);
-    let row = |node: &Arc<NodeSummary>| views::node_row(node, api.state.about.node, &holdings);
+    let known = api.state.authority.known();
+    let row = |node: &Arc<NodeSummary>| views::node_row(node, api.state.about.node, &holdings, &known);
     let mut rows: Vec<_> = nodes.iter().map(row).collect();
     rows.sort_by(|a, b| (&a.group, &a.name, &a.id).cmp(&(&b.group, &b.name, &b.id)));
     Json(rows)
@@ -310,7 +305,9 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
     let named = state.events.findings().all();
     let mut findings: Vec<_> =
         named.iter().map(|named| views::named_finding(named, about.node, name_of)).collect();
-    findings.extend(views::findings(about, &nodes, &own, &vips, &state.vips.losers(), clock::wall()));
+    let live = state.live.load();
+    findings.extend(views::trust_findings(about, &live, nodes.len(), clock::wall()));
+    findings.extend(views::findings(about, &nodes, &own, &vips, &state.vips.losers()));
     findings.extend(holdings.waiting.iter().flat_map(|of| views::waiting_findings(of, name_of)));
     Json(Status {
         version: about.version.to_owned(),
@@ -331,7 +328,10 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         findings,
         vips: vips.into_iter().map(views::vip_row).collect(),
         counters: state.metrics.snapshot(),
-        issuer: about.issuer,
+        issuer: live.issuer.is_some(),
+        issuers: live.issuer_names.clone(),
+        certificate_ends: live.leaf.not_after,
+        holds_root_key: about.holds_root_key,
     })
 }
 

@@ -221,7 +221,7 @@ pub struct NodeRow {
     pub id: String,
     /// Its group; `None` until its card has arrived.
     pub group: Option<GroupName>,
-    /// `alive`, `suspect`, `down`, `left` or `unknown`.
+    /// `alive`, `suspect`, `down`, `left`, `evicted` or `unknown`.
     pub state: String,
     /// Its small failure domain.
     pub zone: Option<ZoneName>,
@@ -255,8 +255,87 @@ pub struct NodeRow {
     /// Records of it outside its claims.
     #[serde(default)]
     pub outside_claims: usize,
+    /// End of its certificate, seconds since the Unix epoch; `None` until its card has arrived.
+    #[serde(default)]
+    pub certificate_ends: Option<u64>,
+    /// Whether it has said that it holds the same statements as the node that answers.
+    #[serde(default)]
+    pub has_statements: bool,
     /// Whether it is the node that answers.
     pub this: bool,
+}
+
+/// `POST /v1/node/evict` and the orders about issuers: which node is meant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WhichNode {
+    /// Its name or its id.
+    pub node: String,
+}
+
+/// `POST /v1/issuer/add`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddIssuer {
+    /// Name or id of the node.
+    pub node: String,
+    /// Groups it may admit to; all when there are none.
+    #[serde(default)]
+    pub groups: Vec<GroupName>,
+}
+
+/// `POST /v1/issuer/remove`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveIssuer {
+    /// Name or id of the node.
+    pub node: String,
+    /// Nothing that its key signed counts any more.
+    #[serde(default)]
+    pub stolen: bool,
+}
+
+/// `POST /v1/issuer/grant`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantNumbers {
+    /// Name or id of the node.
+    pub node: String,
+    /// Statements its issuer may make in all.
+    pub numbers: u64,
+}
+
+/// The answer to an order about a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrderDone {
+    /// Name of the node, or its id.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+    /// End of the issuer's certificate that was made, seconds since the Unix epoch.
+    #[serde(default)]
+    pub ends: Option<u64>,
+}
+
+/// A row of `GET /v1/issuers`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssuerRow {
+    /// Name of the node that holds its key.
+    pub name: String,
+    /// Hash of its key.
+    pub id: String,
+    /// Groups it may admit to; all when there are none.
+    pub groups: Vec<GroupName>,
+    /// `alive`, `suspect`, `down`, `left` or `unknown`: the state of its node.
+    pub state: String,
+    /// End of its certificate, seconds since the Unix epoch.
+    pub certificate_ends: u64,
+    /// Statements it has made.
+    pub statements: u64,
+    /// Statements it may make.
+    pub budget: u64,
+    /// Two of its statements have one number; it may make no more.
+    pub conflicted: bool,
 }
 
 /// A row of `GET /v1/services`.
@@ -375,6 +454,15 @@ pub struct Status {
     pub counters: BTreeMap<String, u64>,
     /// Whether it admits others.
     pub issuer: bool,
+    /// The nodes that hold the keys of the mesh's issuers, by name.
+    #[serde(default)]
+    pub issuers: Vec<String>,
+    /// End of its certificate, seconds since the Unix epoch.
+    #[serde(default)]
+    pub certificate_ends: u64,
+    /// Whether the mesh's root key lies on this machine.
+    #[serde(default)]
+    pub holds_root_key: bool,
 }
 
 /// Adverts of one node that are not served, in [`Status`].

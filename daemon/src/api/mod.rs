@@ -8,6 +8,7 @@
 
 mod client;
 mod handlers;
+mod members;
 pub mod messages;
 mod refusal;
 mod socket;
@@ -35,7 +36,9 @@ use tokio_util::sync::CancellationToken;
 use gossamer_core::vip::VipName;
 
 use crate::app::{About, CatalogHandle};
+use crate::authority::AuthorityHandle;
 use crate::events::EventLog;
+use crate::identity::Live;
 use crate::identity::issuer::IssuerHandle;
 use crate::index::IndexReader;
 use crate::metrics::Metrics;
@@ -79,8 +82,12 @@ pub struct ApiState {
     pub resolver: Arc<dyn gossamer_dns::Directory>,
     /// The mesh zone.
     pub zone: Arc<gossamer_dns::Zone>,
-    /// Tokens; `None` where this node admits nobody.
-    pub issuer: Option<IssuerHandle>,
+    /// Tokens; refused where this node is no issuer.
+    pub issuer: IssuerHandle,
+    /// Statements and issuers.
+    pub authority: AuthorityHandle,
+    /// What this node shows now.
+    pub live: Live,
     /// Changes of state.
     pub events: EventLog,
     /// Counters.
@@ -168,6 +175,11 @@ fn router(api: Api) -> Router {
         .route("/v1/token/revoke", post(handlers::revoke_token))
         .route("/v1/tokens", get(handlers::tokens))
         .route("/v1/nodes", get(handlers::nodes))
+        .route("/v1/node/evict", post(members::evict))
+        .route("/v1/issuers", get(members::issuers))
+        .route("/v1/issuer/add", post(members::add_issuer))
+        .route("/v1/issuer/remove", post(members::remove_issuer))
+        .route("/v1/issuer/grant", post(members::grant))
         .route("/v1/services", get(handlers::services))
         .route("/v1/resolve", get(handlers::resolve))
         .route("/v1/status", get(handlers::status))

@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use super::messages::Problem;
+use crate::authority::AuthorityError;
 use crate::identity::issuer::TokenError;
 use crate::register::{ExposeError, WithdrawError};
 
@@ -76,6 +77,25 @@ impl From<ExposeError> for Refusal {
     }
 }
 
+impl From<AuthorityError> for Refusal {
+    fn from(error: AuthorityError) -> Self {
+        match error {
+            AuthorityError::NoRoot(_) | AuthorityError::NoIssuer(_) | AuthorityError::Spent(_) => {
+                Self::denied(error)
+            }
+            AuthorityError::NotAnIssuer(_) => Self::not_found(error),
+            AuthorityError::Itself
+            | AuthorityError::HoldsIssuer(_)
+            | AuthorityError::LastIssuer(_)
+            | AuthorityError::TooMany => Self::conflict(error),
+            AuthorityError::Silent(_) | AuthorityError::Certificate(_) | AuthorityError::Store(_) => {
+                Self::failed(error)
+            }
+            AuthorityError::Stopping => Self::stopping(),
+        }
+    }
+}
+
 impl From<WithdrawError> for Refusal {
     fn from(error: WithdrawError) -> Self {
         match error {
@@ -93,6 +113,7 @@ impl From<TokenError> for Refusal {
             | TokenError::Addresses(_)
             | TokenError::Unlimited
             | TokenError::TooMany => Self::malformed(error),
+            TokenError::NoIssuer(..) | TokenError::Scope(_) => Self::conflict(error),
             TokenError::Unknown(_) => Self::not_found(error),
             TokenError::Store(_) => Self::failed(error),
             TokenError::Stopping => Self::stopping(),

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use gossamer_core::catalog::ServiceView;
 use gossamer_core::vip::{Pool, PortState, VipName};
 use gossamer_dns::{Directory, InstanceEntry, ServiceEntry, Target, VipAnswer, Zone};
@@ -19,6 +20,7 @@ use super::views::tests::{instance, node};
 use super::*;
 use crate::catalog::{Command, Holdings};
 use crate::events::{Event, EventLine};
+use crate::identity::{Credentials, InitRequest, Lifetimes, init, issuer};
 use crate::index::{IndexWriter, WatchLine};
 use crate::register::{self, DenyList, Rules};
 use crate::store::Store;
@@ -137,10 +139,44 @@ fn about(dir: &Path) -> About {
         socket: dir.join("s"),
         state_dir: dir.to_owned(),
         started: SystemTime::UNIX_EPOCH,
-        issuer: false,
         holds_root_key: false,
-        certificate_ends: u64::MAX,
     }
+}
+
+/// The handles of a node that is no issuer.
+fn trust(stage: &Stage, dir: &Path, index: &IndexWriter) -> (IssuerHandle, AuthorityHandle, Live) {
+    let request = InitRequest {
+        mesh_name: "shop".parse().expect("name"),
+        group: "east".parse().expect("name"),
+        node: "vm-a".parse().expect("name"),
+        zone: None,
+        region: None,
+        lifetimes: Lifetimes::default(),
+    };
+    let store = Store::open(&dir.join("identity")).expect("opens");
+    let mut identity = init(&store, &request).expect("makes");
+    identity.issuer = None;
+    let identity = Arc::new(identity);
+    let live: Live = Arc::new(ArcSwap::from_pointee(Credentials::of(&identity)));
+    let (authority, queue) = AuthorityHandle::new(&identity);
+    let (joiners_in, joiners) = tokio::sync::mpsc::channel(1);
+    let stop = stage.stopping().clone();
+    stage.spawn_short("authority", async move {
+        stop.cancelled().await;
+        drop((queue, joiners_in));
+    });
+    let parts = issuer::Parts {
+        store,
+        trust: Arc::new(ArcSwap::from_pointee(identity.trust.clone())),
+        identity,
+        live: Live::clone(&live),
+        lifetimes: Lifetimes::default(),
+        index: index.reader(),
+        advertised: Vec::new(),
+        joiners,
+        metrics: Arc::default(),
+    };
+    (issuer::start(stage, parts).expect("starts"), authority, live)
 }
 
 impl Daemon {
@@ -161,6 +197,7 @@ impl Daemon {
             }
         });
         let index = index();
+        let (issuer, authority, live) = trust(&stage, dir.path(), &index);
         let about = Arc::new(about(dir.path()));
         let listener = bind(&about.socket).await.expect("binds");
         let client = Client::new(&about.socket);
@@ -174,7 +211,9 @@ impl Daemon {
             relay: Arc::new(Echo),
             resolver: Arc::new(Orders),
             zone: Arc::new(Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16).expect("a zone")),
-            issuer: None,
+            issuer,
+            authority,
+            live,
             events: events.clone(),
             metrics: Arc::default(),
             holders: Arc::new(|| 1),

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use gossamer_core::catalog::{InstanceView, Nearness, ServiceView, Waiting};
 use gossamer_core::membership::MemberState;
@@ -15,14 +14,16 @@ use time::OffsetDateTime;
 
 use super::messages::{Audience, Finding, InstanceRow, NodeRow, PortRow, ServiceRow, VipRow, WaitingRow};
 use crate::app::About;
+use crate::authority::Known;
 use crate::catalog::Holdings;
 use crate::events::{Named, What};
+use crate::identity::Credentials;
 use crate::index::{NodeSummary, instance_word, node_word};
 use crate::register::LocalService;
 use crate::relay::VipPort;
 
 /// Makes the row of a node: names and state from the index, what passes with time from the catalog.
-pub(super) fn node_row(summary: &NodeSummary, this: NodeId, holdings: &Holdings) -> NodeRow {
+pub(super) fn node_row(summary: &NodeSummary, this: NodeId, holdings: &Holdings, known: &Known) -> NodeRow {
     let present = holdings.nodes.get(&summary.node);
     let view = present.or(summary.view.as_ref());
     let is_this = summary.node == this;
@@ -32,7 +33,12 @@ pub(super) fn node_row(summary: &NodeSummary, this: NodeId, holdings: &Holdings)
         name: view.map(|view| view.name.clone()),
         id: summary.node.to_string(),
         group: view.map(|view| view.group.clone()),
-        state: if is_this { "alive" } else { node_word(summary.state) }.to_owned(),
+        state: match (is_this, known.evicted.contains(&summary.node)) {
+            (_, true) => "evicted",
+            (true, _) => "alive",
+            (false, _) => node_word(summary.state),
+        }
+        .to_owned(),
         zone: view.and_then(|view| view.zone.clone()),
         region: view.and_then(|view| view.region.clone()),
         addresses: view.map(|view| view.addresses.clone()).unwrap_or_default(),
@@ -45,6 +51,8 @@ pub(super) fn node_row(summary: &NodeSummary, this: NodeId, holdings: &Holdings)
         held,
         quarantined: view.map_or(0, |view| view.quarantined),
         outside_claims: view.map_or(0, |view| view.outside_claims),
+        certificate_ends: view.map(|view| view.not_after),
+        has_statements: is_this || view.and_then(|view| view.statement_digest) == Some(known.digest),
         this: is_this,
     }
 }
@@ -220,10 +228,8 @@ pub(super) fn findings(
     own: &[LocalService],
     vips: &[VipPort],
     losers: &BTreeMap<VipName, VipName>,
-    now: u64,
 ) -> Vec<Finding> {
-    let mut findings: Vec<_> = certificate_finding(about.certificate_ends, now).into_iter().collect();
-    findings.extend(losers.iter().map(loser_finding));
+    let mut findings: Vec<_> = losers.iter().map(loser_finding).collect();
     for port in vips {
         findings.extend(port_finding(port));
     }
@@ -249,20 +255,46 @@ pub(super) fn findings(
     findings
 }
 
-/// Warns of a certificate that ends soon. Both are seconds since the Unix epoch.
-fn certificate_finding(ends: u64, now: u64) -> Option<Finding> {
-    if ends.saturating_sub(now) > CERTIFICATE_WARNING.as_secs() {
+/// Lists what endangers the trust of the mesh: a certificate that was not renewed, and a single issuer. `now` is seconds
+/// since the Unix epoch.
+pub(super) fn trust_findings(about: &About, live: &Credentials, nodes: usize, now: u64) -> Vec<Finding> {
+    let ends = live.leaf.not_after;
+    let validity = gossamer_core::trust::validity_of(&live.leaf_der).unwrap_or((0, ends));
+    let mut findings: Vec<_> = certificate_finding(validity, &live.issuer_names, now).into_iter().collect();
+    // A mesh of one node has nobody to add.
+    if let ([only], true) = (&live.issuer_names[..], nodes > 1) {
+        let place = if about.holds_root_key { "" } else { ", where the root key is" };
+        findings.push(Finding {
+            text: format!(
+                "if {only} is lost nobody can join and certificates end, this node's on {}",
+                date_words(ends)
+            ),
+            fix: format!("make another node an issuer too{place}: gossamer issuer add NODE"),
+        });
+    }
+    findings
+}
+
+/// Warns of a certificate of which nine tenths are over: it was not renewed for long. `now` is seconds since the Unix
+/// epoch.
+fn certificate_finding((start, ends): (u64, u64), issuers: &[String], now: u64) -> Option<Finding> {
+    if now < ends.saturating_sub(ends.saturating_sub(start) / 10) {
         return None;
     }
-    let date = i64::try_from(ends).ok().and_then(|ends| OffsetDateTime::from_unix_timestamp(ends).ok());
-    let date = date.map_or_else(|| ends.to_string(), |at| at.date().to_string());
     let verb = if ends <= now { "ended" } else { "ends" };
+    let issuers = if issuers.is_empty() { "an issuer".to_owned() } else { issuers.join(" or ") };
     Some(Finding {
-        text: format!("this node's certificate {verb} on {date}; without one it is shut out of the mesh"),
-        fix:
-            "where the mesh was made: gossamer token create; here, then: gossamer join TOKEN --state-dir NEW"
-                .to_owned(),
+        text: format!(
+            "this node's certificate {verb} on {} and could not be renewed; without one it is shut out",
+            date_words(ends)
+        ),
+        fix: format!("let {issuers} run and be reached from here; gossamer events -q shows the last error"),
     })
+}
+
+fn date_words(at: u64) -> String {
+    let date = i64::try_from(at).ok().and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
+    date.map_or_else(|| at.to_string(), |at| at.date().to_string())
 }
 
 /// Puts a finding about a node into words; `name_of` turns ids into names.
@@ -311,9 +343,6 @@ fn loser_finding((loser, winner): (&VipName, &VipName)) -> Finding {
         fix: format!("its exporters move it by themselves; if it stays, offer {} again", loser.service()),
     }
 }
-
-/// How long before its end a certificate is warned of: time for a person to act.
-const CERTIFICATE_WARNING: Duration = Duration::from_secs(7 * 86_400);
 
 fn port_finding(port: &VipPort) -> Option<Finding> {
     let VipPort { name, address, state } = port;

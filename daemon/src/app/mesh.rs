@@ -19,18 +19,19 @@ use gossamer_wire::swim::Identity as SwimIdentity;
 use gossamer_wire::{Generation, RegionName, ServiceRecord, ZoneName};
 
 use super::{RunError, interfaces};
+use crate::authority::AuthorityHandle;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::events::EventLog;
-use crate::identity::{self, Identity};
+use crate::identity::{self, Credentials, Identity, Lifetimes, Live};
 use crate::index::{IndexReader, IndexWriter};
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::supervise::Stage;
 use crate::transport::{
-    self, CATALOG_QUEUE, FLOW_QUEUE, FlowStream, MEMBERSHIP_QUEUE, Peers, ToCatalog, ToMembership, Udp,
+    self, CATALOG_QUEUE, FLOW_QUEUE, FlowStream, MEMBERSHIP_QUEUE, Peers, ToCatalog, ToMembership, Trust, Udp,
 };
-use crate::{catalog, membership};
+use crate::{authority, catalog, membership};
 
 /// The stages of these parts, in the order of start.
 #[derive(Clone, Debug)]
@@ -74,8 +75,10 @@ pub struct MeshParts {
     pub region: Option<RegionName>,
     /// Which services of others it uses.
     pub imports: Imports,
-    /// Where joiners go, on issuers.
+    /// Where joiners go.
     pub joiners: Option<mpsc::Sender<Connection>>,
+    /// How long certificates last that are made here.
+    pub lifetimes: Lifetimes,
     /// Its clocks.
     pub clock: Clock,
     /// Its randomness.
@@ -103,6 +106,12 @@ pub struct Mesh {
     pub flows: mpsc::Receiver<FlowStream>,
     /// Asks the catalog.
     pub catalog: CatalogHandle,
+    /// Statements and issuers.
+    pub authority: AuthorityHandle,
+    /// What this node shows now.
+    pub live: Live,
+    /// Whom it believes now.
+    pub trust: Trust,
 }
 
 /// Asks the catalog for what the index does not hold. Clones are handles.
@@ -136,7 +145,11 @@ impl CatalogHandle {
 /// The port or the state directory; what was started before is stopped with the stages.
 pub fn start(stages: &MeshStages, parts: MeshParts) -> Result<Mesh, RunError> {
     let restored = catalog::restore(&parts.store, &parts.clock)?;
-    let (transport, inputs) = start_transport(&stages.transport, &parts)?;
+    let (authority, queue) = AuthorityHandle::new(&parts.identity);
+    let live: Live = Arc::new(ArcSwap::from_pointee(Credentials::of(&parts.identity)));
+    let trust: Trust = Arc::new(ArcSwap::from_pointee(parts.identity.trust.clone()));
+    let believed = (&live, &trust, &authority);
+    let (transport, inputs) = start_transport(&stages.transport, &parts, believed)?;
     let (peers, listen) = transport;
     let advertised = interfaces::advertised(&parts.advertise, listen);
     let epoch = identity::next_epoch(&parts.store)?;
@@ -157,6 +170,23 @@ pub fn start(stages: &MeshStages, parts: MeshParts) -> Result<Mesh, RunError> {
     };
     membership::start(&stages.membership, members);
 
+    let keeper = authority::Parts {
+        identity: Arc::clone(&parts.identity),
+        store: parts.store.clone(),
+        trust: Trust::clone(&trust),
+        live: Live::clone(&live),
+        lifetimes: parts.lifetimes,
+        peers: peers.clone(),
+        membership: inputs.membership_in,
+        catalog: commands_in.clone(),
+        index: reader.clone(),
+        clock: parts.clock.clone(),
+        entropy: parts.entropy.clone(),
+        events: parts.events.clone(),
+        metrics: Arc::clone(&parts.metrics),
+    };
+    authority::start(&stages.membership, queue, keeper);
+
     let (records, record_sets) = mpsc::channel(catalog::RECORD_SETS);
     let replica = catalog::Parts {
         me: parts.identity.node(),
@@ -173,25 +203,32 @@ pub fn start(stages: &MeshStages, parts: MeshParts) -> Result<Mesh, RunError> {
     };
     catalog::start(&stages.catalog, replica);
     let (flows, catalog) = (inputs.flows, CatalogHandle(commands_in));
-    Ok(Mesh { peers, listen, advertised, index: reader, records, flows, catalog })
+    Ok(Mesh { peers, listen, advertised, index: reader, records, flows, catalog, authority, live, trust })
 }
 
 /// What the transport fills.
 struct Inputs {
+    membership_in: mpsc::Sender<ToMembership>,
     membership: mpsc::Receiver<ToMembership>,
     catalog: mpsc::Receiver<ToCatalog>,
     flows: mpsc::Receiver<FlowStream>,
 }
 
-fn start_transport(stage: &Stage, parts: &MeshParts) -> Result<((Peers, SocketAddr), Inputs), RunError> {
+fn start_transport(
+    stage: &Stage,
+    parts: &MeshParts,
+    (live, trust, authority): (&Live, &Trust, &AuthorityHandle),
+) -> Result<((Peers, SocketAddr), Inputs), RunError> {
     let (membership_in, membership) = mpsc::channel(MEMBERSHIP_QUEUE);
     let (catalog_in, catalog) = mpsc::channel(CATALOG_QUEUE);
     let (flows_in, flows) = mpsc::channel(FLOW_QUEUE);
     let transport = transport::Parts {
         udp: parts.udp.clone(),
-        trust: Arc::new(ArcSwap::from_pointee(parts.identity.trust.clone())),
+        trust: Trust::clone(trust),
+        live: Live::clone(live),
+        authority: authority.clone(),
         reset_key: identity::reset_key(&parts.store, &parts.entropy)?,
-        membership: membership_in,
+        membership: membership_in.clone(),
         catalog: catalog_in,
         flows: flows_in,
         joiners: parts.joiners.clone(),
@@ -200,7 +237,7 @@ fn start_transport(stage: &Stage, parts: &MeshParts) -> Result<((Peers, SocketAd
         metrics: Arc::clone(&parts.metrics),
     };
     let started = transport::start(stage, &parts.identity, transport)?;
-    Ok((started, Inputs { membership, catalog, flows }))
+    Ok((started, Inputs { membership_in, membership, catalog, flows }))
 }
 
 fn catalog_core(parts: &MeshParts, epoch: u64, restored: Vec<AdvertCopy>) -> Catalog {

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use gossamer_dns::DnsMetrics;
 use gossamer_wire::Health;
 
+use crate::clock;
 use crate::events::EventLog;
+use crate::identity::Live;
 use crate::index::IndexReader;
 use crate::membership::state_word;
 use crate::metrics::Readings;
@@ -23,6 +25,7 @@ pub(super) struct Readers {
     pub(super) relay: Relay,
     pub(super) vips: Vips,
     pub(super) events: EventLog,
+    pub(super) live: Live,
 }
 
 impl Readers {
@@ -32,6 +35,7 @@ impl Readers {
             Health::Failing => "failing",
         };
         let (watchers, watch_lines_lost) = self.index.watchers();
+        let live = self.live.load();
         Readings {
             dns: self.dns.counts(),
             members: count(self.index.nodes().iter().filter_map(|node| node.state).map(state_word)),
@@ -41,6 +45,8 @@ impl Readers {
             written: self.index.written(),
             member_changes: self.index.member_changes(),
             findings: self.events.findings().counts(),
+            certificate_seconds: live.leaf.not_after.saturating_sub(clock::wall()),
+            issuers: live.issuer_names.len() as u64,
             watchers,
             watch_lines_lost,
         }

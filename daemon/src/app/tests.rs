@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::config::{Config, Flags, Host, Slot};
 use crate::identity::issuer::TokenRequest;
-use crate::identity::{self, InitRequest, JoinRequest, init, join};
+use crate::identity::{self, InitRequest, JoinRequest, Lifetimes, init, join};
 use crate::register::{ExposeRequest, PortRequest};
 use gossamer_wire::{Transport, Visibility};
 
@@ -60,6 +60,7 @@ impl Daemon {
             node: "vm-a".parse().expect("name"),
             zone: None,
             region: None,
+            lifetimes: Lifetimes::default(),
         };
         let identity = init(&store, &request).expect("makes");
         start_daemon(settings, store, identity).await
@@ -76,8 +77,7 @@ impl Daemon {
             ephemeral: None,
             addresses: Vec::new(),
         };
-        let issuer = self.ready.issuer.as_ref().expect("an issuer");
-        let token = issuer.create_token(request).await.expect("mints").token;
+        let token = self.ready.issuer.create_token(request).await.expect("mints").token;
         let settings = settings(dir.path(), pool);
         let store = Store::open(&settings.state_dir).expect("opens");
         let request = JoinRequest { node: "vm-b".parse().expect("name"), zone: None, region: None };

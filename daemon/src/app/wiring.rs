@@ -20,15 +20,15 @@ use crate::clock::{self, Clock};
 use crate::config::Settings;
 use crate::entropy::Entropy;
 use crate::events::{Event, EventLog};
-use crate::identity::Identity;
 use crate::identity::issuer::{self, IssuerHandle};
+use crate::identity::{Identity, Live};
 use crate::index::IndexReader;
 use crate::metrics::Metrics;
 use crate::register::{self, DenyList, Registry, Rules};
 use crate::relay::{Relay, RelayParts, Vips, VipsParts};
 use crate::resolver::Resolver;
 use crate::store::{Store, StoreError};
-use crate::transport::{FlowStream, Peers, Udp};
+use crate::transport::{FlowStream, Peers, Trust, Udp};
 
 /// Joiners waiting for the issuer; more are told to come back.
 const JOINERS: usize = 64;
@@ -67,10 +67,10 @@ impl<'a> Wiring<'a> {
         let dns_metrics = Arc::new(DnsMetrics::default());
         let names = (Arc::clone(&resolver), Arc::clone(&zone), Arc::clone(&dns_metrics));
         dns::start(&self.stages.dns, dns_sockets, names);
-        let issuer = self.issuer(&reader, &advertised, joiners)?;
+        let issuer = self.issuer(&reader, &advertised, joiners, (&mesh.live, &mesh.trust))?;
 
-        self.read_metrics(dns_metrics, &reader, &registry, &relay, &vips);
-        let about = Arc::new(self.about(mesh.listen, advertised, listening, issuer.is_some()));
+        self.read_metrics(dns_metrics, &reader, &registry, &relay, &vips, &mesh.live);
+        let about = Arc::new(self.about(mesh.listen, advertised, listening));
         let state = ApiState {
             about: Arc::clone(&about),
             index: reader,
@@ -81,6 +81,8 @@ impl<'a> Wiring<'a> {
             resolver,
             zone,
             issuer: issuer.clone(),
+            authority: mesh.authority.clone(),
+            live: mesh.live,
             events: self.events.clone(),
             metrics: Arc::clone(&self.metrics),
             holders: Arc::new({
@@ -91,7 +93,7 @@ impl<'a> Wiring<'a> {
         };
         api::serve(Arc::new(state), api_listener, &self.stages.api);
         tracing::info!(node = %about.node_name, mesh = %about.mesh_listen, dns = %about.dns, "ready");
-        Ok(Ready { about, issuer, registry, peers, relay })
+        Ok(Ready { about, issuer, authority: mesh.authority, registry, peers, relay })
     }
 
     fn mesh(&self, joiners: mpsc::Sender<Connection>) -> MeshParts {
@@ -103,7 +105,8 @@ impl<'a> Wiring<'a> {
             zone: self.zone(),
             region: self.region(),
             imports: self.settings.import.clone(),
-            joiners: self.identity.issuer.as_ref().map(|_| joiners),
+            joiners: Some(joiners),
+            lifetimes: self.settings.lifetimes,
             clock: Clock::default(),
             entropy: Entropy::System,
             metrics: Arc::clone(&self.metrics),
@@ -170,18 +173,20 @@ impl<'a> Wiring<'a> {
         index: &IndexReader,
         advertised: &[SocketAddr],
         joiners: mpsc::Receiver<Connection>,
-    ) -> Result<Option<IssuerHandle>, StoreError> {
-        let Some(key) = self.identity.issuer.clone() else { return Ok(None) };
+        (live, trust): (&Live, &Trust),
+    ) -> Result<IssuerHandle, StoreError> {
         let parts = issuer::Parts {
             store: self.store.clone(),
             identity: Arc::clone(&self.identity),
-            issuer: key,
+            live: Live::clone(live),
+            trust: Trust::clone(trust),
+            lifetimes: self.settings.lifetimes,
             index: index.clone(),
             advertised: advertised.to_vec(),
             joiners,
             metrics: Arc::clone(&self.metrics),
         };
-        issuer::start(&self.stages.issuer, parts).map(Some)
+        issuer::start(&self.stages.issuer, parts)
     }
 
     fn read_metrics(
@@ -191,6 +196,7 @@ impl<'a> Wiring<'a> {
         registry: &Registry,
         relay: &Relay,
         vips: &Vips,
+        live: &Live,
     ) {
         let readers = Readers {
             dns,
@@ -199,17 +205,12 @@ impl<'a> Wiring<'a> {
             relay: relay.clone(),
             vips: vips.clone(),
             events: self.events.clone(),
+            live: Live::clone(live),
         };
         self.metrics.read_from(move || readers.read());
     }
 
-    fn about(
-        &self,
-        mesh_listen: SocketAddr,
-        advertised: Vec<SocketAddr>,
-        dns: dns::Listening,
-        issuer: bool,
-    ) -> About {
+    fn about(&self, mesh_listen: SocketAddr, advertised: Vec<SocketAddr>, dns: dns::Listening) -> About {
         About {
             version: env!("CARGO_PKG_VERSION"),
             mesh: self.identity.mesh,
@@ -228,9 +229,7 @@ impl<'a> Wiring<'a> {
             socket: self.settings.socket.clone(),
             state_dir: self.settings.state_dir.clone(),
             started: clock::system(),
-            issuer,
             holds_root_key: self.identity.holds_root_key,
-            certificate_ends: self.identity.leaf.not_after,
         }
     }
 

@@ -12,9 +12,10 @@ use clap_complete::Shell;
 use gossamer_wire::{GroupName, InstanceName, MeshName, NodeName, ServiceName};
 
 use super::name_port::{ForwardSpec, LocalAddress, NamePort, OwnName, PortSpec, TargetSpec};
-use super::name_port::{audience, duration, pair};
+use super::name_port::{audience, pair};
 use crate::api::messages::Audience;
 use crate::config::Flags;
+use crate::duration;
 
 /// Connects services across machines, networks and clusters. One daemon per machine, no server.
 #[derive(Debug, Parser)]
@@ -59,6 +60,12 @@ pub(super) enum Command {
     /// Make, list or revoke join tokens
     #[command(subcommand)]
     Token(Token),
+    /// Add, list or remove issuers: the nodes that admit others and renew certificates
+    #[command(subcommand)]
+    Issuer(Issuer),
+    /// Put a node out of the mesh
+    #[command(subcommand)]
+    Node(Node),
     /// Offer a service of this machine to the mesh
     Expose(Expose),
     /// Take a service of this machine back
@@ -193,7 +200,7 @@ pub(super) enum Token {
 #[derive(Debug, Args)]
 pub(super) struct TokenCreate {
     /// How long it may be used
-    #[arg(long, value_parser = duration, default_value = "1h")]
+    #[arg(long, value_parser = duration::parse, default_value = "1h")]
     pub(super) ttl: Duration,
     /// How many nodes may join; 0 is no limit
     #[arg(long, default_value_t = 1)]
@@ -208,7 +215,7 @@ pub(super) struct TokenCreate {
     #[arg(long, value_name = "PATTERN")]
     pub(super) allow_service: Vec<String>,
     /// Forget the node when it was silent for so long
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub(super) ephemeral: Option<Duration>,
     /// Address the joiner dials; those of this machine unless given
     #[arg(long, value_name = "IP:PORT")]
@@ -216,6 +223,47 @@ pub(super) struct TokenCreate {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Issuer {
+    /// Make a node an issuer; runs where the root key is
+    Add {
+        /// Name or id of the node
+        node: String,
+        /// Groups it may admit to; all unless given
+        #[arg(long, value_name = "GROUP")]
+        group: Vec<GroupName>,
+    },
+    /// List issuers
+    List(Shape),
+    /// Take a node's power to admit; runs where the root key is
+    Remove {
+        /// Name or id of the node
+        node: String,
+        /// Its key is in other hands: nothing that it signed counts any more
+        #[arg(long)]
+        stolen: bool,
+    },
+    /// Let an issuer make more statements; runs where the root key is
+    Grant {
+        /// Name or id of the node
+        node: String,
+        /// How many in all
+        numbers: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Node {
+    /// Put a node out for ever: its key is refused everywhere
+    Evict {
+        /// Name or id of the node
+        node: String,
+        /// Wait until all live nodes have said that they know
+        #[arg(long)]
+        wait: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -291,7 +339,7 @@ pub(super) struct Forward {
 #[derive(Debug, Args)]
 pub(super) struct Events {
     /// How far back
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "1h")]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "1h")]
     pub(super) since: Duration,
     /// Go on until interrupted
     #[arg(short, long)]

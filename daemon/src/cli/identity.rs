@@ -37,6 +37,7 @@ pub(super) fn init(
         node,
         zone: settings.zone.clone(),
         region: settings.region.clone(),
+        lifetimes: settings.lifetimes,
     };
     let made = identity::init(store, &request)?;
     let verb = if known.is_some() { "already in" } else { "made" };

@@ -105,6 +105,8 @@ mod tests {
             held: 0,
             quarantined: 0,
             outside_claims: 0,
+            certificate_ends: None,
+            has_statements: false,
             this: false,
         };
         assert_eq!(node_cells(&row), ["abcd", "-", "alive", "-", "-", "-", "never", ""]);

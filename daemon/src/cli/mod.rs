@@ -12,8 +12,10 @@ mod expose;
 mod failure;
 mod forward;
 mod identity;
+mod issuer;
 mod listing;
 mod name_port;
+mod node;
 mod output;
 mod resolve;
 mod run;
@@ -73,6 +75,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Join(join) => start::join(&global, &join).await,
         Command::Run(run) => start::run(&global, run).await,
         Command::Token(token) => done(token::run(&client(&global)?, token).await),
+        Command::Issuer(issuer) => done(issuer::run(&client(&global)?, issuer).await),
+        Command::Node(node) => done(node::run(&client(&global)?, node).await),
         Command::Expose(expose) => done(expose::expose(&client(&global)?, expose).await),
         Command::Withdraw(withdraw) => done(expose::withdraw(&client(&global)?, withdraw).await),
         Command::Nodes(shape) => done(listing::nodes(&client(&global)?, shape).await),

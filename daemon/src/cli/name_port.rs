@@ -1,12 +1,11 @@
 //! `NAME:PORT`, the one way to name a port of a service on the command line.
 //!
-//! Owns: the grammar of names, ports, targets and durations as people type them. Must not know: what exists.
+//! Owns: the grammar of names, ports and targets as people type them. Must not know: what exists.
 //! Driven by: `expose`, `forward`, `run`, `GOSSAMER_EXPOSE`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
-use std::time::Duration;
 
 use gossamer_wire::{GroupName, InstanceName, PortName, ServiceName};
 
@@ -177,21 +176,6 @@ pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// A whole number with `s`, `m`, `h` or `d`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration; write for example 30s, 15m, 1h or 7d");
-    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
-}
-
 fn port_number(text: &str) -> Result<u16, String> {
     match text.parse() {
         Ok(number) if number > 0 => Ok(number),
@@ -283,15 +267,5 @@ mod tests {
         assert!(audience("").is_err());
         assert_eq!(pair("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
         assert!(pair("=x").is_err());
-    }
-
-    #[test]
-    fn durations_have_a_unit() {
-        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
-        assert_eq!(duration("7d"), Ok(Duration::from_secs(604_800)));
-        for wrong in ["", "h", "10", "1w", "-1s", "\u{e9}", "99999999999999999999d", "999999999999999999d"] {
-            assert!(duration(wrong).is_err(), "{wrong}");
-        }
     }
 }

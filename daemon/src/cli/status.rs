@@ -31,6 +31,8 @@ fn lines(status: &Status) -> Vec<String> {
         place.into_iter().filter_map(|(what, name)| Some(format!(", {what} {}", name?))).collect();
     let advertised: Vec<_> = status.advertised.iter().map(ToString::to_string).collect();
     let issuer = if status.issuer { ", admits others" } else { "" };
+    let issuers = if status.issuers.is_empty() { "none known".to_owned() } else { status.issuers.join(", ") };
+    let root = if status.holds_root_key { "; the root key is on this machine" } else { "" };
     let mut lines = vec![
         line("mesh", &format_args!("{} ({})", status.mesh.name, status.mesh.id)),
         line("node", &format_args!("{}, group {}{place}{issuer} ({})", node.name, node.group, node.id)),
@@ -38,6 +40,7 @@ fn lines(status: &Status) -> Vec<String> {
         line("members", &members(status)),
         line("heard", &format_args!("every live member within {} s", status.oldest_head_seconds)),
         line("services", &status.services),
+        line("issuers", &format_args!("{issuers}{root}")),
         line("dns", &status.dns),
         line("mesh port", &format_args!("udp {}, advertised {}", status.mesh_listen, advertised.join(" "))),
         line("socket", &status.socket.display()),
@@ -126,6 +129,9 @@ mod tests {
             findings: vec![Finding { text: "port 53 is denied".to_owned(), fix: "setcap it".to_owned() }],
             counters: std::collections::BTreeMap::new(),
             issuer: true,
+            issuers: vec!["vm-a".to_owned(), "vm-b".to_owned()],
+            certificate_ends: 0,
+            holds_root_key: true,
         }
     }
 
@@ -138,6 +144,7 @@ mod tests {
             "members     3 alive, 1 suspect, 4 down",
             "heard       every live member within 40 s",
             "not served  of vm-x: 2 held, its card has not come; 1 quarantined; 0 outside its claims",
+            "issuers     vm-a, vm-b; the root key is on this machine",
             "dns         127.241.0.53:4653",
             "vip         127.241.3.4:5432 db stolen by postgres",
         ] {

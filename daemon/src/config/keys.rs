@@ -5,7 +5,7 @@
 use super::{Flags, Host};
 
 /// Every key of the configuration, sorted. Each is also a variable: `dns.zone` is `GOSSAMER_DNS_ZONE`.
-pub const KEYS: [&str; 13] = [
+pub const KEYS: [&str; 15] = [
     "advertise",
     "dns.address",
     "dns.zone",
@@ -18,6 +18,8 @@ pub const KEYS: [&str; 13] = [
     "slot",
     "socket",
     "state_dir",
+    "trust.issuer_lifetime",
+    "trust.leaf_lifetime",
     "vip.pool",
 ];
 

@@ -31,6 +31,9 @@ pub use values::LogFormat;
 
 use values::Values;
 
+use crate::duration::words;
+use crate::identity::Lifetimes;
+
 /// Longest path of a unix socket, bytes: `sun_path` holds 108 with its end mark (unix(7)).
 pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 
@@ -82,6 +85,9 @@ pub struct Settings {
     pub log_level: tracing::Level,
     /// How log lines look. Default `text`.
     pub log_format: LogFormat,
+    /// How long certificates last that are made here. Default 30 days for nodes while there is one issuer and 3 days from
+    /// two on, a year for issuers.
+    pub lifetimes: Lifetimes,
     /// The local API's socket.
     pub socket: PathBuf,
     /// The state directory.
@@ -153,6 +159,10 @@ impl Config {
             vip_pool: values.vip_pool.unwrap_or_else(|| Pool::of_slot(slot.number())),
             log_level: values.log_level.unwrap_or(tracing::Level::INFO),
             log_format: values.log_format.unwrap_or(LogFormat::Text),
+            lifetimes: Lifetimes {
+                leaf: values.leaf_lifetime,
+                issuer: values.issuer_lifetime.unwrap_or_else(|| Lifetimes::default().issuer),
+            },
             socket: self.socket(slot, &state_dir),
             state_dir,
         }
@@ -258,6 +268,8 @@ impl Settings {
             ("slot", self.slot.number().to_string()),
             ("socket", quote(&self.socket.display())),
             ("state_dir", quote(&self.state_dir.display())),
+            ("trust.issuer_lifetime", quote(&words(self.lifetimes.issuer))),
+            ("trust.leaf_lifetime", option(self.lifetimes.leaf.map(|leaf| quote(&words(leaf))))),
             ("vip.pool", quote(&self.vip_pool)),
         ]
     }

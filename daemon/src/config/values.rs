@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use gossamer_core::catalog::Imports;
 use gossamer_core::vip::{Pool, PoolError};
@@ -16,6 +17,7 @@ use gossamer_wire::{Label, RegionName, ZoneName};
 use super::fault::nearest;
 use super::keys::Raw;
 use super::slot::SlotChoice;
+use crate::duration;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub(super) struct Values {
     pub(super) vip_pool: Option<Pool>,
     pub(super) log_level: Option<tracing::Level>,
     pub(super) log_format: Option<LogFormat>,
+    pub(super) issuer_lifetime: Option<Duration>,
+    pub(super) leaf_lifetime: Option<Duration>,
     pub(super) socket: Option<PathBuf>,
     pub(super) state_dir: Option<PathBuf>,
 }
@@ -79,6 +83,8 @@ impl Values {
             "slot" => self.slot = Some(slot(raw)?),
             "socket" => self.socket = Some(text(raw).and_then(path)?),
             "state_dir" => self.state_dir = Some(text(raw).and_then(path)?),
+            "trust.issuer_lifetime" => self.issuer_lifetime = Some(text(raw).and_then(lifetime)?),
+            "trust.leaf_lifetime" => self.leaf_lifetime = Some(text(raw).and_then(lifetime)?),
             "vip.pool" => self.vip_pool = Some(text(raw).and_then(pool)?),
             other => return Err((format!("{other} is no key"), "remove it".to_owned())),
         }
@@ -183,6 +189,18 @@ fn path(text: &str) -> Result<PathBuf, Wrong> {
 fn pool(text: &str) -> Result<Pool, Wrong> {
     text.parse()
         .map_err(|error: PoolError| (error.to_string(), "write for example 127.240.0.0/16".to_owned()))
+}
+
+/// A certificate's life: short ones are for tests, longer ones than the default for nobody.
+fn lifetime(text: &str) -> Result<Duration, Wrong> {
+    let fix = || "write from 5s to 365d, for example 72h".to_owned();
+    let lifetime = duration::parse(text).map_err(|why| (why, fix()))?;
+    let allowed = Duration::from_secs(5)..=Duration::from_secs(365 * 86_400);
+    if allowed.contains(&lifetime) {
+        Ok(lifetime)
+    } else {
+        Err((format!("a certificate cannot last {text}"), fix()))
+    }
 }
 
 fn word<T: Copy>(raw: &Raw, words: &[(&str, T)]) -> Result<T, Wrong> {

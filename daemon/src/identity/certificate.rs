@@ -1,7 +1,7 @@
 //! Certificates this daemon makes: root, issuer, leaves.
 //!
 //! Owns: their fields and lifetimes. Must not know: who asks, where they are kept.
-//! Driven by: `init` (root, issuer, first leaf) and the issuer task (leaves of joiners).
+//! Driven by: `init` (root, issuer, first leaf), the issuer task (leaves of joiners), the authority task (issuers).
 //!
 //! Nothing of a request but its public key enters a certificate: a request that asks to be a CA would
 //! become one.
@@ -16,21 +16,46 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 
-use gossamer_core::trust::CLAIMS_OID;
+use gossamer_core::trust::{self, CLAIMS_OID, ISSUER_OID, Sign as _};
+use gossamer_wire::issuer::IssuerClaims;
 use gossamer_wire::token::Claims;
-use gossamer_wire::{GroupName, MeshId, NodeName};
+use gossamer_wire::{GroupName, MeshId, NodeId, NodeName};
 
+use super::NodeKey;
 use super::key::Subject;
 
 /// Roots outlive everything that hangs on them.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * DAY);
-/// Design section 4.
-const ISSUER_LIFETIME: Duration = Duration::from_secs(365 * DAY);
 /// While the mesh has one issuer, so that its loss does not end the mesh within days (design section 4).
-const LEAF_LIFETIME: Duration = Duration::from_secs(30 * DAY);
+const LEAF_OF_ONE_ISSUER: Duration = Duration::from_secs(30 * DAY);
+/// From two issuers on: renewal outlives one of them, so a stolen key may end sooner.
+const LEAF_OF_SEVERAL: Duration = Duration::from_secs(3 * DAY);
 /// Certificates begin a little in the past, for clocks that are late.
 const BACKDATE: Duration = Duration::from_secs(300);
 const DAY: u64 = 86_400;
+
+/// How long certificates last that are made here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// Of nodes; by the number of issuers when `None`.
+    pub leaf: Option<Duration>,
+    /// Of issuers.
+    pub issuer: Duration,
+}
+
+impl Default for Lifetimes {
+    /// Design section 4.
+    fn default() -> Self {
+        Self { leaf: None, issuer: Duration::from_secs(365 * DAY) }
+    }
+}
+
+impl Lifetimes {
+    /// Returns how long a node's certificate lasts in a mesh with so many issuers.
+    pub(super) fn leaf_for(&self, issuers: usize) -> Duration {
+        self.leaf.unwrap_or(if issuers > 1 { LEAF_OF_SEVERAL } else { LEAF_OF_ONE_ISSUER })
+    }
+}
 
 /// Who a leaf names.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +69,9 @@ pub(super) struct LeafSubject<'a> {
 /// The key that admits nodes, with its certificate.
 pub struct IssuerKey {
     issuer: Issuer<'static, KeyPair>,
+    signer: NodeKey,
+    certificate: Vec<u8>,
+    groups: Vec<GroupName>,
     not_after: OffsetDateTime,
 }
 
@@ -52,20 +80,58 @@ impl IssuerKey {
     ///
     /// # Errors
     /// One of them does not parse.
-    pub(super) fn read(pkcs8: Vec<u8>, certificate: &[u8]) -> Result<Self, rcgen::Error> {
-        let key = read_key(pkcs8)?;
+    pub(crate) fn read(pkcs8: &[u8], certificate: &[u8]) -> Result<Self, rcgen::Error> {
+        let signer = NodeKey::read(pkcs8).ok_or(rcgen::Error::CouldNotParseKeyPair)?;
         let der = CertificateDer::from(certificate);
         let not_after = not_after(&der).ok_or(rcgen::Error::CouldNotParseCertificate)?;
-        Ok(Self { issuer: Issuer::from_ca_cert_der(&der, key)?, not_after })
+        let issuer = Issuer::from_ca_cert_der(&der, read_key(pkcs8)?)?;
+        let facts = trust::read_issuer(certificate).map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
+        let groups = facts.claims.map(|claims| claims.groups).unwrap_or_default();
+        Ok(Self { issuer, signer, certificate: certificate.to_vec(), groups, not_after })
+    }
+
+    /// Returns the groups it may admit to; none means all.
+    pub(crate) fn groups(&self) -> &[GroupName] {
+        &self.groups
+    }
+
+    /// Returns whether it may admit to a group.
+    pub(super) fn may_admit_to(&self, group: &GroupName) -> bool {
+        self.groups.is_empty() || self.groups.contains(group)
+    }
+
+    /// Returns the issuer's id: the hash of its key.
+    pub fn id(&self) -> NodeId {
+        self.signer.node()
+    }
+
+    /// Returns its public key.
+    pub(crate) const fn public(&self) -> [u8; 32] {
+        self.signer.public()
+    }
+
+    /// Returns its certificate, DER.
+    pub fn certificate(&self) -> &[u8] {
+        &self.certificate
+    }
+
+    /// Signs a statement.
+    pub(crate) fn sign(&self, bytes: &[u8]) -> [u8; 64] {
+        self.signer.sign(bytes)
     }
 
     /// Issues a leaf for a public key; it never outlives the issuer.
     ///
     /// # Errors
     /// A bug, or no randomness.
-    pub(super) fn issue(&self, public: [u8; 32], subject: LeafSubject<'_>) -> Result<Vec<u8>, rcgen::Error> {
+    pub(super) fn issue(
+        &self,
+        public: [u8; 32],
+        subject: LeafSubject<'_>,
+        lifetime: Duration,
+    ) -> Result<Vec<u8>, rcgen::Error> {
         let LeafSubject { mesh, group, name, claims } = subject;
-        let mut params = blank(LEAF_LIFETIME);
+        let mut params = blank(lifetime);
         params.not_after = params.not_after.min(self.not_after);
         let uri = format!("spiffe://{mesh}/group/{group}/node/{name}");
         params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
@@ -88,43 +154,76 @@ impl fmt::Debug for IssuerKey {
     }
 }
 
-/// A key and the certificate made for it, both DER.
-pub(super) struct Made {
-    pub(super) key: zeroize::Zeroizing<Vec<u8>>,
-    pub(super) certificate: Vec<u8>,
-    pub(super) spki: Vec<u8>,
+/// The key of a root, with its certificate: makes issuers and signs statements.
+pub(crate) struct RootKey {
+    issuer: Issuer<'static, KeyPair>,
+    signer: NodeKey,
+    not_after: OffsetDateTime,
 }
 
-/// Makes a root.
+impl RootKey {
+    /// Reads a PKCS#8 key and the certificate it belongs to.
+    ///
+    /// # Errors
+    /// One of them does not parse, or they do not belong together.
+    pub(crate) fn read(pkcs8: &[u8], certificate: &[u8]) -> Result<Self, rcgen::Error> {
+        let signer = NodeKey::read(pkcs8).ok_or(rcgen::Error::CouldNotParseKeyPair)?;
+        if trust::public_key_of(certificate).ok() != Some(signer.public()) {
+            return Err(rcgen::Error::CouldNotParseCertificate);
+        }
+        let der = CertificateDer::from(certificate);
+        let not_after = not_after(&der).ok_or(rcgen::Error::CouldNotParseCertificate)?;
+        Ok(Self { issuer: Issuer::from_ca_cert_der(&der, read_key(pkcs8)?)?, signer, not_after })
+    }
+
+    /// Returns the root's id: the hash of its key.
+    pub(crate) fn id(&self) -> NodeId {
+        self.signer.node()
+    }
+
+    /// Signs a statement.
+    pub(crate) fn sign(&self, bytes: &[u8]) -> [u8; 64] {
+        self.signer.sign(bytes)
+    }
+
+    /// Makes the certificate of an issuer; it never outlives the root.
+    ///
+    /// # Errors
+    /// A bug, or no randomness.
+    pub(crate) fn issuer(
+        &self,
+        mesh_name: &str,
+        public: [u8; 32],
+        claims: &IssuerClaims,
+        lifetime: Duration,
+    ) -> Result<Vec<u8>, rcgen::Error> {
+        let mut params = authority(&format!("{mesh_name} issuer {}", claims.name), 0, lifetime);
+        params.not_after = params.not_after.min(self.not_after);
+        params.use_authority_key_identifier_extension = true;
+        let content = claims.encode().map_err(|_| rcgen::Error::UnsupportedExtension)?;
+        params.custom_extensions = vec![CustomExtension::from_oid_content(ISSUER_OID, content)];
+        Ok(params.signed_by(&Subject(public), &self.issuer)?.der().to_vec())
+    }
+}
+
+impl fmt::Debug for RootKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RootKey")
+    }
+}
+
+/// Makes a root: its key and its certificate, both DER.
 ///
 /// # Errors
 /// No randomness.
-pub(super) fn make_root(name: &str) -> Result<(Made, Issuer<'static, KeyPair>), rcgen::Error> {
+pub(super) fn make_root(name: &str) -> Result<(NodeKey, Vec<u8>), rcgen::Error> {
     let key = KeyPair::generate_for(&PKCS_ED25519)?;
-    let params = authority(&format!("{name} root"), 1, ROOT_LIFETIME);
-    let certificate = params.self_signed(&key)?.der().to_vec();
-    let made = made(&key, certificate);
-    Ok((made, Issuer::new(params, key)))
+    let certificate = authority(&format!("{name} root"), 1, ROOT_LIFETIME).self_signed(&key)?.der().to_vec();
+    let key = NodeKey::read(&key.serialize_der()).ok_or(rcgen::Error::CouldNotParseKeyPair)?;
+    Ok((key, certificate))
 }
 
-/// Makes an issuer below a root.
-///
-/// # Errors
-/// No randomness.
-pub(super) fn make_issuer(name: &str, root: &Issuer<'static, KeyPair>) -> Result<Made, rcgen::Error> {
-    let key = KeyPair::generate_for(&PKCS_ED25519)?;
-    let mut params = authority(&format!("{name} issuer"), 0, ISSUER_LIFETIME);
-    params.use_authority_key_identifier_extension = true;
-    let certificate = params.signed_by(&key, root)?.der().to_vec();
-    Ok(made(&key, certificate))
-}
-
-fn made(key: &KeyPair, certificate: Vec<u8>) -> Made {
-    use rcgen::PublicKeyData as _;
-    Made { key: key.serialize_der().into(), certificate, spki: key.subject_public_key_info() }
-}
-
-fn read_key(pkcs8: Vec<u8>) -> Result<KeyPair, rcgen::Error> {
+fn read_key(pkcs8: &[u8]) -> Result<KeyPair, rcgen::Error> {
     KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8), &PKCS_ED25519)
 }
 
@@ -141,7 +240,7 @@ fn blank(lifetime: Duration) -> CertificateParams {
         .unwrap_or(OffsetDateTime::UNIX_EPOCH);
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.not_before = now - BACKDATE;
+    params.not_before = now - BACKDATE.min(lifetime / 10);
     params.not_after = now + lifetime;
     params.serial_number = Some(serial());
     params
@@ -155,6 +254,5 @@ fn serial() -> SerialNumber {
 }
 
 fn not_after(der: &CertificateDer<'_>) -> Option<OffsetDateTime> {
-    gossamer_core::trust::not_after(der)
-        .and_then(|end| OffsetDateTime::from_unix_timestamp(end.try_into().ok()?).ok())
+    trust::not_after(der).and_then(|end| OffsetDateTime::from_unix_timestamp(end.try_into().ok()?).ok())
 }

@@ -4,10 +4,12 @@
 
 use thiserror::Error;
 
+use gossamer_core::trust::ED25519_SPKI_PREFIX;
+use gossamer_wire::issuer::IssuerClaims;
 use gossamer_wire::token::Claims;
 use gossamer_wire::{GroupName, MeshId, MeshName, NodeName, RegionName, ZoneName};
 
-use super::certificate::{IssuerKey, LeafSubject, make_issuer, make_root};
+use super::certificate::{IssuerKey, LeafSubject, Lifetimes, RootKey, make_root};
 use super::{About, Files, ISSUER_KEY, Identity, NodeKey, ROOT_KEY, load, save};
 use crate::store::{Store, StoreError};
 
@@ -24,6 +26,8 @@ pub struct InitRequest {
     pub zone: Option<ZoneName>,
     /// Its large failure domain.
     pub region: Option<RegionName>,
+    /// How long the first certificates last.
+    pub lifetimes: Lifetimes,
 }
 
 /// Why no mesh was made. The state directory is as it was.
@@ -66,18 +70,24 @@ pub fn init(store: &Store, request: &InitRequest) -> Result<Identity, InitError>
     }
     let made = |error: rcgen::Error| InitError::Certificate(error.to_string());
     let name = request.mesh_name.as_str();
-    let (root, root_issuer) = make_root(name).map_err(made)?;
-    let issuer = make_issuer(name, &root_issuer).map_err(made)?;
-    let mesh = MeshId::of_spki(&root.spki);
-    let key = NodeKey::generate()
-        .ok_or_else(|| InitError::Certificate("no randomness for the node's key".to_owned()))?;
-    let signer = IssuerKey::read(issuer.key.to_vec(), &issuer.certificate).map_err(made)?;
+    let (root_key, root) = make_root(name).map_err(made)?;
+    let mesh = MeshId::of_spki(&[&ED25519_SPKI_PREFIX[..], &root_key.public()].concat());
+    let new_key = || {
+        NodeKey::generate().ok_or_else(|| InitError::Certificate("the system has no randomness".to_owned()))
+    };
+    let (key, issuer_key) = (new_key()?, new_key()?);
+    let claims = IssuerClaims { node: key.node(), name: request.node.clone(), groups: Vec::new() };
+    let issuer = RootKey::read(root_key.pkcs8(), &root)
+        .and_then(|root| root.issuer(name, issuer_key.public(), &claims, request.lifetimes.issuer))
+        .map_err(made)?;
     let subject =
         LeafSubject { mesh, group: &request.group, name: &request.node, claims: &Claims::default() };
-    let leaf = signer.issue(key.public(), subject).map_err(made)?;
+    let leaf = IssuerKey::read(issuer_key.pkcs8(), &issuer)
+        .and_then(|signer| signer.issue(key.public(), subject, request.lifetimes.leaf_for(1)))
+        .map_err(made)?;
 
-    store.write(ROOT_KEY, &root.key)?;
-    store.write(ISSUER_KEY, &issuer.key)?;
+    store.write(ROOT_KEY, root_key.pkcs8())?;
+    store.write(ISSUER_KEY, issuer_key.pkcs8())?;
     save(
         store,
         &Files {
@@ -91,8 +101,8 @@ pub fn init(store: &Store, request: &InitRequest) -> Result<Identity, InitError>
             },
             key: &key,
             leaf: &leaf,
-            roots: &[root.certificate],
-            issuers: &[issuer.certificate],
+            roots: &[root],
+            issuers: &[issuer],
         },
     )?;
     load(store)?.ok_or_else(|| InitError::Certificate("the identity did not reach the disk".to_owned()))

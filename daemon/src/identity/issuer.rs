@@ -1,7 +1,10 @@
-//! The issuer: mints tokens and admits joiners.
+//! The issuer: mints tokens, admits joiners and renews certificates. The task runs on every node, for any may become an
+//! issuer; where there is no issuer's key it refuses.
 //!
 //! Owns: the tokens file; one task reads and writes it. Must not know: membership, who is dialled.
 //! Driven by: the local API (tokens) and the transport (joiners). The decision is `core::admission`'s.
+
+mod door;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,30 +13,32 @@ use std::time::Duration;
 use quinn::Connection;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
 
 use gossamer_core::admission::{Request, Use, Verdict};
-use gossamer_core::trust::{Sign as _, node_id, signature_holds};
-use gossamer_wire::join::{Admitted, JoinReply, JoinRequest, PROOF_LABEL, PeerHint, Refusal};
-use gossamer_wire::limits::{MAX_ADDRESSES, MAX_JOIN_BYTES, MAX_JOINING, MAX_TOKEN_ADDRESSES};
+use gossamer_core::trust::{Leaf, Sign as _, signature_holds};
+use gossamer_wire::join::{Admitted, JoinReply, JoinRequest, PeerHint, Refusal};
+use gossamer_wire::limits::{MAX_ADDRESSES, MAX_TOKEN_ADDRESSES};
 use gossamer_wire::token::{Claims, Grant, Token};
-use gossamer_wire::{GroupName, NodeId, TokenId};
+use gossamer_wire::{GroupName, NodeId, NodeName, TokenId};
 
 use super::certificate::LeafSubject;
 use super::ledger::{Minted, Tokens};
-use super::{Identity, IssuerKey};
+use super::{Identity, IssuerKey, Lifetimes, Live};
 use crate::clock;
 use crate::index::{IndexReader, NodeSummary};
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 use crate::supervise::Stage;
+use crate::transport::Trust;
 
-/// Commands waiting for the issuer; the CLI sends one at a time, joiners are bounded by [`MAX_JOINING`].
+pub(super) use door::{binding, proof_bytes};
+
+/// Commands waiting for the issuer; the CLI sends one at a time, joiners are bounded by [`MAX_JOINING`](gossamer_wire::limits::MAX_JOINING).
 const COMMANDS: usize = 64;
-/// Longest join exchange after the handshake.
-const JOIN_WITHIN: Duration = Duration::from_secs(5);
 /// Members named to a joiner: enough to meet one that lives, few enough for the reply's limit.
 const HINTS: usize = 16;
+/// Other issuers named in a reply; the rest comes as statements. Each is some 500 bytes of the reply's 8 KiB.
+const MAX_SENT_ISSUERS: usize = 4;
 /// Tokens remembered; expired ones make room.
 const MAX_TOKENS: usize = 4_096;
 
@@ -99,6 +104,14 @@ pub enum TokenError {
     /// The operator's fault: none of them has expired.
     #[error("this node remembers {MAX_TOKENS} tokens that are still good; wait until one has expired")]
     TooMany,
+    /// The operator's fault: only an issuer can mint.
+    #[error(
+        "this node admits nobody; run the command on an issuer ({0}), or make this one: gossamer issuer add {1}"
+    )]
+    NoIssuer(String, NodeName),
+    /// The operator's fault: the root did not allow it.
+    #[error("this issuer may admit to {0} only; run the command on another issuer, see gossamer issuer list")]
+    Scope(String),
     /// No such token was minted here.
     #[error("no token {0} was minted on this node; `gossamer token list` shows the ids")]
     Unknown(TokenId),
@@ -126,9 +139,9 @@ impl IssuerHandle {
     /// Lists the tokens minted here.
     ///
     /// # Errors
-    /// The daemon stops.
+    /// The node never was an issuer, or the daemon stops.
     pub async fn list(&self) -> Result<Vec<TokenInfo>, TokenError> {
-        self.call(Command::List).await
+        self.call(Command::List).await?
     }
 
     /// Revokes a token and returns who joined with it; they stay members.
@@ -148,9 +161,10 @@ impl IssuerHandle {
 
 enum Command {
     Create { request: TokenRequest, reply: oneshot::Sender<Result<CreatedToken, TokenError>> },
-    List(oneshot::Sender<Vec<TokenInfo>>),
+    List(oneshot::Sender<Result<Vec<TokenInfo>, TokenError>>),
     Revoke { id: TokenId, reply: oneshot::Sender<Result<Vec<Use>, TokenError>> },
     Admit { request: Box<Checked>, reply: oneshot::Sender<JoinReply> },
+    Renew { leaf: Box<Leaf>, reply: oneshot::Sender<JoinReply> },
 }
 
 /// A join request whose token parses and whose proof of the key holds.
@@ -167,8 +181,12 @@ pub struct Parts {
     pub store: Store,
     /// Who this node is.
     pub identity: Arc<Identity>,
-    /// The key that admits.
-    pub issuer: Arc<IssuerKey>,
+    /// The key that admits, as it is now.
+    pub live: Live,
+    /// Who is believed.
+    pub trust: Trust,
+    /// How long certificates last.
+    pub lifetimes: Lifetimes,
     /// Who is a member, for names in use and for hints.
     pub index: IndexReader,
     /// Where this node can be dialled.
@@ -184,10 +202,11 @@ pub struct Parts {
 /// # Errors
 /// The tokens file is damaged.
 pub fn start(stage: &Stage, parts: Parts) -> Result<IssuerHandle, StoreError> {
-    let Parts { store, identity, issuer, index, advertised, joiners, metrics } = parts;
+    let Parts { store, identity, live, trust, lifetimes, index, advertised, joiners, metrics } = parts;
     let tokens = Tokens::read(&store)?;
     let (commands, queue) = mpsc::channel(COMMANDS);
-    let desk = Desk { store, identity, issuer, index, advertised, tokens };
+    let believed = Trust::clone(&trust);
+    let desk = Desk { store, identity, live, trust, lifetimes, index, advertised, tokens };
     let stop = stage.stopping().clone();
     stage.spawn("issuer", async move {
         tokio::select! {
@@ -196,82 +215,17 @@ pub fn start(stage: &Stage, parts: Parts) -> Result<IssuerHandle, StoreError> {
             () = desk.run(queue) => {}
         }
     });
-    stage.spawn("joiners", door(stage.clone(), joiners, commands.clone(), metrics));
+    stage.spawn("joiners", door::door(stage.clone(), joiners, commands.clone(), believed, metrics));
     Ok(IssuerHandle(commands))
-}
-
-/// Takes joiners, a bounded number at a time.
-async fn door(
-    stage: Stage,
-    mut joiners: mpsc::Receiver<Connection>,
-    commands: mpsc::Sender<Command>,
-    metrics: Arc<Metrics>,
-) {
-    let seats = Arc::new(tokio::sync::Semaphore::new(MAX_JOINING));
-    let stop = stage.stopping().clone();
-    loop {
-        let connection = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            Some(connection) = joiners.recv() => connection,
-            else => return,
-        };
-        let Ok(seat) = Arc::clone(&seats).acquire_owned().await else { return };
-        let (commands, metrics) = (commands.clone(), Arc::clone(&metrics));
-        stage.spawn_short("join", async move {
-            let outcome = timeout(JOIN_WITHIN, exchange(&connection, &commands)).await;
-            metrics.join(match &outcome {
-                Ok(Some(JoinReply::Admitted(_))) => "admitted",
-                Ok(Some(JoinReply::Refused(_))) => "refused",
-                Ok(None) => "malformed",
-                Err(_) => "timeout",
-            });
-            connection.close(0_u32.into(), b"done");
-            drop(seat);
-        });
-    }
-}
-
-/// Reads a request, has it judged, and answers. `None` when the joiner does not speak the protocol.
-async fn exchange(connection: &Connection, commands: &mpsc::Sender<Command>) -> Option<JoinReply> {
-    let (mut send, mut recv) = connection.accept_bi().await.ok()?;
-    let bytes = recv.read_to_end(MAX_JOIN_BYTES).await.ok()?;
-    let request = JoinRequest::decode(&bytes).ok()?;
-    let token: Token = request.token.parse().ok()?;
-    let reply = match proof_holds(connection, &request, &token) {
-        false => JoinReply::Refused(Refusal::Proof),
-        true => {
-            let node = node_id(&request.public_key);
-            let (reply, answer) = oneshot::channel();
-            let request = Box::new(Checked { token, request, node });
-            commands.send(Command::Admit { request, reply }).await.ok()?;
-            answer.await.ok()?
-        }
-    };
-    send.write_all(&reply.encode().ok()?).await.ok()?;
-    send.finish().ok()?;
-    // The joiner closes when it has stored what it got.
-    connection.closed().await;
-    Some(reply)
-}
-
-/// Returns what a joiner signs: it binds the request to its key, its token and this very TLS session.
-pub(super) fn proof_bytes(connection: &Connection, token: TokenId) -> Option<Vec<u8>> {
-    let mut binding = [0; 32];
-    connection.export_keying_material(&mut binding, b"EXPORTER-gossamer-join", b"").ok()?;
-    Some([PROOF_LABEL, token.as_bytes(), &binding].concat())
-}
-
-fn proof_holds(connection: &Connection, request: &JoinRequest, token: &Token) -> bool {
-    proof_bytes(connection, token.grant().id)
-        .is_some_and(|bytes| signature_holds(&request.public_key, &bytes, &request.proof))
 }
 
 /// The owner of the tokens.
 struct Desk {
     store: Store,
     identity: Arc<Identity>,
-    issuer: Arc<IssuerKey>,
+    live: Live,
+    trust: Trust,
+    lifetimes: Lifetimes,
     index: IndexReader,
     advertised: Vec<SocketAddr>,
     tokens: Tokens,
@@ -285,11 +239,30 @@ impl Desk {
                 Command::List(reply) => drop(reply.send(self.list())),
                 Command::Revoke { id, reply } => drop(reply.send(self.revoke(id).await)),
                 Command::Admit { request, reply } => drop(reply.send(self.admit(&request).await)),
+                Command::Renew { leaf, reply } => drop(reply.send(self.renew(&leaf))),
             }
         }
     }
 
+    /// Returns the issuer's key if it may admit to the group.
+    fn issuer_for(&self, group: &GroupName) -> Result<Arc<IssuerKey>, Refusal> {
+        let issuer = self.live.load().issuer.clone().ok_or(Refusal::NoIssuer)?;
+        if issuer.may_admit_to(group) { Ok(issuer) } else { Err(Refusal::Scope) }
+    }
+
+    /// Refuses to mint what would be refused later.
+    fn check_mint(&self, group: &GroupName) -> Result<(), TokenError> {
+        let live = self.live.load();
+        let Some(issuer) = &live.issuer else { return Err(self.no_issuer()) };
+        if issuer.may_admit_to(group) {
+            return Ok(());
+        }
+        let groups: Vec<_> = issuer.groups().iter().map(ToString::to_string).collect();
+        Err(TokenError::Scope(groups.join(", ")))
+    }
+
     async fn create(&mut self, request: TokenRequest) -> Result<CreatedToken, TokenError> {
+        self.check_mint(request.group.as_ref().unwrap_or_else(|| self.identity.group()))?;
         if request.addresses.len() > MAX_TOKEN_ADDRESSES {
             return Err(TokenError::Addresses(request.addresses.len()));
         }
@@ -343,7 +316,10 @@ impl Desk {
         Ok(CreatedToken { token, warnings })
     }
 
-    fn list(&self) -> Vec<TokenInfo> {
+    fn list(&self) -> Result<Vec<TokenInfo>, TokenError> {
+        if self.tokens.minted.is_empty() && self.live.load().issuer.is_none() {
+            return Err(self.no_issuer());
+        }
         let info = |minted: &Minted| {
             let id = minted.id.parse().ok()?;
             Some(TokenInfo {
@@ -355,7 +331,15 @@ impl Desk {
                 revoked: minted.revoked,
             })
         };
-        self.tokens.minted.iter().filter_map(info).collect()
+        Ok(self.tokens.minted.iter().filter_map(info).collect())
+    }
+
+    fn no_issuer(&self) -> TokenError {
+        let names = match &self.live.load().issuer_names[..] {
+            [] => "where `gossamer init` ran".to_owned(),
+            names => names.join(", "),
+        };
+        TokenError::NoIssuer(names, self.identity.name().clone())
     }
 
     async fn revoke(&mut self, id: TokenId) -> Result<Vec<Use>, TokenError> {
@@ -394,6 +378,10 @@ impl Desk {
             name: &request.name,
             name_taken: self.name_taken(grant, *node, request),
         };
+        if self.trust.load().is_evicted(*node) {
+            return Err(Refusal::Evicted);
+        }
+        let issuer = self.issuer_for(&grant.group)?;
         let wall = clock::wall();
         let verdict = self.tokens.ledger.judge(self.identity.node(), self.identity.mesh, judged, wall)?;
         if verdict == Verdict::New {
@@ -410,19 +398,49 @@ impl Desk {
             name: &request.name,
             claims: &grant.claims,
         };
-        let leaf = self.issuer.issue(request.public_key, subject).map_err(|error| {
+        let admitted = self.issue(&issuer, request.public_key, subject)?;
+        tracing::info!(token = %grant.id, %node, name = %request.name, group = %grant.group, "a node was admitted");
+        Ok(admitted)
+    }
+
+    /// Gives a member a new certificate that says what its old one says, whoever made that.
+    fn renew(&self, leaf: &Leaf) -> JoinReply {
+        let subject = LeafSubject {
+            mesh: self.identity.mesh,
+            group: &leaf.group,
+            name: &leaf.name,
+            claims: &leaf.claims,
+        };
+        let renewed = self.issuer_for(&leaf.group).and_then(|key| self.issue(&key, leaf.public_key, subject));
+        match renewed {
+            Ok(admitted) => {
+                tracing::info!(node = %leaf.node, name = %leaf.name, "a certificate was renewed");
+                JoinReply::Admitted(Box::new(admitted))
+            }
+            Err(refusal) => JoinReply::Refused(refusal),
+        }
+    }
+
+    fn issue(
+        &self,
+        issuer: &IssuerKey,
+        public_key: [u8; 32],
+        subject: LeafSubject<'_>,
+    ) -> Result<Admitted, Refusal> {
+        let lifetime = self.lifetimes.leaf_for(self.live.load().issuer_names.len());
+        let leaf = issuer.issue(public_key, subject, lifetime).map_err(|error| {
             tracing::error!(%error, "a certificate could not be made");
             Refusal::Unavailable
         })?;
-        let ders =
-            |list: &[rustls::pki_types::CertificateDer<'_>]| list.iter().map(|der| der.to_vec()).collect();
-        tracing::info!(token = %grant.id, %node, name = %request.name, group = %grant.group, "a node was admitted");
+        let trust = self.trust.load();
+        let others = trust.issuers().iter().map(|der| der.to_vec());
+        let others = others.filter(|der| der != issuer.certificate()).take(MAX_SENT_ISSUERS);
         Ok(Admitted {
             leaf,
-            issuers: ders(self.identity.trust.issuers()),
-            roots: ders(self.identity.trust.roots()),
+            issuers: [issuer.certificate().to_vec()].into_iter().chain(others).collect(),
+            roots: trust.roots().iter().map(|der| der.to_vec()).collect(),
             mesh_name: self.identity.mesh_name.clone(),
-            group: grant.group.clone(),
+            group: subject.group.clone(),
             peers: self.hints(),
         })
     }

@@ -14,10 +14,10 @@ use thiserror::Error;
 use tokio::time::timeout;
 
 use gossamer_core::trust::{Sign as _, TrustBundle};
-use gossamer_wire::join::{Admitted, JoinReply, JoinRequest as Ask, Refusal};
+use gossamer_wire::join::{Admitted, Ask, JoinReply, JoinRequest as Request, Refusal};
 use gossamer_wire::limits::MAX_JOIN_BYTES;
 use gossamer_wire::token::{Grant, Token};
-use gossamer_wire::{NodeName, RegionName, ZoneName};
+use gossamer_wire::{MeshId, NodeId, NodeName, RegionName, ZoneName};
 
 use super::{About, Files, Identity, NODE_KEY, NodeKey, Seed, load, save};
 use crate::clock;
@@ -77,7 +77,7 @@ impl JoinError {
     }
 }
 
-const fn refusal_text(refusal: Refusal) -> &'static str {
+pub(super) const fn refusal_text(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::Foreign => "the token belongs to another mesh or was changed; get a new one from an issuer",
         Refusal::Expired => "the token has expired; make a new one with `gossamer token create`",
@@ -92,6 +92,14 @@ const fn refusal_text(refusal: Refusal) -> &'static str {
         Refusal::Proof => "the proof of this node's key did not hold; try again",
         Refusal::Revoked => "the token was revoked; make a new one with `gossamer token create`",
         Refusal::Unavailable => "the issuer could not record the join (is its disk full?); try again",
+        Refusal::NoIssuer => "that node admits nobody; get a token from an issuer (`gossamer issuer list`)",
+        Refusal::Scope => "the issuer may not admit to this group; get a token from another issuer",
+        Refusal::Evicted => {
+            "this node was evicted, for ever; remove its state directory and join again with a new token"
+        }
+        Refusal::Certificate => {
+            "the issuer does not believe this node's certificate; remove its state directory and join again"
+        }
     }
 }
 
@@ -144,20 +152,35 @@ async fn ask(
     request: &JoinRequest,
 ) -> io::Result<JoinReply> {
     let grant = token.grant();
-    let tls = tls::joiner(grant.mesh, grant.root_pin, grant.issuer).map_err(io::Error::other)?;
+    exchange(grant.mesh, grant.root_pin, grant.issuer, address, |binding| {
+        let proof = key.sign(&super::issuer::proof_bytes(grant.id, binding)).to_vec();
+        Ask::Join(Request {
+            token: token.reveal().to_owned(),
+            public_key: key.public(),
+            proof,
+            name: request.node.clone(),
+        })
+    })
+    .await
+}
+
+/// Asks the issuer at an address; nothing is said to anybody else. `ask` gets the binding of the TLS session.
+pub(super) async fn exchange(
+    mesh: MeshId,
+    pin: [u8; 32],
+    issuer: NodeId,
+    address: SocketAddr,
+    ask: impl FnOnce(&[u8; 32]) -> Ask,
+) -> io::Result<JoinReply> {
+    let tls = tls::joiner(mesh, pin, issuer).map_err(io::Error::other)?;
     let endpoint = dial_only(address)?;
     let connecting = endpoint
         .connect_with(joiner(tls).map_err(io::Error::other)?, address, "gossamer.invalid")
         .map_err(io::Error::other)?;
     let connection = connecting.await.map_err(no_connection)?;
-    let proof = super::issuer::proof_bytes(&connection, grant.id)
+    let binding = super::issuer::binding(&connection)
         .ok_or_else(|| io::Error::other("the TLS session has no binding"))?;
-    let ask = Ask {
-        token: token.reveal().to_owned(),
-        public_key: key.public(),
-        proof: key.sign(&proof).to_vec(),
-        name: request.node.clone(),
-    };
+    let ask = ask(&binding);
     let (mut send, mut recv) = connection.open_bi().await.map_err(io::Error::other)?;
     send.write_all(&ask.encode().map_err(io::Error::other)?).await?;
     send.finish().map_err(io::Error::other)?;

@@ -1,20 +1,24 @@
 //! Who this node is: keys, certificates, trust bundle, and how they are made and kept.
 //!
 //! Owns: the identity files of the state directory. Must not know: QUIC streams, membership.
-//! Driven by: `cli` (init, join), `app` (load), the issuer task (tokens, admissions).
+//! Driven by: `cli` (init, join), `app` (load), the issuer task (tokens, admissions), the authority task (statements,
+//! renewal).
 
 mod certificate;
+pub(crate) mod credentials;
 mod init;
 pub mod issuer;
 mod join;
 mod key;
 mod ledger;
+mod renew;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use gossamer_core::statements::Statements;
 use gossamer_core::trust::{Leaf, TrustBundle};
 use gossamer_wire::join::PeerHint;
 use gossamer_wire::{GroupName, MeshId, MeshName, NodeId, NodeName, RegionName, ZoneName};
@@ -23,10 +27,13 @@ use crate::clock;
 use crate::entropy::Entropy;
 use crate::store::{Store, StoreError};
 
-pub use certificate::IssuerKey;
+pub(crate) use certificate::RootKey;
+pub use certificate::{IssuerKey, Lifetimes};
+pub use credentials::{Credentials, Live};
 pub use init::{InitError, InitRequest, init};
 pub use join::{JoinError, JoinRequest, join};
 pub use key::NodeKey;
+pub(crate) use renew::{Issuer, renew, renew_here};
 
 /// Present as soon as a state directory holds an identity; written last.
 pub const IDENTITY_FILE: &str = "identity.json";
@@ -37,6 +44,7 @@ const ROOT_KEY: &str = "root.key";
 const ROOT_CERTIFICATES: &str = "roots.json";
 const ISSUER_KEY: &str = "issuer.key";
 const ISSUER_CERTIFICATES: &str = "issuers.json";
+const STATEMENTS: &str = "statements.json";
 const EPOCH: &str = "epoch";
 const RESET_KEY: &str = "reset.key";
 
@@ -66,15 +74,19 @@ pub struct Identity {
     pub mesh: MeshId,
     /// Its name for display.
     pub mesh_name: MeshName,
-    /// What this node's own certificate says.
+    /// What this node's own certificate says; it may have ended.
     pub leaf: Leaf,
     /// The certificate, DER.
     pub leaf_der: Vec<u8>,
+    /// The certificates of issuers that came with it, DER; the first one signed it.
+    pub issuers: Vec<Vec<u8>>,
+    /// The statements that were known at the last stop.
+    pub statements: Statements,
     /// This node's small failure domain.
     pub zone: Option<ZoneName>,
     /// Its large failure domain.
     pub region: Option<RegionName>,
-    /// Roots and issuers.
+    /// Roots and issuers, with what the statements change.
     pub trust: TrustBundle,
     /// The node's key.
     pub key: Arc<NodeKey>,
@@ -116,24 +128,25 @@ pub fn load(store: &Store) -> Result<Option<Identity>, StoreError> {
         .map_err(|error: gossamer_wire::IdError| damaged(IDENTITY_FILE, error.to_string()))?;
     let roots = read_certificates(store, ROOT_CERTIFICATES)?;
     let issuers = read_certificates(store, ISSUER_CERTIFICATES)?;
-    let issuer_der = issuers.first().cloned().unwrap_or_default();
-    let trust = TrustBundle::new(mesh, roots, issuers)
+    let mut statements =
+        Statements::new(mesh, &roots).map_err(|error| damaged(ROOT_CERTIFICATES, error.to_string()))?;
+    let taken = statements.take(&read_certificates(store, STATEMENTS)?);
+    if let Some(fault) = taken.refused.first() {
+        return Err(damaged(STATEMENTS, fault.to_string()));
+    }
+    let trust = TrustBundle::new(mesh, roots, issuers.clone())
         .map_err(|error| damaged(ROOT_CERTIFICATES, error.to_string()))?;
     let key = NodeKey::read(&required(store, NODE_KEY)?)
         .ok_or_else(|| damaged(NODE_KEY, "it is not an Ed25519 key".to_owned()))?;
     let leaf_der = required(store, NODE_CERTIFICATE)?;
+    // Whether others still believe it is their concern: one that has ended is renewed by the daemon.
     let leaf = trust
-        .verify(&leaf_der, &[], clock::wall())
+        .verify_at_end(&leaf_der, &[], clock::wall())
         .map_err(|error| damaged(NODE_CERTIFICATE, error.to_string()))?;
     if leaf.public_key != key.public() {
         return Err(damaged(NODE_CERTIFICATE, "it belongs to another key".to_owned()));
     }
-    let issuer = match store.read(ISSUER_KEY)? {
-        Some(pkcs8) => Some(Arc::new(
-            IssuerKey::read(pkcs8, &issuer_der).map_err(|error| damaged(ISSUER_KEY, error.to_string()))?,
-        )),
-        None => None,
-    };
+    let issuer = credentials::issuer_key(store, &statements, &issuers)?;
     let seeds = about.seeds.iter().filter_map(|seed| {
         Some(PeerHint { node: seed.node.parse().ok()?, addresses: seed.addresses.clone() })
     });
@@ -144,7 +157,9 @@ pub fn load(store: &Store) -> Result<Option<Identity>, StoreError> {
         leaf_der,
         zone: about.zone,
         region: about.region,
-        trust,
+        trust: credentials::trust_of(&trust, &issuers, &statements),
+        issuers,
+        statements,
         key: Arc::new(key),
         issuer,
         holds_root_key: store.read(ROOT_KEY)?.is_some(),

@@ -12,6 +12,7 @@ fn request(node: &str) -> InitRequest {
         node: node.parse().expect("name"),
         zone: Some("z1".parse().expect("name")),
         region: None,
+        lifetimes: Lifetimes::default(),
     }
 }
 
@@ -208,7 +209,7 @@ fn issue(claims: &Claims) -> (Identity, Vec<u8>, NodeKey) {
         claims,
     };
     let issuer = identity.issuer.clone().expect("an issuer");
-    let leaf = issuer.issue(key.public(), subject).expect("issues");
+    let leaf = issuer.issue(key.public(), subject, Lifetimes::default().leaf_for(1)).expect("issues");
     (identity, leaf, key)
 }
 
@@ -238,7 +239,7 @@ fn no_leaf_outlives_its_issuer() {
 fn a_leaf_cannot_issue_leaves() {
     let (identity, leaf, key) = issue(&Claims::default());
     // The admitted node signs a leaf with its own key, as if it were an issuer, and shows both.
-    let signer = IssuerKey::read(key.pkcs8().to_vec(), &leaf);
+    let signer = IssuerKey::read(key.pkcs8(), &leaf);
     let Ok(signer) = signer else { return };
     let accomplice = NodeKey::generate().expect("key");
     let subject = certificate::LeafSubject {
@@ -247,7 +248,7 @@ fn a_leaf_cannot_issue_leaves() {
         name: &"vm-c".parse().expect("name"),
         claims: &Claims::default(),
     };
-    let forged = signer.issue(accomplice.public(), subject).expect("signs");
+    let forged = signer.issue(accomplice.public(), subject, Lifetimes::default().leaf_for(1)).expect("signs");
     let shown = [rustls::pki_types::CertificateDer::from(leaf)];
     assert!(identity.trust.verify(&forged, &shown, clock::wall()).is_err());
 }

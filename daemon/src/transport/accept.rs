@@ -75,7 +75,9 @@ pub(super) async fn accept(incoming: Incoming, greeter: &Greeter, metrics: &Metr
 const fn reason(error: &HelloError) -> &'static str {
     match error {
         HelloError::Trust(_) => "certificate",
-        HelloError::Decode(_) | HelloError::Encode(_) | HelloError::Purpose => "hello",
+        HelloError::Decode(_) | HelloError::Encode(_) | HelloError::Purpose | HelloError::Statements => {
+            "hello"
+        }
         HelloError::Connection(_) | HelloError::Stream(_) => "connection",
     }
 }

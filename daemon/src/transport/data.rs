@@ -213,6 +213,11 @@ impl Pool {
         self.waiting.remove(&node);
     }
 
+    /// Returns all live connections.
+    pub(super) fn connections(&self) -> impl Iterator<Item = &Connection> {
+        self.live.values().flatten().map(|data| &data.connection)
+    }
+
     /// Removes and returns the connections to a node that is down.
     pub(super) fn remove(&mut self, node: NodeId) -> Vec<DataConnection> {
         self.give_up(node);

@@ -23,10 +23,9 @@ use thiserror::Error;
 
 use gossamer_wire::limits::{MAX_FLOWS_PER_PEER, MAX_INCOMING};
 
-use super::tls::{self, Trust};
+use super::tls::{self, Side};
 use crate::clock::Clock;
 use crate::entropy::Entropy;
-use crate::identity::Identity;
 use crate::supervise::Stage;
 
 /// Control connections live on SWIM's own traffic.
@@ -77,7 +76,7 @@ pub enum Udp {
 #[derive(Debug)]
 pub(super) struct Opening<'a> {
     pub(super) udp: &'a Udp,
-    pub(super) trust: &'a Trust,
+    pub(super) side: Side<'a>,
     pub(super) reset_key: &'a [u8; 64],
     pub(super) clock: &'a Clock,
     pub(super) entropy: &'a Entropy,
@@ -87,14 +86,10 @@ pub(super) struct Opening<'a> {
 ///
 /// # Errors
 /// See [`BindError`].
-pub(super) fn open(
-    stage: &Stage,
-    identity: &Identity,
-    opening: &Opening<'_>,
-) -> Result<Endpoints, BindError> {
-    let Opening { udp, trust, reset_key, clock, entropy } = *opening;
+pub(super) fn open(stage: &Stage, opening: &Opening<'_>) -> Result<Endpoints, BindError> {
+    let Opening { udp, side, reset_key, clock, entropy } = opening;
     let tls_error = |error: &dyn std::fmt::Display| BindError::Tls(error.to_string());
-    let server_tls = tls::server(identity, trust, clock).map_err(|error| tls_error(&error))?;
+    let server_tls = tls::server(side).map_err(|error| tls_error(&error))?;
     let server_tls = QuicServerConfig::try_from(server_tls).map_err(|error| tls_error(&error))?;
     let mut server = ServerConfig::with_crypto(Arc::new(server_tls));
     server
@@ -108,7 +103,7 @@ pub(super) fn open(
     tokens.sent(0);
     server.validation_token_config(tokens);
 
-    let client_tls = tls::client(identity, trust, clock).map_err(|error| tls_error(&error))?;
+    let client_tls = tls::client(side).map_err(|error| tls_error(&error))?;
     let client_tls = Arc::new(QuicClientConfig::try_from(client_tls).map_err(|error| tls_error(&error))?);
     let client = |settings: TransportConfig| {
         let mut config = ClientConfig::new(Arc::clone(&client_tls) as _);

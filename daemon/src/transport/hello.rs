@@ -3,6 +3,9 @@
 //! Owns: the handshake above TLS. Must not know: what is done with a connection.
 //! Driven by: `accept` and `dial`, then `link`.
 //!
+//! Both sides first make their sets of statements equal: a node that missed an eviction learns of it from the next
+//! peer it meets, before it takes anything else from anybody (design section 4). Equal digests cost nothing.
+//!
 //! With TLS 1.3 the dialer's handshake ends before the other side has judged its certificate, so a peer counts
 //! as connected only when its hello has come back.
 
@@ -15,9 +18,11 @@ use thiserror::Error;
 
 use gossamer_core::trust::{Leaf, TrustError};
 use gossamer_wire::frame::{Frame, Hello, PREFIX_BYTES, Purpose};
-use gossamer_wire::{DecodeError, EncodeError, statement};
+use gossamer_wire::limits::{MAX_FRAME_BYTES, MAX_STATEMENT_SET_BYTES};
+use gossamer_wire::{DecodeError, EncodeError};
 
 use super::tls::Trust;
+use crate::authority::{AuthorityHandle, Known};
 use crate::clock::Clock;
 
 /// Why a connection did not come about. The peer's or the network's fault; nothing is kept of it.
@@ -35,6 +40,10 @@ pub(super) enum HelloError {
     Trust(#[from] TrustError),
     #[error("the first frame was not a hello for this purpose")]
     Purpose,
+    #[error(
+        "the peer sends more than {MAX_STATEMENT_SET_BYTES} bytes of statements, or something else before they are through"
+    )]
+    Statements,
 }
 
 /// A connection whose hello has come back.
@@ -47,6 +56,8 @@ pub(super) struct Greeted {
     pub(super) nonce: u64,
     /// Whether this side dialled.
     pub(super) dialled: bool,
+    /// Digest of the statements that both sides held at the end of the greeting.
+    pub(super) statements: [u8; 16],
     pub(super) send: SendStream,
     pub(super) recv: RecvStream,
 }
@@ -56,6 +67,8 @@ pub(super) struct Greeted {
 pub(super) struct Greeter {
     pub(super) trust: Trust,
     pub(super) clock: Clock,
+    /// The statements, and where new ones go.
+    pub(super) authority: AuthorityHandle,
     /// Random per process.
     pub(super) nonce: u64,
 }
@@ -67,24 +80,48 @@ impl Greeter {
         connection: Connection,
         purpose: Purpose,
     ) -> Result<Greeted, HelloError> {
-        let peer = self.identify(&connection)?;
+        self.identify(&connection)?;
         let (mut send, mut recv) = connection.open_bi().await?;
-        write_hello(&connection, &mut send, purpose, self.nonce).await?;
+        let own = self.authority.known();
+        write_hello(&connection, &mut send, purpose, self.nonce, &own).await?;
         let theirs = read_hello(&mut recv).await?;
         if theirs.purpose != purpose {
             return Err(HelloError::Purpose);
         }
-        Ok(Greeted { connection, peer, purpose, nonce: theirs.nonce, dialled: true, send, recv })
+        let (peer, statements) = self.agree(&connection, &own, &theirs, (&mut send, &mut recv)).await?;
+        let nonce = theirs.nonce;
+        Ok(Greeted { connection, peer, purpose, nonce, dialled: true, statements, send, recv })
     }
 
     /// Answers a greeting as the side that was dialled. Without a verified certificate nothing is read.
     pub(super) async fn answer(&self, connection: Connection) -> Result<Greeted, HelloError> {
-        let peer = self.identify(&connection)?;
+        self.identify(&connection)?;
         let (mut send, mut recv) = connection.accept_bi().await?;
         let theirs = read_hello(&mut recv).await?;
-        write_hello(&connection, &mut send, theirs.purpose, self.nonce).await?;
+        let own = self.authority.known();
+        write_hello(&connection, &mut send, theirs.purpose, self.nonce, &own).await?;
+        let (peer, statements) = self.agree(&connection, &own, &theirs, (&mut send, &mut recv)).await?;
         let Hello { purpose, nonce, .. } = theirs;
-        Ok(Greeted { connection, peer, purpose, nonce, dialled: false, send, recv })
+        Ok(Greeted { connection, peer, purpose, nonce, dialled: false, statements, send, recv })
+    }
+
+    /// Exchanges the statements if their digests differ, and judges the peer by what is known then.
+    async fn agree(
+        &self,
+        connection: &Connection,
+        own: &Known,
+        theirs: &Hello,
+        (send, recv): (&mut SendStream, &mut RecvStream),
+    ) -> Result<(Arc<Leaf>, [u8; 16]), HelloError> {
+        if own.digest == theirs.statement_digest {
+            return Ok((self.identify(connection)?, own.digest));
+        }
+        let peer = self.identify(connection)?;
+        // At once both ways: neither waits with a full window for the other to read.
+        let (sent, received) = tokio::join!(write_statements(send, &own.statements), read_statements(recv));
+        sent?;
+        self.authority.learn(peer.node, received?).await;
+        Ok((self.identify(connection)?, self.authority.known().digest))
     }
 
     /// Judges the certificate of a connection again, after the handshake: the handshake's own verdict could be
@@ -104,13 +141,60 @@ async fn write_hello(
     send: &mut SendStream,
     purpose: Purpose,
     nonce: u64,
+    known: &Known,
 ) -> Result<(), HelloError> {
     let mut observed = connection.remote_address();
     observed.set_ip(observed.ip().to_canonical());
-    let statement_digest = statement::digest(&std::collections::BTreeSet::new());
-    let hello = Frame::Hello(Hello { purpose, nonce, observed, statement_digest });
+    let hello = Frame::Hello(Hello { purpose, nonce, observed, statement_digest: known.digest });
     send.write_all(&hello.encode()?).await.map_err(io::Error::from)?;
     Ok(())
+}
+
+/// Writes all statements; an empty frame ends them.
+async fn write_statements(send: &mut SendStream, statements: &[Vec<u8>]) -> Result<(), HelloError> {
+    for frame in frames_of(statements).into_iter().chain([Frame::Statements(Vec::new())]) {
+        send.write_all(&frame.encode()?).await.map_err(io::Error::from)?;
+    }
+    Ok(())
+}
+
+/// Packs statements into frames.
+pub(super) fn frames_of(statements: &[Vec<u8>]) -> Vec<Frame> {
+    let mut frames: Vec<Vec<Vec<u8>>> = Vec::new();
+    let mut room = 0;
+    for statement in statements {
+        let len = statement.len() + STATEMENT_OVERHEAD;
+        if len > room {
+            room = MAX_FRAME_BYTES - STATEMENT_OVERHEAD;
+            frames.push(Vec::new());
+        }
+        room = room.saturating_sub(len);
+        if let Some(frame) = frames.last_mut() {
+            frame.push(statement.clone());
+        }
+    }
+    frames.into_iter().map(Frame::Statements).collect()
+}
+
+/// The longest length prefix of a statement or of a list of them, bytes.
+const STATEMENT_OVERHEAD: usize = 9;
+
+async fn read_statements(recv: &mut RecvStream) -> Result<Vec<Vec<u8>>, HelloError> {
+    let (mut all, mut bytes) = (Vec::new(), 0);
+    loop {
+        match read_frame(recv).await? {
+            Some(Frame::Statements(statements)) if statements.is_empty() => return Ok(all),
+            Some(Frame::Statements(statements)) => {
+                bytes +=
+                    statements.iter().map(|statement| statement.len() + STATEMENT_OVERHEAD).sum::<usize>();
+                all.extend(statements);
+            }
+            _ => return Err(HelloError::Statements),
+        }
+        if bytes > MAX_STATEMENT_SET_BYTES {
+            return Err(HelloError::Statements);
+        }
+    }
 }
 
 async fn read_hello(recv: &mut RecvStream) -> Result<Hello, HelloError> {

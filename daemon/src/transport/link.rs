@@ -31,6 +31,8 @@ pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) nonce: u64,
     pub(super) dialled: bool,
+    /// Digest of the statements that both sides held when it came about.
+    pub(super) statements: [u8; 16],
     frames: mpsc::Sender<Vec<u8>>,
     queued: Arc<AtomicUsize>,
 }
@@ -49,7 +51,7 @@ pub(super) struct LinkIo {
 impl Link {
     /// Splits a greeted control connection.
     pub(super) fn new(greeted: Greeted) -> (Self, LinkIo) {
-        let Greeted { connection, peer, nonce, dialled, send, recv, .. } = greeted;
+        let Greeted { connection, peer, nonce, dialled, statements, send, recv, .. } = greeted;
         let (sender, frames) = mpsc::channel(FRAMES);
         let queued = Arc::<AtomicUsize>::default();
         let io = LinkIo {
@@ -60,7 +62,7 @@ impl Link {
             frames,
             queued: Arc::clone(&queued),
         };
-        (Self { connection, nonce, dialled, frames: sender, queued }, io)
+        (Self { connection, nonce, dialled, statements, frames: sender, queued }, io)
     }
 
     /// Queues a frame; `false` when the queue is full or the link has ended.
@@ -130,6 +132,9 @@ pub(super) const CLOSE_IDLE: u32 = 4;
 /// The certificate, ALPN or hello was refused.
 pub(super) const CLOSE_REFUSED: u32 = 5;
 
+/// The certificate does not count any more: it ended, or statements put the node or its issuer out.
+pub(super) const CLOSE_OUT: u32 = 7;
+
 /// The identity of the peer runs twice, at the address in the reason; this process started later.
 pub(super) const CLOSE_TWICE: u32 = 6;
 
@@ -179,8 +184,11 @@ async fn read(node: NodeId, mut recv: RecvStream, inbox: &Inbox) -> Result<(), H
             | Frame::Want(_)
             | Frame::Spread { .. }
             | Frame::Have(_)) => inbox.catalog(ToCatalog::Frame { from: node, frame }).await,
-            // Statements are exchanged from the issue that gives them effect; a second hello means nothing.
-            Frame::Statements(_) | Frame::Hello(_) => {}
+            frame @ (Frame::Statements(_) | Frame::IssuerKeyWanted | Frame::IssuerKey { .. }) => {
+                inbox.authority.frame(node, frame).await;
+            }
+            // A second hello means nothing.
+            Frame::Hello(_) => {}
         }
     }
 }

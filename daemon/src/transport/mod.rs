@@ -9,12 +9,13 @@ mod endpoint;
 mod hello;
 mod link;
 mod owner;
+mod standing;
 pub mod tls;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ use gossamer_wire::frame::{Frame, Purpose};
 use gossamer_wire::swim::SwimMember;
 use gossamer_wire::{NodeId, frame};
 
+use crate::authority::AuthorityHandle;
 use crate::metrics::Metrics;
 
 pub use data::{FlowLease, FlowStream, OpenError};
@@ -59,6 +61,8 @@ pub enum ToMembership {
     Connected(NodeId),
     /// The last control connection to the node has ended.
     Disconnected(NodeId),
+    /// All nodes that are out for ever, from the statements.
+    Evicted(Arc<BTreeSet<NodeId>>),
     /// A node runs twice: it, or this process, has proved it.
     Twice {
         /// The node, which may be this one.
@@ -112,11 +116,27 @@ pub enum ToCatalog {
 /// What the owner is asked for.
 #[derive(Debug)]
 enum Command {
-    Learn { node: NodeId, addresses: Vec<SocketAddr>, source: Source },
+    Learn {
+        node: NodeId,
+        addresses: Vec<SocketAddr>,
+        source: Source,
+    },
     Up(NodeId),
     Gone(NodeId),
     Reach(NodeId),
-    OpenData { node: NodeId, caller: data::Waiting },
+    OpenData {
+        node: NodeId,
+        caller: data::Waiting,
+    },
+    /// The catalog knows a certificate of the node that lasts until then, seconds since the Unix epoch.
+    Certified {
+        node: NodeId,
+        until: u64,
+    },
+    /// The peer sends what no honest node has.
+    Refuse(NodeId),
+    /// New statements act: peers must hear them, and connections be judged again.
+    Statements(Vec<Vec<u8>>),
 }
 
 /// What connections and dials report to the owner.
@@ -137,6 +157,7 @@ struct Inbox {
     /// Room for full states, which are large.
     states: Arc<Semaphore>,
     catalog: mpsc::Sender<ToCatalog>,
+    authority: AuthorityHandle,
     reports: mpsc::Sender<Report>,
     metrics: Arc<Metrics>,
 }
@@ -202,6 +223,22 @@ impl Peers {
     /// at once and not by timeout.
     pub fn gone(&self, node: NodeId) {
         self.command(Command::Gone(node));
+    }
+
+    /// Tells that the catalog knows a certificate of the node that lasts until then, seconds since the Unix epoch: its
+    /// connections need not end with the one they were made with.
+    pub fn certified(&self, node: NodeId, until: u64) {
+        self.command(Command::Certified { node, until });
+    }
+
+    /// Closes the connection to a peer that sends what no honest node has.
+    pub fn refuse(&self, node: NodeId) {
+        self.command(Command::Refuse(node));
+    }
+
+    /// Tells all peers new statements, and judges all connections again.
+    pub fn statements(&self, new: Vec<Vec<u8>>) {
+        self.command(Command::Statements(new));
     }
 
     /// Asks for a connection to a member at once.

@@ -22,15 +22,20 @@ use gossamer_wire::limits::MAX_INCOMING;
 use super::accept::{Accepted, Dialler, Joiners, accept, hand_to_issuer};
 use super::data::{DataConnection, Pool};
 use super::endpoint::{Endpoints, Opening, Udp, open, widen};
-use super::hello::{Greeted, Greeter};
-use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, CLOSE_TWICE, Link, is_data, twin_of};
+use super::hello::{Greeted, Greeter, frames_of};
+use super::link::{
+    CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, CLOSE_TWICE, Link, is_data, twin_of,
+};
+use super::standing::Certified;
+use super::tls::Side;
 use super::{
     BindError, COMMANDS, Command, FlowStream, INPUTS, Inbox, Links, Peers, Report, STATES, ToCatalog,
     ToMembership, Trust,
 };
+use crate::authority::AuthorityHandle;
 use crate::clock::{self, Clock};
 use crate::entropy::Entropy;
-use crate::identity::Identity;
+use crate::identity::{Identity, Live};
 use crate::metrics::Metrics;
 use crate::supervise::Stage;
 
@@ -50,6 +55,10 @@ pub struct Parts {
     pub udp: Udp,
     /// The trust bundle; handshakes see later changes.
     pub trust: Trust,
+    /// What this node shows; handshakes see later changes.
+    pub live: Live,
+    /// The statements.
+    pub authority: AuthorityHandle,
     /// Key of stateless resets.
     pub reset_key: [u8; 64],
     /// What membership hears.
@@ -75,12 +84,12 @@ pub struct Parts {
 pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers, SocketAddr), BindError> {
     let opening = Opening {
         udp: &parts.udp,
-        trust: &parts.trust,
+        side: Side { key: &identity.key, live: &parts.live, trust: &parts.trust, clock: &parts.clock },
         reset_key: &parts.reset_key,
         clock: &parts.clock,
         entropy: &parts.entropy,
     };
-    let endpoints = open(stage, identity, &opening)?;
+    let endpoints = open(stage, &opening)?;
     let unnamed = |_| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
     let address = endpoints.endpoint.local_addr().unwrap_or_else(unnamed);
     let (commands, command_queue) = mpsc::channel(COMMANDS);
@@ -93,18 +102,21 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         membership: parts.membership,
         states: Arc::new(Semaphore::new(STATES)),
         catalog: parts.catalog,
+        authority: parts.authority.clone(),
         reports,
         metrics: Arc::clone(&parts.metrics),
     };
     let nonce = process_nonce(parts.clock.wall(), parts.entropy.rng("nonce").random());
     let mut owner = Owner {
         me: identity.node(),
-        greeter: Greeter { trust: parts.trust, clock: parts.clock, nonce },
+        greeter: Greeter { trust: parts.trust, clock: parts.clock, authority: parts.authority, nonce },
         endpoints,
         book: DialBook::new(identity.node(), parts.entropy.rng("dials")),
         current: BTreeMap::new(),
         links,
         pool: Pool::default(),
+        certified: Certified::default(),
+        judge_at: None,
         inbox,
         flows: parts.flows,
         connected,
@@ -123,14 +135,17 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     Ok((peers, address))
 }
 
-struct Owner {
+pub(super) struct Owner {
     me: NodeId,
-    greeter: Greeter,
+    pub(super) greeter: Greeter,
     endpoints: Endpoints,
     book: DialBook,
-    current: BTreeMap<NodeId, Arc<Link>>,
+    pub(super) current: BTreeMap<NodeId, Arc<Link>>,
     links: Links,
-    pool: Pool,
+    pub(super) pool: Pool,
+    pub(super) certified: Certified,
+    /// When the first certificate of a connection may have ended.
+    pub(super) judge_at: Option<std::time::Instant>,
     inbox: Inbox,
     flows: mpsc::Sender<FlowStream>,
     connected: watch::Sender<usize>,
@@ -139,8 +154,8 @@ struct Owner {
     twin: watch::Sender<Option<SocketAddr>>,
     /// When this node last looked for another process of itself.
     sought: Option<std::time::Instant>,
-    metrics: Arc<Metrics>,
-    stage: Stage,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) stage: Stage,
 }
 
 /// One wake-up of the owner.
@@ -155,7 +170,7 @@ impl Owner {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut reports: mpsc::Receiver<Report>) {
         let stop = self.stage.stopping().clone();
         loop {
-            let deadline = self.book.next_deadline();
+            let deadline = self.book.next_deadline().into_iter().chain(self.judge_at).min();
             let input = tokio::select! {
                 biased;
                 () = stop.cancelled() => Input::Stop,
@@ -170,6 +185,9 @@ impl Owner {
                 Input::Stop => break,
             }
             self.dial_due();
+            if self.judge_at.is_some_and(|at| at <= clock::now().mono) {
+                self.judge_connections();
+            }
         }
         self.endpoints.endpoint.close(CLOSE_DOWN.into(), b"leaving");
         // The close reaches live peers at once; a dead one would be waited for during three probe timeouts.
@@ -208,6 +226,26 @@ impl Owner {
             }
             Command::Reach(node) => self.book.reach(node, clock::now().mono),
             Command::OpenData { node, caller } => self.open_data(node, caller),
+            Command::Refuse(node) => {
+                if let Some(link) = self.current.get(&node) {
+                    self.metrics.bad_frame();
+                    link.connection.close(CLOSE_BAD_BYTES.into(), b"statements");
+                }
+            }
+            Command::Certified { node, until } => self.certified.set(node, until),
+            Command::Statements(new) => {
+                for frame in frames_of(&new) {
+                    self.current.values().for_each(|link| Self::tell(link, &frame));
+                }
+                self.judge_connections();
+            }
+        }
+    }
+
+    /// Sends statements on a link; one that cannot take them is given up, for the next one begins with all of them.
+    fn tell(link: &Link, frame: &Frame) {
+        if !link.send_frame(frame) {
+            link.connection.close(CLOSE_IDLE.into(), b"does not read");
         }
     }
 
@@ -237,7 +275,13 @@ impl Owner {
         }
         let connection = greeted.connection.clone();
         let (link, io) = Link::new(greeted);
+        // Statements that came during the greeting went to the links of that time.
+        let known = self.greeter.authority.known();
+        if link.statements != known.digest {
+            frames_of(&known.statements).iter().for_each(|frame| Self::tell(&link, frame));
+        }
         self.current.insert(node, Arc::new(link));
+        self.judge_at.get_or_insert_with(|| clock::now().mono);
         self.publish_links();
         // Also for a connection that replaces another: what was under way on that one may be lost.
         let _ = self.inbox.membership.send(ToMembership::Connected(node)).await;
@@ -318,6 +362,7 @@ impl Owner {
         let Greeted { connection, peer, .. } = greeted;
         widen(&connection);
         let node = peer.node;
+        self.judge_at.get_or_insert_with(|| clock::now().mono);
         let data = DataConnection::new(connection.clone(), peer);
         if !self.pool.insert(data.clone()) {
             return connection.close(CLOSE_DUPLICATE.into(), b"too many data connections");

@@ -7,10 +7,14 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 use super::*;
+use crate::authority;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
+use crate::events::EventLog;
 use crate::identity::issuer::{self, IssuerHandle, TokenRequest};
-use crate::identity::{Identity, InitRequest, JoinError, JoinRequest, init, join};
+use crate::identity::{
+    Credentials, Identity, InitRequest, JoinError, JoinRequest, Lifetimes, Live, init, join,
+};
 use crate::index::IndexWriter;
 use crate::store::Store;
 use crate::supervise::Stage;
@@ -20,6 +24,7 @@ use gossamer_wire::token::Token;
 mod hostile;
 mod pool;
 mod raw;
+mod statements;
 mod twins;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -32,50 +37,98 @@ struct Node {
     membership: mpsc::Receiver<ToMembership>,
     catalog: mpsc::Receiver<ToCatalog>,
     flows: mpsc::Receiver<FlowStream>,
-    issuer: Option<IssuerHandle>,
+    issuer: IssuerHandle,
+    authority: AuthorityHandle,
+    live: Live,
     metrics: Arc<Metrics>,
     stage: Stage,
     dir: TempDir,
 }
 
 fn start_node(identity: Identity, dir: TempDir) -> Node {
-    let store = Store::open(&dir.path().join("run")).expect("opens");
+    start_with(identity, dir, Lifetimes::default())
+}
+
+/// Starts a node that makes certificates with these lifetimes, on the state directory of its identity.
+fn start_with(identity: Identity, dir: TempDir, lifetimes: Lifetimes) -> Node {
+    let store = Store::open(&dir.path().join("state")).expect("opens");
     let stage = Stage::default();
     let (membership_in, membership) = mpsc::channel(64);
     let (catalog_in, catalog) = mpsc::channel(64);
     let (flows_in, flows) = mpsc::channel(64);
     let (joiners_in, joiners) = mpsc::channel(8);
     let metrics = Arc::new(Metrics::default());
+    let (authority, queue) = AuthorityHandle::new(&identity);
+    let live: Live = Arc::new(ArcSwap::from_pointee(Credentials::of(&identity)));
+    let trust: Trust = Arc::new(ArcSwap::from_pointee(identity.trust.clone()));
     let parts = Parts {
         udp: Udp::Bind("127.0.0.1:0".parse().expect("address")),
-        trust: Arc::new(ArcSwap::from_pointee(identity.trust.clone())),
+        trust: Trust::clone(&trust),
+        live: Live::clone(&live),
+        authority: authority.clone(),
         reset_key: [7; 64],
         membership: membership_in,
         catalog: catalog_in,
         flows: flows_in,
-        joiners: identity.issuer.as_ref().map(|_| joiners_in),
+        joiners: Some(joiners_in),
         clock: Clock::default(),
         entropy: Entropy::System,
         metrics: Arc::clone(&metrics),
     };
     let (peers, address) = start(&stage, &identity, parts).expect("binds");
     let identity = Arc::new(identity);
-    let issuer = identity.issuer.clone().map(|key| {
-        let parts = issuer::Parts {
-            store,
-            identity: Arc::clone(&identity),
-            issuer: key,
-            index: IndexWriter::default().reader(),
-            advertised: vec![address],
-            joiners,
-            metrics: Arc::clone(&metrics),
-        };
-        issuer::start(&stage, parts).expect("starts")
-    });
-    Node { identity, peers, address, membership, catalog, flows, issuer, metrics, stage, dir }
+    let index = IndexWriter::default().reader();
+    let parts = issuer::Parts {
+        store: store.clone(),
+        identity: Arc::clone(&identity),
+        live: Live::clone(&live),
+        trust: Trust::clone(&trust),
+        lifetimes,
+        index: index.clone(),
+        advertised: vec![address],
+        joiners,
+        metrics: Arc::clone(&metrics),
+    };
+    let issuer = issuer::start(&stage, parts).expect("starts");
+    let (commands, mut told) = mpsc::channel(8);
+    stage.spawn_short("catalog", async move { while told.recv().await.is_some() {} });
+    let parts = authority::Parts {
+        identity: Arc::clone(&identity),
+        store,
+        trust,
+        live: Live::clone(&live),
+        lifetimes,
+        peers: peers.clone(),
+        membership: mpsc::channel(64).0,
+        catalog: commands,
+        index,
+        clock: Clock::default(),
+        entropy: Entropy::System,
+        events: EventLog::default(),
+        metrics: Arc::clone(&metrics),
+    };
+    authority::start(&stage, queue, parts);
+    Node {
+        identity,
+        peers,
+        address,
+        membership,
+        catalog,
+        flows,
+        issuer,
+        authority,
+        live,
+        metrics,
+        stage,
+        dir,
+    }
 }
 
 fn first_node() -> Node {
+    first_with(Lifetimes::default())
+}
+
+fn first_with(lifetimes: Lifetimes) -> Node {
     let dir = tempfile::tempdir().expect("scratch");
     let request = InitRequest {
         mesh_name: "test".parse().expect("name"),
@@ -83,9 +136,23 @@ fn first_node() -> Node {
         node: "vm-a".parse().expect("name"),
         zone: None,
         region: None,
+        lifetimes,
     };
     let identity = init(&Store::open(&dir.path().join("state")).expect("opens"), &request).expect("makes");
-    start_node(identity, dir)
+    start_with(identity, dir, lifetimes)
+}
+
+fn token_request() -> TokenRequest {
+    TokenRequest {
+        ttl: Duration::from_secs(60),
+        uses: 1,
+        group: Some("east".parse().expect("name")),
+        node_pattern: None,
+        services: Vec::new(),
+        relay: false,
+        ephemeral: None,
+        addresses: Vec::new(),
+    }
 }
 
 fn request(name: &str) -> JoinRequest {
@@ -94,18 +161,7 @@ fn request(name: &str) -> JoinRequest {
 
 impl Node {
     async fn token(&self) -> Token {
-        let request = TokenRequest {
-            ttl: Duration::from_secs(60),
-            uses: 1,
-            group: Some("east".parse().expect("name")),
-            node_pattern: None,
-            services: Vec::new(),
-            relay: false,
-            ephemeral: None,
-            addresses: Vec::new(),
-        };
-        let issuer = self.issuer.as_ref().expect("an issuer");
-        issuer.create_token(request).await.expect("mints").token
+        self.issuer.create_token(token_request()).await.expect("mints").token
     }
 
     /// Admits a member that does not run.
@@ -149,7 +205,7 @@ async fn a_token_admits_one_key_however_often_it_asks() {
     let other = Store::open(&dir.path().join("c")).expect("opens");
     let refused = join(&other, &token, &request("vm-c")).await.expect_err("used");
     assert!(matches!(refused, JoinError::Refused(Refusal::Used)), "{refused}");
-    let list = a.issuer.as_ref().expect("an issuer").list().await.expect("lists");
+    let list = a.issuer.list().await.expect("lists");
     assert_eq!(list.iter().map(|token| token.used_by.len()).collect::<Vec<_>>(), [1]);
 }
 
@@ -170,7 +226,7 @@ async fn tokens_of_other_meshes_revoked_ones_and_taken_names_are_refused() {
     // The issuer itself is vm-a, but of group west; this token admits to east.
     assert!(taken.is_ok());
     let revoked = a.token().await;
-    a.issuer.as_ref().expect("an issuer").revoke(revoked.grant().id).await.expect("revokes");
+    a.issuer.revoke(revoked.grant().id).await.expect("revokes");
     let other = Store::open(&dir.path().join("c")).expect("opens");
     let refused = join(&other, &revoked, &request("vm-c")).await.expect_err("revoked");
     assert!(matches!(refused, JoinError::Refused(Refusal::Revoked)), "{refused}");

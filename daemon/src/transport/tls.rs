@@ -1,6 +1,7 @@
 //! TLS of the mesh: which certificate is shown, and which one is believed.
 //!
-//! Owns: the rustls configurations. Must not know: what a verified node may do.
+//! Owns: the rustls configurations; handshakes look at the trust bundle and the credentials of their moment. Must not know:
+//! what a verified node may do.
 //! Driven by: `endpoint` (members) and `identity::join` (joiners).
 //!
 //! TLS 1.3 only, no tickets and no resumption: a resumed session would skip the verifier (measured).
@@ -9,38 +10,45 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ClientConfig, Resumption};
+use rustls::client::{ClientConfig, ResolvesClientCert, Resumption};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerConfig};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme, version};
 
 use gossamer_core::trust::{TrustBundle, TrustError};
 use gossamer_wire::{MeshId, NodeId, frame, join};
 
 use crate::clock::Clock;
-use crate::identity::Identity;
+use crate::identity::{Live, NodeKey};
 
 /// The trust bundle as it is at the moment of a handshake.
 pub type Trust = Arc<ArcSwap<TrustBundle>>;
 
-/// Makes the server side for members, and for joiners on issuers.
+/// What a node shows and believes in handshakes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Side<'a> {
+    pub(super) key: &'a NodeKey,
+    pub(super) live: &'a Live,
+    pub(super) trust: &'a Trust,
+    pub(super) clock: &'a Clock,
+}
+
+/// Makes the server side for members, and for joiners while this node is an issuer.
 ///
 /// # Errors
 /// A bug: the identity was checked when it was loaded.
-pub(super) fn server(identity: &Identity, trust: &Trust, clock: &Clock) -> Result<ServerConfig, Error> {
+pub(super) fn server(side: &Side<'_>) -> Result<ServerConfig, Error> {
+    let Side { trust, clock, .. } = *side;
     let verifier = Arc::new(MemberVerifier::new(trust));
-    let resolver = Arc::new(ChainByAlpn::new(identity)?);
+    let resolver = Arc::new(Shown::new(side)?);
     let mut config = ServerConfig::builder_with_details(provider(), Arc::new(clock.clone()))
         .with_protocol_versions(&[&version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(resolver);
-    config.alpn_protocols = vec![frame::ALPN.to_vec()];
-    if identity.issuer.is_some() {
-        config.alpn_protocols.push(join::ALPN.to_vec());
-    }
+    config.alpn_protocols = vec![frame::ALPN.to_vec(), join::ALPN.to_vec()];
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
@@ -50,13 +58,13 @@ pub(super) fn server(identity: &Identity, trust: &Trust, clock: &Clock) -> Resul
 ///
 /// # Errors
 /// As [`server`].
-pub(super) fn client(identity: &Identity, trust: &Trust, clock: &Clock) -> Result<ClientConfig, Error> {
-    let chain = member_chain(identity);
+pub(super) fn client(side: &Side<'_>) -> Result<ClientConfig, Error> {
+    let Side { trust, clock, .. } = *side;
     let mut config = ClientConfig::builder_with_details(provider(), Arc::new(clock.clone()))
         .with_protocol_versions(&[&version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(MemberVerifier::new(trust)))
-        .with_client_auth_cert(chain, identity.key.tls())?;
+        .with_client_cert_resolver(Arc::new(Shown::new(side)?));
     config.alpn_protocols = vec![frame::ALPN.to_vec()];
     config.resumption = Resumption::disabled();
     Ok(config)
@@ -91,12 +99,6 @@ fn algorithms() -> WebPkiSupportedAlgorithms {
     ring::default_provider().signature_verification_algorithms
 }
 
-fn member_chain(identity: &Identity) -> Vec<CertificateDer<'static>> {
-    let leaf = CertificateDer::from(identity.leaf_der.clone());
-    let issuer = identity.trust.issuers().first().cloned();
-    [leaf].into_iter().chain(issuer).collect()
-}
-
 fn refused(error: &TrustError) -> Error {
     tracing::debug!(%error, "certificate refused");
     let reason = match error {
@@ -116,32 +118,51 @@ fn refused(error: &TrustError) -> Error {
     Error::InvalidCertificate(reason)
 }
 
-/// Shows members the leaf and its issuer, joiners the root as well, so that they can find their pin.
+/// Shows members the leaf and its issuer, joiners the root as well, so that they can find their pin; joiners nothing
+/// while this node is no issuer. Both as they are at the moment of the handshake: certificates are renewed.
 #[derive(Debug)]
-struct ChainByAlpn {
-    member: Arc<CertifiedKey>,
-    join: Option<Arc<CertifiedKey>>,
+struct Shown {
+    key: Arc<dyn SigningKey>,
+    live: Live,
+    trust: Trust,
 }
 
-impl ChainByAlpn {
-    fn new(identity: &Identity) -> Result<Self, Error> {
-        let key = provider().key_provider.load_private_key(identity.key.tls())?;
-        let member = Arc::new(CertifiedKey::new(member_chain(identity), Arc::clone(&key)));
-        let join = identity.issuer.as_ref().map(|_| {
-            let chain = member_chain(identity).into_iter().chain(identity.trust.roots().iter().cloned());
-            Arc::new(CertifiedKey::new(chain.collect(), key))
-        });
-        Ok(Self { member, join })
+impl Shown {
+    fn new(side: &Side<'_>) -> Result<Self, Error> {
+        let key = provider().key_provider.load_private_key(side.key.tls())?;
+        Ok(Self { key, live: Live::clone(side.live), trust: Trust::clone(side.trust) })
+    }
+
+    fn to_member(&self) -> Arc<CertifiedKey> {
+        Arc::new(CertifiedKey::new(self.live.load().chain(), Arc::clone(&self.key)))
+    }
+
+    fn to_joiner(&self) -> Option<Arc<CertifiedKey>> {
+        let live = self.live.load();
+        live.issuer.as_ref()?;
+        let mut chain = live.chain();
+        chain.extend(self.trust.load().roots().iter().cloned());
+        Some(Arc::new(CertifiedKey::new(chain, Arc::clone(&self.key))))
     }
 }
 
-impl ResolvesServerCert for ChainByAlpn {
+impl ResolvesServerCert for Shown {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let mut offered = hello.alpn()?;
         match offered.any(|protocol| protocol == join::ALPN) {
-            true => self.join.clone(),
-            false => Some(Arc::clone(&self.member)),
+            true => self.to_joiner(),
+            false => Some(self.to_member()),
         }
+    }
+}
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _root_hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.to_member())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
     }
 }
 

@@ -283,6 +283,7 @@ fn identity(store: &Store) -> Result<Identity> {
         node: "owner".parse()?,
         zone: None,
         region: None,
+        lifetimes: gossamer::identity::Lifetimes::default(),
     };
     Ok(gossamer::identity::init(store, &request)?)
 }

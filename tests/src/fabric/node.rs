@@ -13,12 +13,13 @@ use gossamer::app::mesh::{self, Mesh, MeshParts, MeshStages};
 use gossamer::clock::{Clock, Wall};
 use gossamer::entropy::Entropy;
 use gossamer::events::EventLog;
-use gossamer::identity::{Identity, NodeKey};
+use gossamer::identity::{Identity, Lifetimes, NodeKey};
 use gossamer::metrics::Metrics;
 use gossamer::store::Store;
 use gossamer::supervise::Stage;
 use gossamer::transport::Udp;
 use gossamer_core::catalog::Imports;
+use gossamer_core::statements::Statements;
 use gossamer_wire::{Health, Port, ServiceRecord, Transport, Tries, Visibility};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
@@ -37,6 +38,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// they are drawn from the seed like everything else.
 pub(super) fn identity(authority: &mut Authority, name: &str) -> Result<Identity> {
     let (trust, admitted) = (authority.trust(), authority.admit(name)?);
+    let roots: Vec<_> = trust.roots().iter().map(|der| der.to_vec()).collect();
     Ok(Identity {
         mesh: trust.mesh(),
         mesh_name: "sim".parse()?,
@@ -48,6 +50,8 @@ pub(super) fn identity(authority: &mut Authority, name: &str) -> Result<Identity
         issuer: None,
         holds_root_key: false,
         seeds: Vec::new(),
+        issuers: trust.issuers().iter().map(|der| der.to_vec()).collect(),
+        statements: Statements::new(trust.mesh(), &roots)?,
         trust,
     })
 }
@@ -120,6 +124,7 @@ impl Node {
             region: None,
             imports: Imports::default(),
             joiners: None,
+            lifetimes: Lifetimes::default(),
             clock: Clock::of(Arc::<NodeWall>::clone(&self.wall)),
             entropy,
             metrics: Arc::clone(&metrics),

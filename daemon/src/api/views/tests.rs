@@ -3,6 +3,8 @@
 use gossamer_core::catalog::{InstanceState, MemberLiveness, NodeView};
 use gossamer_wire::{Health, Port, Transport, Tries};
 
+use std::time::Duration;
+
 use super::*;
 use crate::index::Why;
 
@@ -47,6 +49,7 @@ pub(crate) fn node(name: &str, id: u8) -> NodeSummary {
         outside_claims: 0,
         trusted: true,
         not_after: 0,
+        statement_digest: None,
     };
     NodeSummary { view: Some(view), node, state: Some(MemberState::Alive), why: None }
 }
@@ -59,14 +62,14 @@ fn view(instances: Vec<InstanceView>, hidden: Vec<InstanceView>) -> ServiceView 
 fn this_node_is_alive_whatever_membership_says() {
     let (mut summary, none) = (node("vm-a", 1), Holdings::default());
     summary.state = None;
-    assert_eq!(node_row(&summary, summary.node, &none).state, "alive");
+    assert_eq!(node_row(&summary, summary.node, &none, &Known::default()).state, "alive");
     let other = NodeId::from_bytes([9; 16]);
-    assert_eq!(node_row(&summary, other, &none).state, "unknown");
+    assert_eq!(node_row(&summary, other, &none, &Known::default()).state, "unknown");
     for (state, word) in
         [(MemberState::Suspect, "suspect"), (MemberState::Down, "down"), (MemberState::Left, "left")]
     {
         summary.state = Some(state);
-        assert_eq!(node_row(&summary, other, &none).state, word);
+        assert_eq!(node_row(&summary, other, &none, &Known::default()).state, word);
     }
 }
 
@@ -161,15 +164,17 @@ fn a_port_finding_names_the_program_and_a_way_around() {
 }
 
 #[test]
-fn a_certificate_is_warned_of_a_week_before_its_end() {
+fn a_certificate_that_is_not_renewed_is_warned_of_in_its_last_tenth() {
     // 2027-01-15T08:00:00Z
     let ends = 1_800_000_000;
-    assert_eq!(certificate_finding(ends, ends - 8 * 86_400), None);
-    let soon = certificate_finding(ends, ends - 6 * 86_400).expect("wrong");
+    let life = (ends - 30 * 86_400, ends);
+    let issuers = ["vm-a".to_owned(), "vm-b".to_owned()];
+    assert_eq!(certificate_finding(life, &issuers, ends - 4 * 86_400), None);
+    let soon = certificate_finding(life, &issuers, ends - 2 * 86_400).expect("wrong");
     assert!(soon.text.contains("certificate ends on 2027-01-15"), "{soon:?}");
-    assert!(soon.fix.contains("gossamer join TOKEN --state-dir"), "{soon:?}");
-    assert!(certificate_finding(ends, ends + 1).expect("wrong").text.contains("ended on 2027-01-15"));
-    assert_eq!(certificate_finding(u64::MAX, ends), None);
+    assert!(soon.fix.contains("let vm-a or vm-b run"), "{soon:?}");
+    let ended = certificate_finding(life, &[], ends + 1).expect("wrong");
+    assert!(ended.text.contains("ended on 2027-01-15") && ended.fix.contains("an issuer"), "{ended:?}");
 }
 
 #[test]
@@ -233,10 +238,10 @@ fn a_node_row_has_the_state_of_the_index_and_the_present_age_of_the_catalog() {
     let waiting = waiting(true);
     let holdings =
         Holdings { nodes: [(view.node, view)].into(), waiting: vec![waiting], ..Holdings::default() };
-    let row = node_row(&summary, NodeId::from_bytes([9; 16]), &holdings);
+    let row = node_row(&summary, NodeId::from_bytes([9; 16]), &holdings, &Known::default());
     assert_eq!((row.state.as_str(), row.since, row.by.as_deref()), ("down", Some(9), Some("vm-c")));
     assert_eq!((row.head_age_seconds, row.lease_seconds, row.records, row.held), (Some(70), Some(5), 4, 2));
-    let without = node_row(&summary, summary.node, &Holdings::default());
+    let without = node_row(&summary, summary.node, &Holdings::default(), &Known::default());
     assert_eq!((without.head_age_seconds, without.lease_seconds, without.held), (Some(3), None, 0));
 }
 

@@ -7,7 +7,9 @@ use gossamer_core::membership::MemberState;
 use gossamer_core::trust::TrustBundle;
 
 use super::*;
-use crate::identity::{InitRequest, NodeKey, init};
+use arc_swap::ArcSwap;
+
+use crate::identity::{Credentials, InitRequest, NodeKey, init};
 use crate::index::IndexWriter;
 
 /// A desk on a state directory of its own.
@@ -26,13 +28,16 @@ fn office() -> Office {
         node: "vm-a".parse().expect("name"),
         zone: None,
         region: None,
+        lifetimes: Lifetimes::default(),
     };
     let identity = Arc::new(init(&store, &request).expect("makes"));
     let index = IndexWriter::default();
     let desk = Desk {
         tokens: Tokens::read(&store).expect("reads"),
         store,
-        issuer: identity.issuer.clone().expect("an issuer"),
+        live: Arc::new(ArcSwap::from_pointee(Credentials::of(&identity))),
+        trust: Arc::new(ArcSwap::from_pointee(identity.trust.clone())),
+        lifetimes: Lifetimes::default(),
         identity,
         index: index.reader(),
         advertised: vec!["192.0.2.1:4677".parse().expect("address")],
@@ -101,6 +106,7 @@ impl Office {
             held: 0,
             quarantined: 0,
             not_after: u64::MAX,
+            statement_digest: None,
             outside_claims: 0,
             trusted: true,
         };
@@ -160,7 +166,7 @@ async fn what_no_reader_would_take_is_not_minted() {
     let node_pattern = Some("x".repeat(600));
     let refused = office.desk.create(TokenRequest { node_pattern, ..request() }).await;
     assert!(matches!(refused, Err(TokenError::TooLong(_))));
-    assert!(office.desk.list().is_empty() && office.on_disk().minted.is_empty());
+    assert!(office.desk.list().expect("an issuer").is_empty() && office.on_disk().minted.is_empty());
 }
 
 #[tokio::test]
@@ -210,7 +216,7 @@ async fn a_use_is_on_disk_before_the_certificate_leaves() {
     office.desk.tokens = office.on_disk();
     office.desk.try_admit(&first).await.expect("admits the same key again");
     assert_eq!(office.refusal(&joiner(&token, "vm-c")).await, Refusal::Used);
-    let used_by: Vec<_> = office.desk.list().remove(0).used_by;
+    let used_by: Vec<_> = office.desk.list().expect("an issuer").remove(0).used_by;
     assert_eq!(used_by.iter().map(|entry| entry.node).collect::<Vec<_>>(), [first.node]);
 }
 
@@ -220,7 +226,10 @@ async fn nobody_is_admitted_whose_use_cannot_be_kept() {
     let token = office.token(request()).await;
     std::fs::remove_dir_all(office.desk.store.dir()).expect("removes");
     assert_eq!(office.refusal(&joiner(&token, "vm-b")).await, Refusal::Unavailable);
-    assert!(office.desk.list()[0].used_by.is_empty(), "what is not on disk is not believed");
+    assert!(
+        office.desk.list().expect("an issuer")[0].used_by.is_empty(),
+        "what is not on disk is not believed"
+    );
 }
 
 #[tokio::test]
@@ -289,7 +298,7 @@ async fn a_revoked_token_stays_revoked_and_an_unknown_one_is_named() {
     assert!(used_by.is_empty());
     office.desk.tokens = office.on_disk();
     assert_eq!(office.refusal(&joiner(&token, "vm-b")).await, Refusal::Revoked);
-    assert!(office.desk.list()[0].revoked);
+    assert!(office.desk.list().expect("an issuer")[0].revoked);
     let unknown = TokenId::from_bytes([9; 16]);
     assert!(matches!(office.desk.revoke(unknown).await, Err(TokenError::Unknown(id)) if id == unknown));
 }

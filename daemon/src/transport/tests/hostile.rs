@@ -318,7 +318,9 @@ async fn strangers_are_refused_and_counted_by_reason() {
 
     // Its own mesh would trust it, ours does not; it believes us, so that the verdict is ours.
     let foreign = first_node();
-    let tls = tls::client(&foreign.identity, &raw.trust, &Clock::default()).expect("settings");
+    let live: Live = Arc::new(ArcSwap::from_pointee(Credentials::of(&foreign.identity)));
+    let (key, trust, clock) = (&*foreign.identity.key, &raw.trust, &Clock::default());
+    let tls = tls::client(&tls::Side { key, live: &live, trust, clock }).expect("settings");
     if let Some(connection) = raw.dial_with(a.address, tls).await {
         timeout(SOON, connection.closed()).await.expect("in time");
     }

@@ -7,13 +7,16 @@ use rustls::{ClientConfig, SignatureScheme};
 
 use super::super::endpoint::{Endpoints, Opening, Udp, open};
 use super::super::hello::{Greeted, Greeter, read_frame};
-use super::super::tls;
+use super::super::tls::{self, Side};
 use super::*;
 
 /// A member that does only what a test tells it.
 pub(super) struct Raw {
     pub(super) identity: Identity,
     pub(super) trust: Trust,
+    pub(super) live: Live,
+    /// Knows what it was admitted with and learns nothing.
+    authority: AuthorityHandle,
     pub(super) endpoints: Endpoints,
     pub(super) address: SocketAddr,
     _dir: TempDir,
@@ -29,17 +32,20 @@ impl Raw {
     /// Speaks as this member.
     pub(super) fn new(identity: Identity, dir: TempDir) -> Self {
         let trust = Arc::new(ArcSwap::from_pointee(identity.trust.clone()));
+        let live: Live = Arc::new(ArcSwap::from_pointee(Credentials::of(&identity)));
+        let (authority, _) = AuthorityHandle::new(&identity);
+        let clock = Clock::default();
         let any = "127.0.0.1:0".parse().expect("address");
         let opening = Opening {
             udp: &Udp::Bind(any),
-            trust: &trust,
+            side: Side { key: &identity.key, live: &live, trust: &trust, clock: &clock },
             reset_key: &[8; 64],
-            clock: &Clock::default(),
+            clock: &clock,
             entropy: &Entropy::System,
         };
-        let endpoints = open(&Stage::default(), &identity, &opening).expect("binds");
+        let endpoints = open(&Stage::default(), &opening).expect("binds");
         let address = endpoints.endpoint.local_addr().expect("bound");
-        Self { identity, trust, endpoints, address, _dir: dir }
+        Self { identity, trust, live, authority, endpoints, address, _dir: dir }
     }
 
     /// Completes a handshake and says nothing.
@@ -77,12 +83,15 @@ impl Raw {
     }
 
     fn greeter(&self, nonce: u64) -> Greeter {
-        Greeter { trust: Arc::clone(&self.trust), clock: Clock::default(), nonce }
+        let authority = self.authority.clone();
+        Greeter { trust: Arc::clone(&self.trust), clock: Clock::default(), authority, nonce }
     }
 
     /// Returns the TLS settings of an honest member, to be changed.
     pub(super) fn tls(&self) -> ClientConfig {
-        tls::client(&self.identity, &self.trust, &Clock::default()).expect("settings")
+        let Self { identity, live, trust, .. } = self;
+        let clock = Clock::default();
+        tls::client(&Side { key: &identity.key, live, trust, clock: &clock }).expect("settings")
     }
 }
 

@@ -1,0 +1,242 @@
+//! Orders of the operator: new statements, signed with the key that is here.
+//!
+//! Owns: who signs what, and what is refused before it is signed. Must not know: how statements spread.
+//! Driven by: the authority task.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use gossamer_core::statements::NumberError;
+use gossamer_wire::frame::Frame;
+use gossamer_wire::issuer::IssuerClaims;
+use gossamer_wire::limits::MAX_KEPT;
+use gossamer_wire::statement::{Change, SignedStatement, Statement};
+use gossamer_wire::{GroupName, NodeId};
+
+use super::task::Task;
+use super::{AuthorityError, KEY_WITHIN, Reply};
+use crate::clock;
+use crate::identity::{IssuerKey, RootKey, credentials};
+
+/// A node that was asked to show an issuer's key.
+pub(super) struct Wanted {
+    name: String,
+    groups: Vec<GroupName>,
+    pub(super) until: Instant,
+    reply: Reply<u64>,
+}
+
+/// Who signs a statement.
+enum Signer {
+    Root(Box<RootKey>),
+    Issuer(Arc<IssuerKey>),
+}
+
+impl Signer {
+    fn id(&self) -> NodeId {
+        match self {
+            Self::Root(key) => key.id(),
+            Self::Issuer(key) => key.id(),
+        }
+    }
+
+    fn sign(&self, bytes: &[u8]) -> [u8; 64] {
+        match self {
+            Self::Root(key) => key.sign(bytes),
+            Self::Issuer(key) => key.sign(bytes),
+        }
+    }
+}
+
+impl Task {
+    /// Evicts a node, signed by the root where its key is, else by the issuer of this node.
+    pub(super) async fn evict(&mut self, node: NodeId, name: String) -> Result<(), AuthorityError> {
+        if node == self.parts.identity.node() {
+            return Err(AuthorityError::Itself);
+        }
+        let mut issuers = self.statements.standing().issuers.values();
+        if issuers.any(|issuer| issuer.facts.claims.as_ref().is_some_and(|claims| claims.node == node)) {
+            return Err(AuthorityError::HoldsIssuer(name));
+        }
+        let signer = match (self.root().await, self.parts.live.load().issuer.clone()) {
+            (Ok(root), _) => Signer::Root(Box::new(root)),
+            (Err(AuthorityError::NoRoot(_)), Some(issuer)) => Signer::Issuer(issuer),
+            (Err(AuthorityError::NoRoot(_)), None) => {
+                let names = credentials::issuer_names(&self.statements).join(", ");
+                return Err(AuthorityError::NoIssuer(names));
+            }
+            (Err(error), _) => return Err(error),
+        };
+        self.say(&signer, Change::Evict(node)).await
+    }
+
+    /// Asks a node for the key of an issuer; the rest happens when it shows one.
+    pub(super) async fn add_issuer(
+        &mut self,
+        node: NodeId,
+        name: String,
+        groups: Vec<GroupName>,
+        reply: Reply<u64>,
+    ) {
+        if let Err(error) = self.root().await {
+            drop(reply.send(Err(error)));
+            return;
+        }
+        let wanted = Wanted { name, groups, until: clock::now().mono + KEY_WITHIN, reply };
+        if node != self.parts.identity.node() {
+            let _ = self.parts.peers.send_frame(node, &Frame::IssuerKeyWanted);
+            self.wanted.insert(node, wanted);
+            return;
+        }
+        let statements = self.statements.clone();
+        match self.parts.store.aside(move |store| credentials::issuer_key_to_be(store, &statements)).await {
+            Ok(key) => {
+                self.wanted.insert(node, wanted);
+                self.certify(node, key.public()).await;
+            }
+            Err(error) => drop(wanted.reply.send(Err(error.into()))),
+        }
+    }
+
+    /// Makes the owner of a key an issuer, if it was asked for the key.
+    pub(super) async fn certify(&mut self, node: NodeId, public_key: [u8; 32]) {
+        let Some(Wanted { name, groups, reply, .. }) = self.wanted.remove(&node) else { return };
+        let parsed = name.parse().map_err(|_| AuthorityError::NotAnIssuer(name));
+        let made = match parsed {
+            Ok(name) => self.certify_issuer(public_key, IssuerClaims { node, name, groups }).await,
+            Err(error) => Err(error),
+        };
+        drop(reply.send(made));
+    }
+
+    async fn certify_issuer(
+        &mut self,
+        public_key: [u8; 32],
+        claims: IssuerClaims,
+    ) -> Result<u64, AuthorityError> {
+        let root = self.root().await?;
+        let (mesh_name, lifetime) = (self.parts.identity.mesh_name.as_str(), self.parts.lifetimes.issuer);
+        let certificate = root
+            .issuer(mesh_name, public_key, &claims, lifetime)
+            .map_err(|error| AuthorityError::Certificate(error.to_string()))?;
+        let not_after = gossamer_core::trust::not_after(&certificate).unwrap_or(0);
+        self.say(&Signer::Root(Box::new(root)), Change::AddIssuer(certificate)).await?;
+        Ok(not_after)
+    }
+
+    /// Tells who asked that a node did not show a key in time.
+    pub(super) fn give_up_waiting(&mut self) {
+        let now = clock::now().mono;
+        let (late, waiting) =
+            std::mem::take(&mut self.wanted).into_iter().partition(|(_, wanted)| wanted.until <= now);
+        self.wanted = waiting;
+        for (_, wanted) in BTreeMap::into_iter(late) {
+            drop(wanted.reply.send(Err(AuthorityError::Silent(wanted.name))));
+        }
+    }
+
+    /// Removes an issuer. What it did until now goes on counting, unless its key was stolen.
+    pub(super) async fn remove_issuer(
+        &mut self,
+        node: NodeId,
+        name: String,
+        stolen: bool,
+    ) -> Result<(), AuthorityError> {
+        let root = self.root().await?;
+        let issuer = self.issuer_of(node, &name)?;
+        if self.statements.standing().issuers.len() == 1 {
+            return Err(AuthorityError::LastIssuer(name));
+        }
+        let (mut numbers, mut keep) = (0, Vec::new());
+        if !stolen {
+            numbers = self.statements.standing().issuers.get(&issuer).map_or(0, |issuer| issuer.used);
+            let evicted = &self.statements.standing().evicted;
+            let nodes = self.parts.index.nodes().into_iter().map(|node| node.node);
+            keep = nodes.chain([self.parts.identity.node()]).filter(|node| !evicted.contains(node)).collect();
+            keep.sort();
+            keep.dedup();
+        }
+        if keep.len() > MAX_KEPT {
+            return Err(AuthorityError::TooMany);
+        }
+        self.say(&Signer::Root(Box::new(root)), Change::RemoveIssuer { issuer, numbers, keep }).await
+    }
+
+    /// Raises the number of statements an issuer may make.
+    pub(super) async fn grant(
+        &mut self,
+        node: NodeId,
+        name: String,
+        numbers: u64,
+    ) -> Result<(), AuthorityError> {
+        let root = self.root().await?;
+        let author = self.issuer_of(node, &name)?;
+        self.say(&Signer::Root(Box::new(root)), Change::Grant { author, numbers }).await
+    }
+
+    /// Where the root key is: states the issuer of this node, and gives issuers new certificates from half of their
+    /// life on.
+    pub(super) async fn tend_issuers(&mut self) {
+        let due = self.issuers_due();
+        if due.is_empty() || self.root().await.is_err() {
+            return;
+        }
+        for (public_key, claims) in due {
+            let name = claims.name.clone();
+            match self.certify_issuer(public_key, claims).await {
+                Ok(_) => tracing::info!(issuer = %name, "an issuer has a new certificate"),
+                Err(error) => tracing::error!(issuer = %name, %error, "an issuer could not be certified"),
+            }
+        }
+    }
+
+    fn issuers_due(&self) -> Vec<([u8; 32], IssuerClaims)> {
+        let wall = self.parts.clock.wall();
+        let standing = self.statements.standing();
+        let is_due = |facts: &gossamer_core::trust::IssuerFacts| {
+            facts.not_after.saturating_sub(wall) < facts.not_after.saturating_sub(facts.not_before) / 2
+        };
+        let facts = standing.issuers.values().map(|issuer| &issuer.facts);
+        let mut due: Vec<_> = facts
+            .filter(|facts| is_due(facts))
+            .filter_map(|facts| Some((facts.public_key, facts.claims.clone()?)))
+            .collect();
+        let identity = &self.parts.identity;
+        if let Some(own) = &self.parts.live.load().issuer
+            && !standing.issuers.contains_key(&own.id())
+        {
+            let (node, name) = (identity.node(), identity.name().clone());
+            due.push((own.public(), IssuerClaims { node, name, groups: own.groups().to_vec() }));
+        }
+        due
+    }
+
+    fn issuer_of(&self, node: NodeId, name: &str) -> Result<NodeId, AuthorityError> {
+        let issuers = &self.statements.standing().issuers;
+        let holds = |issuer: &&gossamer_core::statements::Issuer| {
+            issuer.facts.id == node || issuer.facts.claims.as_ref().is_some_and(|claims| claims.node == node)
+        };
+        let found = issuers.values().find(holds).map(|issuer| issuer.facts.id);
+        found.ok_or_else(|| AuthorityError::NotAnIssuer(name.to_owned()))
+    }
+
+    async fn root(&self) -> Result<RootKey, AuthorityError> {
+        let trust = self.parts.identity.trust.clone();
+        let key = self.parts.store.aside(move |store| credentials::root_key(store, &trust)).await?;
+        key.ok_or_else(|| AuthorityError::NoRoot(self.parts.store.dir().display().to_string()))
+    }
+
+    /// Signs a change under the author's next number and takes it.
+    async fn say(&mut self, signer: &Signer, change: Change) -> Result<(), AuthorityError> {
+        let author = signer.id();
+        let number = self
+            .statements
+            .next_number(author)
+            .map_err(|error: NumberError| AuthorityError::Spent(error.to_string()))?;
+        let statement = Statement { mesh: self.parts.identity.mesh, author, number, change };
+        let signed = SignedStatement::build(statement, |bytes| signer.sign(bytes))
+            .map_err(|error| AuthorityError::Certificate(error.to_string()))?;
+        self.take(&[signed.bytes().to_vec()], None).await
+    }
+}

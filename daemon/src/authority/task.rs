@@ -1,0 +1,254 @@
+//! The one writer of statements, credentials and trust: takes commands, writes first, then lets act.
+//!
+//! Owns: the order of effects of a change. Must not know: what a set of statements means (`core::statements`).
+//! Driven by: its queue, and time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rand::rngs::StdRng;
+use tokio::sync::{mpsc, watch};
+
+use gossamer_core::statements::{MAX_FORGED, Statements};
+use gossamer_core::trust::{Sign as _, signature_holds};
+use gossamer_wire::NodeId;
+use gossamer_wire::frame::{Frame, issuer_key_proof};
+
+use super::orders::Wanted;
+use super::renewal::Renewal;
+use super::{AuthorityError, Command, IssuerInfo, Known, Parts, Queue};
+use crate::events::Event;
+use crate::identity::{Credentials, credentials};
+use crate::store::Store;
+use crate::supervise::Stage;
+use crate::transport::ToMembership;
+use crate::{catalog, clock};
+
+pub(super) struct Task {
+    pub(super) stage: Stage,
+    pub(super) parts: Parts,
+    pub(super) statements: Statements,
+    /// Certificates of issuers that came with the own certificate; the first one signed it.
+    pub(super) came: Vec<Vec<u8>>,
+    /// Nodes that were asked to show an issuer's key.
+    pub(super) wanted: BTreeMap<NodeId, Wanted>,
+    pub(super) renewal: Renewal,
+    pub(super) rng: StdRng,
+    pub(super) own: mpsc::Sender<Command>,
+    commands: mpsc::Receiver<Command>,
+    known: watch::Sender<Arc<Known>>,
+}
+
+impl Task {
+    pub(super) fn new(stage: Stage, queue: Queue, parts: Parts) -> Self {
+        let Queue { commands, own, known } = queue;
+        Self {
+            stage,
+            statements: parts.identity.statements.clone(),
+            came: parts.identity.issuers.clone(),
+            wanted: BTreeMap::new(),
+            renewal: Renewal::default(),
+            rng: parts.entropy.rng("authority"),
+            own,
+            commands,
+            known,
+            parts,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        self.tell_others().await;
+        self.tend_issuers().await;
+        self.tend_certificate().await;
+        loop {
+            let deadline = self.next_deadline();
+            let command = tokio::select! {
+                biased;
+                command = self.commands.recv() => match command {
+                    Some(command) => Some(command),
+                    None => return,
+                },
+                () = clock::sleep_until(Some(deadline)) => None,
+            };
+            match command {
+                Some(command) => self.handle(command).await,
+                None => {
+                    self.give_up_waiting();
+                    self.tend_issuers().await;
+                    self.tend_certificate().await;
+                }
+            }
+        }
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let wanted = self.wanted.values().map(|wanted| wanted.until);
+        wanted.chain([self.renewal.look_at(&self.parts.clock)]).min().unwrap_or_else(|| clock::now().mono)
+    }
+
+    async fn handle(&mut self, command: Command) {
+        match command {
+            Command::Learn { from, statements, done } => {
+                self.learn(from, statements).await;
+                if let Some(done) = done {
+                    let _ = done.send(());
+                }
+            }
+            Command::Frame { from, frame: Frame::IssuerKeyWanted } => self.show_key(from).await,
+            Command::Frame { from, frame: Frame::IssuerKey { public_key, proof } } => {
+                let bytes = issuer_key_proof(self.parts.identity.mesh, from);
+                if signature_holds(&public_key, &bytes, &proof) {
+                    self.certify(from, public_key).await;
+                }
+            }
+            Command::Frame { .. } => {}
+            Command::Evict { node, name, reply } => drop(reply.send(self.evict(node, name).await)),
+            Command::AddIssuer { node, name, groups, reply } => {
+                self.add_issuer(node, name, groups, reply).await;
+            }
+            Command::RemoveIssuer { node, name, stolen, reply } => {
+                drop(reply.send(self.remove_issuer(node, name, stolen).await));
+            }
+            Command::Grant { node, name, numbers, reply } => {
+                drop(reply.send(self.grant(node, name, numbers).await));
+            }
+            Command::List(reply) => drop(reply.send(self.list())),
+            Command::Renewed(outcome) => self.renewed(outcome).await,
+        }
+    }
+
+    /// Takes statements of a peer. What is refused is counted: it may be the fault of who made it.
+    async fn learn(&mut self, from: NodeId, statements: Vec<Vec<u8>>) {
+        if let Err(error) = self.take(&statements, Some(from)).await {
+            tracing::error!(%error, "statements could not be written; they do not act");
+        }
+    }
+
+    /// Takes statements: written first, then they act here, then peers hear of them.
+    pub(super) async fn take(
+        &mut self,
+        statements: &[Vec<u8>],
+        from: Option<NodeId>,
+    ) -> Result<(), AuthorityError> {
+        let mut next = self.statements.clone();
+        let taken = next.take(statements);
+        if let (Some(from), MAX_FORGED..) = (from, taken.forged()) {
+            self.parts.peers.refuse(from);
+        }
+        for fault in &taken.refused {
+            tracing::debug!(peer = ?from, %fault, "statement refused");
+            self.parts.metrics.statement_refused();
+        }
+        if !taken.changed {
+            return Ok(());
+        }
+        let known = Arc::new(Known::of(&next));
+        let to_write = Arc::clone(&known);
+        let write = move |store: &Store| credentials::write_statements(store, &to_write.statements);
+        self.parts.store.aside(write).await?;
+        let before = std::mem::replace(&mut self.statements, next);
+        self.apply().await;
+        self.known.send_replace(known);
+        self.parts.peers.statements(taken.new);
+        self.tell_others().await;
+        self.log_changes(&before);
+        Ok(())
+    }
+
+    /// Lets handshakes and the issuer see what follows from the statements.
+    pub(super) async fn apply(&mut self) {
+        let base = &self.parts.identity.trust;
+        self.parts.trust.store(Arc::new(credentials::trust_of(base, &self.came, &self.statements)));
+        let (statements, came) = (self.statements.clone(), self.came.clone());
+        let issuer = self
+            .parts
+            .store
+            .aside(move |store| credentials::issuer_key(store, &statements, &came))
+            .await
+            .unwrap_or_else(|error| {
+                tracing::error!(%error, "the issuer's key cannot be read; this node admits nobody");
+                None
+            });
+        let issuer_names = credentials::issuer_names(&self.statements);
+        let old = self.parts.live.load_full();
+        self.parts.live.store(Arc::new(Credentials { issuer, issuer_names, ..Credentials::clone(&old) }));
+    }
+
+    async fn tell_others(&self) {
+        let evicted = Arc::clone(&self.statements.standing().evicted);
+        let _ = self.parts.membership.send(ToMembership::Evicted(evicted)).await;
+        let standing = catalog::Command::Standing {
+            trust: Box::new(self.parts.trust.load().as_ref().clone()),
+            evicted: self.statements.standing().evicted.as_ref().clone(),
+            digest: self.statements.digest(),
+        };
+        let _ = self.parts.catalog.send(standing).await;
+    }
+
+    /// Shows a peer the public half of this node's issuer key, made when there is none. It is of no use without a
+    /// statement of the root.
+    async fn show_key(&self, peer: NodeId) {
+        let statements = self.statements.clone();
+        match self.parts.store.aside(move |store| credentials::issuer_key_to_be(store, &statements)).await {
+            Ok(key) => {
+                let proof = key.sign(&issuer_key_proof(self.parts.identity.mesh, self.parts.identity.node()));
+                let frame = Frame::IssuerKey { public_key: key.public(), proof: proof.to_vec() };
+                let _ = self.parts.peers.send_frame(peer, &frame);
+            }
+            Err(error) => tracing::error!(%error, "no issuer's key can be made"),
+        }
+    }
+
+    fn list(&self) -> Vec<IssuerInfo> {
+        let standing = self.statements.standing();
+        let info = |(id, issuer): (&NodeId, &gossamer_core::statements::Issuer)| {
+            let claims = issuer.facts.claims.as_ref();
+            IssuerInfo {
+                id: *id,
+                node: claims.map(|claims| claims.node),
+                name: claims.map_or_else(|| id.to_string(), |claims| claims.name.to_string()),
+                groups: claims.map(|claims| claims.groups.clone()).unwrap_or_default(),
+                not_after: issuer.facts.not_after,
+                used: issuer.used,
+                budget: issuer.budget,
+                conflicted: standing.conflicted.contains(id),
+            }
+        };
+        let mut list: Vec<_> = standing.issuers.iter().map(info).collect();
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        list
+    }
+
+    /// Writes a line for each node that is out, and for each issuer that came or went.
+    fn log_changes(&self, before: &Statements) {
+        let (was, is) = (before.standing(), self.statements.standing());
+        let line = |who: String, was, now, cause: &str| {
+            let (cause, by) = (cause.to_owned(), "a statement".to_owned());
+            self.parts.events.push(&Event { who, was, now, cause, by });
+        };
+        for node in is.evicted.difference(&was.evicted) {
+            let who = format!("node {}", self.parts.index.name_of(*node));
+            line(who, "member", "evicted", "its key is out for ever");
+        }
+        let name = |issuer: &gossamer_core::statements::Issuer| {
+            issuer
+                .facts
+                .claims
+                .as_ref()
+                .map_or_else(|| issuer.facts.id.to_string(), |claims| claims.name.to_string())
+        };
+        for (id, issuer) in is.issuers.iter().filter(|(id, _)| !was.issuers.contains_key(id)) {
+            tracing::info!(issuer = %id, name = %name(issuer), "issuer added");
+            line(format!("issuer {}", name(issuer)), "none", "active", "the root says so");
+        }
+        for (_, issuer) in was.issuers.iter().filter(|(id, _)| !is.issuers.contains_key(id)) {
+            line(format!("issuer {}", name(issuer)), "active", "removed", "the root says so");
+        }
+        for id in is.conflicted.difference(&was.conflicted) {
+            let who = is.issuers.get(id).map_or_else(|| id.to_string(), name);
+            let cause = "two statements of it have one number; its later ones do not count";
+            line(format!("issuer {who}"), "active", "conflicted", cause);
+        }
+    }
+}

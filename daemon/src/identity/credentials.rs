@@ -1,0 +1,152 @@
+//! What a node shows, believes and issues with, as it is now: it changes while the daemon runs.
+//!
+//! Owns: how certificates, keys and statements become [`Credentials`] and a trust bundle, and their files. Must not
+//! know: when they change. Driven by: `load`, and the authority task, the one writer while the daemon runs.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use gossamer_wire::issuer::IssuerClaims;
+use rustls::pki_types::CertificateDer;
+use zeroize::Zeroizing;
+
+use gossamer_core::statements::Statements;
+use gossamer_core::trust::{Leaf, TrustBundle, read_issuer};
+
+use super::{
+    ISSUER_CERTIFICATES, ISSUER_KEY, Identity, IssuerKey, NODE_CERTIFICATE, NodeKey, ROOT_KEY, RootKey,
+    STATEMENTS, write_certificates,
+};
+use crate::store::{Store, StoreError};
+
+/// What a node shows to others and issues with.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// What its certificate says.
+    pub leaf: Arc<Leaf>,
+    /// The certificate, DER.
+    pub leaf_der: CertificateDer<'static>,
+    /// The certificate of the issuer that signed it.
+    pub issued_by: Option<CertificateDer<'static>>,
+    /// The key it admits others with; `None` when it is no issuer.
+    pub issuer: Option<Arc<IssuerKey>>,
+    /// The nodes that hold the keys of the mesh's issuers, by name.
+    pub issuer_names: Vec<String>,
+}
+
+/// The credentials as they are at the moment of a look.
+pub type Live = Arc<ArcSwap<Credentials>>;
+
+impl Credentials {
+    /// Returns those of a loaded identity.
+    pub fn of(identity: &Identity) -> Self {
+        Self {
+            leaf: Arc::new(identity.leaf.clone()),
+            leaf_der: identity.leaf_der.clone().into(),
+            issued_by: identity.issuers.first().cloned().map(CertificateDer::from),
+            issuer: identity.issuer.clone(),
+            issuer_names: issuer_names(&identity.statements),
+        }
+    }
+
+    /// Returns the certificates shown to members.
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        [self.leaf_der.clone()].into_iter().chain(self.issued_by.clone()).collect()
+    }
+}
+
+/// Returns the holders of issuer keys, by name; those of a mesh made by an old version have none until it is renewed.
+pub(crate) fn issuer_names(statements: &Statements) -> Vec<String> {
+    let issuers = statements.standing().issuers.values();
+    let name = |claims: &IssuerClaims| claims.name.to_string();
+    issuers.map(|issuer| issuer.facts.claims.as_ref().map_or_else(|| "unnamed".to_owned(), name)).collect()
+}
+
+/// Makes the trust bundle that follows from roots, issuers that came with the own certificate, and statements.
+pub(crate) fn trust_of(base: &TrustBundle, came: &[Vec<u8>], statements: &Statements) -> TrustBundle {
+    let standing = statements.standing();
+    let newest = standing.issuers.values().map(|issuer| issuer.facts.certificate.clone());
+    let older = standing.issuers.values().flat_map(|issuer| issuer.older.iter().cloned());
+    let mut issuers: Vec<Vec<u8>> = newest.chain(older).collect();
+    issuers.extend(came.iter().filter(|der| !issuers.contains(der)).cloned().collect::<Vec<_>>());
+    base.clone()
+        .with_issuers(issuers)
+        .with_removed(standing.removed.clone())
+        .with_evicted(Arc::clone(&standing.evicted))
+}
+
+/// Reads the issuer's key of this node; `None` when there is none, or no certificate for it yet, or it was removed.
+///
+/// # Errors
+/// The file is damaged or others can read it.
+pub(crate) fn issuer_key(
+    store: &Store,
+    statements: &Statements,
+    came: &[Vec<u8>],
+) -> Result<Option<Arc<IssuerKey>>, StoreError> {
+    let Some(pkcs8) = store.read(ISSUER_KEY)?.map(Zeroizing::new) else { return Ok(None) };
+    let damaged = |why: String| StoreError::Damaged { path: store.dir().join(ISSUER_KEY), why };
+    let key = NodeKey::read(&pkcs8).ok_or_else(|| damaged("it is not an Ed25519 key".to_owned()))?;
+    let standing = statements.standing();
+    if standing.removed.contains_key(&key.node()) {
+        return Ok(None);
+    }
+    let stated = standing.issuers.get(&key.node()).map(|issuer| issuer.facts.certificate.clone());
+    let of_key = |der: &&Vec<u8>| read_issuer(der).is_ok_and(|facts| facts.id == key.node());
+    let Some(certificate) = stated.or_else(|| came.iter().find(of_key).cloned()) else { return Ok(None) };
+    let issuer = IssuerKey::read(&pkcs8, &certificate).map_err(|error| damaged(error.to_string()))?;
+    Ok(Some(Arc::new(issuer)))
+}
+
+/// Returns the node's key of an issuer to be, made and written when there is none or it was removed.
+///
+/// # Errors
+/// The disk refuses, or there is no randomness.
+pub(crate) fn issuer_key_to_be(store: &Store, statements: &Statements) -> Result<NodeKey, StoreError> {
+    if let Some(key) = store.read(ISSUER_KEY)?.map(Zeroizing::new).and_then(|pkcs8| NodeKey::read(&pkcs8))
+        && !statements.standing().removed.contains_key(&key.node())
+    {
+        return Ok(key);
+    }
+    let no_randomness = || StoreError::Io {
+        path: store.dir().join(ISSUER_KEY),
+        error: std::io::Error::other("the system has no randomness for a key"),
+    };
+    let key = NodeKey::generate().ok_or_else(no_randomness)?;
+    store.write(ISSUER_KEY, key.pkcs8())?;
+    Ok(key)
+}
+
+/// Reads the root's key; `None` when it is not on this machine.
+///
+/// # Errors
+/// The file is damaged or others can read it.
+pub(crate) fn root_key(store: &Store, trust: &TrustBundle) -> Result<Option<RootKey>, StoreError> {
+    let Some(pkcs8) = store.read(ROOT_KEY)?.map(Zeroizing::new) else { return Ok(None) };
+    let mut keys = trust.roots().iter().filter_map(|root| RootKey::read(&pkcs8, root).ok());
+    match keys.next() {
+        Some(key) => Ok(Some(key)),
+        None => Err(StoreError::Damaged {
+            path: store.dir().join(ROOT_KEY),
+            why: "it is the key of no root of this mesh".to_owned(),
+        }),
+    }
+}
+
+/// Writes statements durably.
+///
+/// # Errors
+/// The disk refuses; the old file stays.
+pub(crate) fn write_statements(store: &Store, statements: &[Vec<u8>]) -> Result<(), StoreError> {
+    write_certificates(store, STATEMENTS, statements)
+}
+
+/// Writes a new certificate of this node with those of the issuers, the one that signed it first.
+///
+/// # Errors
+/// The disk refuses; the old certificate stays.
+pub(crate) fn write_leaf(store: &Store, leaf: &[u8], issuers: &[Vec<u8>]) -> Result<(), StoreError> {
+    // The issuers first: both certificates verify with the new list.
+    write_certificates(store, ISSUER_CERTIFICATES, issuers)?;
+    store.write(NODE_CERTIFICATE, leaf)
+}

@@ -1,0 +1,128 @@
+//! The door of an issuer: connections of those who want to join or to renew.
+//!
+//! Owns: how many are served at once, for how long, and the proofs they give. Must not know: who is admitted.
+//! Driven by: the transport; hands what is in order to the desk.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::Connection;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use gossamer_core::trust::{Leaf, TrustError, node_id, signature_holds};
+use gossamer_wire::TokenId;
+use gossamer_wire::join::{Ask, JoinReply, JoinRequest, PROOF_LABEL, RENEW_LABEL, Refusal, RenewRequest};
+use gossamer_wire::limits::{MAX_JOIN_BYTES, MAX_JOINING};
+use gossamer_wire::token::Token;
+
+use super::{Checked, Command};
+use crate::clock;
+use crate::metrics::Metrics;
+use crate::supervise::Stage;
+use crate::transport::Trust;
+
+/// Longest join exchange after the handshake.
+const JOIN_WITHIN: Duration = Duration::from_secs(5);
+
+/// Takes joiners, a bounded number at a time.
+pub(super) async fn door(
+    stage: Stage,
+    mut joiners: mpsc::Receiver<Connection>,
+    commands: mpsc::Sender<Command>,
+    trust: Trust,
+    metrics: Arc<Metrics>,
+) {
+    let seats = Arc::new(tokio::sync::Semaphore::new(MAX_JOINING));
+    let stop = stage.stopping().clone();
+    loop {
+        let connection = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            Some(connection) = joiners.recv() => connection,
+            else => return,
+        };
+        let Ok(seat) = Arc::clone(&seats).acquire_owned().await else { return };
+        let (commands, metrics, trust) = (commands.clone(), Arc::clone(&metrics), Trust::clone(&trust));
+        stage.spawn_short("join", async move {
+            let outcome = timeout(JOIN_WITHIN, exchange(&connection, &commands, &trust)).await;
+            metrics.join(match &outcome {
+                Ok(Some(JoinReply::Admitted(_))) => "admitted",
+                Ok(Some(JoinReply::Refused(_))) => "refused",
+                Ok(None) => "malformed",
+                Err(_) => "timeout",
+            });
+            connection.close(0_u32.into(), b"done");
+            drop(seat);
+        });
+    }
+}
+
+/// Reads a request, has it judged, and answers. `None` when the joiner does not speak the protocol.
+async fn exchange(
+    connection: &Connection,
+    commands: &mpsc::Sender<Command>,
+    trust: &Trust,
+) -> Option<JoinReply> {
+    let (mut send, mut recv) = connection.accept_bi().await.ok()?;
+    let bytes = recv.read_to_end(MAX_JOIN_BYTES).await.ok()?;
+    let binding = binding(connection)?;
+    let (reply, answer) = oneshot::channel();
+    let checked = match Ask::decode(&bytes).ok()? {
+        Ask::Join(request) => {
+            check_join(request, &binding)?.map(|request| Command::Admit { request: Box::new(request), reply })
+        }
+        Ask::Renew(request) => check_renewal(&request, trust, &binding)
+            .map(|leaf| Command::Renew { leaf: Box::new(leaf), reply }),
+    };
+    let reply = match checked {
+        Err(refusal) => JoinReply::Refused(refusal),
+        Ok(command) => {
+            commands.send(command).await.ok()?;
+            answer.await.ok()?
+        }
+    };
+    send.write_all(&reply.encode().ok()?).await.ok()?;
+    send.finish().ok()?;
+    // The joiner closes when it has stored what it got.
+    connection.closed().await;
+    Some(reply)
+}
+
+/// Returns what is the same at both ends of this very TLS session and nowhere else.
+pub(crate) fn binding(connection: &Connection) -> Option<[u8; 32]> {
+    let mut binding = [0; 32];
+    connection.export_keying_material(&mut binding, b"EXPORTER-gossamer-join", b"").ok()?;
+    Some(binding)
+}
+
+/// Returns what a joiner signs: it binds the request to its key, its token and its TLS session.
+pub(crate) fn proof_bytes(token: TokenId, binding: &[u8; 32]) -> Vec<u8> {
+    [PROOF_LABEL, token.as_bytes(), binding].concat()
+}
+
+/// Checks what needs no ledger; `None` when the token is no token.
+fn check_join(request: JoinRequest, binding: &[u8; 32]) -> Option<Result<Checked, Refusal>> {
+    let token: Token = request.token.parse().ok()?;
+    let proof = proof_bytes(token.grant().id, binding);
+    if !signature_holds(&request.public_key, &proof, &request.proof) {
+        return Some(Err(Refusal::Proof));
+    }
+    let node = node_id(&request.public_key);
+    Some(Ok(Checked { token, request, node }))
+}
+
+/// Checks that the asker is a member with the key of the certificate it shows, which may have ended.
+fn check_renewal(request: &RenewRequest, trust: &Trust, binding: &[u8; 32]) -> Result<Leaf, Refusal> {
+    let shown: Vec<_> = [&request.issuer]
+        .into_iter()
+        .filter(|der| !der.is_empty())
+        .map(|der| der.as_slice().into())
+        .collect();
+    let leaf = trust.load().verify_at_end(&request.leaf, &shown, clock::wall()).map_err(|error| {
+        tracing::info!(%error, "a certificate was not renewed");
+        if error == TrustError::Evicted { Refusal::Evicted } else { Refusal::Certificate }
+    })?;
+    let proof = [RENEW_LABEL, &binding[..]].concat();
+    if signature_holds(&leaf.public_key, &proof, &request.proof) { Ok(leaf) } else { Err(Refusal::Proof) }
+}

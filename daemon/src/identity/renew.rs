@@ -1,0 +1,143 @@
+//! Renewal: a member asks an issuer for a new certificate with its present one, which may have ended.
+//!
+//! Owns: the member's side of the exchange. Must not know: when to renew, which issuers there are.
+//! Driven by: the authority task.
+//!
+//! It takes the way of joiners, not a member's connection: with a certificate that has ended there is none (ADR 13).
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use thiserror::Error;
+use tokio::time::timeout;
+
+use gossamer_core::trust::{Sign as _, TrustBundle, not_after, spki_hash};
+use gossamer_wire::join::{Admitted, Ask, JoinReply, RENEW_LABEL, Refusal, RenewRequest};
+use gossamer_wire::{MeshId, NodeId};
+
+use super::certificate::LeafSubject;
+use super::join::{exchange, refusal_text};
+use super::{Credentials, Lifetimes, NodeKey};
+use crate::clock::Clock;
+
+/// Between two issuers that are asked.
+const STAGGER: Duration = Duration::from_millis(250);
+/// Longest exchange with one address.
+const ADDRESS_WITHIN: Duration = Duration::from_secs(5);
+
+/// An issuer that may be asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Issuer {
+    /// The node that holds its key.
+    pub(crate) node: NodeId,
+    /// Where that node may be dialled.
+    pub(crate) addresses: Vec<SocketAddr>,
+}
+
+/// Why there is no new certificate; the present one stays. May be tried again.
+#[derive(Debug, Error)]
+pub(crate) enum RenewError {
+    /// No issuer is known with an address.
+    #[error("no issuer with an address is known")]
+    Nobody,
+    /// The last one asked said no.
+    #[error("{}", refusal_text(*.0))]
+    Refused(Refusal),
+    /// The last one asked could not be reached, or sent what does not hold.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Asks the issuers, each a little after the one before, and takes the first new certificate that holds: one that is
+/// gone delays nobody.
+///
+/// # Errors
+/// What the last one said; see [`RenewError`].
+pub(crate) async fn renew(
+    mesh: MeshId,
+    trust: &TrustBundle,
+    credentials: &Credentials,
+    key: &NodeKey,
+    issuers: &[Issuer],
+    clock: &Clock,
+) -> Result<Admitted, RenewError> {
+    let pins: Vec<_> = trust.roots().iter().filter_map(|root| spki_hash(root).ok()).collect();
+    let targets =
+        issuers.iter().flat_map(|issuer| issuer.addresses.iter().map(|address| (issuer.node, *address)));
+    let targets = targets.flat_map(|target| pins.iter().map(move |pin| (target, *pin)));
+    let asking = |(position, ((node, address), pin)): (u32, ((NodeId, SocketAddr), [u8; 32]))| async move {
+        tokio::time::sleep(STAGGER * position).await;
+        match timeout(ADDRESS_WITHIN, ask(mesh, pin, node, address, credentials, key)).await {
+            Ok(Ok(JoinReply::Admitted(admitted))) => {
+                check(trust, credentials, &admitted, clock.wall()).map(|()| *admitted)
+            }
+            Ok(Ok(JoinReply::Refused(refusal))) => Err(RenewError::Refused(refusal)),
+            Ok(Err(error)) => Err(RenewError::Failed(format!("{address}: {error}"))),
+            Err(_) => Err(RenewError::Failed(format!("{address}: no answer"))),
+        }
+    };
+    let mut answers: FuturesUnordered<_> = (0..).zip(targets).map(asking).collect();
+    let mut last = RenewError::Nobody;
+    while let Some(answer) = answers.next().await {
+        match answer {
+            Ok(admitted) => return Ok(admitted),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn ask(
+    mesh: MeshId,
+    pin: [u8; 32],
+    issuer: NodeId,
+    address: SocketAddr,
+    credentials: &Credentials,
+    key: &NodeKey,
+) -> std::io::Result<JoinReply> {
+    let leaf = credentials.leaf_der.to_vec();
+    let signer = credentials.issued_by.as_ref().map(|der| der.to_vec()).unwrap_or_default();
+    exchange(mesh, pin, issuer, address, |binding| {
+        let proof = key.sign(&[RENEW_LABEL, &binding[..]].concat()).to_vec();
+        Ask::Renew(RenewRequest { leaf, issuer: signer, proof })
+    })
+    .await
+}
+
+/// Believes a new certificate only if it says of this node what the old one says.
+fn check(
+    trust: &TrustBundle,
+    credentials: &Credentials,
+    admitted: &Admitted,
+    wall: u64,
+) -> Result<(), RenewError> {
+    let shown: Vec<_> = admitted.issuers.iter().map(|der| der.as_slice().into()).collect();
+    let new = trust.verify(&admitted.leaf, &shown, wall).map_err(|error| {
+        RenewError::Failed(format!("the issuer sent a certificate that does not hold: {error}"))
+    })?;
+    let old = &credentials.leaf;
+    let same = new.public_key == old.public_key && new.group == old.group && new.name == old.name;
+    if same && new.claims == old.claims {
+        Ok(())
+    } else {
+        Err(RenewError::Failed("the issuer sent a certificate of another node".to_owned()))
+    }
+}
+
+/// Makes a new certificate for this node with its own issuer's key, and returns the issuer's certificate with it;
+/// `None` where there is no such key, or it could not make one that lasts longer.
+pub(crate) fn renew_here(
+    mesh: MeshId,
+    credentials: &Credentials,
+    lifetimes: &Lifetimes,
+) -> Option<(Vec<u8>, Vec<u8>)> {
+    let Credentials { leaf, issuer, issuer_names, .. } = credentials;
+    let issuer = issuer.as_ref().filter(|issuer| issuer.may_admit_to(&leaf.group))?;
+    let subject = LeafSubject { mesh, group: &leaf.group, name: &leaf.name, claims: &leaf.claims };
+    let lifetime = lifetimes.leaf_for(issuer_names.len());
+    let made = issuer.issue(leaf.public_key, subject, lifetime).ok()?;
+    let lasts_longer = not_after(&made).is_some_and(|end| end > leaf.not_after);
+    lasts_longer.then(|| (made, issuer.certificate().to_vec()))
+}
