@@ -21,7 +21,7 @@ use super::serf::Serf;
 use super::{Run, What, note, seconds};
 
 /// All must see all within this time.
-const COMPLETE: Duration = Duration::from_secs(300);
+const COMPLETE: Duration = Duration::from_secs(900);
 
 /// Between the start of the first member and that of the others: it must listen.
 const FIRST: Duration = Duration::from_secs(1);

@@ -1,0 +1,282 @@
+//! Authority that outlives its first machine: issuers, renewal, eviction, on real daemons whose certificates last seconds.
+//!
+//! Owns: the meshes, the load, the ways back of an evicted node. Must not know: how statements look.
+//! Driven by: `evidence`.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::{Ci, Needs, Row, Run};
+use crate::process::{Lab, Node};
+use crate::promise;
+use crate::targets::{Manner, while_serving};
+use crate::wait::until;
+
+pub(super) const ROWS: &[Row] = &[
+    Row {
+        name: "4.2-second-issuer",
+        promise: "The first node is destroyed 10 s after issuer add: a node joins with a token of the second issuer, 10 daemons renew certificates of 5 s, and 0 of 200 requests a second fail",
+        sabotage: "no second issuer is added",
+        needs: Needs::Nothing,
+        ci: Ci::Runs,
+        check: second_issuer,
+    },
+    Row {
+        name: "4.3-eviction",
+        promise: "Evicting a node closes its live flow in 1 s, and each of its ways back is refused: its old peers, one that was stopped meanwhile, a restart, its old token, a new token with its key",
+        sabotage: "the node is not evicted",
+        needs: Needs::Nothing,
+        ci: Ci::Runs,
+        check: eviction,
+    },
+    Row {
+        name: "4.5-cold-start",
+        promise: "A mesh that was off for longer than every certificate of nodes and issuers lives is whole again in 20 s when its daemons are started",
+        sabotage: "the machine with the root key stays off",
+        needs: Needs::Nothing,
+        ci: Ci::Runs,
+        check: cold_start,
+    },
+];
+
+/// How long the mesh may take to see itself or a change.
+const SEEN: Duration = Duration::from_secs(20);
+/// Daemons that outlive the first one.
+const SURVIVORS: usize = 10;
+/// Requests a second, over all clients.
+const RATE: u32 = 200;
+/// Clients that share the rate, each at a daemon of its own.
+const CLIENTS: u32 = 4;
+/// From `issuer add` to the end of the first node.
+const DESTROYED_AFTER: Duration = Duration::from_secs(10);
+/// How long the mesh is watched without it: the second issuer's certificate lasts 20 s from `issuer add`.
+const WATCHED: Duration = Duration::from_secs(8);
+
+/// Makes a node whose certificates last 5 s, those of issuers 20 s.
+fn short_lived(lab: &Lab, name: &str) -> Result<Node> {
+    let node = lab.node(name)?;
+    Ok(node.with("GOSSAMER_TRUST_LEAF_LIFETIME", "5s").with("GOSSAMER_TRUST_ISSUER_LIFETIME", "20s"))
+}
+
+fn second_issuer(run: &Run) -> Result<String> {
+    run.scenario(|lab| {
+        let mut first = short_lived(lab, "first")?;
+        first.init("default")?;
+        let mut nodes = Vec::new();
+        for number in 1..=SURVIVORS {
+            let mut node = short_lived(lab, &format!("n{number}"))?;
+            node.join(&first.token(&[])?)?;
+            nodes.push(node);
+        }
+        while_serving(Manner::Greets("x"), |port| {
+            nodes[1].ok(&["expose", &format!("orders:{port}")])?;
+            let clients = service_addresses(&nodes[2..2 + CLIENTS as usize], "orders", port)?;
+            let stopped = AtomicBool::new(false);
+            let (asked, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+            std::thread::scope(|scope| {
+                for address in &clients {
+                    scope.spawn(|| ask(*address, &stopped, &asked, &failed));
+                }
+                let played = play_second_issuer(run, lab, first, &nodes);
+                stopped.store(true, Ordering::Relaxed);
+                played
+            })?;
+            let (asked, failed) = (asked.load(Ordering::Relaxed), failed.load(Ordering::Relaxed));
+            promise!(failed == 0, "{failed} of {asked} requests failed");
+            Ok(format!("{SURVIVORS} daemons renewed twice and one joined without the first node; {asked} requests, 0 failed"))
+        })
+    })
+}
+
+fn play_second_issuer(run: &Run, lab: &Lab, mut first: Node, nodes: &[Node]) -> Result<()> {
+    if !run.sabotaged {
+        first.ok(&["issuer", "add", "n1"])?;
+    }
+    std::thread::sleep(DESTROYED_AFTER); // the promise names this time
+    first.kill9()?;
+    fs::remove_dir_all(first.state_dir())?;
+    let since = Instant::now();
+    let ends = |node: &Node| node.status()?["certificate_ends"].as_u64().context("an end");
+    let mut before = nodes.iter().map(ends).collect::<Result<Vec<_>>>()?;
+    // Minted and used while the second issuer is the only one.
+    let token = nodes[0].token(&[])?;
+    let mut late = short_lived(lab, "late")?;
+    late.join(&token)?;
+    late.sees("n5", "alive", SEEN)?;
+    for _ in 0..2 {
+        for (node, before) in nodes.iter().zip(&mut before) {
+            let mut now = *before;
+            until(&format!("a new certificate of {}", node.name), WATCHED, || {
+                now = ends(node)?;
+                Ok(now > *before)
+            })?;
+            *before = now;
+        }
+    }
+    promise!(since.elapsed() <= WATCHED, "renewing twice took {:?}", since.elapsed());
+    for node in nodes {
+        node.sees("n1", "alive", SEEN)?;
+    }
+    Ok(())
+}
+
+/// Returns the virtual address of a service at each node.
+fn service_addresses(nodes: &[Node], service: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    let address = |node: &Node| {
+        let found = node.resolver()?.address(&format!("{service}.mesh.internal"), SEEN)?;
+        Ok(SocketAddr::new(found.into(), port))
+    };
+    nodes.iter().map(address).collect()
+}
+
+/// Sends a client's share of the requests; each is a connection of its own.
+fn ask(address: SocketAddr, stopped: &AtomicBool, asked: &AtomicU64, failed: &AtomicU64) {
+    let pause = Duration::from_secs(1) * CLIENTS / RATE;
+    let mut next = Instant::now();
+    while !stopped.load(Ordering::Relaxed) {
+        asked.fetch_add(1, Ordering::Relaxed);
+        if request(address).is_err() {
+            failed.fetch_add(1, Ordering::Relaxed);
+        }
+        next += pause;
+        std::thread::sleep(next.saturating_duration_since(Instant::now())); // the rate is the subject
+    }
+}
+
+fn request(address: SocketAddr) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut greeting = [0; 1];
+    stream.read_exact(&mut greeting)?;
+    Ok(())
+}
+
+fn eviction(run: &Run) -> Result<String> {
+    run.scenario(|lab| {
+        let mut nodes: Vec<Node> =
+            ["first", "b", "c", "d"].iter().map(|name| lab.node(name)).collect::<Result<_>>()?;
+        nodes[0].init("default")?;
+        for number in 1..nodes.len() {
+            let token = nodes[0].token(&[])?;
+            nodes[number].join(&token)?;
+        }
+        let mut bad = lab.node("bad")?;
+        let old_token = nodes[0].token(&["--uses", "3"])?;
+        bad.join(&old_token)?;
+        for node in &nodes {
+            node.sees("bad", "alive", SEEN)?;
+        }
+        let closed = while_serving(Manner::Echoes, |port| {
+            nodes[1].ok(&["expose", &format!("echo:{port}")])?;
+            let address = service_addresses(std::slice::from_ref(&bad), "echo", port)?;
+            close_by_eviction(run, &nodes, &bad, address[0])
+        })?;
+        let refused = ways_back(&nodes, bad, &old_token, lab)?;
+        Ok(format!("live flow closed after {closed:?}; {refused}"))
+    })
+}
+
+/// Holds a flow of the bad node open and evicts it. One node is stopped meanwhile and hears of it later.
+fn close_by_eviction(run: &Run, nodes: &[Node], bad: &Node, address: SocketAddr) -> Result<Duration> {
+    let mut flow = TcpStream::connect(address)?;
+    flow.set_read_timeout(Some(Duration::from_secs(5)))?;
+    flow.write_all(b"hello")?;
+    let mut echo = [0; 5];
+    flow.read_exact(&mut echo)?;
+    nodes[3].signal(nix::sys::signal::Signal::SIGSTOP)?;
+    let since = Instant::now();
+    if !run.sabotaged {
+        nodes[0].ok(&["node", "evict", "bad"])?;
+    }
+    let ended = flow.read(&mut echo);
+    let closed = since.elapsed();
+    nodes[3].signal(nix::sys::signal::Signal::SIGCONT)?;
+    promise!(!matches!(ended, Ok(1..)), "the flow of {} went on", bad.name);
+    promise!(closed <= Duration::from_secs(1), "the flow ended after {closed:?}");
+    for node in nodes {
+        until(&format!("{} holding bad for gone", node.name), SEEN, || {
+            Ok(node.state_of("bad")?.is_none_or(|state| state != "alive"))
+        })?;
+    }
+    Ok(closed)
+}
+
+/// Lets the evicted node try to come back in every way it has.
+fn ways_back(nodes: &[Node], mut bad: Node, old_token: &str, lab: &Lab) -> Result<String> {
+    // Its old peers, each of which it goes on dialling, among them the one that was stopped.
+    let is_out = |way: &str| -> Result<()> {
+        for node in nodes {
+            let alive = node.state_of("bad")?.as_deref() == Some("alive");
+            promise!(!alive, "{} takes it back by {way}", node.name);
+        }
+        Ok(())
+    };
+    crate::wait::throughout("old peers refusing it", Duration::from_secs(3), || {
+        is_out("its old peers").map(|()| true)
+    })?;
+    // A restart, and with it the renewal of its certificate at every issuer it knows.
+    bad.stop()?;
+    let mut bad = bad.with("GOSSAMER_TRUST_LEAF_LIFETIME", "5s");
+    bad.run()?;
+    crate::wait::throughout("a restart refused", Duration::from_secs(3), || {
+        is_out("a restart").map(|()| true)
+    })?;
+    bad.stop()?;
+    // Its old token, then a new one, with its key; the identity is gone, the key stays.
+    fs::remove_file(bad.state_dir().join("identity.json"))?;
+    for (way, token) in [("its old token", old_token.to_owned()), ("a new token", nodes[0].token(&[])?)] {
+        let finished = bad.cli(&["join", &token, "--node", "bad", "--no-start"])?;
+        promise!(finished.code == Some(5), "{way}: join ended with {:?}: {}", finished.code, finished.stderr);
+        promise!(finished.stderr.contains("evicted"), "{way}: {}", finished.stderr);
+        is_out(way)?;
+    }
+    // A new key and a new token are a new node.
+    let mut fresh = lab.node("fresh")?;
+    fresh.join(&nodes[0].token(&[])?)?;
+    fresh.sees("first", "alive", SEEN)?;
+    Ok("4 of 4 ways back refused (old peers with one stopped meanwhile, restart, old token, new token); a new key joins".to_owned())
+}
+
+/// Longer than the certificate of an issuer lives, and with it every other one.
+const OFF: Duration = Duration::from_secs(25);
+
+fn cold_start(run: &Run) -> Result<String> {
+    run.scenario(|lab| {
+        let mut nodes: Vec<Node> =
+            ["first", "b", "c", "d"].iter().map(|name| short_lived(lab, name)).collect::<Result<_>>()?;
+        nodes[0].init("default")?;
+        for number in 1..nodes.len() {
+            let token = nodes[0].token(&[])?;
+            nodes[number].join(&token)?;
+        }
+        nodes[0].ok(&["issuer", "add", "b"])?;
+        while_serving(Manner::Greets("x"), |port| {
+            nodes[1].ok(&["expose", &format!("orders:{port}")])?;
+            service_addresses(&nodes[2..3], "orders", port)?;
+            for node in &mut nodes {
+                node.stop()?;
+            }
+            std::thread::sleep(OFF); // every certificate ends in this time
+            let started = Instant::now();
+            let off = usize::from(run.sabotaged);
+            for node in &mut nodes[off..] {
+                node.run()?;
+            }
+            for node in &nodes[off..] {
+                for other in nodes[off..].iter().filter(|other| other.name != node.name) {
+                    node.sees(&other.name, "alive", SEEN)?;
+                }
+            }
+            let clients = service_addresses(&nodes[2..3], "orders", port)?;
+            until("an answer of the service", SEEN, || Ok(request(clients[0]).is_ok()))?;
+            let took = started.elapsed();
+            promise!(took <= SEEN, "it took {took:?}");
+            Ok(format!("4 daemons off for {OFF:?}, whole after {took:.1?} with `gossamer run` on each"))
+        })
+    })
+}
