@@ -272,10 +272,11 @@ async fn connect(
     })
 }
 
+/// Greets, and says in advance that there are no statements: the daemon has some, so the digests differ.
 fn hello(purpose: Purpose) -> Result<Vec<u8>> {
     let hello =
         Hello { purpose, nonce: 1, observed: "127.0.0.1:1".parse()?, statement_digest: empty_digest() };
-    Ok(Frame::Hello(hello).encode()?)
+    Ok([Frame::Hello(hello).encode()?, Frame::Statements(Vec::new()).encode()?].concat())
 }
 
 fn empty_digest() -> [u8; 16] {

@@ -71,13 +71,14 @@ impl Task {
                 },
                 () = clock::sleep_until(Some(deadline)) => None,
             };
-            match command {
-                Some(command) => self.handle(command).await,
-                None => {
-                    self.give_up_waiting();
-                    self.tend_issuers().await;
-                    self.tend_certificate().await;
-                }
+            if let Some(command) = command {
+                self.handle(command).await;
+            }
+            // Also between commands: a peer that never stops talking must not delay a renewal.
+            if self.next_deadline() <= clock::now().mono {
+                self.give_up_waiting();
+                self.tend_issuers().await;
+                self.tend_certificate().await;
             }
         }
     }
