@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, at_most};
-use crate::limits::{MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_JOIN_BYTES};
+use crate::limits::{MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_JOIN_BYTES, MAX_STATEMENT_BYTES};
 use crate::{DecodeError, EncodeError, GroupName, MeshName, NodeId, NodeName};
 
 /// ALPN of join connections, offered by issuers.
@@ -84,6 +84,8 @@ pub struct Admitted {
     pub group: GroupName,
     /// Whom to dial first.
     pub peers: Vec<PeerHint>,
+    /// Statements, byte for byte, as many as there is room for: a node that begins with them all need not ask for them.
+    pub statements: Vec<Vec<u8>>,
 }
 
 /// Why a node was not admitted.
@@ -168,6 +170,9 @@ impl JoinReply {
             for certificate in admitted.issuers.iter().chain(&admitted.roots).chain([&admitted.leaf]) {
                 at_most("certificate", certificate, MAX_CERTIFICATE_BYTES)?;
             }
+            for statement in &admitted.statements {
+                at_most("statement", statement, MAX_STATEMENT_BYTES)?;
+            }
             for peer in &admitted.peers {
                 at_most("addresses", &peer.addresses, MAX_ADDRESSES)?;
             }
@@ -191,6 +196,7 @@ mod tests {
                 node: NodeId::from_bytes([4; 16]),
                 addresses: vec!["192.0.2.1:4677".parse().expect("address")],
             }],
+            statements: vec![vec![5; 100]],
         }
     }
 

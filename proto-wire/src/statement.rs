@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::codec::{self, at_most};
 use crate::limits::{MAX_CERTIFICATE_BYTES, MAX_KEPT, MAX_STATEMENT_BYTES};
-use crate::{DecodeError, EncodeError, MeshId, NodeId};
+use crate::{DecodeError, EncodeError, MeshId, NodeId, TokenId};
 
 const SIGN_DOMAIN: &[u8] = b"gossamer-statement-v1\0";
 const SIGNATURE_BYTES: usize = 64;
@@ -43,6 +43,8 @@ pub enum Change {
         /// The new budget.
         numbers: u64,
     },
+    /// The token admits nobody any more, at no issuer.
+    RevokeToken(TokenId),
 }
 
 /// A change with its author and number.
@@ -93,7 +95,7 @@ impl SignedStatement {
                 at_most("certificate", certificate, MAX_CERTIFICATE_BYTES)?;
             }
             Change::RemoveIssuer { keep, .. } => at_most("nodes to keep", keep, MAX_KEPT)?,
-            Change::Evict(_) | Change::RetireRoot(_) | Change::Grant { .. } => {}
+            Change::Evict(_) | Change::RetireRoot(_) | Change::Grant { .. } | Change::RevokeToken(_) => {}
         }
         Ok(Self { statement, bytes: bytes.to_vec() })
     }

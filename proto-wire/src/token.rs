@@ -35,7 +35,8 @@ pub struct Grant {
     pub root_pin: [u8; 32],
     /// The token's id.
     pub id: TokenId,
-    /// The node that minted it and keeps its ledger.
+    /// The issuer that minted it: the hash of its key. A token of one use is in its ledger; others are good at every issuer,
+    /// each of which counts for itself.
     pub issuer: NodeId,
     /// Seconds since the Unix epoch after which it is refused.
     pub not_after: u64,
@@ -117,6 +118,13 @@ pub enum TokenError {
 pub struct Token {
     grant: Grant,
     text: Zeroizing<String>,
+}
+
+impl Grant {
+    /// Returns the only issuer that may redeem it; `None` when any may.
+    pub fn bound_to(&self) -> Option<NodeId> {
+        (self.uses == 1).then_some(self.issuer)
+    }
 }
 
 impl Token {

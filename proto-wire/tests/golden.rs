@@ -289,12 +289,13 @@ fn join_messages_keep_their_bytes() {
         mesh_name: "test".parse().expect("name"),
         group: "west".parse().expect("name"),
         peers: vec![PeerHint { node: NODE, addresses: vec!["192.0.2.1:4677".parse().expect("address")] }],
+        statements: vec![vec![4; 2]],
     }));
     let bytes = admitted.encode().expect("fits");
     assert_golden(
         "admitted",
         &bytes,
-        "0002010101020202010203030474657374047765737401aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0100c0000201fb4512",
+        "0002010101020202010203030474657374047765737401aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0100c0000201fb451201020404",
     );
     assert_eq!(JoinReply::decode(&bytes), Ok(admitted));
 }

@@ -327,6 +327,7 @@ fn certificates_and_addresses_of_a_join_reply_are_limited() {
         mesh_name: "test".parse().expect("name"),
         group: "west".parse().expect("name"),
         peers: Vec::new(),
+        statements: Vec::new(),
     };
     let decode = |admitted: Admitted| {
         JoinReply::decode(&JoinReply::Admitted(Box::new(admitted)).encode().expect("fits"))
@@ -357,6 +358,7 @@ fn a_join_reply_with_all_its_hints_fits() {
         mesh_name: "m".repeat(MAX_LABEL_BYTES).parse().expect("name"),
         group: "g".repeat(MAX_LABEL_BYTES).parse().expect("name"),
         peers: vec![hint; 16],
+        statements: vec![vec![0; 500]; 4],
     };
     assert!(JoinReply::Admitted(Box::new(admitted)).encode().is_ok());
 }

@@ -200,6 +200,7 @@ fn change() -> impl Strategy<Value = Change> {
     let certificate = || vec(any::<u8>(), 0..800);
     prop_oneof![
         node().prop_map(Change::Evict),
+        any::<[u8; 16]>().prop_map(|id| Change::RevokeToken(TokenId::from_bytes(id))),
         certificate().prop_map(Change::AddIssuer),
         (node(), any::<u64>(), vec(node(), 0..=MAX_KEPT))
             .prop_map(|(issuer, numbers, keep)| Change::RemoveIssuer { issuer, numbers, keep }),
@@ -369,10 +370,11 @@ proptest! {
         mesh_name in name(),
         group in name(),
         peers in vec((node(), vec(address(), 0..4)), 0..16),
+        statements in vec(vec(any::<u8>(), 0..200), 0..4),
     ) {
         let hint = |(node, addresses)| PeerHint { node, addresses };
         let peers = peers.into_iter().map(hint).collect();
-        let reply = JoinReply::Admitted(Box::new(Admitted { leaf, issuers, roots, mesh_name, group, peers }));
+        let reply = JoinReply::Admitted(Box::new(Admitted { leaf, issuers, roots, mesh_name, group, peers, statements }));
         prop_assert_eq!(JoinReply::decode(&reply.encode().expect("fits")), Ok(reply));
     }
 

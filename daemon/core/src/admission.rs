@@ -6,11 +6,15 @@
 //! Single use is exact because one issuer keeps the ledger, and idempotent per key so that a cut connection
 //! never bricks a joiner (ADR 6).
 
+mod tries;
+
 use std::collections::BTreeMap;
 
 use gossamer_wire::join::Refusal;
 use gossamer_wire::token::{Grant, pattern_matches};
 use gossamer_wire::{MeshId, NodeId, NodeName, TokenId};
+
+pub use tries::Tries;
 
 /// One use of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +47,10 @@ pub enum Verdict {
 pub struct Request<'a> {
     /// What the token grants.
     pub grant: &'a Grant,
-    /// Whether this issuer's key signed the token.
-    pub signed_here: bool,
+    /// Whether the key of the issuer it names signed the token.
+    pub is_signed: bool,
+    /// Whether it was revoked, here or everywhere.
+    pub is_revoked: bool,
     /// The joiner.
     pub node: NodeId,
     /// The name it wants.
@@ -63,7 +69,9 @@ impl Ledger {
         ledger
     }
 
-    /// Judges a request at issuer `me` of `mesh` at `wall` seconds. Changes nothing.
+    /// Judges a request at issuer `me` of `mesh` at `wall` seconds. Changes nothing. A token of several uses is good at
+    /// every issuer and each counts for itself: with n issuers that do not hear of each other's joins it admits at
+    /// most n times its uses.
     ///
     /// # Errors
     /// The reason to tell the joiner.
@@ -74,15 +82,18 @@ impl Ledger {
         request: Request<'_>,
         wall: u64,
     ) -> Result<Verdict, Refusal> {
-        let Request { grant, signed_here, node, name, name_taken } = request;
+        let Request { grant, is_signed, is_revoked, node, name, name_taken } = request;
         if grant.mesh != mesh {
             return Err(Refusal::Foreign);
         }
-        if grant.issuer != me {
+        if grant.bound_to().is_some_and(|issuer| issuer != me) {
             return Err(Refusal::OtherIssuer);
         }
-        if !signed_here {
+        if !is_signed {
             return Err(Refusal::Foreign);
+        }
+        if is_revoked {
+            return Err(Refusal::Revoked);
         }
         if wall > grant.not_after {
             return Err(Refusal::Expired);
@@ -154,7 +165,14 @@ mod tests {
 
     fn judge(ledger: &Ledger, grant: &Grant, key: u8) -> Result<Verdict, Refusal> {
         let name = web_1();
-        let request = Request { grant, signed_here: true, node: joiner(key), name: &name, name_taken: false };
+        let request = Request {
+            grant,
+            is_signed: true,
+            is_revoked: false,
+            node: joiner(key),
+            name: &name,
+            name_taken: false,
+        };
         ledger.judge(ISSUER, MESH, request, NOW)
     }
 
@@ -182,11 +200,19 @@ mod tests {
     fn tokens_of_others_are_refused_whatever_they_grant() {
         let ledger = Ledger::default();
         let name = "web-1".parse().expect("name");
-        let forged =
-            Request { grant: &grant(1), signed_here: false, node: joiner(9), name: &name, name_taken: false };
+        let forged = Request {
+            grant: &grant(1),
+            is_signed: false,
+            is_revoked: false,
+            node: joiner(9),
+            name: &name,
+            name_taken: false,
+        };
         assert_eq!(ledger.judge(ISSUER, MESH, forged, NOW), Err(Refusal::Foreign));
         let elsewhere = Grant { issuer: joiner(7), ..grant(1) };
         assert_eq!(judge(&ledger, &elsewhere, 9), Err(Refusal::OtherIssuer));
+        // One of several uses is good here as well.
+        assert_eq!(judge(&ledger, &Grant { issuer: joiner(7), ..grant(2) }, 9), Ok(Verdict::New));
         let foreign = Grant { mesh: MeshId::from_bytes([9; 16]), ..grant(1) };
         assert_eq!(judge(&ledger, &foreign, 9), Err(Refusal::Foreign));
     }
@@ -198,7 +224,8 @@ mod tests {
         let grant = grant(1);
         let request = |name, name_taken| Request {
             grant: &grant,
-            signed_here: true,
+            is_signed: true,
+            is_revoked: false,
             node: joiner(9),
             name,
             name_taken,

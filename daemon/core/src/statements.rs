@@ -8,7 +8,7 @@
 //!
 //! - Authors are the roots of the mesh and the issuers a root added. The signature must be the author's.
 //! - A root may say anything. Its statements are trusted and have no budget; so only roots can make the set large.
-//! - An issuer may only evict, and only with numbers below its budget: [`NUMBERS_PER_AUTHOR`], or the greatest a
+//! - An issuer may only evict nodes and revoke tokens, and only with numbers below its budget: [`NUMBERS_PER_AUTHOR`], or the greatest a
 //!   root granted. A stolen issuer key evicts so many nodes and no more.
 //! - Two different statements with one number end the powers of their author from that number on: a key is in two
 //!   hands, or came back from a copy. Neither counts. Both are stored as the proof, of more the two with the
@@ -98,7 +98,7 @@ pub enum Fault {
         number: u64,
     },
     /// The author's fault.
-    #[error("statement {number} of {author} is for roots only: an issuer may evict nodes and nothing else")]
+    #[error("statement {number} of {author} is for roots only: an issuer may evict nodes and revoke tokens")]
     Power {
         /// The issuer.
         author: NodeId,
@@ -277,7 +277,10 @@ impl Statements {
                 Ok(_) => Ok(signed),
                 Err(why) => Err(Fault::Issuer { author: *author, number: *number, why }),
             },
-            Change::Evict(_) | Change::RemoveIssuer { .. } | Change::Grant { .. } => Ok(signed),
+            Change::Evict(_)
+            | Change::RemoveIssuer { .. }
+            | Change::Grant { .. }
+            | Change::RevokeToken(_) => Ok(signed),
         }
     }
 
@@ -326,7 +329,7 @@ impl Statements {
     fn check_issuer(&self, statement: &Statement) -> Result<&[u8; 32], Fault> {
         let (author, number) = (statement.author, statement.number);
         let public_key = self.authority.public_key(author).ok_or(Fault::Author(author))?;
-        if !matches!(statement.change, Change::Evict(_)) {
+        if !matches!(statement.change, Change::Evict(_) | Change::RevokeToken(_)) {
             return Err(Fault::Power { author, number });
         }
         let budget = self.authority.budget(author).unwrap_or(NUMBERS_PER_AUTHOR);

@@ -111,6 +111,8 @@ pub struct Leaf {
     pub public_key: [u8; 32],
     /// Seconds since the Unix epoch of its end.
     pub not_after: u64,
+    /// Seconds by which clocks may differ when its end is judged.
+    pub skew: u64,
 }
 
 /// Who does the expensive part of a judgement. The daemon's is the default of each method: every check is made
@@ -384,6 +386,28 @@ impl TrustBundle {
     }
 }
 
+/// Judges the chain of who claims to be an issuer: only the certificate whose SPKI hash is the pin is a root, the leaf is
+/// signed by an issuer below it, and that issuer's certificate names the node of the leaf as the holder of its key. So
+/// no other member can pass for an issuer. Returns that issuer.
+///
+/// # Errors
+/// [`TrustError::Pin`] when the pinned root is not in the chain or the node is no issuer, or any fault of the leaf.
+pub fn pinned_issuer(
+    mesh: MeshId,
+    pin: &[u8; 32],
+    chain: &[CertificateDer<'_>],
+    wall: u64,
+) -> Result<IssuerFacts, TrustError> {
+    let (bundle, leaf) = TrustBundle::pinned(mesh, pin, chain, wall)?;
+    let held = |issuer: &IssuerFacts| issuer.claims.as_ref().is_some_and(|claims| claims.node == leaf.node);
+    let signed = |issuer: &IssuerFacts| {
+        let alone = bundle.clone().with_issuers(vec![issuer.certificate.clone()]);
+        alone.verify(&chain[0], &[], wall).is_ok()
+    };
+    let mut issuers = chain.iter().filter_map(|der| read_issuer(der).ok());
+    issuers.find(|issuer| held(issuer) && signed(issuer)).ok_or(TrustError::Pin)
+}
+
 fn chain_of(issuers: usize) -> TrustError {
     TrustError::Chain(format!("{issuers} certificates between it and a root, where one issuer's may be"))
 }
@@ -441,7 +465,7 @@ fn read_leaf(der: &[u8], mesh: MeshId, wall: u64) -> Result<(Leaf, u64), TrustEr
     if wall + skew < start {
         return Err(TrustError::NotYet(start - wall));
     }
-    let leaf = Leaf { node: NodeId::of_spki(spki), name, group, claims, public_key, not_after: end };
+    let leaf = Leaf { node: NodeId::of_spki(spki), name, group, claims, public_key, not_after: end, skew };
     Ok((leaf, wall.clamp(start, end)))
 }
 

@@ -100,6 +100,7 @@ fn tiny(own: Key, other: &Key, now: Now) -> Option<(Catalog, NodeId)> {
         claims: Claims::default(),
         public_key: other_key,
         not_after: now.wall + 60,
+        skew: 6,
     };
     catalog.store.put(advert, Content::Card(Box::new((card, leaf))), 0, now);
     catalog.settle(node, now);

@@ -17,9 +17,6 @@ use super::{Key, MemberLiveness};
 use crate::time::Now;
 use crate::trust::Leaf;
 
-/// Clock difference allowed after the end of a certificate, seconds (design section 4).
-const SKEW_SECONDS: u64 = 300;
-
 /// One advert with its place and its part in the hashes.
 #[derive(Debug)]
 pub(super) struct Stored {
@@ -407,7 +404,7 @@ impl Owner {
 
     /// Returns the gate at `now`. The node's own entries are always alive and trusted here.
     pub(super) fn gate_at(&self, is_own: bool, liveness: MemberLiveness, now: Now) -> Gate {
-        let has_ended = now.wall > self.leaf.not_after + SKEW_SECONDS;
+        let has_ended = now.wall > self.leaf.not_after + self.leaf.skew;
         Gate {
             is_trusted: is_own || (self.has_issuer && !has_ended && !self.is_evicted),
             is_member: is_own || matches!(liveness, MemberLiveness::Alive | MemberLiveness::Suspect),
@@ -501,7 +498,7 @@ impl Owner {
         let head = self.head.as_ref().filter(|_| self.is_mixed());
         let grace = head.map(|stored| stored.epoch_since + OLD_EPOCH_GRACE);
         // One second later than the last one it holds in; wall time has seconds.
-        let end = (self.leaf.not_after + SKEW_SECONDS).checked_sub(now.wall);
+        let end = (self.leaf.not_after + self.leaf.skew).checked_sub(now.wall);
         let end = end.map(|left| mono + Duration::from_secs(left.saturating_add(1).min(u64::from(u32::MAX))));
         let times = [
             self.lease_until,

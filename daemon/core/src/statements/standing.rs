@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use gossamer_wire::NodeId;
 use gossamer_wire::limits::NUMBERS_PER_AUTHOR;
 use gossamer_wire::statement::{Change, SignedStatement};
+use gossamer_wire::{NodeId, TokenId};
 
 use super::log::Log;
 use crate::trust::{IssuerFacts, read_issuer};
@@ -20,6 +20,8 @@ pub struct Standing {
     pub issuers: BTreeMap<NodeId, Issuer>,
     /// Nodes that are out, for ever.
     pub evicted: Arc<BTreeSet<NodeId>>,
+    /// Tokens that admit nobody any more.
+    pub revoked: Arc<BTreeSet<TokenId>>,
     /// Removed issuers, each with the nodes for which leaves it issued still count.
     pub removed: BTreeMap<NodeId, BTreeSet<NodeId>>,
     /// Authors, issuers and roots alike, whose powers ended with two statements of one number.
@@ -65,7 +67,7 @@ impl Authority {
                     let granted = authority.granted.entry(*author).or_default();
                     *granted = (*granted).max(*numbers);
                 }
-                Change::Evict(_) | Change::AddRoot(_) | Change::RetireRoot(_) => {}
+                Change::Evict(_) | Change::AddRoot(_) | Change::RetireRoot(_) | Change::RevokeToken(_) => {}
             }
         }
         for certificates in authority.certificates.values_mut() {
@@ -132,10 +134,16 @@ impl Standing {
                 _ => None,
             }));
         }
+        let counting = logs.values().flat_map(Log::counting);
+        let revoked = counting.filter_map(|signed| match signed.statement().change {
+            Change::RevokeToken(token) => Some(token),
+            _ => None,
+        });
         let removed = authority.removals.iter().map(|(issuer, removal)| (*issuer, removal.keep.clone()));
         let conflicted = logs.iter().filter(|(_, log)| log.conflict().is_some());
         Self {
             evicted: Arc::new(evicted),
+            revoked: Arc::new(revoked.collect()),
             removed: removed.collect(),
             conflicted: conflicted.map(|(author, _)| *author).collect(),
             issuers,

@@ -340,3 +340,17 @@ fn a_set_needs_roots_that_can_sign() {
     let mesh = Mesh::new();
     assert!(matches!(Statements::new(mesh.certifier.mesh, &[b"junk".to_vec()]), Err(TrustError::Malformed)));
 }
+
+#[test]
+fn an_issuer_revokes_tokens_within_its_budget_and_nothing_else() {
+    let mesh = Mesh::new();
+    let mut set = mesh.started();
+    let token = |byte| gossamer_wire::TokenId::from_bytes([byte; 16]);
+    let by_issuer = |number, change| mesh.signed(&mesh.issuers[0], number, change);
+    let taken = set
+        .take(&[by_issuer(0, Change::RevokeToken(token(1))), by_issuer(64, Change::RevokeToken(token(2)))]);
+    assert_eq!((taken.new.len(), taken.refused.len()), (1, 1), "{:?}", taken.refused);
+    assert_eq!(set.standing().revoked.iter().copied().collect::<Vec<_>>(), [token(1)]);
+    let grant = Change::Grant { author: mesh.id(0), numbers: 99 };
+    assert!(matches!(set.take(&[by_issuer(1, grant)]).refused[..], [Fault::Power { .. }]));
+}

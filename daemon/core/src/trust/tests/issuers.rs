@@ -233,3 +233,28 @@ fn a_path_leads_over_one_issuer_or_is_the_roots_own_word() {
     let own = authority.certify(leaf_params(authority.mesh, "west", "vm-b"), &key.pair);
     assert!(authority.bundle().verify(&own, &[], WALL).is_ok());
 }
+
+#[test]
+fn a_joiner_believes_who_holds_an_issuers_key_and_no_other_member() {
+    let (authority, key, holder) = (Authority::new(), Key::new(), Key::new());
+    let der = authority.certify(issuer_params(Some(&issuer_claims(holder.id(), &[]))), &key.pair);
+    let leaf_of = |node: &Key| {
+        let issuer = Issuer::new(issuer_params(None), &key.pair);
+        let params = leaf_params(authority.mesh, "west", "vm-b");
+        params.signed_by(&node.pair, &issuer).expect("leaf").der().to_vec()
+    };
+    let pin = spki_hash(&authority.root).expect("a root");
+    let judge = |chain: &[&[u8]]| {
+        let chain: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(*der)).collect();
+        pinned_issuer(authority.mesh, &pin, &chain, WALL)
+    };
+    assert_eq!(judge(&[&leaf_of(&holder), &der, &authority.root]).expect("the issuer").id, key.id());
+    let member = Key::new();
+    assert_eq!(judge(&[&leaf_of(&member), &der, &authority.root]), Err(TrustError::Pin));
+    // A certificate of an issuer that no root signed, and one that did not sign the member's leaf.
+    let fake = issuer_params(Some(&issuer_claims(member.id(), &[]))).self_signed(&member.pair).expect("fake");
+    assert_eq!(judge(&[&leaf_of(&member), &der, fake.der(), &authority.root]), Err(TrustError::Pin));
+    let other = authority.certify(issuer_params(Some(&issuer_claims(member.id(), &[]))), &Key::new().pair);
+    assert_eq!(judge(&[&leaf_of(&member), &der, &other, &authority.root]), Err(TrustError::Pin));
+    assert_eq!(judge(&[&leaf_of(&holder), &der]), Err(TrustError::Pin), "the root is not shown");
+}
