@@ -15,18 +15,21 @@ use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 
+use gossamer_core::admission::Use;
 use gossamer_dns::Outcome;
 use gossamer_wire::{Transport, Visibility};
 
 use super::messages::{
     Audience, Connect, CreateToken, CreatedToken, Expose, Exposed, ExposedPort, NodeRow, RecordRow, Resolved,
-    RevokeToken, RevokedToken, ServiceRow, Status, StatusMesh, StatusNode, TokenRow, Withdraw, Withdrawn,
+    RevokeToken, RevokedToken, ServiceRow, Status, StatusMesh, StatusNode, TokenRow, TokenUse, Withdraw,
+    Withdrawn,
 };
 use super::refusal::Refusal;
 use super::{Api, FLOW_PROTOCOL, PeerUser, views};
 use crate::catalog::Holdings;
 use crate::clock;
-use crate::identity::issuer::TokenRequest;
+use crate::identity::credentials::names;
+use crate::identity::issuer::{self, TokenError, TokenRequest};
 use crate::index::NodeSummary;
 use crate::register::{ExposeRequest, PortRequest, WithdrawRequest};
 
@@ -131,21 +134,46 @@ pub(super) async fn create_token(State(api): State<Api>, body: Sent<CreateToken>
         addresses: asked.addresses,
     };
     let created = api.state.issuer.create_token(request).await?;
-    let grant = created.token.grant();
-    Ok(Json(CreatedToken {
-        id: grant.id.to_string(),
-        token: created.token.reveal().to_owned(),
-        group: grant.group.clone(),
-        addresses: grant.addresses.clone(),
-        warnings: created.warnings,
-    }))
+    Ok(Json(created_token(&created)))
 }
 
 pub(super) async fn revoke_token(State(api): State<Api>, body: Sent<RevokeToken>) -> Reply<RevokedToken> {
     let RevokeToken { id } = read(body)?;
     let token = id.parse().map_err(Refusal::malformed)?;
-    let used = api.state.issuer.revoke(token).await?.len();
-    Ok(Json(RevokedToken { id, used }))
+    let known = match api.state.issuer.revoke(token).await {
+        Ok(info) => Some(info),
+        // Of another issuer, which may be lost.
+        Err(TokenError::Unknown(_)) => None,
+        Err(error) => return Err(error.into()),
+    };
+    // One of one use is good at its own issuer only.
+    let everywhere = known.as_ref().is_none_or(|info| info.uses != 1);
+    if everywhere {
+        api.state.authority.revoke_token(token).await?;
+    }
+    let used_by = known.map(|info| info.used_by.iter().map(token_use).collect()).unwrap_or_default();
+    Ok(Json(RevokedToken { id, used_by, everywhere }))
+}
+
+pub(super) async fn renew_token(State(api): State<Api>, body: Sent<RevokeToken>) -> Reply<CreatedToken> {
+    let id = read(body)?.id.parse().map_err(Refusal::malformed)?;
+    let created = api.state.issuer.renew(id).await?;
+    Ok(Json(created_token(&created)))
+}
+
+fn token_use(used: &Use) -> TokenUse {
+    TokenUse { name: used.name.clone(), id: used.node.to_string(), at: used.at }
+}
+
+fn created_token(created: &issuer::CreatedToken) -> CreatedToken {
+    let grant = created.token.grant();
+    CreatedToken {
+        id: grant.id.to_string(),
+        token: created.token.reveal().to_owned(),
+        group: grant.group.clone(),
+        addresses: grant.addresses.clone(),
+        warnings: created.warnings.clone(),
+    }
 }
 
 pub(super) async fn tokens(State(api): State<Api>) -> Reply<Vec<TokenRow>> {
@@ -166,6 +194,7 @@ pub(super) async fn tokens(State(api): State<Api>) -> Reply<Vec<TokenRow>> {
             used,
             not_after: token.not_after,
             state: state.to_owned(),
+            used_by: token.used_by.iter().map(token_use).collect(),
         }
     });
     Ok(Json(rows.collect()))
@@ -306,6 +335,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
     let mut findings: Vec<_> =
         named.iter().map(|named| views::named_finding(named, about.node, name_of)).collect();
     let live = state.live.load();
+    findings.extend(views::token_findings(&state.issuer.list().await.unwrap_or_default(), clock::wall()));
     findings.extend(views::trust_findings(about, &live, nodes.len(), clock::wall()));
     findings.extend(views::findings(about, &nodes, &own, &vips, &state.vips.losers()));
     findings.extend(holdings.waiting.iter().flat_map(|of| views::waiting_findings(of, name_of)));
@@ -329,7 +359,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         vips: vips.into_iter().map(views::vip_row).collect(),
         counters: state.metrics.snapshot(),
         issuer: live.issuer.is_some(),
-        issuers: live.issuer_names.clone(),
+        issuers: names(&live.issuers),
         certificate_ends: live.leaf.not_after,
         holds_root_key: about.holds_root_key,
     })

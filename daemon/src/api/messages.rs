@@ -193,9 +193,23 @@ pub struct TokenRow {
     pub not_after: u64,
     /// `open`, `used`, `expired` or `revoked`.
     pub state: String,
+    /// Who joined with it at this issuer.
+    #[serde(default)]
+    pub used_by: Vec<TokenUse>,
 }
 
-/// `POST /v1/token/revoke`.
+/// A node that joined with a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenUse {
+    /// Its name.
+    pub name: NodeName,
+    /// Its id.
+    pub id: String,
+    /// When, seconds since the Unix epoch.
+    pub at: u64,
+}
+
+/// `POST /v1/token/revoke` and `POST /v1/token/renew`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RevokeToken {
@@ -208,8 +222,10 @@ pub struct RevokeToken {
 pub struct RevokedToken {
     /// Its id.
     pub id: String,
-    /// How many nodes joined with it; they stay members.
-    pub used: usize,
+    /// Who joined with it at this issuer; they stay members.
+    pub used_by: Vec<TokenUse>,
+    /// Whether other issuers were told.
+    pub everywhere: bool,
 }
 
 /// A row of `GET /v1/nodes`.

@@ -173,6 +173,7 @@ fn router(api: Api) -> Router {
         .route("/v1/leave", post(handlers::leave))
         .route("/v1/token", post(handlers::create_token))
         .route("/v1/token/revoke", post(handlers::revoke_token))
+        .route("/v1/token/renew", post(handlers::renew_token))
         .route("/v1/tokens", get(handlers::tokens))
         .route("/v1/nodes", get(handlers::nodes))
         .route("/v1/node/evict", post(members::evict))

@@ -169,6 +169,7 @@ fn trust(stage: &Stage, dir: &Path, index: &IndexWriter) -> (IssuerHandle, Autho
         store,
         trust: Arc::new(ArcSwap::from_pointee(identity.trust.clone())),
         identity,
+        authority: authority.clone(),
         live: Live::clone(&live),
         lifetimes: Lifetimes::default(),
         index: index.reader(),

@@ -18,6 +18,8 @@ use crate::authority::Known;
 use crate::catalog::Holdings;
 use crate::events::{Named, What};
 use crate::identity::Credentials;
+use crate::identity::credentials::names;
+use crate::identity::issuer::TokenInfo;
 use crate::index::{NodeSummary, instance_word, node_word};
 use crate::register::LocalService;
 use crate::relay::VipPort;
@@ -259,10 +261,11 @@ pub(super) fn findings(
 /// since the Unix epoch.
 pub(super) fn trust_findings(about: &About, live: &Credentials, nodes: usize, now: u64) -> Vec<Finding> {
     let ends = live.leaf.not_after;
+    let issuers = names(&live.issuers);
     let validity = gossamer_core::trust::validity_of(&live.leaf_der).unwrap_or((0, ends));
-    let mut findings: Vec<_> = certificate_finding(validity, &live.issuer_names, now).into_iter().collect();
+    let mut findings: Vec<_> = certificate_finding(validity, &issuers, now).into_iter().collect();
     // A mesh of one node has nobody to add.
-    if let ([only], true) = (&live.issuer_names[..], nodes > 1) {
+    if let ([only], true) = (&issuers[..], nodes > 1) {
         let place = if about.holds_root_key { "" } else { ", where the root key is" };
         findings.push(Finding {
             text: format!(
@@ -274,6 +277,33 @@ pub(super) fn trust_findings(about: &About, live: &Credentials, nodes: usize, no
     }
     findings
 }
+
+/// Warns of tokens that machines still to come depend on: long ones of several uses. `now` is seconds since the Unix
+/// epoch.
+pub(super) fn token_findings(tokens: &[TokenInfo], now: u64) -> Vec<Finding> {
+    let depended_on = |token: &&TokenInfo| {
+        token.uses != 1 && !token.revoked && token.lifetime > FIRST_WARNING && token.not_after >= now
+    };
+    let ending = tokens.iter().filter(depended_on).filter(|token| token.not_after - now <= FIRST_WARNING);
+    let finding = |token: &TokenInfo| {
+        let days = (token.not_after - now) / DAY;
+        let urgent = if token.not_after - now <= LAST_WARNING { ", replace it now" } else { "" };
+        Finding {
+            text: format!(
+                "token {} for group {} ends in {days} days; machines that start later cannot join with it{urgent}",
+                token.id, token.group
+            ),
+            fix: format!("gossamer token renew {}, and give the new one to what starts machines", token.id),
+        }
+    };
+    ending.map(finding).collect()
+}
+
+const DAY: u64 = 86_400;
+/// Time from which a long token is warned of, seconds.
+const FIRST_WARNING: u64 = 14 * DAY;
+/// Time from which the warning is urgent, seconds.
+const LAST_WARNING: u64 = 3 * DAY;
 
 /// Warns of a certificate of which nine tenths are over: it was not renewed for long. `now` is seconds since the Unix
 /// epoch.

@@ -46,7 +46,7 @@ impl Readers {
             member_changes: self.index.member_changes(),
             findings: self.events.findings().counts(),
             certificate_seconds: live.leaf.not_after.saturating_sub(clock::wall()),
-            issuers: live.issuer_names.len() as u64,
+            issuers: live.issuers.len() as u64,
             watchers,
             watch_lines_lost,
         }

@@ -16,6 +16,7 @@ use super::mesh::{self, MeshParts};
 use super::readings::Readers;
 use super::{About, Ready, RunError, Stages, dns};
 use crate::api::{self, ApiState};
+use crate::authority::AuthorityHandle;
 use crate::clock::{self, Clock};
 use crate::config::Settings;
 use crate::entropy::Entropy;
@@ -67,7 +68,8 @@ impl<'a> Wiring<'a> {
         let dns_metrics = Arc::new(DnsMetrics::default());
         let names = (Arc::clone(&resolver), Arc::clone(&zone), Arc::clone(&dns_metrics));
         dns::start(&self.stages.dns, dns_sockets, names);
-        let issuer = self.issuer(&reader, &advertised, joiners, (&mesh.live, &mesh.trust))?;
+        let issuer =
+            self.issuer(&reader, &advertised, joiners, (&mesh.live, &mesh.trust, &mesh.authority))?;
 
         self.read_metrics(dns_metrics, &reader, &registry, &relay, &vips, &mesh.live);
         let about = Arc::new(self.about(mesh.listen, advertised, listening));
@@ -173,13 +175,14 @@ impl<'a> Wiring<'a> {
         index: &IndexReader,
         advertised: &[SocketAddr],
         joiners: mpsc::Receiver<Connection>,
-        (live, trust): (&Live, &Trust),
+        (live, trust, authority): (&Live, &Trust, &AuthorityHandle),
     ) -> Result<IssuerHandle, StoreError> {
         let parts = issuer::Parts {
             store: self.store.clone(),
             identity: Arc::clone(&self.identity),
             live: Live::clone(live),
             trust: Trust::clone(trust),
+            authority: authority.clone(),
             lifetimes: self.settings.lifetimes,
             index: index.clone(),
             advertised: advertised.to_vec(),

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use gossamer_core::statements::Statements;
 use gossamer_wire::frame::Frame;
 use gossamer_wire::limits::MAX_KEPT;
-use gossamer_wire::{GroupName, NodeId};
+use gossamer_wire::{GroupName, NodeId, TokenId};
 
 use crate::catalog;
 use crate::clock::Clock;
@@ -89,7 +89,7 @@ pub enum AuthorityError {
     #[error("this needs the root key, which is not in {0}; run the command on the machine that has it")]
     NoRoot(String),
     /// The operator's fault: wrong machine.
-    #[error("this node may not evict; run the command on an issuer: {0}")]
+    #[error("this node is no issuer; run the command on one: {0}")]
     NoIssuer(String),
     /// The operator's fault.
     #[error("this is the node itself; to go, run: gossamer leave")]
@@ -160,6 +160,10 @@ pub(crate) enum Command {
         node: NodeId,
         name: String,
         numbers: u64,
+        reply: Reply<()>,
+    },
+    RevokeToken {
+        token: TokenId,
         reply: Reply<()>,
     },
     List(oneshot::Sender<Vec<IssuerInfo>>),
@@ -257,6 +261,14 @@ impl AuthorityHandle {
     /// See [`AuthorityError`].
     pub async fn grant(&self, node: NodeId, name: String, numbers: u64) -> Result<(), AuthorityError> {
         self.order(|reply| Command::Grant { node, name, numbers, reply }).await
+    }
+
+    /// Lets no issuer admit with a token any more.
+    ///
+    /// # Errors
+    /// See [`AuthorityError`].
+    pub async fn revoke_token(&self, token: TokenId) -> Result<(), AuthorityError> {
+        self.order(|reply| Command::RevokeToken { token, reply }).await
     }
 
     /// Lists the issuers by name; none when the daemon stops.

@@ -12,7 +12,7 @@ use gossamer_wire::frame::Frame;
 use gossamer_wire::issuer::IssuerClaims;
 use gossamer_wire::limits::MAX_KEPT;
 use gossamer_wire::statement::{Change, SignedStatement, Statement};
-use gossamer_wire::{GroupName, NodeId};
+use gossamer_wire::{GroupName, NodeId, TokenId};
 
 use super::task::Task;
 use super::{AuthorityError, KEY_WITHIN, Reply};
@@ -59,16 +59,26 @@ impl Task {
         if issuers.any(|issuer| issuer.facts.claims.as_ref().is_some_and(|claims| claims.node == node)) {
             return Err(AuthorityError::HoldsIssuer(name));
         }
-        let signer = match (self.root().await, self.parts.live.load().issuer.clone()) {
-            (Ok(root), _) => Signer::Root(Box::new(root)),
-            (Err(AuthorityError::NoRoot(_)), Some(issuer)) => Signer::Issuer(issuer),
-            (Err(AuthorityError::NoRoot(_)), None) => {
-                let names = credentials::issuer_names(&self.statements).join(", ");
-                return Err(AuthorityError::NoIssuer(names));
-            }
-            (Err(error), _) => return Err(error),
-        };
+        let signer = self.signer().await?;
         self.say(&signer, Change::Evict(node)).await
+    }
+
+    /// Lets no issuer admit with a token any more.
+    pub(super) async fn revoke_token(&mut self, token: TokenId) -> Result<(), AuthorityError> {
+        let signer = self.signer().await?;
+        self.say(&signer, Change::RevokeToken(token)).await
+    }
+
+    /// Returns the key that signs what issuers may say as well: the root's where it is, for nobody can undo what it says.
+    async fn signer(&self) -> Result<Signer, AuthorityError> {
+        match (self.root().await, self.parts.live.load().issuer.clone()) {
+            (Ok(root), _) => Ok(Signer::Root(Box::new(root))),
+            (Err(AuthorityError::NoRoot(_)), Some(issuer)) => Ok(Signer::Issuer(issuer)),
+            (Err(AuthorityError::NoRoot(_)), None) => {
+                Err(AuthorityError::NoIssuer(credentials::names(&self.parts.live.load().issuers).join(", ")))
+            }
+            (Err(error), _) => Err(error),
+        }
     }
 
     /// Asks a node for the key of an issuer; the rest happens when it shows one.
@@ -153,7 +163,10 @@ impl Task {
             numbers = self.statements.standing().issuers.get(&issuer).map_or(0, |issuer| issuer.used);
             let evicted = &self.statements.standing().evicted;
             let nodes = self.parts.index.nodes().into_iter().map(|node| node.node);
-            keep = nodes.chain([self.parts.identity.node()]).filter(|node| !evicted.contains(node)).collect();
+            keep = nodes
+                .chain([self.parts.identity.node(), node])
+                .filter(|node| !evicted.contains(node))
+                .collect();
             keep.sort();
             keep.dedup();
         }

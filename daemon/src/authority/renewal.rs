@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use gossamer_core::membership::MemberState;
 use gossamer_core::trust::validity_of;
+use gossamer_wire::NodeId;
 use rand::RngExt as _;
 use rand::seq::SliceRandom as _;
 
@@ -17,6 +18,7 @@ use crate::catalog;
 use crate::clock::Clock;
 use crate::events::Event;
 use crate::identity::{Credentials, Issuer, credentials, renew, renew_here};
+use crate::store::Store;
 
 /// The clock that counts time does so not in suspend, so the wall clock is looked at this often.
 const LOOK: Duration = Duration::from_secs(60);
@@ -35,6 +37,8 @@ pub(super) struct Renewal {
     /// When to try; not known yet at the start.
     due: Option<Instant>,
     is_running: bool,
+    /// Try now, however new the certificate is.
+    is_hurried: bool,
     /// Why the last try came to nothing.
     failed: Option<String>,
     /// Share of the life that was reported as over, in percent.
@@ -42,6 +46,12 @@ pub(super) struct Renewal {
 }
 
 impl Renewal {
+    /// Lets the node try at once: it has become an issuer, which joiners believe by a certificate of its own key.
+    pub(super) fn hurry(&mut self) {
+        self.is_hurried = true;
+        self.due = None;
+    }
+
     /// Returns when the task must look again.
     pub(super) fn look_at(&self, clock: &Clock) -> Instant {
         let now = clock.now().mono;
@@ -71,7 +81,7 @@ impl Task {
             now.mono + third_over + jitter
         });
         // After a suspend the wall clock knows better.
-        let is_due = due <= now.mono || left < life / 3;
+        let is_due = due <= now.mono || left < life / 3 || std::mem::take(&mut self.renewal.is_hurried);
         if !is_due || self.renewal.is_running {
             return;
         }
@@ -83,7 +93,7 @@ impl Task {
 
     async fn try_renew(&mut self, live: &Arc<Credentials>) {
         let identity = Arc::clone(&self.parts.identity);
-        if let Some(made) = renew_here(identity.mesh, live, &self.parts.lifetimes) {
+        if let Some(made) = renew_here(identity.mesh, live, &self.parts.lifetimes, self.parts.clock.wall()) {
             let came = [made.1].into_iter().chain(self.came.clone()).collect();
             return self.take_certificate(made.0, came).await;
         }
@@ -100,36 +110,31 @@ impl Task {
     fn issuers_to_ask(&mut self) -> Vec<Issuer> {
         let me = self.parts.identity.node();
         let standing = self.statements.standing();
-        let holders = standing.issuers.values().filter_map(|issuer| issuer.facts.claims.as_ref());
+        let holders =
+            standing.issuers.iter().filter_map(|(id, issuer)| Some((*id, issuer.facts.claims.as_ref()?)));
+        let addresses = |node: NodeId| {
+            let known = self.parts.index.node(node);
+            let of_card = known.and_then(|known| known.view.as_ref().map(|view| view.addresses.clone()));
+            let seed = self.parts.identity.seeds.iter().find(|seed| seed.node == node);
+            of_card.or_else(|| seed.map(|seed| seed.addresses.clone()))
+        };
+        let is_up = |node: NodeId| {
+            self.parts.index.node(node).and_then(|known| known.state).is_some_and(MemberState::is_up)
+        };
         let mut issuers: Vec<_> = holders
-            .filter(|claims| claims.node != me)
-            .filter_map(|claims| {
-                let node = claims.node;
-                let known = self
-                    .parts
-                    .index
-                    .node(node)
-                    .and_then(|known| known.view.as_ref().map(|view| view.addresses.clone()));
-                let seeds = || {
-                    self.parts
-                        .identity
-                        .seeds
-                        .iter()
-                        .find(|seed| seed.node == node)
-                        .map(|seed| seed.addresses.clone())
-                };
-                known.or_else(seeds).map(|addresses| Issuer { node, addresses })
+            .filter(|(_, claims)| claims.node != me)
+            .filter_map(|(id, claims)| {
+                let issuer = Issuer { id: Some(id), addresses: addresses(claims.node)? };
+                Some((!is_up(claims.node), issuer))
             })
             .collect();
         issuers.shuffle(&mut self.rng);
-        let index = &self.parts.index;
-        issuers.sort_by_key(|issuer| {
-            !index.node(issuer.node).is_some_and(|node| node.state.is_some_and(MemberState::is_up))
-        });
+        issuers.sort_by_key(|(is_down, _)| *is_down);
+        let mut issuers: Vec<_> = issuers.into_iter().map(|(_, issuer)| issuer).collect();
         // A node that was started without a word of anybody asks those it joined by.
         if issuers.is_empty() {
             let seeds = self.parts.identity.seeds.iter();
-            issuers.extend(seeds.map(|seed| Issuer { node: seed.node, addresses: seed.addresses.clone() }));
+            issuers.extend(seeds.map(|seed| Issuer { id: None, addresses: seed.addresses.clone() }));
         }
         issuers.truncate(ASKED);
         issuers
@@ -155,17 +160,20 @@ impl Task {
     async fn take_certificate(&mut self, leaf: Vec<u8>, mut came: Vec<Vec<u8>>) {
         self.renewal.is_running = false;
         came.truncate(ASKED * 2);
+        let shown: Vec<_> = came.iter().map(|der| der.as_slice().into()).collect();
+        let read = match self.parts.trust.load().verify_certificate(&leaf, &shown, self.parts.clock.wall()) {
+            Ok(read) => read,
+            Err(error) => {
+                return tracing::error!(%error, "a new certificate does not hold; the old one stays");
+            }
+        };
         let (to_write, issuers) = (leaf.clone(), came.clone());
-        let written =
-            self.parts.store.aside(move |store| credentials::write_leaf(store, &to_write, &issuers)).await;
-        if let Err(error) = written {
-            tracing::error!(%error, "a new certificate could not be written; the old one stays");
-            return;
+        let write = move |store: &Store| credentials::write_leaf(store, &to_write, &issuers);
+        if let Err(error) = self.parts.store.aside(write).await {
+            return tracing::error!(%error, "a new certificate could not be written; the old one stays");
         }
         self.came = came;
         self.apply().await;
-        let trust = self.parts.trust.load_full();
-        let Ok(read) = trust.verify_certificate(&leaf, &[], self.parts.clock.wall()) else { return };
         tracing::info!(ends = read.not_after, "this node has a new certificate");
         let old = self.parts.live.load_full();
         let issued_by = self.came.first().cloned().map(Into::into);

@@ -114,6 +114,7 @@ impl Task {
             Command::Grant { node, name, numbers, reply } => {
                 drop(reply.send(self.grant(node, name, numbers).await));
             }
+            Command::RevokeToken { token, reply } => drop(reply.send(self.revoke_token(token).await)),
             Command::List(reply) => drop(reply.send(self.list())),
             Command::Renewed(outcome) => self.renewed(outcome).await,
         }
@@ -171,9 +172,14 @@ impl Task {
                 tracing::error!(%error, "the issuer's key cannot be read; this node admits nobody");
                 None
             });
-        let issuer_names = credentials::issuer_names(&self.statements);
+        let issuers = credentials::issuers(&self.statements);
+        let revoked = Arc::clone(&self.statements.standing().revoked);
         let old = self.parts.live.load_full();
-        self.parts.live.store(Arc::new(Credentials { issuer, issuer_names, ..Credentials::clone(&old) }));
+        if issuer.is_some() && old.issuer.is_none() {
+            self.renewal.hurry();
+        }
+        let new = Credentials { issuer, issuers, revoked, ..Credentials::clone(&old) };
+        self.parts.live.store(Arc::new(new));
     }
 
     async fn tell_others(&self) {

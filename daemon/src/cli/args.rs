@@ -57,7 +57,7 @@ pub(super) enum Command {
     Join(Join),
     /// Run the daemon in the foreground
     Run(Run),
-    /// Make, list or revoke join tokens
+    /// Make, list, renew or revoke join tokens
     #[command(subcommand)]
     Token(Token),
     /// Add, list or remove issuers: the nodes that admit others and renew certificates
@@ -190,6 +190,14 @@ pub(super) enum Token {
     Create(TokenCreate),
     /// List tokens
     List(Shape),
+    /// Make another token that grants the same, for as long again
+    Renew {
+        /// Id of the token
+        id: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Make a token useless; who joined with it stays
     Revoke {
         /// Id of the token

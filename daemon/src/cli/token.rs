@@ -1,4 +1,4 @@
-//! `token create|list|revoke`.
+//! `token create|list|renew|revoke`.
 //!
 //! Owns: how tokens are asked for and shown. Must not know: what is in one. Driven by: `cli`.
 
@@ -15,16 +15,17 @@ pub(super) async fn run(client: &Client, token: Token) -> Result<(), Failure> {
         Token::List(shape) => {
             let rows: Vec<TokenRow> = client.get("/v1/tokens").await?;
             let now = clock::wall();
-            output::listing(shape, &rows, &["TOKEN", "GROUP", "USED", "STATE", "ENDS"], |row| {
+            output::listing(shape, &rows, &["TOKEN", "GROUP", "USED", "STATE", "ENDS", "BY"], |row| {
                 vec![cells(row, now)]
             })
         }
+        Token::Renew { id, json } => {
+            let created: CreatedToken = client.post("/v1/token/renew", &RevokeToken { id }).await?;
+            show(&created, json)
+        }
         Token::Revoke { id } => {
             let revoked: RevokedToken = client.post("/v1/token/revoke", &RevokeToken { id }).await?;
-            output::note(format_args!(
-                "token {} is useless from here on; {} nodes joined with it and stay members",
-                revoked.id, revoked.used
-            ));
+            said_of(&revoked).iter().for_each(output::note);
             Ok(())
         }
     }
@@ -32,9 +33,24 @@ pub(super) async fn run(client: &Client, token: Token) -> Result<(), Failure> {
 
 async fn create(client: &Client, asked: TokenCreate) -> Result<(), Failure> {
     let json = asked.json;
-    let created = request(client, &body(asked)).await?;
+    show(&request(client, &body(asked)).await?, json)
+}
+
+/// Says what became of a token, and how those who joined with it are put out.
+fn said_of(revoked: &RevokedToken) -> Vec<String> {
+    let place = if revoked.everywhere { "at every issuer" } else { "from here on" };
+    let names: Vec<_> = revoked.used_by.iter().map(|used| used.name.as_str()).collect();
+    let mut said = vec![format!("token {} is useless {place}", revoked.id)];
+    if !names.is_empty() {
+        said.push(format!("joined with it and stay members: {}", names.join(", ")));
+        said.extend(names.iter().map(|name| format!("to put one out: gossamer node evict {name}")).take(1));
+    }
+    said
+}
+
+fn show(created: &CreatedToken, json: bool) -> Result<(), Failure> {
     if json {
-        return output::json(&created);
+        return output::json(created);
     }
     output::data(&created.token);
     created.warnings.iter().for_each(|warning| output::note(format_args!("warning: {warning}")));
@@ -68,12 +84,15 @@ fn cells(row: &TokenRow, now: u64) -> Vec<String> {
         120..=7_199 => format!("in {} min", left / 60),
         _ => format!("in {} h", left / 3_600),
     };
-    vec![row.id.clone(), row.group.to_string(), format!("{} of {uses}", row.used), row.state.clone(), ends]
+    let names: Vec<_> = row.used_by.iter().map(|used| used.name.as_str()).collect();
+    let used = format!("{} of {uses}", row.used);
+    vec![row.id.clone(), row.group.to_string(), used, row.state.clone(), ends, names.join(" ")]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::messages::TokenUse;
 
     #[test]
     fn a_token_is_listed_with_its_uses_and_its_end() {
@@ -84,10 +103,30 @@ mod tests {
             used: 0,
             not_after: 4_600,
             state: "open".to_owned(),
+            used_by: Vec::new(),
         };
-        assert_eq!(cells(&row, 1_000), ["abc", "west", "0 of 1", "open", "in 60 min"]);
+        assert_eq!(cells(&row, 1_000), ["abc", "west", "0 of 1", "open", "in 60 min", ""]);
         row.uses = 0;
-        assert_eq!(cells(&row, 4_590)[2..], ["0 of any", "open", "in 10 s"]);
+        row.used_by = ["vm-a", "vm-b"].map(used).into();
+        assert_eq!(cells(&row, 4_590)[2..], ["0 of any", "open", "in 10 s", "vm-a vm-b"]);
         assert_eq!(cells(&row, 5_000)[4], "ended");
+    }
+
+    fn used(name: &str) -> TokenUse {
+        TokenUse { name: name.parse().expect("name"), id: "id".to_owned(), at: 1 }
+    }
+
+    #[test]
+    fn a_revoked_token_names_who_came_in_by_it_and_how_to_put_them_out() {
+        let revoked = RevokedToken {
+            id: "abc".to_owned(),
+            used_by: ["vm-a", "vm-b"].map(used).into(),
+            everywhere: true,
+        };
+        let said = said_of(&revoked).join("\n");
+        assert!(said.contains("abc is useless at every issuer") && said.contains("vm-a, vm-b"), "{said}");
+        assert!(said.ends_with("gossamer node evict vm-a"), "{said}");
+        let unused = RevokedToken { used_by: Vec::new(), everywhere: false, ..revoked };
+        assert_eq!(said_of(&unused), ["token abc is useless from here on"]);
     }
 }

@@ -3,14 +3,15 @@
 //! Owns: how certificates, keys and statements become [`Credentials`] and a trust bundle, and their files. Must not
 //! know: when they change. Driven by: `load`, and the authority task, the one writer while the daemon runs.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use gossamer_wire::issuer::IssuerClaims;
+use gossamer_wire::{NodeId, TokenId};
 use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
-use gossamer_core::statements::Statements;
+use gossamer_core::statements::{Issuer, Statements};
 use gossamer_core::trust::{Leaf, TrustBundle, read_issuer};
 
 use super::{
@@ -30,8 +31,23 @@ pub struct Credentials {
     pub issued_by: Option<CertificateDer<'static>>,
     /// The key it admits others with; `None` when it is no issuer.
     pub issuer: Option<Arc<IssuerKey>>,
-    /// The nodes that hold the keys of the mesh's issuers, by name.
-    pub issuer_names: Vec<String>,
+    /// The issuers of the mesh, as roots stated them.
+    pub issuers: Arc<[KnownIssuer]>,
+    /// Tokens that admit nobody any more, at no issuer.
+    pub revoked: Arc<BTreeSet<TokenId>>,
+}
+
+/// An issuer of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownIssuer {
+    /// Hash of its key.
+    pub id: NodeId,
+    /// The node that holds the key.
+    pub node: Option<NodeId>,
+    /// That node's name.
+    pub name: String,
+    /// The key, which signs certificates and tokens.
+    pub public_key: [u8; 32],
 }
 
 /// The credentials as they are at the moment of a look.
@@ -45,7 +61,8 @@ impl Credentials {
             leaf_der: identity.leaf_der.clone().into(),
             issued_by: identity.issuers.first().cloned().map(CertificateDer::from),
             issuer: identity.issuer.clone(),
-            issuer_names: issuer_names(&identity.statements),
+            issuers: issuers(&identity.statements),
+            revoked: Arc::clone(&identity.statements.standing().revoked),
         }
     }
 
@@ -55,11 +72,25 @@ impl Credentials {
     }
 }
 
-/// Returns the holders of issuer keys, by name; those of a mesh made by an old version have none until it is renewed.
-pub(crate) fn issuer_names(statements: &Statements) -> Vec<String> {
-    let issuers = statements.standing().issuers.values();
-    let name = |claims: &IssuerClaims| claims.name.to_string();
-    issuers.map(|issuer| issuer.facts.claims.as_ref().map_or_else(|| "unnamed".to_owned(), name)).collect()
+/// Returns the issuers that roots have stated, in the order of their ids.
+pub(crate) fn issuers(statements: &Statements) -> Arc<[KnownIssuer]> {
+    let known = |(id, issuer): (&NodeId, &Issuer)| {
+        let claims = issuer.facts.claims.as_ref();
+        KnownIssuer {
+            id: *id,
+            node: claims.map(|claims| claims.node),
+            name: claims.map_or_else(|| id.to_string(), |claims| claims.name.to_string()),
+            public_key: issuer.facts.public_key,
+        }
+    };
+    statements.standing().issuers.iter().map(known).collect()
+}
+
+/// Returns the names of the nodes that hold the issuers' keys, for people.
+pub(crate) fn names(issuers: &[KnownIssuer]) -> Vec<String> {
+    let mut names: Vec<_> = issuers.iter().map(|issuer| issuer.name.clone()).collect();
+    names.sort();
+    names
 }
 
 /// Makes the trust bundle that follows from roots, issuers that came with the own certificate, and statements.

@@ -103,6 +103,7 @@ pub fn init(store: &Store, request: &InitRequest) -> Result<Identity, InitError>
             leaf: &leaf,
             roots: &[root],
             issuers: &[issuer],
+            statements: &[],
         },
     )?;
     load(store)?.ok_or_else(|| InitError::Certificate("the identity did not reach the disk".to_owned()))

@@ -15,15 +15,17 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use gossamer_core::admission::{Request, Use, Verdict};
-use gossamer_core::trust::{Leaf, Sign as _, signature_holds};
+use gossamer_core::trust::{Leaf, signature_holds};
 use gossamer_wire::join::{Admitted, JoinReply, JoinRequest, PeerHint, Refusal};
 use gossamer_wire::limits::{MAX_ADDRESSES, MAX_TOKEN_ADDRESSES};
 use gossamer_wire::token::{Claims, Grant, Token};
 use gossamer_wire::{GroupName, NodeId, NodeName, TokenId};
 
 use super::certificate::LeafSubject;
+use super::credentials::names;
 use super::ledger::{Minted, Tokens};
 use super::{Identity, IssuerKey, Lifetimes, Live};
+use crate::authority::AuthorityHandle;
 use crate::clock;
 use crate::index::{IndexReader, NodeSummary};
 use crate::metrics::Metrics;
@@ -39,6 +41,8 @@ const COMMANDS: usize = 64;
 const HINTS: usize = 16;
 /// Other issuers named in a reply; the rest comes as statements. Each is some 500 bytes of the reply's 8 KiB.
 const MAX_SENT_ISSUERS: usize = 4;
+/// Most bytes of statements in a reply; certificates and hints have the rest of its 8 KiB.
+const MAX_SENT_STATEMENTS_BYTES: usize = 2_048;
 /// Tokens remembered; expired ones make room.
 const MAX_TOKENS: usize = 4_096;
 
@@ -83,10 +87,12 @@ pub struct TokenInfo {
     pub uses: u32,
     /// Seconds since the Unix epoch of its end.
     pub not_after: u64,
-    /// Who joined with it.
+    /// Who joined with it, here.
     pub used_by: Vec<Use>,
     /// Whether it was revoked.
     pub revoked: bool,
+    /// Seconds it was made for.
+    pub lifetime: u64,
 }
 
 /// Why there is no token, or none was revoked. Nothing has changed.
@@ -144,12 +150,20 @@ impl IssuerHandle {
         self.call(Command::List).await?
     }
 
-    /// Revokes a token and returns who joined with it; they stay members.
+    /// Revokes a token at this issuer and returns it with who joined with it; they stay members.
     ///
     /// # Errors
     /// See [`TokenError`].
-    pub async fn revoke(&self, id: TokenId) -> Result<Vec<Use>, TokenError> {
+    pub async fn revoke(&self, id: TokenId) -> Result<TokenInfo, TokenError> {
         self.call(|reply| Command::Revoke { id, reply }).await?
+    }
+
+    /// Mints a token that grants what an earlier one of this issuer does, for as long again.
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub async fn renew(&self, id: TokenId) -> Result<CreatedToken, TokenError> {
+        self.call(|reply| Command::RenewToken { id, reply }).await?
     }
 
     async fn call<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, TokenError> {
@@ -162,7 +176,8 @@ impl IssuerHandle {
 enum Command {
     Create { request: TokenRequest, reply: oneshot::Sender<Result<CreatedToken, TokenError>> },
     List(oneshot::Sender<Result<Vec<TokenInfo>, TokenError>>),
-    Revoke { id: TokenId, reply: oneshot::Sender<Result<Vec<Use>, TokenError>> },
+    Revoke { id: TokenId, reply: oneshot::Sender<Result<TokenInfo, TokenError>> },
+    RenewToken { id: TokenId, reply: oneshot::Sender<Result<CreatedToken, TokenError>> },
     Admit { request: Box<Checked>, reply: oneshot::Sender<JoinReply> },
     Renew { leaf: Box<Leaf>, reply: oneshot::Sender<JoinReply> },
 }
@@ -185,6 +200,8 @@ pub struct Parts {
     pub live: Live,
     /// Who is believed.
     pub trust: Trust,
+    /// The statements.
+    pub authority: AuthorityHandle,
     /// How long certificates last.
     pub lifetimes: Lifetimes,
     /// Who is a member, for names in use and for hints.
@@ -202,11 +219,12 @@ pub struct Parts {
 /// # Errors
 /// The tokens file is damaged.
 pub fn start(stage: &Stage, parts: Parts) -> Result<IssuerHandle, StoreError> {
-    let Parts { store, identity, live, trust, lifetimes, index, advertised, joiners, metrics } = parts;
+    let Parts { store, identity, live, trust, authority, lifetimes, index, advertised, joiners, metrics } =
+        parts;
     let tokens = Tokens::read(&store)?;
     let (commands, queue) = mpsc::channel(COMMANDS);
     let believed = Trust::clone(&trust);
-    let desk = Desk { store, identity, live, trust, lifetimes, index, advertised, tokens };
+    let desk = Desk { store, identity, live, trust, authority, lifetimes, index, advertised, tokens };
     let stop = stage.stopping().clone();
     stage.spawn("issuer", async move {
         tokio::select! {
@@ -225,6 +243,7 @@ struct Desk {
     identity: Arc<Identity>,
     live: Live,
     trust: Trust,
+    authority: AuthorityHandle,
     lifetimes: Lifetimes,
     index: IndexReader,
     advertised: Vec<SocketAddr>,
@@ -237,6 +256,7 @@ impl Desk {
             match command {
                 Command::Create { request, reply } => drop(reply.send(self.create(request).await)),
                 Command::List(reply) => drop(reply.send(self.list())),
+                Command::RenewToken { id, reply } => drop(reply.send(self.renew_token(id).await)),
                 Command::Revoke { id, reply } => drop(reply.send(self.revoke(id).await)),
                 Command::Admit { request, reply } => drop(reply.send(self.admit(&request).await)),
                 Command::Renew { leaf, reply } => drop(reply.send(self.renew(&leaf))),
@@ -251,18 +271,17 @@ impl Desk {
     }
 
     /// Refuses to mint what would be refused later.
-    fn check_mint(&self, group: &GroupName) -> Result<(), TokenError> {
-        let live = self.live.load();
-        let Some(issuer) = &live.issuer else { return Err(self.no_issuer()) };
+    fn check_mint(&self, group: &GroupName) -> Result<Arc<IssuerKey>, TokenError> {
+        let Some(issuer) = self.live.load().issuer.clone() else { return Err(self.no_issuer()) };
         if issuer.may_admit_to(group) {
-            return Ok(());
+            return Ok(issuer);
         }
         let groups: Vec<_> = issuer.groups().iter().map(ToString::to_string).collect();
         Err(TokenError::Scope(groups.join(", ")))
     }
 
     async fn create(&mut self, request: TokenRequest) -> Result<CreatedToken, TokenError> {
-        self.check_mint(request.group.as_ref().unwrap_or_else(|| self.identity.group()))?;
+        let issuer = self.check_mint(request.group.as_ref().unwrap_or_else(|| self.identity.group()))?;
         if request.addresses.len() > MAX_TOKEN_ADDRESSES {
             return Err(TokenError::Addresses(request.addresses.len()));
         }
@@ -272,7 +291,7 @@ impl Desk {
             return Err(TokenError::Unlimited);
         }
         let addresses = match request.addresses.is_empty() {
-            true => self.advertised.iter().copied().take(MAX_TOKEN_ADDRESSES).collect(),
+            true => self.addresses_for(request.uses),
             false => request.addresses,
         };
         let warnings = address_warning(&addresses).into_iter().collect();
@@ -292,7 +311,7 @@ impl Desk {
             mesh: self.identity.mesh,
             root_pin,
             id: TokenId::from_bytes(rand::random()),
-            issuer: self.identity.node(),
+            issuer: issuer.id(),
             not_after: clock::wall() + request.ttl.as_secs(),
             uses: request.uses,
             group: request.group.unwrap_or_else(|| self.identity.group().clone()),
@@ -300,7 +319,7 @@ impl Desk {
             claims,
             addresses,
         };
-        let token = Token::build(grant, |bytes| self.identity.key.sign(bytes))
+        let token = Token::build(grant, |bytes| issuer.sign(bytes))
             .map_err(|error| TokenError::TooLong(error.to_string()))?;
         let mut tokens = self.tokens.clone();
         make_room(&mut tokens.minted)?;
@@ -311,44 +330,84 @@ impl Desk {
             uses: grant.uses,
             not_after: grant.not_after,
             revoked: false,
+            lifetime: request.ttl.as_secs(),
+            node_pattern: grant.node_pattern.clone(),
+            services: grant.claims.services.clone(),
+            ephemeral_seconds: grant.claims.ephemeral_seconds,
+            addresses: grant.addresses.clone(),
         });
         self.commit(tokens).await?;
         Ok(CreatedToken { token, warnings })
+    }
+
+    /// Returns where the holder of a token may dial: one of several uses names other issuers as well.
+    fn addresses_for(&self, uses: u32) -> Vec<SocketAddr> {
+        let live = self.live.load();
+        let others = live.issuers.iter().filter_map(|issuer| issuer.node).filter(|_| uses != 1);
+        let others = others.filter(|node| *node != self.identity.node()).filter_map(|node| {
+            let known = self.index.node(node)?;
+            known.view.as_ref().and_then(|view| view.addresses.first().copied())
+        });
+        let others: Vec<_> = others.take(MAX_TOKEN_ADDRESSES / 2).collect();
+        let own = self.advertised.iter().copied().take(MAX_TOKEN_ADDRESSES - others.len());
+        own.chain(others).collect()
     }
 
     fn list(&self) -> Result<Vec<TokenInfo>, TokenError> {
         if self.tokens.minted.is_empty() && self.live.load().issuer.is_none() {
             return Err(self.no_issuer());
         }
-        let info = |minted: &Minted| {
-            let id = minted.id.parse().ok()?;
-            Some(TokenInfo {
-                id,
-                group: minted.group.clone(),
-                uses: minted.uses,
-                not_after: minted.not_after,
-                used_by: self.tokens.ledger.uses(id).to_vec(),
-                revoked: minted.revoked,
-            })
-        };
-        Ok(self.tokens.minted.iter().filter_map(info).collect())
+        Ok(self.tokens.minted.iter().filter_map(|minted| self.info(minted)).collect())
+    }
+
+    fn info(&self, minted: &Minted) -> Option<TokenInfo> {
+        let id = minted.id.parse().ok()?;
+        Some(TokenInfo {
+            id,
+            group: minted.group.clone(),
+            uses: minted.uses,
+            not_after: minted.not_after,
+            used_by: self.tokens.ledger.uses(id).to_vec(),
+            revoked: minted.revoked || self.live.load().revoked.contains(&id),
+            lifetime: minted.lifetime,
+        })
+    }
+
+    /// Mints another token with what an earlier one grants. The earlier one stays good until its end.
+    async fn renew_token(&mut self, id: TokenId) -> Result<CreatedToken, TokenError> {
+        let text = id.to_string();
+        let minted = self.tokens.minted.iter().find(|minted| minted.id == text);
+        let minted = minted.ok_or(TokenError::Unknown(id))?.clone();
+        let ephemeral = u64::from(minted.ephemeral_seconds);
+        self.create(TokenRequest {
+            ttl: Duration::from_secs(minted.lifetime),
+            uses: minted.uses,
+            group: Some(minted.group),
+            node_pattern: minted.node_pattern,
+            services: minted.services,
+            relay: false,
+            ephemeral: (ephemeral > 0).then(|| Duration::from_secs(ephemeral)),
+            addresses: minted.addresses,
+        })
+        .await
     }
 
     fn no_issuer(&self) -> TokenError {
-        let names = match &self.live.load().issuer_names[..] {
+        let names = match &names(&self.live.load().issuers)[..] {
             [] => "where `gossamer init` ran".to_owned(),
             names => names.join(", "),
         };
         TokenError::NoIssuer(names, self.identity.name().clone())
     }
 
-    async fn revoke(&mut self, id: TokenId) -> Result<Vec<Use>, TokenError> {
+    async fn revoke(&mut self, id: TokenId) -> Result<TokenInfo, TokenError> {
         let mut tokens = self.tokens.clone();
         let text = id.to_string();
         let minted = tokens.minted.iter_mut().find(|minted| minted.id == text);
         minted.ok_or(TokenError::Unknown(id))?.revoked = true;
         self.commit(tokens).await?;
-        Ok(self.tokens.ledger.uses(id).to_vec())
+        let minted = self.tokens.minted.iter().find(|minted| minted.id == text);
+        minted.and_then(|minted| self.info(minted)).ok_or(TokenError::Unknown(id))
     }
 
     /// Judges a joiner; a use is on disk before the certificate leaves (ADR 6).
@@ -366,14 +425,11 @@ impl Desk {
     async fn try_admit(&mut self, checked: &Checked) -> Result<Admitted, Refusal> {
         let Checked { token, request, node } = checked;
         let grant = token.grant();
-        let (signed, signature) = token.signed();
-        let signed_here = signature_holds(&self.identity.key.public(), &signed, &signature);
-        if signed_here && self.tokens.is_revoked(grant.id) {
-            return Err(Refusal::Revoked);
-        }
+        let issuer = self.issuer_for(&grant.group)?;
         let judged = Request {
             grant,
-            signed_here,
+            is_signed: self.is_signed(token, &issuer),
+            is_revoked: self.tokens.is_revoked(grant.id) || self.live.load().revoked.contains(&grant.id),
             node: *node,
             name: &request.name,
             name_taken: self.name_taken(grant, *node, request),
@@ -381,9 +437,8 @@ impl Desk {
         if self.trust.load().is_evicted(*node) {
             return Err(Refusal::Evicted);
         }
-        let issuer = self.issuer_for(&grant.group)?;
         let wall = clock::wall();
-        let verdict = self.tokens.ledger.judge(self.identity.node(), self.identity.mesh, judged, wall)?;
+        let verdict = self.tokens.ledger.judge(issuer.id(), self.identity.mesh, judged, wall)?;
         if verdict == Verdict::New {
             let mut tokens = self.tokens.clone();
             tokens.ledger.record(grant.id, Use { node: *node, name: request.name.clone(), at: wall });
@@ -427,7 +482,7 @@ impl Desk {
         public_key: [u8; 32],
         subject: LeafSubject<'_>,
     ) -> Result<Admitted, Refusal> {
-        let lifetime = self.lifetimes.leaf_for(self.live.load().issuer_names.len());
+        let lifetime = self.lifetimes.leaf_for(self.live.load().issuers.len());
         let leaf = issuer.issue(public_key, subject, lifetime).map_err(|error| {
             tracing::error!(%error, "a certificate could not be made");
             Refusal::Unavailable
@@ -442,7 +497,22 @@ impl Desk {
             mesh_name: self.identity.mesh_name.clone(),
             group: subject.group.clone(),
             peers: self.hints(),
+            statements: statements_that_fit(&self.authority.known().statements),
         })
+    }
+
+    /// Returns whether the issuer that a token names signed it, and is one: this one, or another of the mesh.
+    fn is_signed(&self, token: &Token, own: &IssuerKey) -> bool {
+        let wanted = token.grant().issuer;
+        let key = match wanted == own.id() {
+            true => Some(own.public()),
+            false => {
+                let live = self.live.load();
+                live.issuers.iter().find(|issuer| issuer.id == wanted).map(|issuer| issuer.public_key)
+            }
+        };
+        let (signed, signature) = token.signed();
+        key.is_some_and(|key| signature_holds(&key, &signed, &signature))
     }
 
     fn name_taken(&self, grant: &Grant, node: NodeId, request: &JoinRequest) -> bool {
@@ -476,6 +546,12 @@ impl Desk {
         self.tokens = tokens;
         Ok(())
     }
+}
+
+/// Returns all statements if they have room in a reply, else none: the first connection brings them.
+fn statements_that_fit(all: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let bytes: usize = all.iter().map(|statement| statement.len() + 3).sum();
+    if bytes <= MAX_SENT_STATEMENTS_BYTES { all.to_vec() } else { Vec::new() }
 }
 
 /// Forgets expired tokens when the list is full; their uses stay in the ledger. Others are never forgotten: a

@@ -10,9 +10,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use quinn::{Connection, ConnectionError};
 use thiserror::Error;
 use tokio::time::timeout;
 
+use gossamer_core::statements::Statements;
 use gossamer_core::trust::{Sign as _, TrustBundle};
 use gossamer_wire::join::{Admitted, Ask, JoinReply, JoinRequest as Request, Refusal};
 use gossamer_wire::limits::MAX_JOIN_BYTES;
@@ -85,7 +87,7 @@ pub(super) const fn refusal_text(refusal: Refusal) -> &'static str {
             "the token has been used by another node; make a new one with `gossamer token create`"
         }
         Refusal::OtherIssuer => {
-            "the token was made by another issuer; use an address of the node that made it"
+            "the token of one use was made by another issuer; use an address of the node that made it"
         }
         Refusal::Name => "the token does not allow this node name; choose one it allows with --node",
         Refusal::NameTaken => "another live node of the group has this name; choose another with --node",
@@ -152,7 +154,7 @@ async fn ask(
     request: &JoinRequest,
 ) -> io::Result<JoinReply> {
     let grant = token.grant();
-    exchange(grant.mesh, grant.root_pin, grant.issuer, address, |binding| {
+    exchange(grant.mesh, grant.root_pin, grant.bound_to(), address, |binding| {
         let proof = key.sign(&super::issuer::proof_bytes(grant.id, binding)).to_vec();
         Ask::Join(Request {
             token: token.reveal().to_owned(),
@@ -164,11 +166,12 @@ async fn ask(
     .await
 }
 
-/// Asks the issuer at an address; nothing is said to anybody else. `ask` gets the binding of the TLS session.
+/// Asks the issuer at an address, this one or any of the mesh; nothing is said to anybody else. `ask` gets the binding of
+/// the TLS session.
 pub(super) async fn exchange(
     mesh: MeshId,
     pin: [u8; 32],
-    issuer: NodeId,
+    issuer: Option<NodeId>,
     address: SocketAddr,
     ask: impl FnOnce(&[u8; 32]) -> Ask,
 ) -> io::Result<JoinReply> {
@@ -181,19 +184,35 @@ pub(super) async fn exchange(
     let binding = super::issuer::binding(&connection)
         .ok_or_else(|| io::Error::other("the TLS session has no binding"))?;
     let ask = ask(&binding);
-    let (mut send, mut recv) = connection.open_bi().await.map_err(io::Error::other)?;
-    send.write_all(&ask.encode().map_err(io::Error::other)?).await?;
-    send.finish().map_err(io::Error::other)?;
-    let reply = recv.read_to_end(MAX_JOIN_BYTES).await.map_err(io::Error::other)?;
+    let reply = converse(&connection, &ask).await.map_err(|error| said_at_close(&connection, error))?;
     connection.close(0_u32.into(), b"thanks");
     endpoint.wait_idle().await;
     JoinReply::decode(&reply).map_err(io::Error::other)
 }
 
+async fn converse(connection: &Connection, ask: &Ask) -> io::Result<Vec<u8>> {
+    let (mut send, mut recv) = connection.open_bi().await.map_err(io::Error::other)?;
+    send.write_all(&ask.encode().map_err(io::Error::other)?).await?;
+    send.finish().map_err(io::Error::other)?;
+    recv.read_to_end(MAX_JOIN_BYTES).await.map_err(io::Error::other)
+}
+
+/// Prefers the words with which the issuer closed the connection to what that did to a stream.
+fn said_at_close(connection: &Connection, error: io::Error) -> io::Error {
+    match connection.close_reason() {
+        Some(ConnectionError::ApplicationClosed(close)) if !close.reason.is_empty() => {
+            let words = String::from_utf8_lossy(&close.reason)
+                .replace(|c: char| !c.is_ascii_graphic() && c != ' ', "?");
+            io::Error::other(format!("it says: {words}"))
+        }
+        _ => error,
+    }
+}
+
 /// Says in words when somebody else than the token's issuer answered.
-fn no_connection(error: quinn::ConnectionError) -> io::Error {
+fn no_connection(error: ConnectionError) -> io::Error {
     match &error {
-        quinn::ConnectionError::TransportError(fault)
+        ConnectionError::TransportError(fault)
             if fault.code == quinn::TransportErrorCode::crypto(NOT_THE_ISSUER) =>
         {
             io::Error::other("who answers there does not belong to the mesh of this token")
@@ -221,16 +240,24 @@ fn accept(
     }
     let trust = TrustBundle::new(grant.mesh, admitted.roots.clone(), admitted.issuers.clone())
         .map_err(|error| bad(&error))?;
+    let mut statements = Statements::new(grant.mesh, &admitted.roots).map_err(|error| bad(&error))?;
+    if let Some(fault) = statements.take(&admitted.statements).refused.first() {
+        return Err(bad(fault));
+    }
     let leaf = trust.verify(&admitted.leaf, &[], clock::wall()).map_err(|error| bad(&error))?;
     if leaf.public_key != key.public() || leaf.group != grant.group {
         return Err(bad(&"it names another key or group"));
     }
-    let seeds = admitted
+    let mut seeds: Vec<_> = admitted
         .peers
         .iter()
         .map(|peer| Seed { node: peer.node.to_string(), addresses: peer.addresses.clone() })
-        .chain([Seed { node: grant.issuer.to_string(), addresses: grant.addresses.clone() }])
         .collect();
+    // The first is who admits; the addresses of the token have just been shown to be good for an issuer.
+    if let Some(issuer) = seeds.first_mut() {
+        let new = grant.addresses.iter().filter(|address| !issuer.addresses.contains(address));
+        issuer.addresses.extend(new.copied().collect::<Vec<_>>());
+    }
     save(
         store,
         &Files {
@@ -246,6 +273,7 @@ fn accept(
             leaf: &admitted.leaf,
             roots: &admitted.roots,
             issuers: &admitted.issuers,
+            statements: &admitted.statements,
         },
     )?;
     load(store)?.ok_or_else(|| bad(&"it did not reach the disk"))

@@ -2,6 +2,8 @@
 //!
 //! Owns: their form on disk. Must not know: what makes a token good. Driven by: the issuer task.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use gossamer_core::admission::{Ledger, Use};
@@ -19,6 +21,17 @@ pub(super) struct Minted {
     pub(super) uses: u32,
     pub(super) not_after: u64,
     pub(super) revoked: bool,
+    /// Seconds it was made for.
+    #[serde(default)]
+    pub(super) lifetime: u64,
+    #[serde(default)]
+    pub(super) node_pattern: Option<String>,
+    #[serde(default)]
+    pub(super) services: Vec<String>,
+    #[serde(default)]
+    pub(super) ephemeral_seconds: u32,
+    #[serde(default)]
+    pub(super) addresses: Vec<SocketAddr>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -29,7 +29,7 @@ use crate::store::{Store, StoreError};
 
 pub(crate) use certificate::RootKey;
 pub use certificate::{IssuerKey, Lifetimes};
-pub use credentials::{Credentials, Live};
+pub use credentials::{Credentials, KnownIssuer, Live};
 pub use init::{InitError, InitRequest, init};
 pub use join::{JoinError, JoinRequest, join};
 pub use key::NodeKey;
@@ -208,6 +208,7 @@ fn save(store: &Store, files: &Files<'_>) -> Result<(), StoreError> {
     store.write(NODE_CERTIFICATE, files.leaf)?;
     write_certificates(store, ROOT_CERTIFICATES, files.roots)?;
     write_certificates(store, ISSUER_CERTIFICATES, files.issuers)?;
+    write_certificates(store, STATEMENTS, files.statements)?;
     store.write_json(IDENTITY_FILE, &files.about)
 }
 
@@ -218,6 +219,7 @@ struct Files<'a> {
     leaf: &'a [u8],
     roots: &'a [Vec<u8>],
     issuers: &'a [Vec<u8>],
+    statements: &'a [Vec<u8>],
 }
 
 fn required(store: &Store, name: &str) -> Result<Vec<u8>, StoreError> {

@@ -13,7 +13,7 @@ use futures_util::stream::FuturesUnordered;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use gossamer_core::trust::{Sign as _, TrustBundle, not_after, spki_hash};
+use gossamer_core::trust::{Sign as _, TrustBundle, not_after, read_issuer, spki_hash};
 use gossamer_wire::join::{Admitted, Ask, JoinReply, RENEW_LABEL, Refusal, RenewRequest};
 use gossamer_wire::{MeshId, NodeId};
 
@@ -30,10 +30,17 @@ const ADDRESS_WITHIN: Duration = Duration::from_secs(5);
 /// An issuer that may be asked.
 #[derive(Clone, Debug)]
 pub(crate) struct Issuer {
-    /// The node that holds its key.
-    pub(crate) node: NodeId,
-    /// Where that node may be dialled.
+    /// Hash of its key; any of the mesh when `None`.
+    pub(crate) id: Option<NodeId>,
+    /// Where its node may be dialled.
     pub(crate) addresses: Vec<SocketAddr>,
+}
+
+/// One exchange that may be tried.
+struct Target {
+    id: Option<NodeId>,
+    address: SocketAddr,
+    pin: [u8; 32],
 }
 
 /// Why there is no new certificate; the present one stays. May be tried again.
@@ -64,12 +71,16 @@ pub(crate) async fn renew(
     clock: &Clock,
 ) -> Result<Admitted, RenewError> {
     let pins: Vec<_> = trust.roots().iter().filter_map(|root| spki_hash(root).ok()).collect();
-    let targets =
-        issuers.iter().flat_map(|issuer| issuer.addresses.iter().map(|address| (issuer.node, *address)));
-    let targets = targets.flat_map(|target| pins.iter().map(move |pin| (target, *pin)));
-    let asking = |(position, ((node, address), pin)): (u32, ((NodeId, SocketAddr), [u8; 32]))| async move {
+    let mut targets = Vec::new();
+    for issuer in issuers {
+        for address in &issuer.addresses {
+            let of_pin = |pin: &[u8; 32]| Target { id: issuer.id, address: *address, pin: *pin };
+            targets.extend(pins.iter().map(of_pin));
+        }
+    }
+    let asking = |(position, Target { id, address, pin }): (u32, Target)| async move {
         tokio::time::sleep(STAGGER * position).await;
-        match timeout(ADDRESS_WITHIN, ask(mesh, pin, node, address, credentials, key)).await {
+        match timeout(ADDRESS_WITHIN, ask(mesh, pin, id, address, credentials, key)).await {
             Ok(Ok(JoinReply::Admitted(admitted))) => {
                 check(trust, credentials, &admitted, clock.wall()).map(|()| *admitted)
             }
@@ -92,7 +103,7 @@ pub(crate) async fn renew(
 async fn ask(
     mesh: MeshId,
     pin: [u8; 32],
-    issuer: NodeId,
+    issuer: Option<NodeId>,
     address: SocketAddr,
     credentials: &Credentials,
     key: &NodeKey,
@@ -127,17 +138,23 @@ fn check(
 }
 
 /// Makes a new certificate for this node with its own issuer's key, and returns the issuer's certificate with it;
-/// `None` where there is no such key, or it could not make one that lasts longer.
+/// `None` where there is no such key, or its certificate has ended, or the present one is of it and lasts as long.
 pub(crate) fn renew_here(
     mesh: MeshId,
     credentials: &Credentials,
     lifetimes: &Lifetimes,
+    wall: u64,
 ) -> Option<(Vec<u8>, Vec<u8>)> {
-    let Credentials { leaf, issuer, issuer_names, .. } = credentials;
+    let Credentials { leaf, issuer, issued_by, issuers, .. } = credentials;
     let issuer = issuer.as_ref().filter(|issuer| issuer.may_admit_to(&leaf.group))?;
     let subject = LeafSubject { mesh, group: &leaf.group, name: &leaf.name, claims: &leaf.claims };
-    let lifetime = lifetimes.leaf_for(issuer_names.len());
+    let lifetime = lifetimes.leaf_for(issuers.len());
     let made = issuer.issue(leaf.public_key, subject, lifetime).ok()?;
-    let lasts_longer = not_after(&made).is_some_and(|end| end > leaf.not_after);
-    lasts_longer.then(|| (made, issuer.certificate().to_vec()))
+    let end = not_after(&made)?;
+    let lasts_longer = end > leaf.not_after;
+    // Joiners believe an issuer by a certificate it made itself.
+    let signer = issued_by.as_ref().and_then(|der| read_issuer(der).ok());
+    let is_own = signer.is_some_and(|signer| signer.id == issuer.id());
+    let is_good = end > wall && (lasts_longer || !is_own);
+    is_good.then(|| (made, issuer.certificate().to_vec()))
 }

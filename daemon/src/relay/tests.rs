@@ -207,6 +207,7 @@ fn leaf(node: NodeId, group: &str) -> Leaf {
         claims: Claims::default(),
         public_key: [0; 32],
         not_after: u64::MAX,
+        skew: 300,
     }
 }
 

@@ -83,6 +83,7 @@ fn start_with(identity: Identity, dir: TempDir, lifetimes: Lifetimes) -> Node {
         identity: Arc::clone(&identity),
         live: Live::clone(&live),
         trust: Trust::clone(&trust),
+        authority: authority.clone(),
         lifetimes,
         index: index.clone(),
         advertised: vec![address],

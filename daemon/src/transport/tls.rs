@@ -18,7 +18,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, Se
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme, version};
 
-use gossamer_core::trust::{TrustBundle, TrustError};
+use gossamer_core::trust::{TrustBundle, TrustError, pinned_issuer};
 use gossamer_wire::{MeshId, NodeId, frame, join};
 
 use crate::clock::Clock;
@@ -70,11 +70,11 @@ pub(super) fn client(side: &Side<'_>) -> Result<ClientConfig, Error> {
     Ok(config)
 }
 
-/// Makes the client side of a joiner: only the pinned root and only the token's issuer are believed.
+/// Makes the client side of who asks an issuer: only the pinned root, and only this issuer or any of the mesh, is believed.
 ///
 /// # Errors
 /// A bug in the provider.
-pub(crate) fn joiner(mesh: MeshId, pin: [u8; 32], issuer: NodeId) -> Result<ClientConfig, Error> {
+pub(crate) fn joiner(mesh: MeshId, pin: [u8; 32], issuer: Option<NodeId>) -> Result<ClientConfig, Error> {
     let verifier = PinnedVerifier { mesh, pin, issuer, algorithms: algorithms() };
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&version::TLS13])?
@@ -267,12 +267,12 @@ impl ClientCertVerifier for MemberVerifier {
     }
 }
 
-/// Believes one issuer of the mesh whose root the token pins.
+/// Believes issuers of the mesh whose root is pinned: one of them, or any.
 #[derive(Debug)]
 struct PinnedVerifier {
     mesh: MeshId,
     pin: [u8; 32],
-    issuer: NodeId,
+    issuer: Option<NodeId>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -286,12 +286,12 @@ impl ServerCertVerifier for PinnedVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let chain: Vec<_> = [leaf].into_iter().chain(shown).cloned().collect();
-        let pinned = TrustBundle::pinned(self.mesh, &self.pin, &chain, now.as_secs());
-        let (_, leaf) = pinned.map_err(|error| refused(&error))?;
-        if leaf.node != self.issuer {
-            return Err(refused(&TrustError::Pin));
+        let found = pinned_issuer(self.mesh, &self.pin, &chain, now.as_secs());
+        let found = found.map_err(|error| refused(&error))?;
+        match self.issuer.is_none_or(|wanted| wanted == found.id) {
+            true => Ok(ServerCertVerified::assertion()),
+            false => Err(refused(&TrustError::Pin)),
         }
-        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

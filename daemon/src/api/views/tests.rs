@@ -285,3 +285,25 @@ fn nodes_are_counted_by_state_and_this_one_is_alive() {
     assert_eq!((counts["alive"], counts["down"], counts.len()), (3, 0, 5));
     assert_eq!(members(&[], NodeId::from_bytes([1; 16]))["alive"], 1);
 }
+
+#[test]
+fn a_long_token_is_warned_of_two_weeks_and_three_days_before_its_end() {
+    let now = 1_800_000_000;
+    let token = |days: u64, uses| TokenInfo {
+        id: gossamer_wire::TokenId::from_bytes([1; 16]),
+        group: "jobs".parse().expect("name"),
+        uses,
+        not_after: now + days * 86_400,
+        used_by: Vec::new(),
+        revoked: false,
+        lifetime: 90 * 86_400,
+    };
+    let text =
+        |token| token_findings(&[token], now).iter().map(|finding| finding.text.clone()).collect::<String>();
+    assert_eq!(text(token(15, 0)), "");
+    assert!(text(token(13, 0)).contains("ends in 13 days"));
+    assert!(text(token(2, 7)).ends_with("replace it now"));
+    assert_eq!(text(token(2, 1)), "", "one that admits one node is in somebody's hands");
+    assert_eq!(text(TokenInfo { revoked: true, ..token(2, 0) }), "");
+    assert_eq!(text(TokenInfo { lifetime: 3_600, ..token(0, 0) }), "");
+}

@@ -10,6 +10,7 @@ use quinn::Connection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use gossamer_core::admission::Tries;
 use gossamer_core::trust::{Leaf, TrustError, node_id, signature_holds};
 use gossamer_wire::TokenId;
 use gossamer_wire::join::{Ask, JoinReply, JoinRequest, PROOF_LABEL, RENEW_LABEL, Refusal, RenewRequest};
@@ -35,15 +36,27 @@ pub(super) async fn door(
 ) {
     let seats = Arc::new(tokio::sync::Semaphore::new(MAX_JOINING));
     let stop = stage.stopping().clone();
+    let (mut tries, (failed, mut failures)) = (Tries::default(), mpsc::channel(MAX_JOINING));
     loop {
         let connection = tokio::select! {
             biased;
             () = stop.cancelled() => return,
+            Some(source) = failures.recv() => {
+                tries.failed(source, clock::now().mono);
+                continue;
+            }
             Some(connection) = joiners.recv() => connection,
             else => return,
         };
+        let source = connection.remote_address().ip().to_canonical();
+        if !tries.allows(source, clock::now().mono) {
+            metrics.join("too_many_tries");
+            connection.close(TOO_MANY_TRIES.into(), b"too many tries in vain, wait a minute");
+            continue;
+        }
         let Ok(seat) = Arc::clone(&seats).acquire_owned().await else { return };
         let (commands, metrics, trust) = (commands.clone(), Arc::clone(&metrics), Trust::clone(&trust));
+        let failed = failed.clone();
         stage.spawn_short("join", async move {
             let outcome = timeout(JOIN_WITHIN, exchange(&connection, &commands, &trust)).await;
             metrics.join(match &outcome {
@@ -53,8 +66,32 @@ pub(super) async fn door(
                 Err(_) => "timeout",
             });
             connection.close(0_u32.into(), b"done");
+            if outcome.is_ok_and(|reply| is_in_vain(reply.as_ref())) {
+                let _ = failed.send(source).await;
+            }
             drop(seat);
         });
+    }
+}
+
+/// Close code for a source that was wrong too often.
+const TOO_MANY_TRIES: u32 = 8;
+
+/// Returns whether an answer speaks against who asked, as opposed to bad luck or a wrong choice.
+const fn is_in_vain(reply: Option<&JoinReply>) -> bool {
+    match reply {
+        None => true,
+        Some(JoinReply::Admitted(_)) => false,
+        Some(JoinReply::Refused(refusal)) => matches!(
+            refusal,
+            Refusal::Foreign
+                | Refusal::Expired
+                | Refusal::Used
+                | Refusal::Proof
+                | Refusal::Revoked
+                | Refusal::Evicted
+                | Refusal::Certificate
+        ),
     }
 }
 

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use gossamer_core::catalog::{MemberLiveness, NodeView};
 use gossamer_core::membership::MemberState;
-use gossamer_core::trust::TrustBundle;
+use gossamer_core::trust::{Sign as _, TrustBundle};
 
 use super::*;
 use arc_swap::ArcSwap;
 
-use crate::identity::{Credentials, InitRequest, NodeKey, init};
+use crate::identity::{Credentials, InitRequest, KnownIssuer, NodeKey, init};
 use crate::index::IndexWriter;
 
 /// A desk on a state directory of its own.
@@ -37,6 +37,7 @@ fn office() -> Office {
         store,
         live: Arc::new(ArcSwap::from_pointee(Credentials::of(&identity))),
         trust: Arc::new(ArcSwap::from_pointee(identity.trust.clone())),
+        authority: AuthorityHandle::new(&identity).0,
         lifetimes: Lifetimes::default(),
         identity,
         index: index.reader(),
@@ -74,6 +75,26 @@ fn addresses(list: &[&str]) -> Vec<SocketAddr> {
 }
 
 impl Office {
+    fn key(&self) -> Arc<IssuerKey> {
+        self.desk.live.load().issuer.clone().expect("an issuer")
+    }
+
+    /// Lets the desk know another issuer of the mesh by its key, and what a root revoked.
+    fn know(&self, other: &NodeKey, revoked: &[TokenId]) {
+        let live = Credentials {
+            issuers: [KnownIssuer {
+                id: other.node(),
+                node: None,
+                name: "other".to_owned(),
+                public_key: other.public(),
+            }]
+            .into(),
+            revoked: Arc::new(revoked.iter().copied().collect()),
+            ..Credentials::clone(&self.desk.live.load())
+        };
+        self.desk.live.store(Arc::new(live));
+    }
+
     async fn token(&mut self, request: TokenRequest) -> Token {
         self.desk.create(request).await.expect("mints").token
     }
@@ -133,7 +154,7 @@ async fn a_token_grants_what_was_asked_for() {
     let before = clock::wall();
     let token = office.token(asked).await;
     let grant = token.grant();
-    assert_eq!((grant.mesh, grant.issuer), (office.desk.identity.mesh, office.desk.identity.node()));
+    assert_eq!((grant.mesh, grant.issuer), (office.desk.identity.mesh, office.key().id()));
     assert_eq!((grant.uses, grant.group.as_str()), (3, "east"));
     assert_eq!(grant.node_pattern.as_deref(), Some("vm-*"));
     let claims = Claims { services: vec!["web-*".to_owned()], relay: true, ephemeral_seconds: 600 };
@@ -141,7 +162,7 @@ async fn a_token_grants_what_was_asked_for() {
     assert_eq!(grant.addresses, addresses(&["198.51.100.7:4677"]));
     assert!((before + 60..=clock::wall() + 60).contains(&grant.not_after));
     let (signed, signature) = token.signed();
-    assert!(signature_holds(&office.desk.identity.key.public(), &signed, &signature));
+    assert!(signature_holds(&office.key().public(), &signed, &signature));
 }
 
 #[tokio::test]
@@ -237,7 +258,7 @@ async fn an_expired_token_admits_nobody() {
     let mut office = office();
     let grant = office.token(request()).await.grant().clone();
     let old = Grant { not_after: clock::wall() - 1, ..grant };
-    let key = Arc::clone(&office.desk.identity.key);
+    let key = office.key();
     let token = Token::build(old, |bytes| key.sign(bytes)).expect("fits");
     assert_eq!(office.refusal(&joiner(&token, "vm-b")).await, Refusal::Expired);
 }
@@ -294,8 +315,8 @@ async fn a_revoked_token_stays_revoked_and_an_unknown_one_is_named() {
     let mut office = office();
     let token = office.token(request()).await;
     let id = token.grant().id;
-    let used_by = office.desk.revoke(id).await.expect("revokes");
-    assert!(used_by.is_empty());
+    let revoked = office.desk.revoke(id).await.expect("revokes");
+    assert!(revoked.used_by.is_empty() && revoked.revoked);
     office.desk.tokens = office.on_disk();
     assert_eq!(office.refusal(&joiner(&token, "vm-b")).await, Refusal::Revoked);
     assert!(office.desk.list().expect("an issuer")[0].revoked);
@@ -338,6 +359,11 @@ fn expired_tokens_make_room_and_good_ones_do_not() {
         uses: 1,
         not_after,
         revoked: false,
+        lifetime: 60,
+        node_pattern: None,
+        services: Vec::new(),
+        ephemeral_seconds: 0,
+        addresses: Vec::new(),
     };
     let (past, future) = (clock::wall() - 10, clock::wall() + 1_000);
     let mut few = vec![minted(past); 5];
@@ -375,4 +401,47 @@ fn the_operator_is_warned_of_addresses_that_others_cannot_reach() {
             _ => panic!("{list:?}: {said:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn a_token_of_several_uses_is_good_at_every_issuer_until_it_is_revoked() {
+    let mut office = office();
+    let other = NodeKey::generate().expect("a key");
+    let grant = office.token(TokenRequest { uses: 2, ..request() }).await.grant().clone();
+    let token = |uses| {
+        let grant = Grant { issuer: other.node(), uses, ..grant.clone() };
+        Token::build(grant, |bytes| other.sign(bytes)).expect("fits")
+    };
+    assert_eq!(
+        office.refusal(&joiner(&token(2), "vm-b")).await,
+        Refusal::Foreign,
+        "nobody knows that issuer"
+    );
+    office.know(&other, &[]);
+    office.desk.try_admit(&joiner(&token(2), "vm-b")).await.expect("admits");
+    assert_eq!(office.refusal(&joiner(&token(1), "vm-c")).await, Refusal::OtherIssuer);
+    office.know(&other, &[grant.id]);
+    assert_eq!(office.refusal(&joiner(&token(2), "vm-c")).await, Refusal::Revoked);
+}
+
+#[tokio::test]
+async fn a_renewed_token_grants_the_same_for_as_long_again() {
+    let mut office = office();
+    let asked = TokenRequest {
+        uses: 0,
+        node_pattern: Some("job-*".to_owned()),
+        services: vec!["web".to_owned()],
+        ephemeral: Some(Duration::from_secs(600)),
+        addresses: addresses(&["198.51.100.7:4677"]),
+        ..request()
+    };
+    let old = office.token(asked).await;
+    office.desk.tokens = office.on_disk();
+    let new = office.desk.renew_token(old.grant().id).await.expect("renews").token;
+    assert_ne!(new.grant().id, old.grant().id);
+    let same = Grant { id: old.grant().id, not_after: old.grant().not_after, ..new.grant().clone() };
+    assert!(same == *old.grant());
+    assert!(new.grant().not_after >= old.grant().not_after);
+    let unknown = office.desk.renew_token(TokenId::from_bytes([9; 16])).await;
+    assert!(matches!(unknown, Err(TokenError::Unknown(_))));
 }
