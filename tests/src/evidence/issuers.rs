@@ -19,6 +19,14 @@ use crate::wait::until;
 
 pub(super) const ROWS: &[Row] = &[
     Row {
+        name: "4.1-tokens",
+        promise: "Of two nodes that race for a token of one use one wins; a used, an expired and a revoked token are refused, and a source that was wrong five times waits; a token of several uses is good at the second issuer when the first is dead",
+        sabotage: "no second issuer is added",
+        needs: Needs::Nothing,
+        ci: Ci::Runs,
+        check: tokens,
+    },
+    Row {
         name: "4.2-second-issuer",
         promise: "The first node is destroyed 10 s after issuer add: a node joins with a token of the second issuer, 10 daemons renew certificates of 5 s, and 0 of 200 requests a second fail",
         sabotage: "no second issuer is added",
@@ -94,6 +102,7 @@ fn second_issuer(run: &Run) -> Result<String> {
 }
 
 fn play_second_issuer(run: &Run, lab: &Lab, mut first: Node, nodes: &[Node]) -> Result<()> {
+    first.sees("n1", "alive", SEEN)?;
     if !run.sabotaged {
         first.ok(&["issuer", "add", "n1"])?;
     }
@@ -254,6 +263,7 @@ fn cold_start(run: &Run) -> Result<String> {
             let token = nodes[0].token(&[])?;
             nodes[number].join(&token)?;
         }
+        nodes[0].sees("b", "alive", SEEN)?;
         nodes[0].ok(&["issuer", "add", "b"])?;
         while_serving(Manner::Greets("x"), |port| {
             nodes[1].ok(&["expose", &format!("orders:{port}")])?;
@@ -279,4 +289,73 @@ fn cold_start(run: &Run) -> Result<String> {
             Ok(format!("4 daemons off for {OFF:?}, whole after {took:.1?} with `gossamer run` on each"))
         })
     })
+}
+
+/// Races for one token; each leaves a try in vain behind, of five that a source has in a minute.
+const RACES: usize = 3;
+
+fn tokens(run: &Run) -> Result<String> {
+    run.scenario(|lab| {
+        let (mut first, mut second) = (lab.node("first")?, lab.node("second")?);
+        first.init("default")?;
+        second.join(&first.token(&[])?)?;
+        first.sees("second", "alive", SEEN)?;
+        if !run.sabotaged {
+            first.ok(&["issuer", "add", "second"])?;
+        }
+        for race in 1..=RACES {
+            let token = first.token(&[])?;
+            let racers = [lab.node(&format!("a{race}"))?, lab.node(&format!("b{race}"))?];
+            let ended = std::thread::scope(|scope| {
+                let racing = racers.each_ref().map(|racer| scope.spawn(|| join_only(racer, &token)));
+                racing.map(|racer| racer.join().expect("a racer does not panic"))
+            });
+            let mut codes = Vec::new();
+            for ended in ended {
+                codes.push(ended?.0);
+            }
+            codes.sort_unstable();
+            promise!(codes == [Some(0), Some(5)], "race {race} ended with {codes:?}");
+        }
+        let token = first.token(&[])?;
+        let winner = lab.node("winner")?;
+        promise!(join_only(&winner, &token)?.0 == Some(0), "a good token is refused");
+        fs::remove_file(winner.state_dir().join("identity.json"))?;
+        promise!(join_only(&winner, &token)?.0 == Some(0), "the same key is refused");
+        wrong(&lab.node("replay")?, &token, "used")?;
+        let listed = first.json(&["token", "list"])?;
+        promise!(listed.to_string().contains("\"winner\""), "the list does not say who joined: {listed}");
+        let short = first.token(&["--ttl", "1s"])?;
+        std::thread::sleep(Duration::from_secs(2)); // it expires in this time
+        wrong(&lab.node("late")?, &short, "expired")?;
+        // Five in vain: also a good token waits now, at this issuer.
+        let (code, said) = join_only(&lab.node("turned-away")?, &first.token(&[])?)?;
+        promise!(code != Some(0) && said.contains("too many tries"), "the sixth try: {code:?}, {said}");
+
+        let several = first.token(&["--uses", "4"])?;
+        let revoked = first.token(&["--uses", "4"])?;
+        let id = first.json(&["token", "list"])?.as_array().and_then(|rows| rows.last()?["id"].as_str().map(str::to_owned));
+        first.ok(&["token", "revoke", &id.context("an id")?])?;
+        until("the second one knowing", SEEN, || {
+            let nodes = second.json(&["nodes"])?;
+            Ok(nodes.as_array().into_iter().flatten().all(|row| row["has_statements"] == true || row["state"] != "alive"))
+        })?;
+        first.kill9()?;
+        let (code, said) = join_only(&lab.node("by-second")?, &several)?;
+        promise!(code == Some(0), "the second issuer does not take it: {said}");
+        wrong(&lab.node("by-revoked")?, &revoked, "revoked")?;
+        Ok(format!("{RACES} races with one winner each; used, expired, revoked refused; the sixth try in vain turned away; one of several uses good at the second issuer"))
+    })
+}
+
+/// Joins without starting; returns the exit code and what was said.
+fn join_only(node: &Node, token: &str) -> Result<(Option<i32>, String)> {
+    let finished = node.cli(&["join", token, "--node", &node.name, "--no-start"])?;
+    Ok((finished.code, finished.stderr))
+}
+
+fn wrong(node: &Node, token: &str, why: &str) -> Result<()> {
+    let (code, said) = join_only(node, token)?;
+    promise!(code == Some(5) && said.contains(why), "{}: join ended with {code:?}: {said}", node.name);
+    Ok(())
 }
