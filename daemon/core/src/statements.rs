@@ -50,9 +50,11 @@ pub struct Statements {
     digest: [u8; 16],
 }
 
-/// Wrong signatures after which the rest of a batch is not looked at: whoever gave it forges, or passes on unread, and
-/// each costs some 50 us.
-pub const MAX_FORGED: usize = 64;
+/// Statements that are the giver's own fault after which the rest of a batch is not looked at: no honest set has them, and
+/// a wrong signature costs some 50 us.
+pub const MAX_WRONG: usize = 64;
+/// Refusals of any kind after which it is not looked at either: above what honest issuers beyond their budgets make.
+const MAX_REFUSED: usize = 4_096;
 
 /// What became of statements that were offered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,14 +63,28 @@ pub struct Taken {
     pub new: Vec<Vec<u8>>,
     /// Not stored, each with the reason. What was known before is in neither list.
     pub refused: Vec<Fault>,
+    /// How many of them are the giver's own fault: they do not decode, are of another mesh or author, or not signed.
+    pub wrong: usize,
     /// Whether the digest or what follows from the set is another one.
     pub changed: bool,
 }
 
 impl Taken {
-    /// Returns how many statements had a wrong signature.
-    pub fn forged(&self) -> usize {
-        self.refused.iter().filter(|fault| matches!(fault, Fault::Signature { .. })).count()
+    fn refuse(&mut self, fault: Fault) {
+        self.wrong += usize::from(matches!(
+            fault,
+            Fault::Malformed(_)
+                | Fault::Mesh(_)
+                | Fault::Author(_)
+                | Fault::Signature { .. }
+                | Fault::Power { .. }
+        ));
+        self.refused.push(fault);
+    }
+
+    /// Whether the rest of the batch is not worth a look.
+    const fn is_hopeless(&self) -> bool {
+        self.wrong >= MAX_WRONG || self.refused.len() >= MAX_REFUSED
     }
 }
 
@@ -193,6 +209,9 @@ impl Statements {
         let mut taken = Taken::default();
         let (mut of_roots, mut of_issuers) = (BTreeMap::new(), BTreeMap::new());
         for bytes in statements {
+            if taken.is_hopeless() {
+                break;
+            }
             match self.read(bytes) {
                 Ok(signed) if self.stored(&signed).is_some() => {}
                 Ok(signed) if self.roots.contains_key(&signed.statement().author) => {
@@ -201,7 +220,7 @@ impl Statements {
                 Ok(signed) => {
                     of_issuers.insert(signed.id(), signed);
                 }
-                Err(fault) => taken.refused.push(fault),
+                Err(fault) => taken.refuse(fault),
             }
         }
         let mut put = self.put_all(of_roots, &mut taken);
@@ -292,7 +311,7 @@ impl Statements {
     fn put_all(&mut self, offered: BTreeMap<Id, SignedStatement>, taken: &mut Taken) -> Vec<SignedStatement> {
         let mut put = Vec::new();
         for (id, signed) in offered {
-            if taken.forged() >= MAX_FORGED {
+            if taken.is_hopeless() {
                 break;
             }
             match self.check(&signed) {
@@ -301,7 +320,7 @@ impl Statements {
                     log.put(id, signed.clone());
                     put.push(signed);
                 }
-                Err(fault) => taken.refused.push(fault),
+                Err(fault) => taken.refuse(fault),
             }
         }
         put

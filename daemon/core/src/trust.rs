@@ -189,8 +189,8 @@ impl TrustBundle {
         Ok(Self {
             mesh,
             anchors: anchors.map_err(|_| TrustError::Malformed)?,
+            known: known_of(&issuers, &roots),
             roots,
-            known: issuers.iter().filter_map(|der| read_issuer(der).ok()).collect(),
             removed: Arc::default(),
             evicted: Arc::default(),
             issuers: issuers.into_iter().map(CertificateDer::from).collect(),
@@ -209,7 +209,7 @@ impl TrustBundle {
     #[must_use]
     pub fn with_issuers(self, issuers: Vec<Vec<u8>>) -> Self {
         Self {
-            known: issuers.iter().filter_map(|der| read_issuer(der).ok()).collect(),
+            known: known_of(&issuers, &self.roots),
             issuers: issuers.into_iter().map(CertificateDer::from).collect(),
             recent: Arc::default(),
             ..self
@@ -406,6 +406,14 @@ pub fn pinned_issuer(
     };
     let mut issuers = chain.iter().filter_map(|der| read_issuer(der).ok());
     issuers.find(|issuer| held(issuer) && signed(issuer)).ok_or(TrustError::Pin)
+}
+
+/// Reads those of the certificates that a root signed: others say nothing about the scope of an issuer, whose key they
+/// may well name.
+fn known_of(issuers: &[Vec<u8>], roots: &[CertificateDer<'_>]) -> Arc<[IssuerFacts]> {
+    let keys: Vec<_> = roots.iter().filter_map(|root| public_key_of(root).ok()).collect();
+    let is_signed = |der: &&Vec<u8>| keys.iter().any(|key| issuer::is_signed_by(der, key));
+    issuers.iter().filter(is_signed).filter_map(|der| read_issuer(der).ok()).collect()
 }
 
 fn chain_of(issuers: usize) -> TrustError {

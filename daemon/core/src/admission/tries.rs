@@ -6,14 +6,14 @@
 //! again and again from taking the seats of others, and from filling the log.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 /// Tries in vain that are counted together.
 const WINDOW: Duration = Duration::from_secs(60);
 /// Most of one source in a window: a person who mistypes, a machine that is started again.
 const OF_ONE: usize = 5;
-/// Most of all sources in a window.
+/// Most of all sources in a window; above it a source that failed once waits as well, others do not.
 const OF_ALL: usize = 100;
 
 /// Who failed lately.
@@ -26,21 +26,30 @@ pub struct Tries {
 impl Tries {
     /// Returns whether a source may try at `now`.
     pub fn allows(&mut self, source: IpAddr, now: Instant) -> bool {
+        let source = network_of(source);
         for times in self.failed.values_mut() {
             times.retain(|at| now.saturating_duration_since(*at) < WINDOW);
         }
         self.failed.retain(|_, times| !times.is_empty());
         let of_one = self.failed.get(&source).map_or(0, Vec::len);
         let of_all: usize = self.failed.values().map(Vec::len).sum();
-        of_one < OF_ONE && of_all < OF_ALL
+        of_one == 0 || of_one < OF_ONE && of_all < OF_ALL
     }
 
     /// Counts a try in vain.
     pub fn failed(&mut self, source: IpAddr, now: Instant) {
         // Tries that began together may end together above the limit.
         if self.failed.values().map(Vec::len).sum::<usize>() < OF_ALL {
-            self.failed.entry(source).or_default().push(now);
+            self.failed.entry(network_of(source)).or_default().push(now);
         }
+    }
+}
+
+/// Returns what a source can choose its address within: of IPv6 the first 64 bits.
+fn network_of(source: IpAddr) -> IpAddr {
+    match source {
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+        IpAddr::V4(_) => source,
     }
 }
 
@@ -71,7 +80,19 @@ mod tests {
             tries.failed(source(last), start);
         }
         assert_eq!(tries.failed.len(), OF_ALL);
-        assert!(!tries.allows(source(250), start));
-        assert!(tries.allows(source(250), start + WINDOW) && tries.failed.is_empty());
+        assert!(
+            !tries.allows(source(7), start) && tries.allows(source(250), start),
+            "one that failed, one that did not"
+        );
+        assert!(tries.allows(source(7), start + WINDOW) && tries.failed.is_empty());
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_are_one_source() {
+        let (mut tries, start) = (Tries::default(), Instant::now());
+        let source = |last: u16| IpAddr::from([0x2001, 0xdb8, 0, 1, 0, 0, 0, last]);
+        (0..OF_ONE as u16).for_each(|last| tries.failed(source(last), start));
+        assert!(!tries.allows(source(999), start));
+        assert!(tries.allows([0x2001, 0xdb8, 0, 2, 0, 0, 0, 0].into(), start));
     }
 }

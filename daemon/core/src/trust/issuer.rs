@@ -8,7 +8,7 @@ use gossamer_wire::limits::MAX_CERTIFICATE_BYTES;
 use gossamer_wire::{GroupName, NodeId};
 use rustls_pki_types::CertificateDer;
 
-use super::{TrustError, ed25519_key, extension, validity, whole};
+use super::{TrustError, ed25519_key, extension, signature_holds, validity, whole};
 
 /// Object identifier of the extension with an issuer's claims: private, not critical (design section 4).
 pub const ISSUER_OID: &[u64] = &[1, 3, 6, 1, 4, 1, 61_999, 1, 2];
@@ -71,6 +71,13 @@ pub fn read_issuer(der: &[u8]) -> Result<IssuerFacts, TrustError> {
         certificate: der.to_vec(),
         not_before,
         not_after,
+    })
+}
+
+/// Returns whether a key signed a certificate.
+pub(super) fn is_signed_by(der: &[u8], key: &[u8; 32]) -> bool {
+    whole(der).is_ok_and(|certificate| {
+        signature_holds(key, certificate.tbs_certificate.as_ref(), &certificate.signature_value.data)
     })
 }
 
