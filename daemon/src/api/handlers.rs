@@ -336,9 +336,10 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         named.iter().map(|named| views::named_finding(named, about.node, name_of)).collect();
     let live = state.live.load();
     findings.extend(views::token_findings(&state.issuer.list().await.unwrap_or_default(), clock::wall()));
-    findings.extend(views::trust_findings(about, &live, nodes.len(), clock::wall()));
+    findings.extend(views::trust_findings(&live, clock::wall()));
     findings.extend(views::findings(about, &nodes, &own, &vips, &state.vips.losers()));
     findings.extend(holdings.waiting.iter().flat_map(|of| views::waiting_findings(of, name_of)));
+    findings.extend(views::only_issuer_finding(about, &live, nodes.len()));
     Json(Status {
         version: about.version.to_owned(),
         pid: std::process::id(),

@@ -87,6 +87,8 @@ impl From<AuthorityError> for Refusal {
             AuthorityError::Itself
             | AuthorityError::HoldsIssuer(_)
             | AuthorityError::LastIssuer(_)
+            | AuthorityError::OwnGroup { .. }
+            | AuthorityError::Narrower(_)
             | AuthorityError::TooMany => Self::conflict(error),
             AuthorityError::Silent(_) | AuthorityError::Certificate(_) | AuthorityError::Store(_) => {
                 Self::failed(error)

@@ -330,6 +330,7 @@ async fn status_names_what_is_wrong_and_what_mends_it() {
     assert_eq!(status.vips[0].state, "stolen");
     let text: Vec<_> = status.findings.iter().map(|finding| finding.text.as_str()).collect();
     assert!(text[0].contains("postgres") && text[1].contains("port 53"), "{text:?}");
+    assert!(text[2].contains("if vm-a is lost nobody can join"), "{text:?}");
     assert!(status.findings.iter().all(|finding| !finding.fix.is_empty()));
 }
 
@@ -337,7 +338,7 @@ async fn status_names_what_is_wrong_and_what_mends_it() {
 async fn a_node_that_admits_nobody_says_where_tokens_are_made() {
     let daemon = Daemon::start().await;
     let (status, text) = refused(daemon.client.get::<Vec<TokenRow>>("/v1/tokens").await.expect_err("none"));
-    assert!(status == 409 && text.contains("gossamer init"), "{text}");
+    assert!(status == 409 && text.contains("run the command on an issuer (vm-a)"), "{text}");
     let body = CreateToken {
         ttl_seconds: 1,
         uses: 1,

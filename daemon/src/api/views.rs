@@ -257,25 +257,44 @@ pub(super) fn findings(
     findings
 }
 
-/// Lists what endangers the trust of the mesh: a certificate that was not renewed, and a single issuer. `now` is seconds
-/// since the Unix epoch.
-pub(super) fn trust_findings(about: &About, live: &Credentials, nodes: usize, now: u64) -> Vec<Finding> {
+/// Lists certificates that end: of this node, when it was not renewed, and of issuers. `now` is seconds since the Unix
+/// epoch.
+pub(super) fn trust_findings(live: &Credentials, now: u64) -> Vec<Finding> {
     let ends = live.leaf.not_after;
     let issuers = names(&live.issuers);
     let validity = gossamer_core::trust::validity_of(&live.leaf_der).unwrap_or((0, ends));
     let mut findings: Vec<_> = certificate_finding(validity, &issuers, now).into_iter().collect();
-    // A mesh of one node has nobody to add.
-    if let ([only], true) = (&issuers[..], nodes > 1) {
-        let place = if about.holds_root_key { "" } else { ", where the root key is" };
-        findings.push(Finding {
-            text: format!(
-                "if {only} is lost nobody can join and certificates end, this node's on {}",
-                date_words(ends)
-            ),
-            fix: format!("make another node an issuer too{place}: gossamer issuer add NODE"),
-        });
+    for issuer in live.issuers.iter() {
+        let (start, end) = issuer.validity;
+        if end.saturating_sub(now) < end.saturating_sub(start) * 2 / 5 {
+            findings.push(Finding {
+                text: format!(
+                    "the certificate of issuer {} ends on {}, and with it those it makes",
+                    issuer.name,
+                    date_words(end)
+                ),
+                fix: format!(
+                    "start the daemon where the root key is, or put it back, and run: gossamer issuer add {}",
+                    issuer.name
+                ),
+            });
+        }
     }
     findings
+}
+
+/// Warns of a mesh that hangs on one issuer; last, for nothing is wrong yet.
+pub(super) fn only_issuer_finding(about: &About, live: &Credentials, nodes: usize) -> Option<Finding> {
+    // A mesh of one node has nobody to add.
+    let ([only], true) = (&names(&live.issuers)[..], nodes > 1) else { return None };
+    let place = if about.holds_root_key { "" } else { ", where the root key is" };
+    Some(Finding {
+        text: format!(
+            "if {only} is lost nobody can join and certificates end, this node's on {}",
+            date_words(live.leaf.not_after)
+        ),
+        fix: format!("make another node an issuer too{place}: gossamer issuer add NODE"),
+    })
 }
 
 /// Warns of tokens that machines still to come depend on: long ones of several uses. `now` is seconds since the Unix

@@ -97,6 +97,19 @@ pub enum AuthorityError {
     /// The operator's fault: an issuer's node could admit itself again.
     #[error("{0} holds an issuer's key; first run, where the root key is: gossamer issuer remove {0}")]
     HoldsIssuer(String),
+    /// The operator's fault: nobody would believe its certificates of other groups.
+    #[error(
+        "{name} is of group {group}, so its issuer must be allowed to admit to that: add --group {group}"
+    )]
+    OwnGroup {
+        /// The node.
+        name: String,
+        /// Its group.
+        group: GroupName,
+    },
+    /// The operator's fault: certificates it made for other groups would count no more.
+    #[error("{0} may admit to more groups now; to narrow them, remove the issuer and add it again")]
+    Narrower(String),
     /// There is no such issuer.
     #[error("{0} is no issuer; gossamer issuer list shows them")]
     NotAnIssuer(String),

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gossamer_core::statements::NumberError;
 use gossamer_wire::frame::Frame;
@@ -18,6 +18,9 @@ use super::task::Task;
 use super::{AuthorityError, KEY_WITHIN, Reply};
 use crate::clock;
 use crate::identity::{IssuerKey, RootKey, credentials};
+
+/// How long after its start a node that knows others waits for a connection before it says something by itself.
+const LISTEN: Duration = Duration::from_secs(5);
 
 /// A node that was asked to show an issuer's key.
 pub(super) struct Wanted {
@@ -59,12 +62,18 @@ impl Task {
         if issuers.any(|issuer| issuer.facts.claims.as_ref().is_some_and(|claims| claims.node == node)) {
             return Err(AuthorityError::HoldsIssuer(name));
         }
+        if self.statements.standing().evicted.contains(&node) {
+            return Ok(());
+        }
         let signer = self.signer().await?;
         self.say(&signer, Change::Evict(node)).await
     }
 
     /// Lets no issuer admit with a token any more.
     pub(super) async fn revoke_token(&mut self, token: TokenId) -> Result<(), AuthorityError> {
+        if self.statements.standing().revoked.contains(&token) {
+            return Ok(());
+        }
         let signer = self.signer().await?;
         self.say(&signer, Change::RevokeToken(token)).await
     }
@@ -89,7 +98,8 @@ impl Task {
         groups: Vec<GroupName>,
         reply: Reply<u64>,
     ) {
-        if let Err(error) = self.root().await {
+        let allowed = self.root().await.map(drop).and_then(|()| self.check_scope(node, &name, &groups));
+        if let Err(error) = allowed {
             drop(reply.send(Err(error)));
             return;
         }
@@ -107,6 +117,27 @@ impl Task {
             }
             Err(error) => drop(wanted.reply.send(Err(error.into()))),
         }
+    }
+
+    /// Refuses a scope that would make the issuer useless, or certificates that are out worthless.
+    fn check_scope(&self, node: NodeId, name: &str, groups: &[GroupName]) -> Result<(), AuthorityError> {
+        let name = || name.to_owned();
+        let own = node == self.parts.identity.node();
+        let known =
+            self.parts.index.node(node).and_then(|known| known.view.as_ref().map(|view| view.group.clone()));
+        let group = if own { Some(self.parts.identity.group().clone()) } else { known };
+        // Joiners believe an issuer by the certificate it made for itself.
+        if let Some(group) = group.filter(|group| !groups.is_empty() && !groups.contains(group)) {
+            return Err(AuthorityError::OwnGroup { name: name(), group });
+        }
+        let issuers = self.statements.standing().issuers.values();
+        let of_node =
+            issuers.filter_map(|issuer| issuer.facts.claims.as_ref()).filter(|claims| claims.node == node);
+        let is_narrower = |old: &IssuerClaims| {
+            !groups.is_empty()
+                && (old.groups.is_empty() || !old.groups.iter().all(|group| groups.contains(group)))
+        };
+        if of_node.into_iter().any(is_narrower) { Err(AuthorityError::Narrower(name())) } else { Ok(()) }
     }
 
     /// Makes the owner of a key an issuer, if it was asked for the key.
@@ -189,11 +220,14 @@ impl Task {
     }
 
     /// Where the root key is: states the issuer of this node, and gives issuers new certificates from half of their
-    /// life on.
-    pub(super) async fn tend_issuers(&mut self) {
+    /// life on. Returns whether it waits to hear others first.
+    pub(super) async fn tend_issuers(&mut self) -> bool {
         let due = self.issuers_due();
         if due.is_empty() || self.root().await.is_err() {
-            return;
+            return false;
+        }
+        if self.must_listen() {
+            return true;
         }
         for (public_key, claims) in due {
             let name = claims.name.clone();
@@ -202,13 +236,17 @@ impl Task {
                 Err(error) => tracing::error!(issuer = %name, %error, "an issuer could not be certified"),
             }
         }
+        false
     }
 
     fn issuers_due(&self) -> Vec<([u8; 32], IssuerClaims)> {
         let wall = self.parts.clock.wall();
         let standing = self.statements.standing();
+        let lifetime = self.parts.lifetimes.issuer.as_secs();
+        // A shorter life was set: what is left of the long one comes first, or the new certificate would not be the newest.
         let is_due = |facts: &gossamer_core::trust::IssuerFacts| {
-            facts.not_after.saturating_sub(wall) < facts.not_after.saturating_sub(facts.not_before) / 2
+            let life = facts.not_after.saturating_sub(facts.not_before).min(lifetime);
+            facts.not_after.saturating_sub(wall) < life / 2
         };
         let facts = standing.issuers.values().map(|issuer| &issuer.facts);
         let mut due: Vec<_> = facts
@@ -238,6 +276,16 @@ impl Task {
         let trust = self.parts.identity.trust.clone();
         let key = self.parts.store.aside(move |store| credentials::root_key(store, &trust)).await?;
         key.ok_or_else(|| AuthorityError::NoRoot(self.parts.store.dir().display().to_string()))
+    }
+
+    /// Whether to hear others first: this directory could be an older copy, and two statements under one number end the
+    /// root's powers. Where nobody answers for a while everything may be off, and waits for this node.
+    fn must_listen(&self) -> bool {
+        let me = self.parts.identity.node();
+        let knows_others =
+            !self.seeds.is_empty() || self.parts.index.nodes().iter().any(|known| known.node != me);
+        let is_new = clock::now().mono < self.started + LISTEN;
+        knows_others && is_new && self.parts.peers.connected() == 0
     }
 
     /// Signs a change under the author's next number and takes it.

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gossamer_core::membership::MemberState;
-use gossamer_core::trust::validity_of;
+use gossamer_core::trust::{not_after, read_issuer, validity_of};
 use gossamer_wire::NodeId;
+use gossamer_wire::join::PeerHint;
 use rand::RngExt as _;
 use rand::seq::SliceRandom as _;
 
@@ -22,6 +23,8 @@ use crate::store::Store;
 
 /// The clock that counts time does so not in suspend, so the wall clock is looked at this often.
 const LOOK: Duration = Duration::from_secs(60);
+/// And not more often than this.
+const SHORTEST_LOOK: Duration = Duration::from_millis(100);
 /// Pauses between tries: a share of the certificate's life within these bounds.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
@@ -34,11 +37,13 @@ pub(crate) type Outcome = Result<Box<gossamer_wire::join::Admitted>, String>;
 /// When the certificate is looked at, and what was tried.
 #[derive(Debug, Default)]
 pub(super) struct Renewal {
-    /// When to try; not known yet at the start.
+    /// When to look again; at once at the start.
+    look_at: Option<Instant>,
+    /// When to try; not known yet at the start and with a new certificate.
     due: Option<Instant>,
+    /// Not before, whatever else: certificates that are short-lived from the start must not be renewed without end.
+    earliest: Option<Instant>,
     is_running: bool,
-    /// Try now, however new the certificate is.
-    is_hurried: bool,
     /// Why the last try came to nothing.
     failed: Option<String>,
     /// Share of the life that was reported as over, in percent.
@@ -46,21 +51,29 @@ pub(super) struct Renewal {
 }
 
 impl Renewal {
-    /// Lets the node try at once: it has become an issuer, which joiners believe by a certificate of its own key.
-    pub(super) fn hurry(&mut self) {
-        self.is_hurried = true;
-        self.due = None;
-    }
-
     /// Returns when the task must look again.
     pub(super) fn look_at(&self, clock: &Clock) -> Instant {
-        let now = clock.now().mono;
-        let latest = now + LOOK;
-        match self.due {
-            Some(due) if !self.is_running => due.clamp(now, latest),
-            Some(_) => latest,
-            None => now,
-        }
+        self.look_at.unwrap_or_else(|| clock.now().mono)
+    }
+
+    /// Lets the task look at once: something has changed.
+    pub(super) fn look(&mut self) {
+        self.look_at = None;
+    }
+
+    /// Lets the task look again in a moment.
+    pub(super) fn look_soon(&mut self, now: Instant) {
+        self.look_at = self.look_at.map(|at| at.min(now + Duration::from_secs(1)));
+    }
+
+    /// Sets the next look: when a try is due, at once for a certificate that is new, in a while when one is under way.
+    fn look_after(&mut self, now: Instant) {
+        let pause = match self.due {
+            _ if self.is_running => LOOK,
+            Some(due) => due.saturating_duration_since(now),
+            None => Duration::ZERO,
+        };
+        self.look_at = Some(now + pause.clamp(SHORTEST_LOOK, LOOK));
     }
 }
 
@@ -80,15 +93,18 @@ impl Task {
                 if left.is_zero() { Duration::ZERO } else { life.mul_f64(self.rng.random_range(0.0..0.1)) };
             now.mono + third_over + jitter
         });
-        // After a suspend the wall clock knows better.
-        let is_due = due <= now.mono || left < life / 3 || std::mem::take(&mut self.renewal.is_hurried);
-        if !is_due || self.renewal.is_running {
-            return;
+        // After a suspend the wall clock knows better. Joiners believe an issuer by a certificate it made itself.
+        let is_due = due <= now.mono || left < life / 3 || is_not_of_own_key(&live, now.wall);
+        let may = self.renewal.earliest.is_none_or(|earliest| earliest <= now.mono);
+        if is_due && may && !self.renewal.is_running {
+            self.renewal.is_running = true;
+            let pause = (life / 24).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+            let pause = pause.mul_f64(self.rng.random_range(0.5..1.5));
+            self.renewal.due = Some(now.mono + pause);
+            self.renewal.earliest = self.renewal.due;
+            self.try_renew(&live).await;
         }
-        self.renewal.is_running = true;
-        let pause = (life / 24).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-        self.renewal.due = Some(now.mono + pause.mul_f64(self.rng.random_range(0.5..1.5)));
-        self.try_renew(&live).await;
+        self.renewal.look_after(now.mono);
     }
 
     async fn try_renew(&mut self, live: &Arc<Credentials>) {
@@ -110,12 +126,13 @@ impl Task {
     fn issuers_to_ask(&mut self) -> Vec<Issuer> {
         let me = self.parts.identity.node();
         let standing = self.statements.standing();
-        let holders =
-            standing.issuers.iter().filter_map(|(id, issuer)| Some((*id, issuer.facts.claims.as_ref()?)));
+        let group = self.parts.identity.group();
+        let issuers = standing.issuers.iter().filter(|(_, issuer)| issuer.facts.admits_to(group));
+        let holders = issuers.filter_map(|(id, issuer)| Some((*id, issuer.facts.claims.as_ref()?)));
         let addresses = |node: NodeId| {
             let known = self.parts.index.node(node);
             let of_card = known.and_then(|known| known.view.as_ref().map(|view| view.addresses.clone()));
-            let seed = self.parts.identity.seeds.iter().find(|seed| seed.node == node);
+            let seed = self.seeds.iter().find(|seed| seed.node == node);
             of_card.or_else(|| seed.map(|seed| seed.addresses.clone()))
         };
         let is_up = |node: NodeId| {
@@ -133,7 +150,7 @@ impl Task {
         let mut issuers: Vec<_> = issuers.into_iter().map(|(_, issuer)| issuer).collect();
         // A node that was started without a word of anybody asks those it joined by.
         if issuers.is_empty() {
-            let seeds = self.parts.identity.seeds.iter();
+            let seeds = self.seeds.iter();
             issuers.extend(seeds.map(|seed| Issuer { id: None, addresses: seed.addresses.clone() }));
         }
         issuers.truncate(ASKED);
@@ -146,13 +163,27 @@ impl Task {
                 let mut came = admitted.issuers;
                 came.extend(self.came.iter().filter(|der| !came.contains(der)).cloned().collect::<Vec<_>>());
                 self.take_certificate(admitted.leaf, came).await;
+                self.keep_seeds(admitted.peers).await;
             }
             Err(error) => {
                 tracing::warn!(%error, "this node's certificate could not be renewed; it is tried again");
                 self.parts.metrics.renewal("failed");
                 self.renewal.is_running = false;
+                self.renewal.look();
                 self.renewal.failed = Some(error);
             }
+        }
+    }
+
+    /// Remembers whom to dial after a long absence: cards are forgotten after a day, and issuers change.
+    async fn keep_seeds(&mut self, peers: Vec<PeerHint>) {
+        if peers.is_empty() || peers == self.seeds {
+            return;
+        }
+        self.seeds.clone_from(&peers);
+        if let Err(error) = self.parts.store.aside(move |store| credentials::write_seeds(store, &peers)).await
+        {
+            tracing::warn!(%error, "the addresses of issuers could not be written");
         }
     }
 
@@ -184,7 +215,10 @@ impl Task {
             ..Credentials::clone(&old)
         }));
         self.parts.metrics.renewal("done");
-        self.renewal = Renewal::default();
+        let pause =
+            validity_of(&leaf).map_or(LONGEST_PAUSE, |(start, end)| Duration::from_secs(end - start) / 24);
+        let earliest = self.parts.clock.now().mono + pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        self.renewal = Renewal { earliest: Some(earliest), ..Renewal::default() };
         let _ = self.parts.catalog.send(catalog::Command::Certificate(leaf)).await;
     }
 
@@ -206,4 +240,13 @@ impl Task {
             by: "self".to_owned(),
         });
     }
+}
+
+/// Whether a node that is an issuer for its own group has a certificate of another one.
+fn is_not_of_own_key(live: &Credentials, wall: u64) -> bool {
+    let Some(issuer) = &live.issuer else { return false };
+    let counts = issuer.may_admit_to(&live.leaf.group)
+        && not_after(issuer.certificate()).is_some_and(|end| end > wall);
+    let signer = live.issued_by.as_ref().and_then(|der| read_issuer(der).ok());
+    counts && signer.is_none_or(|signer| signer.id != issuer.id())
 }

@@ -10,10 +10,11 @@ use std::time::Instant;
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, watch};
 
-use gossamer_core::statements::{MAX_FORGED, Statements};
+use gossamer_core::statements::{MAX_WRONG, Statements};
 use gossamer_core::trust::{Sign as _, signature_holds};
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, issuer_key_proof};
+use gossamer_wire::join::PeerHint;
 
 use super::orders::Wanted;
 use super::renewal::Renewal;
@@ -34,6 +35,9 @@ pub(super) struct Task {
     /// Nodes that were asked to show an issuer's key.
     pub(super) wanted: BTreeMap<NodeId, Wanted>,
     pub(super) renewal: Renewal,
+    pub(super) started: Instant,
+    /// Members to ask when no card is known.
+    pub(super) seeds: Vec<PeerHint>,
     pub(super) rng: StdRng,
     pub(super) own: mpsc::Sender<Command>,
     commands: mpsc::Receiver<Command>,
@@ -49,6 +53,8 @@ impl Task {
             came: parts.identity.issuers.clone(),
             wanted: BTreeMap::new(),
             renewal: Renewal::default(),
+            started: clock::now().mono,
+            seeds: parts.identity.seeds.clone(),
             rng: parts.entropy.rng("authority"),
             own,
             commands,
@@ -59,8 +65,7 @@ impl Task {
 
     pub(super) async fn run(mut self) {
         self.tell_others().await;
-        self.tend_issuers().await;
-        self.tend_certificate().await;
+        self.tend().await;
         loop {
             let deadline = self.next_deadline();
             let command = tokio::select! {
@@ -76,10 +81,18 @@ impl Task {
             }
             // Also between commands: a peer that never stops talking must not delay a renewal.
             if self.next_deadline() <= clock::now().mono {
-                self.give_up_waiting();
-                self.tend_issuers().await;
-                self.tend_certificate().await;
+                self.tend().await;
             }
+        }
+    }
+
+    /// Does what time asks for.
+    async fn tend(&mut self) {
+        self.give_up_waiting();
+        let waits = self.tend_issuers().await;
+        self.tend_certificate().await;
+        if waits {
+            self.renewal.look_soon(clock::now().mono);
         }
     }
 
@@ -135,7 +148,7 @@ impl Task {
     ) -> Result<(), AuthorityError> {
         let mut next = self.statements.clone();
         let taken = next.take(statements);
-        if let (Some(from), MAX_FORGED..) = (from, taken.forged()) {
+        if let (Some(from), MAX_WRONG..) = (from, taken.wrong) {
             self.parts.peers.refuse(from);
         }
         for fault in &taken.refused {
@@ -152,7 +165,7 @@ impl Task {
         let before = std::mem::replace(&mut self.statements, next);
         self.apply().await;
         self.known.send_replace(known);
-        self.parts.peers.statements(taken.new);
+        self.parts.peers.statements(taken.new).await;
         self.tell_others().await;
         self.log_changes(&before);
         Ok(())
@@ -175,9 +188,7 @@ impl Task {
         let issuers = credentials::issuers(&self.statements);
         let revoked = Arc::clone(&self.statements.standing().revoked);
         let old = self.parts.live.load_full();
-        if issuer.is_some() && old.issuer.is_none() {
-            self.renewal.hurry();
-        }
+        self.renewal.look();
         let new = Credentials { issuer, issuers, revoked, ..Credentials::clone(&old) };
         self.parts.live.store(Arc::new(new));
     }

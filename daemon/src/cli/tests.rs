@@ -121,7 +121,7 @@ async fn status_marks_what_is_wrong() {
     let daemon = Daemon::start().await;
     let quiet = gossamer(&daemon.socket(), "status -q").await;
     let marked = quiet.data.lines().filter(|line| line.starts_with("! ")).count();
-    assert!(marked == 2 && quiet.data.lines().count() == 4, "{quiet:?}");
+    assert!(marked == 3 && quiet.data.lines().count() == 6, "{quiet:?}");
     let json: serde_json::Value =
         serde_json::from_str(&gossamer(&daemon.socket(), "status --json").await.data).expect("JSON");
     for key in ["version", "pid", "slot", "mesh", "node", "dns", "mesh_listen", "socket", "state_dir"] {

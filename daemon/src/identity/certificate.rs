@@ -96,7 +96,7 @@ impl IssuerKey {
     }
 
     /// Returns whether it may admit to a group.
-    pub(super) fn may_admit_to(&self, group: &GroupName) -> bool {
+    pub(crate) fn may_admit_to(&self, group: &GroupName) -> bool {
         self.groups.is_empty() || self.groups.contains(group)
     }
 

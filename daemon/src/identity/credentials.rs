@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use gossamer_wire::{NodeId, TokenId};
+use gossamer_wire::join::PeerHint;
+use gossamer_wire::{GroupName, NodeId, TokenId};
 use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
@@ -15,8 +16,8 @@ use gossamer_core::statements::{Issuer, Statements};
 use gossamer_core::trust::{Leaf, TrustBundle, read_issuer};
 
 use super::{
-    ISSUER_CERTIFICATES, ISSUER_KEY, Identity, IssuerKey, NODE_CERTIFICATE, NodeKey, ROOT_KEY, RootKey,
-    STATEMENTS, write_certificates,
+    About, IDENTITY_FILE, ISSUER_CERTIFICATES, ISSUER_KEY, Identity, IssuerKey, NODE_CERTIFICATE, NodeKey,
+    ROOT_KEY, RootKey, STATEMENTS, Seed, write_certificates,
 };
 use crate::store::{Store, StoreError};
 
@@ -48,6 +49,17 @@ pub struct KnownIssuer {
     pub name: String,
     /// The key, which signs certificates and tokens.
     pub public_key: [u8; 32],
+    /// Groups it may admit to; none means all.
+    pub groups: Vec<GroupName>,
+    /// First and last second of its newest certificate, since the Unix epoch.
+    pub validity: (u64, u64),
+}
+
+impl KnownIssuer {
+    /// Returns whether it may admit to a group.
+    pub fn may_admit_to(&self, group: &GroupName) -> bool {
+        self.groups.is_empty() || self.groups.contains(group)
+    }
 }
 
 /// The credentials as they are at the moment of a look.
@@ -81,6 +93,8 @@ pub(crate) fn issuers(statements: &Statements) -> Arc<[KnownIssuer]> {
             node: claims.map(|claims| claims.node),
             name: claims.map_or_else(|| id.to_string(), |claims| claims.name.to_string()),
             public_key: issuer.facts.public_key,
+            groups: claims.map(|claims| claims.groups.clone()).unwrap_or_default(),
+            validity: (issuer.facts.not_before, issuer.facts.not_after),
         }
     };
     statements.standing().issuers.iter().map(known).collect()
@@ -170,6 +184,16 @@ pub(crate) fn root_key(store: &Store, trust: &TrustBundle) -> Result<Option<Root
 /// The disk refuses; the old file stays.
 pub(crate) fn write_statements(store: &Store, statements: &[Vec<u8>]) -> Result<(), StoreError> {
     write_certificates(store, STATEMENTS, statements)
+}
+
+/// Writes whom to dial before any card is known.
+///
+/// # Errors
+/// The disk refuses; the old list stays.
+pub(crate) fn write_seeds(store: &Store, peers: &[PeerHint]) -> Result<(), StoreError> {
+    let Some(about) = store.read_json::<About>(IDENTITY_FILE)? else { return Ok(()) };
+    let seed = |peer: &PeerHint| Seed { node: peer.node.to_string(), addresses: peer.addresses.clone() };
+    store.write_json(IDENTITY_FILE, &About { seeds: peers.iter().map(seed).collect(), ..about })
 }
 
 /// Writes a new certificate of this node with those of the issuers, the one that signed it first.

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use gossamer_core::trust::ED25519_SPKI_PREFIX;
 use gossamer_wire::issuer::IssuerClaims;
+use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::token::Claims;
 use gossamer_wire::{GroupName, MeshId, MeshName, NodeName, RegionName, ZoneName};
 
@@ -77,9 +78,13 @@ pub fn init(store: &Store, request: &InitRequest) -> Result<Identity, InitError>
     };
     let (key, issuer_key) = (new_key()?, new_key()?);
     let claims = IssuerClaims { node: key.node(), name: request.node.clone(), groups: Vec::new() };
-    let issuer = RootKey::read(root_key.pkcs8(), &root)
-        .and_then(|root| root.issuer(name, issuer_key.public(), &claims, request.lifetimes.issuer))
-        .map_err(made)?;
+    let signer = RootKey::read(root_key.pkcs8(), &root).map_err(made)?;
+    let issuer = signer.issuer(name, issuer_key.public(), &claims, request.lifetimes.issuer).map_err(made)?;
+    // Made here and not at the first start: a directory that is copied before it must not say two things under one number.
+    let change = Change::AddIssuer(issuer.clone());
+    let statement = Statement { mesh, author: signer.id(), number: 0, change };
+    let statement = SignedStatement::build(statement, |bytes| signer.sign(bytes))
+        .map_err(|error| InitError::Certificate(error.to_string()))?;
     let subject =
         LeafSubject { mesh, group: &request.group, name: &request.node, claims: &Claims::default() };
     let leaf = IssuerKey::read(issuer_key.pkcs8(), &issuer)
@@ -103,7 +108,7 @@ pub fn init(store: &Store, request: &InitRequest) -> Result<Identity, InitError>
             leaf: &leaf,
             roots: &[root],
             issuers: &[issuer],
-            statements: &[],
+            statements: &[statement.bytes().to_vec()],
         },
     )?;
     load(store)?.ok_or_else(|| InitError::Certificate("the identity did not reach the disk".to_owned()))

@@ -39,8 +39,6 @@ pub(super) use door::{binding, proof_bytes};
 const COMMANDS: usize = 64;
 /// Members named to a joiner: enough to meet one that lives, few enough for the reply's limit.
 const HINTS: usize = 16;
-/// Other issuers named in a reply; the rest comes as statements. Each is some 500 bytes of the reply's 8 KiB.
-const MAX_SENT_ISSUERS: usize = 4;
 /// Most bytes of statements in a reply; certificates and hints have the rest of its 8 KiB.
 const MAX_SENT_STATEMENTS_BYTES: usize = 2_048;
 /// Tokens remembered; expired ones make room.
@@ -488,11 +486,9 @@ impl Desk {
             Refusal::Unavailable
         })?;
         let trust = self.trust.load();
-        let others = trust.issuers().iter().map(|der| der.to_vec());
-        let others = others.filter(|der| der != issuer.certificate()).take(MAX_SENT_ISSUERS);
         Ok(Admitted {
             leaf,
-            issuers: [issuer.certificate().to_vec()].into_iter().chain(others).collect(),
+            issuers: vec![issuer.certificate().to_vec()],
             roots: trust.roots().iter().map(|der| der.to_vec()).collect(),
             mesh_name: self.identity.mesh_name.clone(),
             group: subject.group.clone(),
@@ -501,14 +497,17 @@ impl Desk {
         })
     }
 
-    /// Returns whether the issuer that a token names signed it, and is one: this one, or another of the mesh.
+    /// Returns whether the issuer that a token names signed it and may admit to its group: this one, or another of the mesh.
     fn is_signed(&self, token: &Token, own: &IssuerKey) -> bool {
         let wanted = token.grant().issuer;
         let key = match wanted == own.id() {
             true => Some(own.public()),
             false => {
                 let live = self.live.load();
-                live.issuers.iter().find(|issuer| issuer.id == wanted).map(|issuer| issuer.public_key)
+                let named = live.issuers.iter().find(|issuer| issuer.id == wanted);
+                named
+                    .filter(|issuer| issuer.may_admit_to(&token.grant().group))
+                    .map(|issuer| issuer.public_key)
             }
         };
         let (signed, signature) = token.signed();
@@ -529,7 +528,11 @@ impl Desk {
             node: self.identity.node(),
             addresses: self.advertised.iter().copied().take(MAX_ADDRESSES).collect(),
         };
-        let nodes = self.index.nodes();
+        let live = self.live.load();
+        let is_issuer = |node: NodeId| live.issuers.iter().any(|issuer| issuer.node == Some(node));
+        let mut nodes = self.index.nodes();
+        // Whoever was away for long finds its way by them.
+        nodes.sort_by_key(|summary| !is_issuer(summary.node));
         let others = nodes.iter().filter_map(|summary| {
             let view = summary.view.as_ref()?;
             let up = summary.state.is_some_and(|state| state.is_up());

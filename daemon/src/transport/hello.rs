@@ -15,6 +15,7 @@ use std::sync::Arc;
 use quinn::{Connection, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 use thiserror::Error;
+use tokio::sync::Semaphore;
 
 use gossamer_core::trust::{Leaf, TrustError};
 use gossamer_wire::frame::{Frame, Hello, PREFIX_BYTES, Purpose};
@@ -56,7 +57,7 @@ pub(super) struct Greeted {
     pub(super) nonce: u64,
     /// Whether this side dialled.
     pub(super) dialled: bool,
-    /// Digest of the statements that both sides held at the end of the greeting.
+    /// Digest of the statements that the other side was sent, or had.
     pub(super) statements: [u8; 16],
     pub(super) send: SendStream,
     pub(super) recv: RecvStream,
@@ -69,6 +70,8 @@ pub(super) struct Greeter {
     pub(super) clock: Clock,
     /// The statements, and where new ones go.
     pub(super) authority: AuthorityHandle,
+    /// Room for the sets of statements of peers, which may be large.
+    pub(super) exchanges: Arc<Semaphore>,
     /// Random per process.
     pub(super) nonce: u64,
 }
@@ -117,11 +120,13 @@ impl Greeter {
             return Ok((self.identify(connection)?, own.digest));
         }
         let peer = self.identify(connection)?;
+        let _place = self.exchanges.acquire().await;
         // At once both ways: neither waits with a full window for the other to read.
         let (sent, received) = tokio::join!(write_statements(send, &own.statements), read_statements(recv));
         sent?;
         self.authority.learn(peer.node, received?).await;
-        Ok((self.identify(connection)?, self.authority.known().digest))
+        // The peer has what was sent, no more: what has come meanwhile is sent when the connection is taken into use.
+        Ok((self.identify(connection)?, own.digest))
     }
 
     /// Judges the certificate of a connection again, after the handshake: the handshake's own verdict could be
@@ -176,6 +181,9 @@ pub(super) fn frames_of(statements: &[Vec<u8>]) -> Vec<Frame> {
     frames.into_iter().map(Frame::Statements).collect()
 }
 
+/// What a statement of no bytes takes in memory.
+const STATEMENT_MEMORY: usize = 64;
+
 /// The longest length prefix of a statement or of a list of them, bytes.
 const STATEMENT_OVERHEAD: usize = 9;
 
@@ -185,8 +193,7 @@ async fn read_statements(recv: &mut RecvStream) -> Result<Vec<Vec<u8>>, HelloErr
         match read_frame(recv).await? {
             Some(Frame::Statements(statements)) if statements.is_empty() => return Ok(all),
             Some(Frame::Statements(statements)) => {
-                bytes +=
-                    statements.iter().map(|statement| statement.len() + STATEMENT_OVERHEAD).sum::<usize>();
+                bytes += statements.iter().map(|statement| statement.len() + STATEMENT_MEMORY).sum::<usize>();
                 all.extend(statements);
             }
             _ => return Err(HelloError::Statements),

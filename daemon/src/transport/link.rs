@@ -31,7 +31,7 @@ pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) nonce: u64,
     pub(super) dialled: bool,
-    /// Digest of the statements that both sides held when it came about.
+    /// Digest of the statements that the other side was sent, or had, when it came about.
     pub(super) statements: [u8; 16],
     frames: mpsc::Sender<Vec<u8>>,
     queued: Arc<AtomicUsize>,

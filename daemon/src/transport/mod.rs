@@ -236,9 +236,10 @@ impl Peers {
         self.command(Command::Refuse(node));
     }
 
-    /// Tells all peers new statements, and judges all connections again.
-    pub fn statements(&self, new: Vec<Vec<u8>>) {
-        self.command(Command::Statements(new));
+    /// Tells all peers new statements, and judges all connections again. Waits when the transport is behind: this is
+    /// no hint that may be lost.
+    pub async fn statements(&self, new: Vec<Vec<u8>>) {
+        let _ = self.commands.send(Command::Statements(new)).await;
     }
 
     /// Asks for a connection to a member at once.

@@ -45,6 +45,9 @@ const CLOSE_WITHIN: Duration = Duration::from_millis(300);
 /// Time another process of this node has to read the hello of this one.
 const VERDICT_WITHIN: Duration = Duration::from_secs(1);
 
+/// Peers whose sets of statements are read at once, at most 8 MiB each.
+const EXCHANGES: usize = 16;
+
 /// Pause between two searches for another process of this node: any member can ask for one.
 const SEEK_TWIN_EVERY: Duration = Duration::from_secs(10);
 
@@ -109,7 +112,13 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     let nonce = process_nonce(parts.clock.wall(), parts.entropy.rng("nonce").random());
     let mut owner = Owner {
         me: identity.node(),
-        greeter: Greeter { trust: parts.trust, clock: parts.clock, authority: parts.authority, nonce },
+        greeter: Greeter {
+            trust: parts.trust,
+            clock: parts.clock,
+            authority: parts.authority,
+            exchanges: Arc::new(Semaphore::new(EXCHANGES)),
+            nonce,
+        },
         endpoints,
         book: DialBook::new(identity.node(), parts.entropy.rng("dials")),
         current: BTreeMap::new(),
@@ -268,6 +277,10 @@ impl Owner {
             }
             old.connection.close(CLOSE_DUPLICATE.into(), b"duplicate");
         }
+        // Statements may have come since the greeting judged it.
+        if let Err(error) = self.greeter.identify(&greeted.connection) {
+            return self.put_out(greeted.connection, &error);
+        }
         self.book.connected(node, clock::now().mono);
         if !greeted.dialled {
             let remote = remote_of(&greeted.connection);
@@ -360,6 +373,9 @@ impl Owner {
 
     fn add_data(&mut self, greeted: Greeted) {
         let Greeted { connection, peer, .. } = greeted;
+        if let Err(error) = self.greeter.identify(&connection) {
+            return self.put_out(connection, &error);
+        }
         widen(&connection);
         let node = peer.node;
         self.judge_at.get_or_insert_with(|| clock::now().mono);

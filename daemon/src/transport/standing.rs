@@ -83,7 +83,7 @@ impl Owner {
         self.greeter.trust.load().verify_at_end(leaf, shown, wall).map(|leaf| leaf.node)
     }
 
-    fn put_out(&self, connection: Connection, error: &TrustError) {
+    pub(super) fn put_out(&self, connection: Connection, error: &TrustError) {
         tracing::info!(remote = %connection.remote_address(), %error, "closing a connection");
         self.metrics.connection_put_out();
         self.stage.spawn_short("put out", async move {

@@ -23,8 +23,12 @@ use crate::metrics::Metrics;
 use crate::supervise::Stage;
 use crate::transport::Trust;
 
-/// Longest join exchange after the handshake.
+/// Longest wait for a request after the handshake: who says nothing must not hold a seat.
+const REQUEST_WITHIN: Duration = Duration::from_millis(1_500);
+/// Longest exchange, with the write of the ledger.
 const JOIN_WITHIN: Duration = Duration::from_secs(5);
+/// Longest wait for the asker to have stored what it got.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Takes joiners, a bounded number at a time.
 pub(super) async fn door(
@@ -65,10 +69,12 @@ pub(super) async fn door(
                 Ok(None) => "malformed",
                 Err(_) => "timeout",
             });
-            connection.close(0_u32.into(), b"done");
-            if outcome.is_ok_and(|reply| is_in_vain(reply.as_ref())) {
+            if outcome.map_or(true, |reply| is_in_vain(reply.as_ref())) {
                 let _ = failed.send(source).await;
             }
+            // The asker closes when it has stored what it got.
+            let _ = timeout(CLOSE_WITHIN, connection.closed()).await;
+            connection.close(0_u32.into(), b"done");
             drop(seat);
         });
     }
@@ -101,8 +107,11 @@ async fn exchange(
     commands: &mpsc::Sender<Command>,
     trust: &Trust,
 ) -> Option<JoinReply> {
-    let (mut send, mut recv) = connection.accept_bi().await.ok()?;
-    let bytes = recv.read_to_end(MAX_JOIN_BYTES).await.ok()?;
+    let read = async {
+        let (send, mut recv) = connection.accept_bi().await.ok()?;
+        Some((send, recv.read_to_end(MAX_JOIN_BYTES).await.ok()?))
+    };
+    let (mut send, bytes) = timeout(REQUEST_WITHIN, read).await.ok()??;
     let binding = binding(connection)?;
     let (reply, answer) = oneshot::channel();
     let checked = match Ask::decode(&bytes).ok()? {
@@ -121,8 +130,6 @@ async fn exchange(
     };
     send.write_all(&reply.encode().ok()?).await.ok()?;
     send.finish().ok()?;
-    // The joiner closes when it has stored what it got.
-    connection.closed().await;
     Some(reply)
 }
 

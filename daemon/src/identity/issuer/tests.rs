@@ -87,6 +87,8 @@ impl Office {
                 node: None,
                 name: "other".to_owned(),
                 public_key: other.public(),
+                groups: vec!["east".parse().expect("name")],
+                validity: (0, u64::MAX),
             }]
             .into(),
             revoked: Arc::new(revoked.iter().copied().collect()),
@@ -420,6 +422,10 @@ async fn a_token_of_several_uses_is_good_at_every_issuer_until_it_is_revoked() {
     office.know(&other, &[]);
     office.desk.try_admit(&joiner(&token(2), "vm-b")).await.expect("admits");
     assert_eq!(office.refusal(&joiner(&token(1), "vm-c")).await, Refusal::OtherIssuer);
+    // Its key admits to the groups of its certificate only, whoever is asked.
+    let wide = Grant { issuer: other.node(), group: "west".parse().expect("name"), ..grant.clone() };
+    let wide = Token::build(wide, |bytes| other.sign(bytes)).expect("fits");
+    assert_eq!(office.refusal(&joiner(&wide, "vm-c")).await, Refusal::Foreign);
     office.know(&other, &[grant.id]);
     assert_eq!(office.refusal(&joiner(&token(2), "vm-c")).await, Refusal::Revoked);
 }

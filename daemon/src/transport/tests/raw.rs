@@ -84,7 +84,8 @@ impl Raw {
 
     fn greeter(&self, nonce: u64) -> Greeter {
         let authority = self.authority.clone();
-        Greeter { trust: Arc::clone(&self.trust), clock: Clock::default(), authority, nonce }
+        let exchanges = Arc::new(Semaphore::new(1));
+        Greeter { trust: Arc::clone(&self.trust), clock: Clock::default(), authority, exchanges, nonce }
     }
 
     /// Returns the TLS settings of an honest member, to be changed.
