@@ -156,6 +156,12 @@ async fn only_the_holder_of_the_root_key_and_issuers_give_orders() {
     assert!(matches!(refused, AuthorityError::NoRoot(_)), "{refused}");
     let refused = a.authority.evict(node, name.clone()).await.expect_err("itself");
     assert!(refused.to_string().contains("gossamer leave"), "{refused}");
+    // Its own certificates would be outside of the first scope, those it has made outside of the second.
+    for (group, why) in [("east", "--group west"), ("west", "remove the issuer and add it again")] {
+        let groups = vec![group.parse().expect("name")];
+        let refused = a.authority.add_issuer(node, name.clone(), groups).await.expect_err(group);
+        assert!(refused.to_string().contains(why), "{refused}");
+    }
     a.authority.add_issuer(b.identity.node(), b.name(), Vec::new()).await.expect("adds");
     let refused = a.authority.evict(b.identity.node(), b.name()).await.expect_err("holds an issuer's key");
     assert!(refused.to_string().contains("issuer remove vm-b"), "{refused}");
