@@ -121,6 +121,8 @@ impl Spread {
 /// The nodes did not find each other.
 pub fn record(size: Size, records: usize) -> Result<Spread> {
     let (mut run, mut mesh) = Run::join(size, 1, WIDE)?;
+    // All know all before all pairs are connected; what is pushed meanwhile is partly lost, and pulled later.
+    mesh.run(mesh.now + SETTLE);
     let (mut delays, mut missed) = (Vec::new(), 0);
     let patience = size.patience(RECORD_PATIENCE);
     for number in 0..records {
@@ -400,6 +402,9 @@ const SPLIT_CHANGES: usize = 200;
 
 /// Changes of [`converge`].
 const CONVERGE_CHANGES: usize = 1_000;
+
+/// Time in which the pairs of a mesh that has just joined connect, before records are published in it.
+const SETTLE: Duration = Duration::from_secs(15);
 
 /// Longest wait for one record.
 pub const RECORD_PATIENCE: Duration = Duration::from_secs(60);
