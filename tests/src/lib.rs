@@ -12,6 +12,7 @@ pub mod bad_input;
 pub mod dnsq;
 pub mod evidence;
 pub mod fabric;
+pub mod forge;
 pub mod netns;
 pub mod planted;
 pub mod process;

@@ -283,7 +283,7 @@ fn empty_digest() -> [u8; 16] {
     gossamer_wire::statement::digest(&std::collections::BTreeSet::new())
 }
 
-fn leaf_params(mesh: MeshId) -> Result<CertificateParams> {
+pub(crate) fn leaf_params(mesh: MeshId) -> Result<CertificateParams> {
     let mut params = CertificateParams::default();
     let name = format!("spiffe://{mesh}/group/default/node/stranger");
     params.subject_alt_names = vec![SanType::URI(name.try_into()?)];
@@ -292,7 +292,7 @@ fn leaf_params(mesh: MeshId) -> Result<CertificateParams> {
     Ok(params)
 }
 
-fn private(key: &KeyPair) -> PrivateKeyDer<'static> {
+pub(crate) fn private(key: &KeyPair) -> PrivateKeyDer<'static> {
     PrivatePkcs8KeyDer::from(key.serialize_der()).into()
 }
 

@@ -3,10 +3,11 @@
 //! Owns: what a user does and sees. Must not know: how. Driven by: `cargo test`.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Lines};
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -178,27 +179,30 @@ fn two_names_of_one_address_are_both_answered_and_stay_apart_over_a_restart() ->
 /// Runs `gossamer watch --json` at a node and reads its lines until one is wanted.
 struct Watcher {
     child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    lines: mpsc::Receiver<String>,
 }
 
 impl Watcher {
     fn start(node: &Node, name: &str) -> Result<Self> {
         let mut child = node.command(&["watch", name, "--json"]).stdout(Stdio::piped()).spawn()?;
-        let lines = BufReader::new(child.stdout.take().context("it is piped")?).lines();
+        let stdout = BufReader::new(child.stdout.take().context("it is piped")?);
+        let (send, lines) = mpsc::channel();
+        // Ends with the child, or with the test.
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
         let mut watcher = Self { child, lines };
         watcher.wait(|line| line["kind"] == "watching")?;
         Ok(watcher)
     }
 
-    /// The daemon sends nothing else than changes of the one name, so this ends with the test's own actions.
+    /// Reads lines until one is wanted, none for longer than a change may take.
     fn wait(&mut self, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
-        for line in self.lines.by_ref() {
-            let line: Value = serde_json::from_str(&line?)?;
+        loop {
+            let line = self.lines.recv_timeout(TRAVEL + TRAVEL).context("no such line came")?;
+            let line: Value = serde_json::from_str(&line)?;
             if wanted(&line) {
                 return Ok(line);
             }
         }
-        anyhow::bail!("the stream has ended")
     }
 }
 
@@ -224,6 +228,7 @@ fn a_watcher_sees_a_service_come_and_go_and_its_node_die() -> Result<()> {
             nodes[1].ok(&["withdraw", "orders"])?;
             services.wait(|line| line["now"] == "absent")?;
             nodes[1].ok(&["expose", &format!("orders:{port}")])?;
+            services.wait(|line| line["now"] == "usable")?;
             nodes[1].kill9()?;
             let down = members.wait(|line| line["now"] == "down")?;
             promise!(down["kind"] == "node" && down["cause"] != "", "it died as {down}");

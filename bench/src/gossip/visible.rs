@@ -33,6 +33,9 @@ const VISIBLE: Duration = Duration::from_secs(10);
 /// Rest after each change, longer than what gossip of either system needs to calm down.
 const REST: Duration = Duration::from_millis(300);
 
+/// Rest after the start: all see all before all pairs are connected.
+const SETTLE: Duration = Duration::from_secs(20);
+
 /// Ports of the services: each has its own, as services have.
 const PORTS: u16 = 20_000;
 
@@ -60,6 +63,7 @@ impl Times {
 impl Run {
     /// Measures changes in turn.
     pub(super) async fn visible(&mut self) -> Result<()> {
+        sleep(SETTLE).await;
         let (mut ours, mut theirs) = (Times::default(), Times::default());
         let mut rpcs: BTreeMap<usize, Rpc> = BTreeMap::new();
         for change in 0..self.scale.changes {
@@ -124,6 +128,8 @@ async fn expose(fleet: &mut Fleet<Ours>, origin: usize, change: usize) -> Result
         let entry = last.entry(member).or_insert(at);
         *entry = at.max(*entry);
     }
+    // The daemon closes a connection on which nothing was asked for as long as a change may take.
+    let mut api = fleet.product.api(origin).await?;
     withdraw(&mut api, &service).await?;
     Ok(last.values().map(|at| milliseconds(begun, *at)).collect())
 }

@@ -10,14 +10,25 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use gossamer_wire::frame::ALPN;
 
 use super::{Ci, Needs, Row, Run};
+use crate::forge::Forge;
 use crate::process::{Lab, Node};
 use crate::promise;
+use crate::quic::{Credentials, talk};
 use crate::targets::{Manner, while_serving};
 use crate::wait::until;
 
 pub(super) const ROWS: &[Row] = &[
+    Row {
+        name: "4.1-wrong-certificates",
+        promise: "Sixteen classes of wrong certificates, most of them signed with the mesh's own keys, get 0 application bytes, where a good one made in the same way is answered",
+        sabotage: "the good one is shown instead",
+        needs: Needs::Nothing,
+        ci: Ci::Runs,
+        check: wrong_certificates,
+    },
     Row {
         name: "4.1-tokens",
         promise: "Of two nodes that race for a token of one use one wins; a used, an expired and a revoked token are refused, and a source that was wrong five times waits; a token of several uses is good at the second issuer when the first is dead",
@@ -358,4 +369,36 @@ fn wrong(node: &Node, token: &str, why: &str) -> Result<()> {
     let (code, said) = join_only(node, token)?;
     promise!(code == Some(5) && said.contains(why), "{}: join ended with {code:?}: {said}", node.name);
     Ok(())
+}
+
+fn wrong_certificates(run: &Run) -> Result<String> {
+    run.scenario(|lab| {
+        let mut node = lab.node("a")?;
+        node.init("default")?;
+        let mesh = node.status()?["mesh"]["id"].as_str().context("a mesh id")?.parse()?;
+        let server = node.mesh_address()?;
+        let forge = Forge::of(&node.state_dir())?;
+        let good = forge.leaf(|_| {})?;
+        let control = talk(server, &good, ALPN)?;
+        promise!(control.bytes > 0, "a good one is not answered: {control:?}");
+        let mut out = lab.node("out")?;
+        out.join(&node.token(&[])?)?;
+        node.sees("out", "alive", SEEN)?;
+        node.ok(&["node", "evict", "out"])?;
+        out.stop()?;
+        let mut wrong = forge.wrong()?;
+        wrong.extend([
+            ("none", Credentials::None),
+            ("self-signed", Credentials::self_signed(mesh)?),
+            ("of another root", Credentials::of_another_root(mesh)?),
+            ("of an evicted node", Credentials::of_member(&out.state_dir())?),
+        ]);
+        for (what, credentials) in &wrong {
+            let heard = talk(server, if run.sabotaged { &good } else { credentials }, ALPN)?;
+            promise!(heard.bytes == 0, "one {what} was answered with {} bytes", heard.bytes);
+            promise!(heard.closed.is_some(), "one {what} keeps its connection");
+        }
+        node.status()?;
+        Ok(format!("0 bytes answered to {} classes, {} to a good one", wrong.len(), control.bytes))
+    })
 }
