@@ -7,7 +7,7 @@ mod holdings;
 mod projection;
 mod report;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -116,7 +116,8 @@ pub fn start(stage: &Stage, parts: Parts) {
     let projection = Projection::new(&parts);
     let jumps = Jumps::since(parts.clock.now());
     let pause = FIRST_SAVE;
-    let task = Task { disk, parts, projection, jumps, save_at: None, pause, cards: Source::StoredCard };
+    let (cards, certified) = (Source::StoredCard, BTreeMap::new());
+    let task = Task { disk, parts, projection, jumps, save_at: None, pause, cards, certified };
     stage.spawn("catalog", async move { task.run(&stop).await });
 }
 
@@ -162,7 +163,7 @@ async fn write_rows(store: Store, clock: Clock, mut writes: mpsc::Receiver<Vec<A
     while let Some(copies) = writes.recv().await {
         let wall = clock.wall();
         let rows = move || copies.iter().map(|copy| Row::of(copy, wall)).collect::<Vec<_>>();
-        if let Err(error) = store.aside(move |store| store.write_json(FILE, &rows())).await {
+        if let Err(error) = store.aside(move |store| store.write_cache(FILE, &rows())).await {
             tracing::warn!(%error, "the catalog could not be written");
         }
     }
@@ -179,6 +180,8 @@ struct Task {
     pause: Duration,
     /// Where the cards come from that the core speaks of: first from the disk.
     cards: Source,
+    /// Until when the transport was told that each node is certified: a change of a record is no news to it.
+    certified: BTreeMap<NodeId, u64>,
 }
 
 /// One wake-up.
@@ -258,12 +261,7 @@ impl Task {
                 Output::ServiceChanged(service) => self.projection.note_service(service),
                 Output::NodeChanged(node) => {
                     self.projection.note_node(node);
-                    if let Some(addresses) = self.parts.core.node_addresses(node) {
-                        self.parts.peers.learn(node, addresses.to_vec(), self.cards);
-                    }
-                    if let Some(until) = self.parts.core.certified_until(node) {
-                        self.parts.peers.certified(node, until);
-                    }
+                    self.tell_transport(node);
                 }
                 Output::EpochBehind { at_least } => self.raise_epoch(at_least).await,
                 Output::Event(event) => {
@@ -278,6 +276,19 @@ impl Task {
         let now = self.parts.clock.now();
         if self.projection.write(&mut self.parts.index, &self.parts.core, now) && self.save_at.is_none() {
             self.save_at = Some(now.mono + self.pause);
+        }
+    }
+
+    /// Tells the transport where a node is, and until when it is certified where that has changed.
+    fn tell_transport(&mut self, node: NodeId) {
+        let Parts { core, peers, .. } = &self.parts;
+        if let Some(addresses) = core.node_addresses(node) {
+            peers.learn(node, addresses.to_vec(), self.cards);
+        }
+        match core.certified_until(node) {
+            Some(until) if self.certified.insert(node, until) != Some(until) => peers.certified(node, until),
+            Some(_) => {}
+            None => drop(self.certified.remove(&node)),
         }
     }
 
