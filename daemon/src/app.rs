@@ -75,8 +75,6 @@ pub struct About {
     pub state_dir: PathBuf,
     /// When the daemon started.
     pub started: SystemTime,
-    /// Whether the mesh's root key lies on this machine.
-    pub holds_root_key: bool,
 }
 
 /// What a caller may use once everything runs.

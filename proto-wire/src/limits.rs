@@ -80,6 +80,8 @@ pub const MAX_STATEMENT_BYTES: usize = 20_000;
 /// Most bytes of statements taken from a peer at once: some 50,000 evictions, and the largest set of honest issuers is far
 /// below.
 pub const MAX_STATEMENT_SET_BYTES: usize = 8 << 20;
+/// Most roots a mesh ever has, retired ones too: one each ten years, or each week for a year.
+pub const MAX_ROOTS: usize = 64;
 /// Numbers an issuer may use for statements unless a root grants more: what one stolen key can evict, and enough
 /// for an operator who evicts one node a week for a year.
 pub const NUMBERS_PER_AUTHOR: u64 = 64;

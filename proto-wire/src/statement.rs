@@ -34,8 +34,13 @@ pub enum Change {
     },
     /// The certificate (DER) is a root of the mesh.
     AddRoot(Vec<u8>),
-    /// The root with this SPKI hash is one no more.
-    RetireRoot([u8; 32]),
+    /// The root is one no more.
+    RetireRoot {
+        /// Whose powers end.
+        root: NodeId,
+        /// Of its statements those with a number below this one still count.
+        numbers: u64,
+    },
     /// The author may use this many statement numbers.
     Grant {
         /// Whose budget.
@@ -95,7 +100,7 @@ impl SignedStatement {
                 at_most("certificate", certificate, MAX_CERTIFICATE_BYTES)?;
             }
             Change::RemoveIssuer { keep, .. } => at_most("nodes to keep", keep, MAX_KEPT)?,
-            Change::Evict(_) | Change::RetireRoot(_) | Change::Grant { .. } | Change::RevokeToken(_) => {}
+            Change::Evict(_) | Change::RetireRoot { .. } | Change::Grant { .. } | Change::RevokeToken(_) => {}
         }
         Ok(Self { statement, bytes: bytes.to_vec() })
     }

@@ -396,8 +396,8 @@ fn statements_keep_their_bytes() {
             "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0703020102",
         ),
         (
-            Change::RetireRoot([0xdd; 32]),
-            "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0704dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd",
+            Change::RetireRoot { root: NODE, numbers: 3 },
+            "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0704aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa03",
         ),
         (
             Change::Grant { author: NODE, numbers: 1_000 },

@@ -205,7 +205,7 @@ fn change() -> impl Strategy<Value = Change> {
         (node(), any::<u64>(), vec(node(), 0..=MAX_KEPT))
             .prop_map(|(issuer, numbers, keep)| Change::RemoveIssuer { issuer, numbers, keep }),
         certificate().prop_map(Change::AddRoot),
-        any::<[u8; 32]>().prop_map(Change::RetireRoot),
+        (node(), any::<u64>()).prop_map(|(root, numbers)| Change::RetireRoot { root, numbers }),
         (node(), any::<u64>()).prop_map(|(author, numbers)| Change::Grant { author, numbers }),
     ]
 }

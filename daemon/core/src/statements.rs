@@ -8,6 +8,8 @@
 //!
 //! - Authors are the roots of the mesh and the issuers a root added. The signature must be the author's.
 //! - A root may say anything. Its statements are trusted and have no budget; so only roots can make the set large.
+//! - A root may add another one, which may retire it: of the statements of a retired root those below the smallest
+//!   number that was named still count, and the certificates it signed do not. See `roots`.
 //! - An issuer may only evict nodes and revoke tokens, and only with numbers below its budget: [`NUMBERS_PER_AUTHOR`], or the greatest a
 //!   root granted. A stolen issuer key evicts so many nodes and no more.
 //! - Two different statements with one number end the powers of their author from that number on: a key is in two
@@ -24,17 +26,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use gossamer_wire::limits::NUMBERS_PER_AUTHOR;
+use gossamer_wire::limits::{MAX_ROOTS, NUMBERS_PER_AUTHOR};
 use gossamer_wire::statement::{Change, SignedStatement, Statement, digest};
 use gossamer_wire::{DecodeError, MeshId, NodeId};
 use thiserror::Error;
 
-use crate::trust::{TrustError, node_id, public_key_of, read_issuer, signature_holds};
+use crate::trust::{
+    RootFacts, TrustError, is_signed_by, node_id, public_key_of, read_issuer, read_root, signature_holds,
+};
 
 mod log;
+mod retirement;
+mod roots;
 mod standing;
 
 use log::{Id, Log};
+pub use retirement::{Dependent, Member, Why};
+use roots::Roots;
 use standing::Authority;
 pub use standing::{Issuer, Standing};
 
@@ -42,13 +50,19 @@ pub use standing::{Issuer, Standing};
 #[derive(Clone, Debug)]
 pub struct Statements {
     mesh: MeshId,
-    roots: BTreeMap<NodeId, [u8; 32]>,
+    /// The roots the mesh began with.
+    first: Vec<RootFacts>,
+    /// All that follow from them.
+    roots: Roots,
     logs: BTreeMap<NodeId, Log>,
     /// What the counting statements of roots say.
     authority: Authority,
     standing: Standing,
     digest: [u8; 16],
 }
+
+/// Statements by id.
+type Offered = BTreeMap<Id, SignedStatement>;
 
 /// Statements that are the giver's own fault after which the rest of a batch is not looked at: no honest set has them, and
 /// a wrong signature costs some 50 us.
@@ -97,11 +111,6 @@ pub enum Fault {
     /// The giver's fault.
     #[error("a statement belongs to the mesh {0}")]
     Mesh(MeshId),
-    /// Nobody's fault: a later version acts on it. Roots stay what they are.
-    #[error(
-        "a statement adds or retires a root, which this version does not know: run a later one to rotate roots"
-    )]
-    Rotation,
     /// Nobody's fault while the statement that adds the author is on its way; then it is taken when offered again.
     #[error("a statement is by {0}, which is no root and no issuer that is known here")]
     Author(NodeId),
@@ -149,9 +158,17 @@ pub enum Fault {
         /// The number of its statement.
         number: u64,
     },
+    /// The author was retired.
+    #[error("statement {number} of {author} came after a root retired it")]
+    Retired {
+        /// The root.
+        author: NodeId,
+        /// The number of its statement.
+        number: u64,
+    },
     /// The root's fault.
-    #[error("statement {number} of {author} adds no issuer: {why}")]
-    Issuer {
+    #[error("statement {number} of {author} adds nobody: {why}")]
+    Certificate {
         /// The root.
         author: NodeId,
         /// The number of its statement.
@@ -183,60 +200,75 @@ pub enum NumberError {
     /// A root removed the issuer.
     #[error("{0} is an issuer no more: a root removed it")]
     Removed(NodeId),
+    /// Another root retired the root.
+    #[error("{0} is a root no more: another one retired it")]
+    Retired(NodeId),
 }
 
 impl Statements {
-    /// Makes an empty set. `roots` are certificates (DER).
+    /// Makes an empty set. `first` are the certificates (DER) of the roots the mesh began with.
     ///
     /// # Errors
     /// The state directory's fault: a root does not parse, or its key is not Ed25519.
-    pub fn new(mesh: MeshId, roots: &[Vec<u8>]) -> Result<Self, TrustError> {
-        let roots: Result<BTreeMap<_, _>, _> =
-            roots.iter().map(|root| public_key_of(root).map(|key| (node_id(&key), key))).collect();
-        Ok(Self {
+    pub fn new(mesh: MeshId, first: &[Vec<u8>]) -> Result<Self, TrustError> {
+        let read = |der: &Vec<u8>| {
+            let public_key = public_key_of(der)?;
+            Ok(RootFacts { id: node_id(&public_key), certificate: der.clone(), public_key })
+        };
+        let first = first.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let mut set = Self {
             mesh,
-            roots: roots?,
+            roots: Roots::default(),
+            first,
             logs: BTreeMap::new(),
             authority: Authority::default(),
             standing: Standing::default(),
             digest: digest(&BTreeSet::new()),
-        })
+        };
+        set.follow_roots();
+        set.settle();
+        Ok(set)
     }
 
-    /// Takes statements in any order: those of roots are looked at first, so an issuer may be added by the same
-    /// batch that holds its statements. Those of a mesh that grew large belong in one call.
+    /// Takes statements in any order: those of roots are looked at first, so a root or an issuer may be added by the
+    /// same batch that holds its statements. Those of a mesh that grew large belong in one call.
     pub fn take(&mut self, statements: &[Vec<u8>]) -> Taken {
         let mut taken = Taken::default();
-        let (mut of_roots, mut of_issuers) = (BTreeMap::new(), BTreeMap::new());
+        let mut offered = Offered::new();
         for bytes in statements {
             if taken.is_hopeless() {
                 break;
             }
             match self.read(bytes) {
                 Ok(signed) if self.stored(&signed).is_some() => {}
-                Ok(signed) if self.roots.contains_key(&signed.statement().author) => {
-                    of_roots.insert(signed.id(), signed);
-                }
-                Ok(signed) => {
-                    of_issuers.insert(signed.id(), signed);
-                }
+                Ok(signed) => drop(offered.insert(signed.id(), signed)),
                 Err(fault) => taken.refuse(fault),
             }
         }
-        let mut put = self.put_all(of_roots, &mut taken);
-        if !put.is_empty() {
+        let mut put = BTreeMap::new();
+        // What is put may add the roots that made others of the batch, or undo a retirement that kept some of it out.
+        for _ in 0..=MAX_ROOTS {
+            let of_root = |signed: &SignedStatement| self.roots.contains(signed.statement().author);
+            let of_roots = self.missing(&offered, of_root);
+            let new = self.put_all(&of_roots, &mut Taken::default());
+            if new.is_empty() {
+                break;
+            }
+            put.extend(new);
             self.follow_roots();
         }
-        put.extend(self.put_all(of_issuers, &mut taken));
-        for signed in &put {
-            match self.stored(signed) {
-                Some(_) => taken.new.push(signed.bytes().to_vec()),
-                // Another one of the batch made it worthless.
-                None => taken.refused.push(ended(signed.statement())),
-            }
-        }
+        let rest = self.missing(&offered, |_| true);
+        put.extend(self.put_all(&rest, &mut taken));
+        put.retain(|_, signed| self.stored(signed).is_some());
+        taken.new = put.values().map(|signed| signed.bytes().to_vec()).collect();
         taken.changed = !put.is_empty() && self.settle();
         taken
+    }
+
+    /// Returns those of the statements that are not stored.
+    fn missing(&self, offered: &Offered, wanted: impl Fn(&SignedStatement) -> bool) -> Offered {
+        let missing = offered.iter().filter(|(_, signed)| wanted(signed) && self.stored(signed).is_none());
+        missing.map(|(id, signed)| (*id, signed.clone())).collect()
     }
 
     /// Returns every stored statement, sorted by id.
@@ -260,9 +292,19 @@ impl Statements {
         self.digest
     }
 
+    /// Returns the certificates (DER) of the roots the mesh began with.
+    pub fn first_roots(&self) -> impl Iterator<Item = &[u8]> {
+        self.first.iter().map(|root| root.certificate.as_slice())
+    }
+
     /// Returns what follows from the set.
     pub const fn standing(&self) -> &Standing {
         &self.standing
+    }
+
+    /// Returns below which number this author has used all: where a root that retires it draws the line.
+    pub fn used(&self, author: NodeId) -> u64 {
+        self.logs.get(&author).map_or(0, Log::used)
     }
 
     /// Returns the number this author must use next, above every number of its own that is known.
@@ -270,7 +312,8 @@ impl Statements {
     /// # Errors
     /// It has none: see [`NumberError`].
     pub fn next_number(&self, author: NodeId) -> Result<u64, NumberError> {
-        let budget = match self.roots.contains_key(&author) {
+        let budget = match self.roots.contains(author) {
+            true if !self.roots.is_active(author) => return Err(NumberError::Retired(author)),
             true => u64::MAX,
             false if self.authority.is_removed(author) => return Err(NumberError::Removed(author)),
             false => self.authority.budget(author).ok_or(NumberError::Unknown(author))?,
@@ -290,16 +333,18 @@ impl Statements {
         if *mesh != self.mesh {
             return Err(Fault::Mesh(*mesh));
         }
-        match change {
-            Change::AddRoot(_) | Change::RetireRoot(_) => Err(Fault::Rotation),
-            Change::AddIssuer(certificate) => match read_issuer(certificate) {
-                Ok(_) => Ok(signed),
-                Err(why) => Err(Fault::Issuer { author: *author, number: *number, why }),
-            },
+        let unread = match change {
+            Change::AddRoot(certificate) => read_root(certificate).err(),
+            Change::AddIssuer(certificate) => read_issuer(certificate).err(),
             Change::Evict(_)
             | Change::RemoveIssuer { .. }
+            | Change::RetireRoot { .. }
             | Change::Grant { .. }
-            | Change::RevokeToken(_) => Ok(signed),
+            | Change::RevokeToken(_) => None,
+        };
+        match unread {
+            None => Ok(signed),
+            Some(why) => Err(Fault::Certificate { author: *author, number: *number, why }),
         }
     }
 
@@ -307,30 +352,35 @@ impl Statements {
         self.logs.get(&signed.statement().author)?.find(signed)
     }
 
-    /// Puts what passes every check into the logs and returns it.
-    fn put_all(&mut self, offered: BTreeMap<Id, SignedStatement>, taken: &mut Taken) -> Vec<SignedStatement> {
-        let mut put = Vec::new();
+    /// Puts what passes every check into the logs and returns what is stored of it.
+    fn put_all(&mut self, offered: &Offered, taken: &mut Taken) -> Offered {
+        let mut put = Offered::new();
         for (id, signed) in offered {
             if taken.is_hopeless() {
                 break;
             }
-            match self.check(&signed) {
+            match self.check(signed) {
                 Ok(()) => {
                     let log = self.logs.entry(signed.statement().author).or_default();
-                    log.put(id, signed.clone());
-                    put.push(signed);
+                    log.put(*id, signed.clone());
+                    put.insert(*id, signed.clone());
                 }
                 Err(fault) => taken.refuse(fault),
             }
         }
-        put
+        let (stored, others): (Offered, Offered) =
+            put.into_iter().partition(|(_, signed)| self.stored(signed).is_some());
+        // Another one of the batch made them worthless.
+        taken.refused.extend(others.values().map(|signed| ended(signed.statement())));
+        stored
     }
 
     /// Checks a statement against what roots say and its author's others, the signature last: it costs the most.
     fn check(&self, signed: &SignedStatement) -> Result<(), Fault> {
         let statement = signed.statement();
         let (author, number) = (statement.author, statement.number);
-        let public_key = match self.roots.get(&author) {
+        let public_key = match self.roots.public_key(author) {
+            Some(_) if number >= self.roots.limit(author) => return Err(Fault::Retired { author, number }),
             Some(key) => key,
             None => self.check_issuer(statement)?,
         };
@@ -341,7 +391,14 @@ impl Statements {
         if !signature_holds(public_key, &bytes, &signature) {
             return Err(Fault::Signature { author, number });
         }
-        Ok(())
+        match &statement.change {
+            // The certificate ends with the root whose words it came by.
+            Change::AddIssuer(certificate) if !is_signed_by(certificate, public_key) => {
+                let why = TrustError::Chain("another key than the author's signed it".to_owned());
+                Err(Fault::Certificate { author, number, why })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Checks whether an issuer may make this statement, and returns its key.
@@ -363,11 +420,19 @@ impl Statements {
 
     /// Reads again what roots say, and drops of issuers what they may not say any more.
     fn follow_roots(&mut self) {
-        let of_roots = self.logs.iter().filter(|(author, _)| self.roots.contains_key(author));
-        self.authority = Authority::of(of_roots.flat_map(|(_, log)| log.counting()));
+        self.roots = Roots::of(&self.first, &self.logs);
+        let (roots, authority) = (&self.roots, &mut self.authority);
         self.logs.retain(|author, log| {
-            if !self.roots.contains_key(author) {
-                log.cut(self.authority.limit(*author).unwrap_or(0));
+            if roots.contains(*author) {
+                log.cut(roots.limit(*author));
+            }
+            !log.is_empty()
+        });
+        let of_roots = self.logs.iter().filter(|(author, _)| roots.contains(**author));
+        *authority = Authority::of(of_roots.flat_map(|(_, log)| log.counting()));
+        self.logs.retain(|author, log| {
+            if !roots.contains(*author) {
+                log.cut(authority.limit(*author).unwrap_or(0));
             }
             !log.is_empty()
         });

@@ -28,7 +28,7 @@ use gossamer_wire::{DecodeError, GroupName, MeshId, NodeId, NodeName, ServiceRec
 mod issuer;
 mod recent;
 
-pub use issuer::{ISSUER_OID, IssuerFacts, public_key_of, read_issuer};
+pub use issuer::{ISSUER_OID, IssuerFacts, RootFacts, is_signed_by, public_key_of, read_issuer, read_root};
 use recent::Recent;
 
 /// Object identifier of the claims extension: private, not critical (design section 4).
@@ -74,6 +74,9 @@ pub enum TrustError {
     /// The certificate is not an authority's with path length 0, so nobody can be admitted with it.
     #[error("the certificate is not one of an issuer: it must be of an authority with path length 0")]
     NotIssuer,
+    /// The certificate is not one that an authority's key made for itself.
+    #[error("the certificate is not one of a root: it must be of an authority and signed with its own key")]
+    NotRoot,
     /// The issuer was removed, and this node is none of those whose certificates were kept.
     #[error(
         "the issuer of the certificate was removed from the mesh; the node must join again, at another issuer"
@@ -113,6 +116,8 @@ pub struct Leaf {
     pub not_after: u64,
     /// Seconds by which clocks may differ when its end is judged.
     pub skew: u64,
+    /// The issuer that signed it; `None` where a root did.
+    pub issuer: Option<NodeId>,
 }
 
 /// Who does the expensive part of a judgement. The daemon's is the default of each method: every check is made
@@ -182,13 +187,9 @@ impl TrustBundle {
     /// The state directory's fault: a root does not parse.
     pub fn new(mesh: MeshId, roots: Vec<Vec<u8>>, issuers: Vec<Vec<u8>>) -> Result<Self, TrustError> {
         let roots: Vec<_> = roots.into_iter().map(CertificateDer::from).collect();
-        let anchors: Result<Vec<_>, _> = roots
-            .iter()
-            .map(|root| webpki::anchor_from_trusted_cert(root).map(|anchor| anchor.to_owned()))
-            .collect();
         Ok(Self {
             mesh,
-            anchors: anchors.map_err(|_| TrustError::Malformed)?,
+            anchors: anchors_of(&roots)?,
             known: known_of(&issuers, &roots),
             roots,
             removed: Arc::default(),
@@ -203,6 +204,16 @@ impl TrustBundle {
     #[must_use]
     pub fn with_verifier(self, verifier: Arc<dyn Verify>) -> Self {
         Self { verifier, ..self }
+    }
+
+    /// Takes other roots, DER. Verdicts are forgotten.
+    ///
+    /// # Errors
+    /// A root does not parse.
+    pub fn with_roots(self, roots: Vec<Vec<u8>>) -> Result<Self, TrustError> {
+        let roots: Vec<_> = roots.into_iter().map(CertificateDer::from).collect();
+        let issuers: Vec<_> = self.issuers.iter().map(|der| der.to_vec()).collect();
+        Ok(Self { anchors: anchors_of(&roots)?, roots, ..self }.with_issuers(issuers))
     }
 
     /// Takes other certificates of issuers, DER. Verdicts are forgotten.
@@ -231,6 +242,13 @@ impl TrustBundle {
     /// Returns the mesh it stands for.
     pub const fn mesh(&self) -> MeshId {
         self.mesh
+    }
+
+    /// Returns the root whose key signed a certificate of an issuer.
+    pub fn root_of(&self, issuer: &[u8]) -> Option<&CertificateDer<'static>> {
+        let signed =
+            |root: &&CertificateDer<'_>| public_key_of(root).is_ok_and(|key| is_signed_by(issuer, &key));
+        self.roots.iter().find(signed)
     }
 
     /// Returns the root certificates.
@@ -346,8 +364,9 @@ impl TrustBundle {
             return if signers.is_empty() { Ok(read) } else { Err(chain_of(signers.len())) };
         };
         let signer = issuers.into_iter().find(|issuer| issuer.der() == *signer);
-        self.judge_issuer(signer.ok_or_else(|| chain_of(1))?, &read)?;
-        Ok(read)
+        let signer = signer.ok_or_else(|| chain_of(1))?;
+        self.judge_issuer(signer, &read)?;
+        Ok(Leaf { issuer: Some(signer.id), ..read })
     }
 
     /// Judges whether the issuer of the certificate that leads to a root may say what the leaf says. What the
@@ -412,8 +431,13 @@ pub fn pinned_issuer(
 /// may well name.
 fn known_of(issuers: &[Vec<u8>], roots: &[CertificateDer<'_>]) -> Arc<[IssuerFacts]> {
     let keys: Vec<_> = roots.iter().filter_map(|root| public_key_of(root).ok()).collect();
-    let is_signed = |der: &&Vec<u8>| keys.iter().any(|key| issuer::is_signed_by(der, key));
+    let is_signed = |der: &&Vec<u8>| keys.iter().any(|key| is_signed_by(der, key));
     issuers.iter().filter(is_signed).filter_map(|der| read_issuer(der).ok()).collect()
+}
+
+fn anchors_of(roots: &[CertificateDer<'static>]) -> Result<Vec<TrustAnchor<'static>>, TrustError> {
+    let anchor = |root| webpki::anchor_from_trusted_cert(root).map(|anchor| anchor.to_owned());
+    roots.iter().map(anchor).collect::<Result<_, _>>().map_err(|_| TrustError::Malformed)
 }
 
 fn chain_of(issuers: usize) -> TrustError {
@@ -473,7 +497,8 @@ fn read_leaf(der: &[u8], mesh: MeshId, wall: u64) -> Result<(Leaf, u64), TrustEr
     if wall + skew < start {
         return Err(TrustError::NotYet(start - wall));
     }
-    let leaf = Leaf { node: NodeId::of_spki(spki), name, group, claims, public_key, not_after: end, skew };
+    let node = NodeId::of_spki(spki);
+    let leaf = Leaf { node, name, group, claims, public_key, not_after: end, skew, issuer: None };
     Ok((leaf, wall.clamp(start, end)))
 }
 

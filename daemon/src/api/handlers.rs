@@ -210,7 +210,7 @@ pub(super) async fn nodes(State(api): State<Api>) -> Json<Vec<NodeRow>> {
 }
 
 /// Asks the catalog for what passes with time; a daemon that is ending has nothing.
-async fn holdings(api: &Api) -> Holdings {
+pub(super) async fn holdings(api: &Api) -> Holdings {
     api.state.catalog.holdings().await.unwrap_or_default()
 }
 
@@ -339,7 +339,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
     findings.extend(views::trust_findings(&live, clock::wall()));
     findings.extend(views::findings(about, &nodes, &own, &vips, &state.vips.losers()));
     findings.extend(holdings.waiting.iter().flat_map(|of| views::waiting_findings(of, name_of)));
-    findings.extend(views::only_issuer_finding(about, &live, nodes.len()));
+    findings.extend(views::only_issuer_finding(&live, nodes.len()));
     Json(Status {
         version: about.version.to_owned(),
         pid: std::process::id(),
@@ -362,7 +362,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         issuer: live.issuer.is_some(),
         issuers: names(&live.issuers),
         certificate_ends: live.leaf.not_after,
-        holds_root_key: about.holds_root_key,
+        holds_root_key: live.holds_root_key,
     })
 }
 

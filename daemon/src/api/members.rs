@@ -16,7 +16,7 @@ use super::{Api, PeerUser};
 use crate::index::node_word;
 
 type Reply = Result<Json<OrderDone>, Refusal>;
-type Sent<T> = Result<Json<T>, JsonRejection>;
+pub(super) type Sent<T> = Result<Json<T>, JsonRejection>;
 
 pub(super) async fn evict(
     State(api): State<Api>,

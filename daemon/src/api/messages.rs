@@ -13,6 +13,10 @@ use gossamer_wire::{
 };
 use serde::{Deserialize, Serialize};
 
+mod roots;
+
+pub use roots::{ExportRoot, ExportedRoot, ImportRoot, RemoveRoot, RetireRoot, RootRow, RootsDone, Secret};
+
 /// Why a request was refused; the body of every reply that is not a success.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {

@@ -11,6 +11,7 @@ mod handlers;
 mod members;
 pub mod messages;
 mod refusal;
+mod roots;
 mod socket;
 mod streams;
 mod views;
@@ -181,6 +182,12 @@ fn router(api: Api) -> Router {
         .route("/v1/issuer/add", post(members::add_issuer))
         .route("/v1/issuer/remove", post(members::remove_issuer))
         .route("/v1/issuer/grant", post(members::grant))
+        .route("/v1/roots", get(roots::list))
+        .route("/v1/root/add", post(roots::add))
+        .route("/v1/root/retire", post(roots::retire))
+        .route("/v1/root/export", post(roots::export))
+        .route("/v1/root/import", post(roots::import))
+        .route("/v1/root/remove", post(roots::remove))
         .route("/v1/services", get(handlers::services))
         .route("/v1/resolve", get(handlers::resolve))
         .route("/v1/status", get(handlers::status))

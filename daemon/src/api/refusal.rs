@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use super::messages::Problem;
 use crate::authority::AuthorityError;
 use crate::identity::issuer::TokenError;
+use crate::identity::root_keys::RootKeyError;
 use crate::register::{ExposeError, WithdrawError};
 
 /// A reply that is not a success.
@@ -80,15 +81,24 @@ impl From<ExposeError> for Refusal {
 impl From<AuthorityError> for Refusal {
     fn from(error: AuthorityError) -> Self {
         match error {
-            AuthorityError::NoRoot(_) | AuthorityError::NoIssuer(_) | AuthorityError::Spent(_) => {
-                Self::denied(error)
-            }
-            AuthorityError::NotAnIssuer(_) => Self::not_found(error),
+            AuthorityError::NoRoot(_)
+            | AuthorityError::NoIssuer(_)
+            | AuthorityError::Spent(_)
+            | AuthorityError::NotAfter(_)
+            | AuthorityError::RootKey(RootKeyError::Passphrase) => Self::denied(error),
+            AuthorityError::NotAnIssuer(_) | AuthorityError::NotARoot(_) => Self::not_found(error),
+            AuthorityError::RootKey(RootKeyError::Store(_) | RootKeyError::Encrypt) => Self::failed(error),
+            AuthorityError::RootKey(_) => Self::malformed(error),
             AuthorityError::Itself
             | AuthorityError::HoldsIssuer(_)
             | AuthorityError::LastIssuer(_)
             | AuthorityError::OwnGroup { .. }
             | AuthorityError::Narrower(_)
+            | AuthorityError::Rotating(_)
+            | AuthorityError::TooManyRoots
+            | AuthorityError::OnlyRoot(_)
+            | AuthorityError::Depended { .. }
+            | AuthorityError::NotExported
             | AuthorityError::TooMany => Self::conflict(error),
             AuthorityError::Silent(_) | AuthorityError::Certificate(_) | AuthorityError::Store(_) => {
                 Self::failed(error)
@@ -115,7 +125,7 @@ impl From<TokenError> for Refusal {
             | TokenError::Addresses(_)
             | TokenError::Unlimited
             | TokenError::TooMany => Self::malformed(error),
-            TokenError::NoIssuer(..) | TokenError::Scope(_) => Self::conflict(error),
+            TokenError::NoIssuer(..) | TokenError::Scope(_) | TokenError::NoRoot => Self::conflict(error),
             TokenError::Unknown(_) => Self::not_found(error),
             TokenError::Store(_) => Self::failed(error),
             TokenError::Stopping => Self::stopping(),

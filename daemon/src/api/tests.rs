@@ -139,7 +139,6 @@ fn about(dir: &Path) -> About {
         socket: dir.join("s"),
         state_dir: dir.to_owned(),
         started: SystemTime::UNIX_EPOCH,
-        holds_root_key: false,
     }
 }
 

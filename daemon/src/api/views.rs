@@ -284,10 +284,10 @@ pub(super) fn trust_findings(live: &Credentials, now: u64) -> Vec<Finding> {
 }
 
 /// Warns of a mesh that hangs on one issuer; last, for nothing is wrong yet.
-pub(super) fn only_issuer_finding(about: &About, live: &Credentials, nodes: usize) -> Option<Finding> {
+pub(super) fn only_issuer_finding(live: &Credentials, nodes: usize) -> Option<Finding> {
     // A mesh of one node has nobody to add.
     let ([only], true) = (&names(&live.issuers)[..], nodes > 1) else { return None };
-    let place = if about.holds_root_key { "" } else { ", where the root key is" };
+    let place = if live.holds_root_key { "" } else { ", where the root key is" };
     Some(Finding {
         text: format!(
             "if {only} is lost nobody can join and certificates end, this node's on {}",

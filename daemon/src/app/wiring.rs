@@ -232,7 +232,6 @@ impl<'a> Wiring<'a> {
             socket: self.settings.socket.clone(),
             state_dir: self.settings.state_dir.clone(),
             started: clock::system(),
-            holds_root_key: self.identity.holds_root_key,
         }
     }
 

@@ -5,10 +5,12 @@
 //!
 //! Data in: frames and orders. Data out: a trust bundle and credentials that handshakes look at, the evicted nodes for
 //! the catalog, new statements for the peers. What a set of statements means is `core::statements`'. Start reading at
-//! [`start`], then `task`; `orders` signs new statements, `renewal` keeps the own certificate alive.
+//! [`start`], then `task`; `orders` signs new statements, `rotation` those about roots, `renewal` keeps the own
+//! certificate alive.
 
 mod orders;
 mod renewal;
+mod rotation;
 mod task;
 
 use std::collections::BTreeSet;
@@ -17,16 +19,18 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
+use zeroize::Zeroizing;
 
-use gossamer_core::statements::Statements;
+use gossamer_core::statements::{Member, Statements};
 use gossamer_wire::frame::Frame;
-use gossamer_wire::limits::MAX_KEPT;
+use gossamer_wire::limits::{MAX_KEPT, MAX_ROOTS};
 use gossamer_wire::{GroupName, NodeId, TokenId};
 
 use crate::catalog;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::events::EventLog;
+use crate::identity::root_keys::RootKeyError;
 use crate::identity::{Identity, Lifetimes, Live};
 use crate::index::IndexReader;
 use crate::metrics::Metrics;
@@ -82,6 +86,19 @@ pub struct IssuerInfo {
     pub conflicted: bool,
 }
 
+/// A root, for the listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RootInfo {
+    /// Hash of its key.
+    pub id: NodeId,
+    /// Another one retired it.
+    pub retired: bool,
+    /// Its key lies on this machine.
+    pub here: bool,
+    /// Seconds since the Unix epoch of its certificate's end.
+    pub not_after: u64,
+}
+
 /// Why an order was not carried out. Nothing has changed.
 #[derive(Debug, Error)]
 pub enum AuthorityError {
@@ -130,6 +147,39 @@ pub enum AuthorityError {
     /// A bug, or no randomness.
     #[error("the certificate could not be made: {0}")]
     Certificate(String),
+    /// There is no such root, or it was retired.
+    #[error("{0} is no root of this mesh that counts; gossamer root list shows them")]
+    NotARoot(String),
+    /// The operator's fault: one rotation after the other.
+    #[error(
+        "the root {0} was added here before; first retire the one it replaces: gossamer root retire ROOT"
+    )]
+    Rotating(NodeId),
+    /// The operator's fault.
+    #[error("the mesh has had {MAX_ROOTS} roots, which is all it may have; make a new mesh")]
+    TooManyRoots,
+    /// The operator's fault: a mesh without a root.
+    #[error("{0} is the only root; first add another one: gossamer root add")]
+    OnlyRoot(NodeId),
+    /// The operator's fault: only who came after a root may retire it.
+    #[error("the root keys here cannot retire {0}: only a root that was added by it, or after it, can")]
+    NotAfter(NodeId),
+    /// Nodes would be cut off.
+    #[error("without the root {root} these live nodes would be cut off: {list}; try again when they know, or use --force", list = list.join("; "))]
+    Depended {
+        /// The root.
+        root: NodeId,
+        /// Each node with the reason.
+        list: Vec<String>,
+    },
+    /// The operator's fault.
+    #[error(
+        "the root key was never exported from here, and nothing can replace it; first run: gossamer root export FILE, or use --force"
+    )]
+    NotExported,
+    /// A key did not leave or did not come.
+    #[error(transparent)]
+    RootKey(#[from] RootKeyError),
     /// The disk refuses.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -179,6 +229,27 @@ pub(crate) enum Command {
         token: TokenId,
         reply: Reply<()>,
     },
+    AddRoot(Reply<NodeId>),
+    RetireRoot {
+        root: NodeId,
+        members: Vec<Member>,
+        force: bool,
+        reply: Reply<()>,
+    },
+    ExportRoot {
+        passphrase: Zeroizing<String>,
+        reply: Reply<Zeroizing<String>>,
+    },
+    ImportRoot {
+        pem: Zeroizing<String>,
+        passphrase: Zeroizing<String>,
+        reply: Reply<Vec<NodeId>>,
+    },
+    RemoveRoot {
+        force: bool,
+        reply: Reply<()>,
+    },
+    ListRoots(Reply<Vec<RootInfo>>),
     List(oneshot::Sender<Vec<IssuerInfo>>),
     /// The end of a renewal that was under way.
     Renewed(renewal::Outcome),
@@ -282,6 +353,66 @@ impl AuthorityHandle {
     /// See [`AuthorityError`].
     pub async fn revoke_token(&self, token: TokenId) -> Result<(), AuthorityError> {
         self.order(|reply| Command::RevokeToken { token, reply }).await
+    }
+
+    /// Adds a root, whose key is made here, and lets it name all issuers as well. Returns its id.
+    ///
+    /// # Errors
+    /// See [`AuthorityError`].
+    pub async fn add_root(&self) -> Result<NodeId, AuthorityError> {
+        self.order(Command::AddRoot).await
+    }
+
+    /// Retires a root, unless one of the members that live would be cut off, or `force`.
+    ///
+    /// # Errors
+    /// See [`AuthorityError`].
+    pub async fn retire_root(
+        &self,
+        root: NodeId,
+        members: Vec<Member>,
+        force: bool,
+    ) -> Result<(), AuthorityError> {
+        self.order(|reply| Command::RetireRoot { root, members, force, reply }).await
+    }
+
+    /// Returns the root keys of this machine under a passphrase, PEM.
+    ///
+    /// # Errors
+    /// See [`AuthorityError`].
+    pub async fn export_root(
+        &self,
+        passphrase: Zeroizing<String>,
+    ) -> Result<Zeroizing<String>, AuthorityError> {
+        self.order(|reply| Command::ExportRoot { passphrase, reply }).await
+    }
+
+    /// Puts exported root keys onto this machine. Returns the roots.
+    ///
+    /// # Errors
+    /// See [`AuthorityError`].
+    pub async fn import_root(
+        &self,
+        pem: Zeroizing<String>,
+        passphrase: Zeroizing<String>,
+    ) -> Result<Vec<NodeId>, AuthorityError> {
+        self.order(|reply| Command::ImportRoot { pem, passphrase, reply }).await
+    }
+
+    /// Removes the root keys from this machine, unless they were never exported from it, or `force`.
+    ///
+    /// # Errors
+    /// See [`AuthorityError`].
+    pub async fn remove_root(&self, force: bool) -> Result<(), AuthorityError> {
+        self.order(|reply| Command::RemoveRoot { force, reply }).await
+    }
+
+    /// Lists the roots in the order in which they were added.
+    ///
+    /// # Errors
+    /// The state directory cannot be read, or the daemon stops.
+    pub async fn roots(&self) -> Result<Vec<RootInfo>, AuthorityError> {
+        self.order(Command::ListRoots).await
     }
 
     /// Lists the issuers by name; none when the daemon stops.

@@ -31,13 +31,13 @@ pub(super) struct Wanted {
 }
 
 /// Who signs a statement.
-enum Signer {
+pub(super) enum Signer {
     Root(Box<RootKey>),
     Issuer(Arc<IssuerKey>),
 }
 
 impl Signer {
-    fn id(&self) -> NodeId {
+    pub(super) fn id(&self) -> NodeId {
         match self {
             Self::Root(key) => key.id(),
             Self::Issuer(key) => key.id(),
@@ -272,9 +272,9 @@ impl Task {
         found.ok_or_else(|| AuthorityError::NotAnIssuer(name.to_owned()))
     }
 
-    async fn root(&self) -> Result<RootKey, AuthorityError> {
-        let trust = self.parts.identity.trust.clone();
-        let key = self.parts.store.aside(move |store| credentials::root_key(store, &trust)).await?;
+    /// Returns the key of the latest root that is here.
+    pub(super) async fn root(&self) -> Result<RootKey, AuthorityError> {
+        let key = self.root_keys().await?.pop();
         key.ok_or_else(|| AuthorityError::NoRoot(self.parts.store.dir().display().to_string()))
     }
 
@@ -290,14 +290,24 @@ impl Task {
 
     /// Signs a change under the author's next number and takes it.
     async fn say(&mut self, signer: &Signer, change: Change) -> Result<(), AuthorityError> {
-        let author = signer.id();
-        let number = self
-            .statements
-            .next_number(author)
-            .map_err(|error: NumberError| AuthorityError::Spent(error.to_string()))?;
-        let statement = Statement { mesh: self.parts.identity.mesh, author, number, change };
-        let signed = SignedStatement::build(statement, |bytes| signer.sign(bytes))
-            .map_err(|error| AuthorityError::Certificate(error.to_string()))?;
-        self.take(&[signed.bytes().to_vec()], None).await
+        let statement = self.signed(signer, self.next_number(signer.id())?, change)?;
+        self.take(&[statement], None).await
+    }
+
+    pub(super) fn next_number(&self, author: NodeId) -> Result<u64, AuthorityError> {
+        let number = self.statements.next_number(author);
+        number.map_err(|error: NumberError| AuthorityError::Spent(error.to_string()))
+    }
+
+    pub(super) fn signed(
+        &self,
+        signer: &Signer,
+        number: u64,
+        change: Change,
+    ) -> Result<Vec<u8>, AuthorityError> {
+        let statement = Statement { mesh: self.parts.identity.mesh, author: signer.id(), number, change };
+        let signed = SignedStatement::build(statement, |bytes| signer.sign(bytes));
+        let signed = signed.map_err(|error| AuthorityError::Certificate(error.to_string()))?;
+        Ok(signed.bytes().to_vec())
     }
 }

@@ -211,6 +211,7 @@ impl Task {
         self.parts.live.store(Arc::new(Credentials {
             leaf: Arc::new(read),
             leaf_der: leaf.clone().into(),
+            by_other_roots: credentials::by_other_roots(issued_by.as_ref(), &self.statements),
             issued_by,
             ..Credentials::clone(&old)
         }));

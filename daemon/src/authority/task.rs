@@ -129,6 +129,18 @@ impl Task {
             }
             Command::RevokeToken { token, reply } => drop(reply.send(self.revoke_token(token).await)),
             Command::List(reply) => drop(reply.send(self.list())),
+            Command::AddRoot(reply) => drop(reply.send(self.add_root().await)),
+            Command::RetireRoot { root, members, force, reply } => {
+                drop(reply.send(self.retire_root(root, members, force).await));
+            }
+            Command::ExportRoot { passphrase, reply } => {
+                drop(reply.send(self.export_root(passphrase).await));
+            }
+            Command::ImportRoot { pem, passphrase, reply } => {
+                drop(reply.send(self.import_root(pem, passphrase).await));
+            }
+            Command::RemoveRoot { force, reply } => drop(reply.send(self.remove_root(force).await)),
+            Command::ListRoots(reply) => drop(reply.send(self.list_roots().await)),
             Command::Renewed(outcome) => self.renewed(outcome).await,
         }
     }
@@ -164,6 +176,9 @@ impl Task {
         self.parts.store.aside(write).await?;
         let before = std::mem::replace(&mut self.statements, next);
         self.apply().await;
+        if before.standing().roots != self.statements.standing().roots {
+            self.settle_root_keys().await;
+        }
         self.known.send_replace(known);
         self.parts.peers.statements(taken.new).await;
         self.tell_others().await;
@@ -189,7 +204,8 @@ impl Task {
         let revoked = Arc::clone(&self.statements.standing().revoked);
         let old = self.parts.live.load_full();
         self.renewal.look();
-        let new = Credentials { issuer, issuers, revoked, ..Credentials::clone(&old) };
+        let by_other_roots = credentials::by_other_roots(old.issued_by.as_ref(), &self.statements);
+        let new = Credentials { issuer, issuers, revoked, by_other_roots, ..Credentials::clone(&old) };
         self.parts.live.store(Arc::new(new));
     }
 
@@ -262,6 +278,12 @@ impl Task {
         }
         for (_, issuer) in was.issuers.iter().filter(|(id, _)| !is.issuers.contains_key(id)) {
             line(format!("issuer {}", name(issuer)), "active", "removed", "the root says so");
+        }
+        for root in is.roots.iter().filter(|root| !was.roots.contains(root)) {
+            line(format!("root {}", root.id), "none", "active", "another root says so");
+        }
+        for root in is.retired.iter().filter(|root| was.roots.contains(root)) {
+            line(format!("root {}", root.id), "active", "retired", "a later root says so");
         }
         for id in is.conflicted.difference(&was.conflicted) {
             let who = is.issuers.get(id).map_or_else(|| id.to_string(), name);

@@ -63,6 +63,9 @@ pub(super) enum Command {
     /// Add, list or remove issuers: the nodes that admit others and renew certificates
     #[command(subcommand)]
     Issuer(Issuer),
+    /// Replace the root of the mesh, or take its key off this machine
+    #[command(subcommand)]
+    Root(Root),
     /// Put a node out of the mesh
     #[command(subcommand)]
     Node(Node),
@@ -259,6 +262,44 @@ pub(super) enum Issuer {
         node: String,
         /// How many in all
         numbers: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Root {
+    /// Add a root that is to replace the present one; runs where the root key is
+    Add,
+    /// List roots
+    List(Shape),
+    /// Retire a root, unless a live node would be cut off; runs where the key of a later root is
+    Retire {
+        /// Its id
+        root: String,
+        /// Also if live nodes are cut off: they must join again
+        #[arg(long)]
+        force: bool,
+    },
+    /// Write the root key of this machine to a file, under a passphrase
+    Export {
+        /// The file; it must not be there yet
+        file: PathBuf,
+        /// File with the passphrase; asked for unless given
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+    },
+    /// Put an exported root key onto this machine
+    Import {
+        /// The file
+        file: PathBuf,
+        /// File with the passphrase; asked for unless given
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+    },
+    /// Take the root key off this machine
+    Remove {
+        /// Also if it was never exported: then nobody has it
+        #[arg(long)]
+        force: bool,
     },
 }
 

@@ -18,6 +18,7 @@ mod name_port;
 mod node;
 mod output;
 mod resolve;
+mod root;
 mod run;
 mod start;
 mod status;
@@ -76,6 +77,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Run(run) => start::run(&global, run).await,
         Command::Token(token) => done(token::run(&client(&global)?, token).await),
         Command::Issuer(issuer) => done(issuer::run(&client(&global)?, issuer).await),
+        Command::Root(root) => done(root::run(&client(&global)?, root).await),
         Command::Node(node) => done(node::run(&client(&global)?, node).await),
         Command::Expose(expose) => done(expose::expose(&client(&global)?, expose).await),
         Command::Withdraw(withdraw) => done(expose::withdraw(&client(&global)?, withdraw).await),

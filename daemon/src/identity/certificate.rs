@@ -181,6 +181,11 @@ impl RootKey {
         self.signer.node()
     }
 
+    /// Returns the secret PKCS#8 form.
+    pub(crate) fn pkcs8(&self) -> &[u8] {
+        self.signer.pkcs8()
+    }
+
     /// Signs a statement.
     pub(crate) fn sign(&self, bytes: &[u8]) -> [u8; 64] {
         self.signer.sign(bytes)
@@ -212,15 +217,23 @@ impl fmt::Debug for RootKey {
     }
 }
 
-/// Makes a root: its key and its certificate, both DER.
+/// Makes a root: its key and its certificate, DER.
 ///
 /// # Errors
 /// No randomness.
 pub(super) fn make_root(name: &str) -> Result<(NodeKey, Vec<u8>), rcgen::Error> {
-    let key = KeyPair::generate_for(&PKCS_ED25519)?;
-    let certificate = authority(&format!("{name} root"), 1, ROOT_LIFETIME).self_signed(&key)?.der().to_vec();
-    let key = NodeKey::read(&key.serialize_der()).ok_or(rcgen::Error::CouldNotParseKeyPair)?;
+    let key = NodeKey::generate().ok_or(rcgen::Error::KeyGenerationUnavailable)?;
+    let certificate = root_of(&key, name)?;
     Ok((key, certificate))
+}
+
+/// Makes the certificate of a root's key, DER.
+///
+/// # Errors
+/// A bug, or no randomness.
+pub(crate) fn root_of(key: &NodeKey, name: &str) -> Result<Vec<u8>, rcgen::Error> {
+    let key = read_key(key.pkcs8())?;
+    Ok(authority(&format!("{name} root"), 1, ROOT_LIFETIME).self_signed(&key)?.der().to_vec())
 }
 
 fn read_key(pkcs8: &[u8]) -> Result<KeyPair, rcgen::Error> {

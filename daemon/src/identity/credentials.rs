@@ -13,11 +13,11 @@ use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 use gossamer_core::statements::{Issuer, Statements};
-use gossamer_core::trust::{Leaf, TrustBundle, read_issuer};
+use gossamer_core::trust::{Leaf, TrustBundle, is_signed_by, read_issuer};
 
 use super::{
     About, IDENTITY_FILE, ISSUER_CERTIFICATES, ISSUER_KEY, Identity, IssuerKey, NODE_CERTIFICATE, NodeKey,
-    ROOT_KEY, RootKey, STATEMENTS, Seed, write_certificates,
+    STATEMENTS, Seed, write_certificates,
 };
 use crate::store::{Store, StoreError};
 
@@ -30,12 +30,16 @@ pub struct Credentials {
     pub leaf_der: CertificateDer<'static>,
     /// The certificate of the issuer that signed it.
     pub issued_by: Option<CertificateDer<'static>>,
+    /// Others of that issuer, signed by other roots, for those who believe only one of them.
+    pub by_other_roots: Vec<CertificateDer<'static>>,
     /// The key it admits others with; `None` when it is no issuer.
     pub issuer: Option<Arc<IssuerKey>>,
     /// The issuers of the mesh, as roots stated them.
     pub issuers: Arc<[KnownIssuer]>,
     /// Tokens that admit nobody any more, at no issuer.
     pub revoked: Arc<BTreeSet<TokenId>>,
+    /// Whether the key of a root lies on this machine.
+    pub holds_root_key: bool,
 }
 
 /// An issuer of the mesh.
@@ -68,10 +72,13 @@ pub type Live = Arc<ArcSwap<Credentials>>;
 impl Credentials {
     /// Returns those of a loaded identity.
     pub fn of(identity: &Identity) -> Self {
+        let issued_by = identity.issuers.first().cloned().map(CertificateDer::from);
         Self {
             leaf: Arc::new(identity.leaf.clone()),
             leaf_der: identity.leaf_der.clone().into(),
-            issued_by: identity.issuers.first().cloned().map(CertificateDer::from),
+            by_other_roots: by_other_roots(issued_by.as_ref(), &identity.statements),
+            issued_by,
+            holds_root_key: identity.holds_root_key,
             issuer: identity.issuer.clone(),
             issuers: issuers(&identity.statements),
             revoked: Arc::clone(&identity.statements.standing().revoked),
@@ -80,8 +87,32 @@ impl Credentials {
 
     /// Returns the certificates shown to members.
     pub fn chain(&self) -> Vec<CertificateDer<'static>> {
-        [self.leaf_der.clone()].into_iter().chain(self.issued_by.clone()).collect()
+        let leaf = [self.leaf_der.clone()].into_iter();
+        leaf.chain(self.issued_by.clone()).chain(self.by_other_roots.iter().cloned()).collect()
     }
+}
+
+/// Most certificates of one issuer that are shown beside the first: a handshake should stay within its first packets.
+const MAX_BY_OTHERS: usize = 2;
+
+/// Returns the newest certificate that each other root signed for the issuer of a certificate. Also retired roots did: who
+/// was away believes them until it has heard, and can hear from nobody it does not believe.
+pub(crate) fn by_other_roots(
+    issued_by: Option<&CertificateDer<'_>>,
+    statements: &Statements,
+) -> Vec<CertificateDer<'static>> {
+    let standing = statements.standing();
+    let Some(shown) = issued_by else { return Vec::new() };
+    let Some(issuer) = read_issuer(shown).ok().and_then(|facts| standing.issuers.get(&facts.id)) else {
+        return Vec::new();
+    };
+    let all: Vec<_> =
+        [&issuer.facts.certificate].into_iter().chain(&issuer.older).chain(&issuer.of_retired).collect();
+    // The latest root first: the most believe it, and few certificates have room.
+    let roots = standing.roots.iter().rev().chain(standing.retired.iter().rev());
+    let others = roots.filter(|root| !is_signed_by(shown, &root.public_key));
+    let newest = others.filter_map(|root| all.iter().find(|der| is_signed_by(der, &root.public_key)));
+    newest.take(MAX_BY_OTHERS).map(|der| CertificateDer::from((*der).clone())).collect()
 }
 
 /// Returns the issuers that roots have stated, in the order of their ids.
@@ -107,17 +138,27 @@ pub(crate) fn names(issuers: &[KnownIssuer]) -> Vec<String> {
     names
 }
 
-/// Makes the trust bundle that follows from roots, issuers that came with the own certificate, and statements.
-pub(crate) fn trust_of(base: &TrustBundle, came: &[Vec<u8>], statements: &Statements) -> TrustBundle {
+/// Makes the trust bundle that follows from the first roots, issuers that came with the own certificate, and statements.
+pub(crate) fn trust_of(first: &TrustBundle, came: &[Vec<u8>], statements: &Statements) -> TrustBundle {
     let standing = statements.standing();
     let newest = standing.issuers.values().map(|issuer| issuer.facts.certificate.clone());
     let older = standing.issuers.values().flat_map(|issuer| issuer.older.iter().cloned());
     let mut issuers: Vec<Vec<u8>> = newest.chain(older).collect();
     issuers.extend(came.iter().filter(|der| !issuers.contains(der)).cloned().collect::<Vec<_>>());
-    base.clone()
-        .with_issuers(issuers)
+    let roots = standing.roots.iter().map(|root| root.certificate.clone()).collect();
+    // What no verifier can read is no root in statements either.
+    let base = first.clone().with_roots(roots).unwrap_or_else(|_| first.clone());
+    base.with_issuers(issuers)
         .with_removed(standing.removed.clone())
         .with_evicted(Arc::clone(&standing.evicted))
+}
+
+/// Makes a bundle of everybody who was ever believed, to read the own certificate with.
+pub(crate) fn trust_of_ever(first: &TrustBundle, came: &[Vec<u8>], statements: &Statements) -> TrustBundle {
+    let standing = statements.standing();
+    let roots = standing.roots.iter().chain(&standing.retired).map(|root| root.certificate.clone());
+    let base = first.clone().with_roots(roots.collect()).unwrap_or_else(|_| first.clone());
+    base.with_issuers(came.to_vec())
 }
 
 /// Reads the issuer's key of this node; `None` when there is none, or no certificate for it yet, or it was removed.
@@ -160,22 +201,6 @@ pub(crate) fn issuer_key_to_be(store: &Store, statements: &Statements) -> Result
     let key = NodeKey::generate().ok_or_else(no_randomness)?;
     store.write(ISSUER_KEY, key.pkcs8())?;
     Ok(key)
-}
-
-/// Reads the root's key; `None` when it is not on this machine.
-///
-/// # Errors
-/// The file is damaged or others can read it.
-pub(crate) fn root_key(store: &Store, trust: &TrustBundle) -> Result<Option<RootKey>, StoreError> {
-    let Some(pkcs8) = store.read(ROOT_KEY)?.map(Zeroizing::new) else { return Ok(None) };
-    let mut keys = trust.roots().iter().filter_map(|root| RootKey::read(&pkcs8, root).ok());
-    match keys.next() {
-        Some(key) => Ok(Some(key)),
-        None => Err(StoreError::Damaged {
-            path: store.dir().join(ROOT_KEY),
-            why: "it is the key of no root of this mesh".to_owned(),
-        }),
-    }
 }
 
 /// Writes statements durably.

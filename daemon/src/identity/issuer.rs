@@ -15,9 +15,10 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use gossamer_core::admission::{Request, Use, Verdict};
-use gossamer_core::trust::{Leaf, signature_holds};
+use gossamer_core::trust::{Leaf, signature_holds, spki_hash};
 use gossamer_wire::join::{Admitted, JoinReply, JoinRequest, PeerHint, Refusal};
 use gossamer_wire::limits::{MAX_ADDRESSES, MAX_TOKEN_ADDRESSES};
+use gossamer_wire::statement::{Change, SignedStatement};
 use gossamer_wire::token::{Claims, Grant, Token};
 use gossamer_wire::{GroupName, NodeId, NodeName, TokenId};
 
@@ -40,7 +41,7 @@ const COMMANDS: usize = 64;
 /// Members named to a joiner: enough to meet one that lives, few enough for the reply's limit.
 const HINTS: usize = 16;
 /// Most bytes of statements in a reply; certificates and hints have the rest of its 8 KiB.
-const MAX_SENT_STATEMENTS_BYTES: usize = 2_048;
+const MAX_SENT_STATEMENTS_BYTES: usize = 3_072;
 /// Tokens remembered; expired ones make room.
 const MAX_TOKENS: usize = 4_096;
 
@@ -116,6 +117,9 @@ pub enum TokenError {
     /// The operator's fault: the root did not allow it.
     #[error("this issuer may admit to {0} only; run the command on another issuer, see gossamer issuer list")]
     Scope(String),
+    /// The operator's fault: a root was retired, and the others do not know this issuer.
+    #[error("no root stands behind this issuer; where a root key is, run: gossamer issuer add NODE")]
+    NoRoot,
     /// No such token was minted here.
     #[error("no token {0} was minted on this node; `gossamer token list` shows the ids")]
     Unknown(TokenId),
@@ -293,10 +297,7 @@ impl Desk {
             false => request.addresses,
         };
         let warnings = address_warning(&addresses).into_iter().collect();
-        let root = self.identity.trust.roots().first().map(|root| gossamer_core::trust::spki_hash(root));
-        let Some(Ok(root_pin)) = root else {
-            return Err(TokenError::TooLong("the root certificate does not parse".to_owned()));
-        };
+        let root_pin = self.pin(&issuer)?;
         let claims = Claims {
             services: request.services,
             relay: request.relay,
@@ -336,6 +337,13 @@ impl Desk {
         });
         self.commit(tokens).await?;
         Ok(CreatedToken { token, warnings })
+    }
+
+    /// Returns the hash of the root behind this issuer: the latest one when roots are rotated.
+    fn pin(&self, issuer: &IssuerKey) -> Result<[u8; 32], TokenError> {
+        let trust = self.trust.load();
+        let pin = trust.root_of(issuer.certificate()).and_then(|root| spki_hash(root).ok());
+        pin.ok_or(TokenError::NoRoot)
     }
 
     /// Returns where the holder of a token may dial: one of several uses names other issuers as well.
@@ -485,11 +493,10 @@ impl Desk {
             tracing::error!(%error, "a certificate could not be made");
             Refusal::Unavailable
         })?;
-        let trust = self.trust.load();
         Ok(Admitted {
             leaf,
             issuers: vec![issuer.certificate().to_vec()],
-            roots: trust.roots().iter().map(|der| der.to_vec()).collect(),
+            roots: self.identity.statements.first_roots().map(<[u8]>::to_vec).collect(),
             mesh_name: self.identity.mesh_name.clone(),
             group: subject.group.clone(),
             peers: self.hints(),
@@ -551,10 +558,20 @@ impl Desk {
     }
 }
 
-/// Returns all statements if they have room in a reply, else none: the first connection brings them.
+/// Returns all statements if they have room in a reply, else those about roots, which the joiner needs at once: the first
+/// connection brings the others.
 fn statements_that_fit(all: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let bytes: usize = all.iter().map(|statement| statement.len() + 3).sum();
-    if bytes <= MAX_SENT_STATEMENTS_BYTES { all.to_vec() } else { Vec::new() }
+    if bytes <= MAX_SENT_STATEMENTS_BYTES {
+        return all.to_vec();
+    }
+    let about_roots = |bytes: &&Vec<u8>| {
+        let signed = SignedStatement::parse(bytes);
+        signed.is_ok_and(|signed| {
+            matches!(signed.statement().change, Change::AddRoot(_) | Change::RetireRoot { .. })
+        })
+    };
+    all.iter().filter(about_roots).cloned().collect()
 }
 
 /// Forgets expired tokens when the list is full; their uses stay in the ledger. Others are never forgotten: a

@@ -15,12 +15,13 @@ use thiserror::Error;
 use tokio::time::timeout;
 
 use gossamer_core::statements::Statements;
-use gossamer_core::trust::{Sign as _, TrustBundle};
+use gossamer_core::trust::{RootFacts, Sign as _, TrustBundle, read_root, spki_hash};
 use gossamer_wire::join::{Admitted, Ask, JoinReply, JoinRequest as Request, Refusal};
 use gossamer_wire::limits::MAX_JOIN_BYTES;
 use gossamer_wire::token::{Grant, Token};
 use gossamer_wire::{MeshId, NodeId, NodeName, RegionName, ZoneName};
 
+use super::credentials::trust_of;
 use super::{About, Files, Identity, NODE_KEY, NodeKey, Seed, load, save};
 use crate::clock;
 use crate::store::{Store, StoreError};
@@ -233,17 +234,27 @@ fn accept(
     request: &JoinRequest,
 ) -> Result<Identity, JoinError> {
     let bad = |why: &dyn std::fmt::Display| JoinError::BadReply(why.to_string());
-    let is_pinned =
-        |root: &Vec<u8>| gossamer_core::trust::spki_hash(root).is_ok_and(|hash| hash == grant.root_pin);
-    if !admitted.roots.iter().any(is_pinned) {
-        return Err(bad(&"the pinned root is not among the roots"));
-    }
-    let trust = TrustBundle::new(grant.mesh, admitted.roots.clone(), admitted.issuers.clone())
+    let roots: Vec<_> = admitted
+        .roots
+        .iter()
+        .map(|der| read_root(der))
+        .collect::<Result<_, _>>()
         .map_err(|error| bad(&error))?;
+    // The mesh id is the hash of its first root, and stands in the token.
+    if !matches!(&roots[..], [first] if first.id.as_bytes() == grant.mesh.as_bytes()) {
+        return Err(bad(&"the root that the mesh began with is another one"));
+    }
     let mut statements = Statements::new(grant.mesh, &admitted.roots).map_err(|error| bad(&error))?;
     if let Some(fault) = statements.take(&admitted.statements).refused.first() {
         return Err(bad(fault));
     }
+    let is_pinned = |root: &RootFacts| spki_hash(&root.certificate).is_ok_and(|hash| hash == grant.root_pin);
+    if !statements.standing().roots.iter().any(is_pinned) {
+        return Err(bad(&"the pinned root is not among the roots"));
+    }
+    let first = TrustBundle::new(grant.mesh, admitted.roots.clone(), admitted.issuers.clone())
+        .map_err(|error| bad(&error))?;
+    let trust = trust_of(&first, &admitted.issuers, &statements);
     let leaf = trust.verify(&admitted.leaf, &[], clock::wall()).map_err(|error| bad(&error))?;
     if leaf.public_key != key.public() || leaf.group != grant.group {
         return Err(bad(&"it names another key or group"));

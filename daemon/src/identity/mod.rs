@@ -12,6 +12,7 @@ mod join;
 mod key;
 mod ledger;
 mod renew;
+pub(crate) mod root_keys;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,8 +28,8 @@ use crate::clock;
 use crate::entropy::Entropy;
 use crate::store::{Store, StoreError};
 
-pub(crate) use certificate::RootKey;
 pub use certificate::{IssuerKey, Lifetimes};
+pub(crate) use certificate::{RootKey, root_of};
 pub use credentials::{Credentials, KnownIssuer, Live};
 pub use init::{InitError, InitRequest, init};
 pub use join::{JoinError, JoinRequest, join};
@@ -41,6 +42,8 @@ pub const IDENTITY_FILE: &str = "identity.json";
 const NODE_KEY: &str = "node.key";
 const NODE_CERTIFICATE: &str = "node.crt";
 const ROOT_KEY: &str = "root.key";
+/// The key of a root that is to replace the present one.
+const NEXT_ROOT_KEY: &str = "root.next.key";
 const ROOT_CERTIFICATES: &str = "roots.json";
 const ISSUER_KEY: &str = "issuer.key";
 const ISSUER_CERTIFICATES: &str = "issuers.json";
@@ -134,19 +137,22 @@ pub fn load(store: &Store) -> Result<Option<Identity>, StoreError> {
     if let Some(fault) = taken.refused.first() {
         return Err(damaged(STATEMENTS, fault.to_string()));
     }
-    let trust = TrustBundle::new(mesh, roots, issuers.clone())
+    let first = TrustBundle::new(mesh, roots, issuers.clone())
         .map_err(|error| damaged(ROOT_CERTIFICATES, error.to_string()))?;
+    let trust = credentials::trust_of(&first, &issuers, &statements);
     let key = NodeKey::read(&required(store, NODE_KEY)?)
         .ok_or_else(|| damaged(NODE_KEY, "it is not an Ed25519 key".to_owned()))?;
     let leaf_der = required(store, NODE_CERTIFICATE)?;
-    // Whether others still believe it is their concern: one that has ended is renewed by the daemon.
-    let leaf = trust
+    // Whether others still believe it is their concern: one that has ended is renewed by the daemon, and of an evicted node
+    // or one whose root was retired the daemon says what is wrong.
+    let leaf = credentials::trust_of_ever(&first, &issuers, &statements)
         .verify_at_end(&leaf_der, &[], clock::wall())
         .map_err(|error| damaged(NODE_CERTIFICATE, error.to_string()))?;
     if leaf.public_key != key.public() {
         return Err(damaged(NODE_CERTIFICATE, "it belongs to another key".to_owned()));
     }
     let issuer = credentials::issuer_key(store, &statements, &issuers)?;
+    let holds_root_key = !root_keys::read(store, &statements.standing().roots)?.is_empty();
     let seeds = about.seeds.iter().filter_map(|seed| {
         Some(PeerHint { node: seed.node.parse().ok()?, addresses: seed.addresses.clone() })
     });
@@ -157,12 +163,12 @@ pub fn load(store: &Store) -> Result<Option<Identity>, StoreError> {
         leaf_der,
         zone: about.zone,
         region: about.region,
-        trust: credentials::trust_of(&trust, &issuers, &statements),
+        trust,
         issuers,
         statements,
         key: Arc::new(key),
         issuer,
-        holds_root_key: store.read(ROOT_KEY)?.is_some(),
+        holds_root_key,
         seeds: seeds.collect(),
     }))
 }

@@ -208,6 +208,7 @@ fn leaf(node: NodeId, group: &str) -> Leaf {
         public_key: [0; 32],
         not_after: u64::MAX,
         skew: 300,
+        issuer: None,
     }
 }
 

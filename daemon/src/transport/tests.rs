@@ -24,6 +24,7 @@ use gossamer_wire::token::Token;
 mod hostile;
 mod pool;
 mod raw;
+mod rotation;
 mod statements;
 mod twins;
 

@@ -112,6 +112,7 @@ fn refused(error: &TrustError) -> Error {
         | TrustError::Key
         | TrustError::None
         | TrustError::NotIssuer
+        | TrustError::NotRoot
         | TrustError::Pin
         | TrustError::Scope(_) => CertificateError::ApplicationVerificationFailure,
     };

@@ -64,20 +64,20 @@ pub(super) const ROWS: &[Row] = &[
 ];
 
 /// How long the mesh may take to see itself or a change.
-const SEEN: Duration = Duration::from_secs(20);
+pub(super) const SEEN: Duration = Duration::from_secs(20);
 /// Daemons that outlive the first one.
 const SURVIVORS: usize = 10;
 /// Requests a second, over all clients.
 const RATE: u32 = 200;
 /// Clients that share the rate, each at a daemon of its own.
-const CLIENTS: u32 = 4;
+pub(super) const CLIENTS: u32 = 4;
 /// From `issuer add` to the end of the first node.
 const DESTROYED_AFTER: Duration = Duration::from_secs(10);
 /// How long the mesh is watched without it: the second issuer's certificate lasts 20 s from `issuer add`.
 const WATCHED: Duration = Duration::from_secs(8);
 
 /// Makes a node whose certificates last 5 s, those of issuers 20 s.
-fn short_lived(lab: &Lab, name: &str) -> Result<Node> {
+pub(super) fn short_lived(lab: &Lab, name: &str) -> Result<Node> {
     let node = lab.node(name)?;
     Ok(node.with("GOSSAMER_TRUST_LEAF_LIFETIME", "5s").with("GOSSAMER_TRUST_ISSUER_LIFETIME", "20s"))
 }
@@ -92,23 +92,31 @@ fn second_issuer(run: &Run) -> Result<String> {
             node.join(&first.token(&[])?)?;
             nodes.push(node);
         }
-        while_serving(Manner::Greets("x"), |port| {
-            nodes[1].ok(&["expose", &format!("orders:{port}")])?;
-            let clients = service_addresses(&nodes[2..2 + CLIENTS as usize], "orders", port)?;
-            let stopped = AtomicBool::new(false);
-            let (asked, failed) = (AtomicU64::new(0), AtomicU64::new(0));
-            std::thread::scope(|scope| {
-                for address in &clients {
-                    scope.spawn(|| ask(*address, &stopped, &asked, &failed));
-                }
-                let played = play_second_issuer(run, lab, first, &nodes);
-                stopped.store(true, Ordering::Relaxed);
-                played
-            })?;
-            let (asked, failed) = (asked.load(Ordering::Relaxed), failed.load(Ordering::Relaxed));
-            promise!(failed == 0, "{failed} of {asked} requests failed");
-            Ok(format!("{SURVIVORS} daemons renewed twice and one joined without the first node; {asked} requests, 0 failed"))
-        })
+        let asked = under_load(&nodes[1], &nodes[2..2 + CLIENTS as usize], || {
+            play_second_issuer(run, lab, first, &nodes)
+        })?;
+        Ok(format!("{SURVIVORS} daemons renewed twice and one joined without the first node; {asked} requests, 0 failed"))
+    })
+}
+
+/// Plays while clients of other nodes ask a service of one at the promised rate; none may fail. Returns how many did.
+pub(super) fn under_load(server: &Node, clients: &[Node], play: impl FnOnce() -> Result<()>) -> Result<u64> {
+    while_serving(Manner::Greets("x"), |port| {
+        server.ok(&["expose", &format!("orders:{port}")])?;
+        let clients = service_addresses(clients, "orders", port)?;
+        let stopped = AtomicBool::new(false);
+        let (asked, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for address in &clients {
+                scope.spawn(|| ask(*address, &stopped, &asked, &failed));
+            }
+            let played = play();
+            stopped.store(true, Ordering::Relaxed);
+            played
+        })?;
+        let (asked, failed) = (asked.load(Ordering::Relaxed), failed.load(Ordering::Relaxed));
+        promise!(failed == 0, "{failed} of {asked} requests failed");
+        Ok(asked)
     })
 }
 
@@ -360,7 +368,7 @@ fn tokens(run: &Run) -> Result<String> {
 }
 
 /// Joins without starting; returns the exit code and what was said.
-fn join_only(node: &Node, token: &str) -> Result<(Option<i32>, String)> {
+pub(super) fn join_only(node: &Node, token: &str) -> Result<(Option<i32>, String)> {
     let finished = node.cli(&["join", token, "--node", &node.name, "--no-start"])?;
     Ok((finished.code, finished.stderr))
 }

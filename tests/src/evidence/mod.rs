@@ -17,6 +17,7 @@ mod issuers;
 mod long;
 mod mixed;
 mod restart;
+mod rotation;
 mod scarce;
 mod shape;
 mod simulated;
@@ -97,6 +98,7 @@ pub fn rows() -> Vec<Row> {
     rows.chain(simulated::ROWS.iter().copied())
         .chain([gossip::ROW, bugs::ROW, mixed::ROW, hostile::ROW, long::ROW, scarce::ROW])
         .chain(issuers::ROWS.iter().copied())
+        .chain(rotation::ROWS.iter().copied())
         .collect()
 }
 

@@ -101,6 +101,7 @@ fn tiny(own: Key, other: &Key, now: Now) -> Option<(Catalog, NodeId)> {
         public_key: other_key,
         not_after: now.wall + 60,
         skew: 6,
+        issuer: None,
     };
     catalog.store.put(advert, Content::Card(Box::new((card, leaf))), 0, now);
     catalog.settle(node, now);

@@ -146,6 +146,8 @@ pub struct NodeView {
     pub trusted: bool,
     /// End of its certificate, seconds since the Unix epoch.
     pub not_after: u64,
+    /// The issuer that signed its certificate; `None` where a root did.
+    pub issuer: Option<NodeId>,
     /// Digest of the statements it held when it made its last head; `None` before one.
     pub statement_digest: Option<[u8; 16]>,
 }
@@ -245,6 +247,7 @@ impl Catalog {
             outside_claims: owner.outside_claims(),
             trusted: owner.gate_at(is_own, liveness, now).is_trusted,
             not_after: leaf.not_after,
+            issuer: leaf.issuer,
             statement_digest: owner.statement_digest(),
         }
     }

@@ -11,12 +11,17 @@ use gossamer_wire::statement::{Change, SignedStatement};
 use gossamer_wire::{NodeId, TokenId};
 
 use super::log::Log;
-use crate::trust::{IssuerFacts, read_issuer};
+use super::roots::Roots;
+use crate::trust::{IssuerFacts, RootFacts, read_issuer};
 
 /// What follows from a set of statements. Equal sets of one mesh, equal standing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// Issuers that roots added and none removed, by id.
+    /// Roots that none retired, in the order in which they were added.
+    pub roots: Vec<RootFacts>,
+    /// Roots that were retired.
+    pub retired: Vec<RootFacts>,
+    /// Issuers that roots added and none removed, by id, as far as a root is left that signed one of their certificates.
     pub issuers: BTreeMap<NodeId, Issuer>,
     /// Nodes that are out, for ever.
     pub evicted: Arc<BTreeSet<NodeId>>,
@@ -35,6 +40,10 @@ pub struct Issuer {
     pub facts: IssuerFacts,
     /// Its other certificates (DER), newest first: leaves that ended before the newest one began need them.
     pub older: Vec<Vec<u8>>,
+    /// Roots, not retired, that signed one of its certificates.
+    pub roots: BTreeSet<NodeId>,
+    /// The newest that each retired root signed (DER), for nodes that have not heard of its end.
+    pub of_retired: Vec<Vec<u8>>,
     /// Its statements must have numbers below this one.
     pub budget: u64,
     /// Numbers below this one are used up.
@@ -44,8 +53,8 @@ pub struct Issuer {
 /// What the counting statements of roots say of issuers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Authority {
-    /// Certificates of each issuer, newest first, at least one.
-    certificates: BTreeMap<NodeId, Vec<IssuerFacts>>,
+    /// Certificates of each issuer with the root that signed it, newest first, at least one.
+    certificates: BTreeMap<NodeId, Vec<(IssuerFacts, NodeId)>>,
     granted: BTreeMap<NodeId, u64>,
     removals: BTreeMap<NodeId, Removal>,
 }
@@ -60,18 +69,23 @@ impl Authority {
     pub(super) fn of<'a>(of_roots: impl Iterator<Item = &'a SignedStatement>) -> Self {
         let mut authority = Self::default();
         for signed in of_roots {
-            match &signed.statement().change {
-                Change::AddIssuer(certificate) => authority.add(certificate),
+            let statement = signed.statement();
+            match &statement.change {
+                Change::AddIssuer(certificate) => authority.add(certificate, statement.author),
                 Change::RemoveIssuer { issuer, numbers, keep } => authority.remove(*issuer, *numbers, keep),
                 Change::Grant { author, numbers } => {
                     let granted = authority.granted.entry(*author).or_default();
                     *granted = (*granted).max(*numbers);
                 }
-                Change::Evict(_) | Change::AddRoot(_) | Change::RetireRoot(_) | Change::RevokeToken(_) => {}
+                // What is said of roots is read before.
+                Change::Evict(_)
+                | Change::AddRoot(_)
+                | Change::RetireRoot { .. }
+                | Change::RevokeToken(_) => {}
             }
         }
         for certificates in authority.certificates.values_mut() {
-            certificates.sort_by(|one, other| other.age().cmp(&one.age()));
+            certificates.sort_by(|(one, _), (other, _)| other.age().cmp(&one.age()));
             certificates.dedup();
         }
         authority
@@ -79,7 +93,7 @@ impl Authority {
 
     /// Returns the key of an issuer, also of a removed one.
     pub(super) fn public_key(&self, issuer: NodeId) -> Option<&[u8; 32]> {
-        self.certificates.get(&issuer)?.first().map(|facts| &facts.public_key)
+        self.certificates.get(&issuer)?.first().map(|(facts, _)| &facts.public_key)
     }
 
     /// Returns below which number statements of an issuer must stay, removal aside.
@@ -98,10 +112,10 @@ impl Authority {
         self.removals.contains_key(&issuer)
     }
 
-    fn add(&mut self, certificate: &[u8]) {
+    fn add(&mut self, certificate: &[u8], root: NodeId) {
         // Unreadable ones are not stored.
         if let Ok(facts) = read_issuer(certificate) {
-            self.certificates.entry(facts.id).or_default().push(facts);
+            self.certificates.entry(facts.id).or_default().push((facts, root));
         }
     }
 
@@ -118,17 +132,13 @@ impl Authority {
 }
 
 impl Standing {
-    pub(super) fn of(
-        authority: &Authority,
-        roots: &BTreeMap<NodeId, [u8; 32]>,
-        logs: &BTreeMap<NodeId, Log>,
-    ) -> Self {
-        let issuers = issuers(authority, logs);
+    pub(super) fn of(authority: &Authority, roots: &Roots, logs: &BTreeMap<NodeId, Log>) -> Self {
+        let issuers = issuers(authority, roots, logs);
         let claims = issuers.values().filter_map(|issuer| issuer.facts.claims.as_ref());
         let holders: BTreeSet<NodeId> = claims.map(|claims| claims.node).collect();
         let mut evicted = BTreeSet::new();
         for (author, log) in logs {
-            let is_root = roots.contains_key(author);
+            let is_root = roots.contains(*author);
             evicted.extend(log.counting().filter_map(|signed| match signed.statement().change {
                 Change::Evict(node) => (is_root || !holders.contains(&node)).then_some(node),
                 _ => None,
@@ -142,6 +152,8 @@ impl Standing {
         let removed = authority.removals.iter().map(|(issuer, removal)| (*issuer, removal.keep.clone()));
         let conflicted = logs.iter().filter(|(_, log)| log.conflict().is_some());
         Self {
+            roots: roots.active().cloned().collect(),
+            retired: roots.retired().cloned().collect(),
             evicted: Arc::new(evicted),
             revoked: Arc::new(revoked.collect()),
             removed: removed.collect(),
@@ -151,16 +163,22 @@ impl Standing {
     }
 }
 
-fn issuers(authority: &Authority, logs: &BTreeMap<NodeId, Log>) -> BTreeMap<NodeId, Issuer> {
+fn issuers(authority: &Authority, roots: &Roots, logs: &BTreeMap<NodeId, Log>) -> BTreeMap<NodeId, Issuer> {
     let mut issuers = BTreeMap::new();
     for (id, certificates) in &authority.certificates {
-        let Some((facts, older)) = certificates.split_first() else { continue };
+        let (active, of_retired): (Vec<_>, Vec<_>) =
+            certificates.iter().partition(|(_, root)| roots.is_active(*root));
+        let Some(((facts, _), older)) = active.split_first() else { continue };
         if authority.is_removed(*id) {
             continue;
         }
+        let mut seen = BTreeSet::new();
+        let newest = of_retired.into_iter().filter(|(_, root)| seen.insert(*root));
         let issuer = Issuer {
             facts: facts.clone(),
-            older: older.iter().map(|facts| facts.certificate.clone()).collect(),
+            older: older.iter().map(|(facts, _)| facts.certificate.clone()).collect(),
+            roots: active.iter().map(|(_, root)| *root).collect(),
+            of_retired: newest.map(|(facts, _)| facts.certificate.clone()).collect(),
             budget: authority.budget(*id).unwrap_or(NUMBERS_PER_AUTHOR),
             used: logs.get(id).map_or(0, Log::used),
         };

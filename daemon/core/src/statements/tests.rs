@@ -10,6 +10,7 @@ use crate::trust::Sign as _;
 use crate::trust::tests::{Authority as Certifier, Key, issuer_claims, issuer_params};
 
 mod order;
+mod roots;
 
 /// A mesh with one root, and two issuers that a set does not know before it is told.
 struct Mesh {
@@ -272,8 +273,10 @@ fn what_is_not_in_order_is_refused_and_changes_nothing() {
     let foreign = SignedStatement::build(content(root, other), |bytes| mesh.root.sign(bytes));
     let stranger = Key::of(77);
     let grant = Change::Grant { author, numbers: 900 };
-    let add_root = Change::AddRoot(mesh.certifier.root.clone());
-    let issuer = |why| Fault::Issuer { author: root, number: 3, why };
+    let add_root = |der: &[u8]| mesh.by_root(3, Change::AddRoot(der.to_vec()));
+    let nobody = |why| Fault::Certificate { author: root, number: 3, why };
+    let of_another = Certifier::of(Key::of(78).pair).certify(issuer_params(None), &mesh.issuers[0].pair);
+    let why = TrustError::Chain("another key than the author's signed it".to_owned());
     let add = |der: &[u8]| mesh.by_root(3, Change::AddIssuer(der.to_vec()));
     for (bytes, fault) in [
         (forged, Fault::Signature { author, number: 3 }),
@@ -281,10 +284,11 @@ fn what_is_not_in_order_is_refused_and_changes_nothing() {
         (foreign.expect("fits").bytes().to_vec(), Fault::Mesh(other)),
         (mesh.signed(&stranger, 0, Change::Evict(node(9))), Fault::Author(stranger.id())),
         (mesh.signed(&mesh.issuers[0], 3, grant), Fault::Power { author, number: 3 }),
-        (mesh.by_root(3, add_root), Fault::Rotation),
-        (mesh.by_root(3, Change::RetireRoot([1; 32])), Fault::Rotation),
-        (add(b"junk"), issuer(TrustError::Malformed)),
-        (add(&mesh.certifier.root), issuer(TrustError::NotIssuer)),
+        (add_root(b"junk"), nobody(TrustError::Malformed)),
+        (add_root(&mesh.certificate(0, &[])), nobody(TrustError::NotRoot)),
+        (add(b"junk"), nobody(TrustError::Malformed)),
+        (add(&mesh.certifier.root), nobody(TrustError::NotIssuer)),
+        (add(&of_another), nobody(why)),
     ] {
         let taken = set.take(&[bytes]);
         assert_eq!(taken.refused, std::slice::from_ref(&fault));

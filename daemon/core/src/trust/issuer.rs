@@ -1,4 +1,4 @@
-//! What a certificate of an issuer says.
+//! What a certificate of an issuer or a root says.
 //!
 //! Owns: the reading of issuer and root certificates. Must not know: whether a root signed them. Driven by: the
 //! trust bundle, and statements that add an issuer.
@@ -74,8 +74,39 @@ pub fn read_issuer(der: &[u8]) -> Result<IssuerFacts, TrustError> {
     })
 }
 
+/// What a certificate of a root says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootFacts {
+    /// The root: the hash of its key.
+    pub id: NodeId,
+    /// All of the certificate, DER.
+    pub certificate: Vec<u8>,
+    /// The key, which signs issuers and statements.
+    pub public_key: [u8; 32],
+}
+
+/// Reads a certificate of a root, which its own key must have signed.
+///
+/// # Errors
+/// It does not parse, is not an authority, its key is not Ed25519, or another key signed it.
+pub fn read_root(der: &[u8]) -> Result<RootFacts, TrustError> {
+    if der.len() > MAX_CERTIFICATE_BYTES {
+        return Err(TrustError::Malformed);
+    }
+    let certificate = whole(der)?;
+    let public_key = ed25519_key(certificate.public_key().raw)?;
+    let basic = certificate.basic_constraints().ok().flatten();
+    let is_root = basic.is_some_and(|basic| basic.value.ca) && is_signed_by(der, &public_key);
+    // What the verifier cannot take for an anchor is no root to anybody.
+    if !is_root || webpki::anchor_from_trusted_cert(&CertificateDer::from(der)).is_err() {
+        return Err(TrustError::NotRoot);
+    }
+    let id = NodeId::of_spki(certificate.public_key().raw);
+    Ok(RootFacts { id, certificate: der.to_vec(), public_key })
+}
+
 /// Returns whether a key signed a certificate.
-pub(super) fn is_signed_by(der: &[u8], key: &[u8; 32]) -> bool {
+pub fn is_signed_by(der: &[u8], key: &[u8; 32]) -> bool {
     whole(der).is_ok_and(|certificate| {
         signature_holds(key, certificate.tbs_certificate.as_ref(), &certificate.signature_value.data)
     })

@@ -49,6 +49,7 @@ pub(crate) fn node(name: &str, id: u8) -> NodeSummary {
         outside_claims: 0,
         trusted: true,
         not_after: 0,
+        issuer: None,
         statement_digest: None,
     };
     NodeSummary { view: Some(view), node, state: Some(MemberState::Alive), why: None }

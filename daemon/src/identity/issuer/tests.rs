@@ -129,6 +129,7 @@ impl Office {
             held: 0,
             quarantined: 0,
             not_after: u64::MAX,
+            issuer: None,
             statement_digest: None,
             outside_claims: 0,
             trusted: true,

@@ -5,7 +5,7 @@ use crate::authority::{AuthorityError, Known};
 
 impl Node {
     /// Waits until this node knows the same statements as another.
-    async fn agrees_with(&self, other: &Self) {
+    pub(super) async fn agrees_with(&self, other: &Self) {
         let wait = async {
             while self.known() != other.known() {
                 tokio::time::sleep(Duration::from_millis(10)).await;

@@ -2,6 +2,7 @@
 
 use rand::RngExt as _;
 
+use super::roots::Root;
 use super::*;
 
 const SEEDS: u64 = 40;
@@ -21,6 +22,7 @@ fn draw(mesh: &Mesh, rng: &mut StdRng) -> Vec<Vec<u8>> {
             _ => mesh.by_root(number, Change::Evict(node(rng.random_range(0..40)))),
         });
     }
+    draw_roots(mesh, rng, &mut pool);
     for _ in 0..50 {
         // Few are drawn twice below 90, so that powers end late or not at all.
         let number = rng.random_range(0..90);
@@ -31,6 +33,29 @@ fn draw(mesh: &Mesh, rng: &mut StdRng) -> Vec<Vec<u8>> {
         ));
     }
     pool
+}
+
+/// Draws what roots say of each other: three that follow the first one or each other, retire who they like, and evict.
+fn draw_roots(mesh: &Mesh, rng: &mut StdRng, pool: &mut Vec<Vec<u8>>) {
+    let added = [Root::of(40), Root::of(41), Root::of(42)];
+    let everybody = || [&mesh.root].into_iter().chain(added.iter().map(|root| &root.key));
+    for (index, root) in added.iter().enumerate() {
+        // By the first one, or by one before it.
+        let by = everybody().nth(rng.random_range(0..=index)).expect("a root");
+        pool.push(mesh.signed(by, rng.random_range(2..16), root.add()));
+    }
+    for number in 0..8 {
+        let by = everybody().nth(rng.random_range(0..4)).expect("a root");
+        let root = everybody().nth(rng.random_range(0..4)).expect("a root").id();
+        pool.push(match rng.random_range(0..3) {
+            0 => mesh.signed(by, 16 + number, Change::RetireRoot { root, numbers: rng.random_range(0..24) }),
+            1 => mesh.signed(by, 16 + number, Change::Evict(node(rng.random_range(0..40)))),
+            _ => {
+                let root = &added[rng.random_range(0..3)];
+                mesh.signed(&root.key, 16 + number, root.add_issuer(mesh, rng.random_range(0..2)))
+            }
+        });
+    }
 }
 
 /// Gives a set the pool in batches of any size until it takes no more.
