@@ -5,6 +5,7 @@
 //! Driven by: the local API (tokens) and the transport (joiners). The decision is `core::admission`'s.
 
 mod door;
+mod reply;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +19,6 @@ use gossamer_core::admission::{Request, Use, Verdict};
 use gossamer_core::trust::{Leaf, signature_holds, spki_hash};
 use gossamer_wire::join::{Admitted, JoinReply, JoinRequest, PeerHint, Refusal};
 use gossamer_wire::limits::{MAX_ADDRESSES, MAX_TOKEN_ADDRESSES};
-use gossamer_wire::statement::{Change, SignedStatement};
 use gossamer_wire::token::{Claims, Grant, Token};
 use gossamer_wire::{GroupName, NodeId, NodeName, TokenId};
 
@@ -35,13 +35,12 @@ use crate::supervise::Stage;
 use crate::transport::Trust;
 
 pub(super) use door::{binding, proof_bytes};
+use reply::statements_that_fit;
 
 /// Commands waiting for the issuer; the CLI sends one at a time, joiners are bounded by [`MAX_JOINING`](gossamer_wire::limits::MAX_JOINING).
 const COMMANDS: usize = 64;
 /// Members named to a joiner: enough to meet one that lives, few enough for the reply's limit.
 const HINTS: usize = 16;
-/// Most bytes of statements in a reply; certificates and hints have the rest of its 8 KiB.
-const MAX_SENT_STATEMENTS_BYTES: usize = 3_072;
 /// Tokens remembered; expired ones make room.
 const MAX_TOKENS: usize = 4_096;
 
@@ -556,22 +555,6 @@ impl Desk {
         self.tokens = tokens;
         Ok(())
     }
-}
-
-/// Returns all statements if they have room in a reply, else those about roots, which the joiner needs at once: the first
-/// connection brings the others.
-fn statements_that_fit(all: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    let bytes: usize = all.iter().map(|statement| statement.len() + 3).sum();
-    if bytes <= MAX_SENT_STATEMENTS_BYTES {
-        return all.to_vec();
-    }
-    let about_roots = |bytes: &&Vec<u8>| {
-        let signed = SignedStatement::parse(bytes);
-        signed.is_ok_and(|signed| {
-            matches!(signed.statement().change, Change::AddRoot(_) | Change::RetireRoot { .. })
-        })
-    };
-    all.iter().filter(about_roots).cloned().collect()
 }
 
 /// Forgets expired tokens when the list is full; their uses stay in the ledger. Others are never forgotten: a
