@@ -66,6 +66,25 @@ fn each_forbidden_call_stays_in_its_module() {
 }
 
 #[test]
+fn every_check_that_a_threat_names_is_there() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).expect("the document is readable");
+    let (threats, rows) = (read("docs/threats.md"), read("docs/evidence.md"));
+    let folders = ["proto-wire", "dns", "daemon", "tests/src", "tests/tests"];
+    let sources: String = folders.iter().flat_map(|folder| raw(&root().join(folder))).collect();
+    let table = threats.lines().filter(|line| line.starts_with("| ") && line.ends_with('|'));
+    let mut named = 0;
+    for line in table {
+        let checks = line.rsplit('|').nth(1).unwrap_or_default();
+        for check in checks.split('`').skip(1).step_by(2).filter(|check| *check != ".ci/run") {
+            let is_row = rows.contains(&format!("| {check} |"));
+            assert!(is_row || sources.contains(&format!("fn {check}(")), "nothing is called {check}: {line}");
+            named += 1;
+        }
+    }
+    assert!(named > 30, "the table was not found");
+}
+
+#[test]
 fn nothing_is_unsafe() {
     let sources = sources(&["proto-wire", "dns", "daemon", "bench", "tests/src", "tests/tests"]);
     let is_unsafe = |code: &str| has_word(code, "unsafe ") || has_word(code, "unsafe(");
@@ -200,6 +219,20 @@ fn metadata() -> Metadata {
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Returns every source below a folder as it stands.
+fn raw(folder: &Path) -> Vec<String> {
+    let mut texts = Vec::new();
+    for entry in fs::read_dir(folder).expect("the folder is readable") {
+        let path = entry.expect("the folder is readable").path();
+        if path.is_dir() {
+            texts.extend(raw(&path));
+        } else if path.extension() == Some("rs".as_ref()) {
+            texts.push(fs::read_to_string(&path).expect("the file is readable"));
+        }
+    }
+    texts
 }
 
 /// Returns the production code below some folders of the root, by path from the root.
