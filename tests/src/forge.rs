@@ -1,20 +1,20 @@
 //! Certificates made with the real keys of a mesh that must not be believed.
 //!
-//! Owns: one certificate for each class of fault, and a good one made in the same way. Must not know: how the daemon
-//! judges. Driven by: the check of wrong certificates.
+//! Owns: one certificate for each class of fault, and a good one made in the same way; chains of those who pose as an
+//! issuer. Must not know: how the daemon judges. Driven by: the checks of wrong certificates and of fake issuers.
 
 use std::path::Path;
 use std::{fmt, fs};
 
 use anyhow::{Context as _, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType,
+    BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::{Duration, OffsetDateTime};
 
-use gossamer_core::trust::ISSUER_OID;
+use gossamer_core::trust::{ISSUER_OID, node_id};
 use gossamer_wire::issuer::IssuerClaims;
 use gossamer_wire::{MeshId, NodeId};
 
@@ -26,7 +26,10 @@ const MANY: usize = 700;
 /// The keys of a mesh.
 pub struct Forge {
     mesh: MeshId,
+    mesh_name: String,
+    node: Credentials,
     root: Issuer<'static, KeyPair>,
+    root_der: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
     issuer_der: CertificateDer<'static>,
     issuer_key: Vec<u8>,
@@ -49,9 +52,13 @@ impl Forge {
         let root_der = identity.trust.roots().first().context("a root")?.clone();
         let issuer_der = CertificateDer::from(identity.issuers.first().context("an issuer")?.clone());
         let issuer_key = key("issuer.key")?;
+        let shown = [CertificateDer::from(identity.leaf_der.clone()), issuer_der.clone(), root_der.clone()];
         Ok(Self {
             mesh: identity.mesh,
+            mesh_name: identity.mesh_name.to_string(),
+            node: Credentials::Chain(shown.to_vec(), identity.key.tls()),
             root: Issuer::from_ca_cert_der(&root_der, pair(&key("root.key")?)?)?,
+            root_der,
             issuer: Issuer::from_ca_cert_der(&issuer_der, pair(&issuer_key)?)?,
             issuer_der,
             issuer_key,
@@ -113,6 +120,70 @@ impl Forge {
         ])
     }
 
+    /// Returns what the node itself shows to joiners: good, for it is an issuer.
+    pub const fn genuine(&self) -> &Credentials {
+        &self.node
+    }
+
+    /// Makes what somebody who is no issuer of the mesh could show to joiners, and says for which uses of a token it is
+    /// tried: what only a token of one use sees through is said of one, all else of one that any issuer may redeem.
+    ///
+    /// # Errors
+    /// No randomness, or `member` shows nothing.
+    pub fn fakes(&self, member: &Credentials) -> Result<Vec<(&'static str, u32, Credentials)>> {
+        let Credentials::Chain(member, member_key) = member else { anyhow::bail!("a member shows a chain") };
+        let Credentials::Chain(genuine, _) = &self.node else { anyhow::bail!("a node shows a chain") };
+        let fresh = || KeyPair::generate_for(&PKCS_ED25519);
+        let now = OffsetDateTime::now_utc();
+        let (other_root, same_name, key) =
+            (root("other root"), root(&format!("{} root", self.mesh_name)), fresh()?);
+        let other_der = other_root.self_signed(&key)?.der().clone();
+        let other = Issuer::new(other_root, fresh()?);
+        let same_der = same_name.self_signed(&key)?.der().clone();
+        let same = Issuer::new(same_name, key);
+        let mut pinned = self.issuer_below(&same, same_der.clone(), |_| {})?;
+        let Credentials::Chain(chain, _) = &mut pinned else { anyhow::bail!("a chain") };
+        chain.push(self.root_der.clone());
+        let ended = |issuer: &mut CertificateParams| {
+            (issuer.not_before, issuer.not_after) = (now - Duration::days(2), now - Duration::days(1));
+        };
+        let member = [member.clone(), vec![self.root_der.clone()]].concat();
+        Ok(vec![
+            ("below another root", 2, self.issuer_below(&other, other_der, |_| {})?),
+            ("self-signed", 2, Credentials::self_signed(self.mesh)?),
+            ("a member", 2, Credentials::Chain(member, member_key.clone_key())),
+            ("below a root of the same name", 2, self.issuer_below(&same, same_der, |_| {})?),
+            ("with the mesh's root beside it", 2, pinned),
+            ("the genuine chain without its key", 2, Credentials::Chain(genuine.clone(), private(&fresh()?))),
+            (
+                "an issuer made by an issuer",
+                2,
+                self.issuer_below(&self.issuer, self.root_der.clone(), |_| {})?,
+            ),
+            ("an issuer that has ended", 2, self.issuer_below(&self.root, self.root_der.clone(), ended)?),
+            ("another issuer, for one use", 1, self.issuer_below(&self.root, self.root_der.clone(), |_| {})?),
+        ])
+    }
+
+    /// Makes an issuer that holds its own key below an authority, and what it shows.
+    fn issuer_below(
+        &self,
+        authority_above: &Issuer<'_, KeyPair>,
+        top: CertificateDer<'static>,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Result<Credentials> {
+        let (issuer_key, key) =
+            (KeyPair::generate_for(&PKCS_ED25519)?, KeyPair::generate_for(&PKCS_ED25519)?);
+        let node = node_id(key.public_key_raw().try_into()?);
+        let claims = IssuerClaims { node, name: "stranger".parse()?, groups: Vec::new() };
+        let mut params = authority();
+        params.custom_extensions = vec![CustomExtension::from_oid_content(ISSUER_OID, claims.encode()?)];
+        change(&mut params);
+        let issuer_der = params.signed_by(&issuer_key, authority_above)?.der().clone();
+        let leaf = leaf_params(self.mesh)?.signed_by(&key, &Issuer::new(params, issuer_key))?;
+        Ok(Credentials::Chain(vec![leaf.der().clone(), issuer_der, top], private(&key)))
+    }
+
     fn leaf_for(&self, key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Result<Credentials> {
         let mut params = leaf_params(self.mesh)?;
         change(&mut params);
@@ -159,6 +230,13 @@ impl Forge {
 
 fn pair(pkcs8: &[u8]) -> Result<KeyPair> {
     Ok(KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(pkcs8.to_vec()), &PKCS_ED25519)?)
+}
+
+fn root(name: &str) -> CertificateParams {
+    let mut params = authority();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
 }
 
 fn authority() -> CertificateParams {

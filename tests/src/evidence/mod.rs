@@ -14,6 +14,7 @@ mod detection;
 mod gossip;
 mod hostile;
 mod issuers;
+mod joins;
 mod long;
 mod mixed;
 mod restart;
@@ -99,6 +100,7 @@ pub fn rows() -> Vec<Row> {
         .chain([gossip::ROW, bugs::ROW, mixed::ROW, hostile::ROW, long::ROW, scarce::ROW])
         .chain(issuers::ROWS.iter().copied())
         .chain(rotation::ROWS.iter().copied())
+        .chain(joins::ROWS.iter().copied())
         .collect()
 }
 

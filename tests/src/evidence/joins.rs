@@ -1,0 +1,340 @@
+//! Joining while the path is cut, somebody dies, or somebody guesses: on real daemons.
+//!
+//! Owns: the points of the cuts, the lies of a fake issuer, the guesses. Must not know: how a ledger looks on disk.
+//! Driven by: `evidence`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::Ipv4Addr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use gossamer_wire::token::Token;
+
+use super::{Ci, Needs, Row, Run};
+use crate::fake::{Told, while_posing};
+use crate::forge::Forge;
+use crate::middle::{Lost, Middle, Traffic, Way, When};
+use crate::process::{Lab, Node};
+use crate::promise;
+use crate::quic::{Credentials, identity_of};
+use crate::wait::{until, wait_for};
+
+pub(super) const ROWS: &[Row] = &[
+    Row {
+        name: "4.1-join-cut",
+        promise: "A join that is cut at 100 points, after each datagram of either way and at random, or whose joiner or issuer is killed with -9 then: tried again, the same key ends joined exactly once, with one use in the ledger, and another key is refused",
+        sabotage: "what the joiner wrote is lost between its tries",
+        needs: Needs::Nothing,
+        ci: Ci::Runs,
+        check: join_cut,
+    },
+    Row {
+        name: "4.1-fake-issuer",
+        promise: "A fake issuer never sees a byte of a token: below another root, below one of the same name, a member, an issuer made by an issuer, the genuine chain without its key, and on the path to the genuine one",
+        sabotage: "the fake has the genuine issuer's key",
+        needs: Needs::Nothing,
+        ci: Ci::Runs,
+        check: fake_issuer,
+    },
+];
+
+/// Points in all.
+const POINTS: usize = 100;
+/// Of these the joiner is killed at so many, and the issuer.
+const JOINER_KILLED: usize = 20;
+const ISSUER_KILLED: usize = 8;
+/// Meshes that points are shared among, each with its joiners at the same time: an issuer serves eight at once.
+const MESHES: usize = 3;
+const AT_ONCE: usize = 8;
+/// Longest wait for a joiner that has lost its issuer; it gives an address up after 5 s.
+const GIVES_UP: Duration = Duration::from_secs(20);
+/// What a joiner does after the last datagram: it writes files.
+const WRITES: Duration = Duration::from_millis(40);
+
+/// Who is hit at a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hit {
+    Path,
+    Joiner,
+    Issuer,
+}
+
+/// One point.
+#[derive(Clone, Copy, Debug)]
+struct Point {
+    number: usize,
+    hit: Hit,
+    when: When,
+    lost: Lost,
+}
+
+/// How far the first try of a join came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Came {
+    /// The issuer wrote nothing.
+    Nowhere,
+    /// The issuer wrote the use, the joiner did not get to its identity.
+    Between,
+    /// All the way.
+    There,
+}
+
+fn join_cut(run: &Run) -> Result<String> {
+    run.scenario(|lab| {
+        let traffic = undisturbed(lab)?;
+        let points = points(&traffic);
+        let (killing, others): (Vec<_>, Vec<_>) = points.iter().partition(|point| point.hit == Hit::Issuer);
+        let came = Mutex::new(BTreeMap::new());
+        let failed = Mutex::new(None);
+        let play = |mesh: usize, share: &[Point], at_once: usize| {
+            if let Err(error) = play_mesh(run, lab, mesh, share, at_once, &came) {
+                failed.lock().expect("whole").get_or_insert(error);
+            }
+        };
+        std::thread::scope(|scope| {
+            for mesh in 0..MESHES {
+                let share: Vec<_> = others.iter().skip(mesh).step_by(MESHES).copied().collect();
+                let play = &play;
+                scope.spawn(move || play(mesh, &share, AT_ONCE));
+            }
+            // An issuer that is killed has one joiner at a time.
+            for mesh in 0..2 {
+                let share: Vec<_> = killing.iter().skip(mesh).step_by(2).copied().collect();
+                let play = &play;
+                scope.spawn(move || play(MESHES + mesh, &share, 1));
+            }
+        });
+        if let Some(error) = failed.into_inner().expect("whole") {
+            return Err(error);
+        }
+        let came = came.into_inner().expect("whole");
+        let count = |wanted| came.get(&wanted).copied().unwrap_or(0);
+        promise!(count(Came::Between) > 0, "no point lay between the ledger and the joiner");
+        Ok(format!(
+            "{POINTS} of {POINTS} joined once with one use each ({} paths cut, {JOINER_KILLED} joiners and {ISSUER_KILLED} issuers killed; of the first tries {} left nothing, {} a use without a member, {} had joined); {} datagrams up and {} down when nothing is cut",
+            POINTS - JOINER_KILLED - ISSUER_KILLED,
+            count(Came::Nowhere),
+            count(Came::Between),
+            count(Came::There),
+            traffic.up,
+            traffic.down
+        ))
+    })
+}
+
+/// Lets one node join over a path that is not cut.
+fn undisturbed(lab: &Lab) -> Result<Traffic> {
+    let mut issuer = lab.node("i")?;
+    issuer.init("default")?;
+    let middle = Middle::new(issuer.mesh_address()?, source(9, 1), When::Never, Lost::Nothing)?;
+    middle.while_carrying(|| {
+        let token = issuer.token(&["--address", &middle.address()?.to_string()])?;
+        lab.node("whole")?.ok(&["join", &token, "--node", "whole", "--no-start"])?;
+        Ok(())
+    })?;
+    Ok(middle.traffic())
+}
+
+/// Spreads the points: paths are cut after each datagram in each manner and at random, others die at random.
+fn points(traffic: &Traffic) -> Vec<Point> {
+    let mut random = SmallRng::seed_from_u64(41);
+    let mut moment = |end: Duration| When::After(end.mul_f64(random.random_range(0.0..1.0)));
+    let both = [(Way::Up, traffic.up), (Way::Down, traffic.down)];
+    let mut cuts: Vec<_> = [Lost::All, Lost::One(Way::Up), Lost::One(Way::Down)]
+        .into_iter()
+        .flat_map(|lost| {
+            both.into_iter().flat_map(move |(way, count)| (0..=count).map(move |at| (way, at, lost)))
+        })
+        .map(|(way, at, lost)| (Hit::Path, When::Passed(way, at), lost))
+        .collect();
+    let paths = POINTS - JOINER_KILLED - ISSUER_KILLED;
+    cuts.truncate(paths);
+    while cuts.len() < paths {
+        cuts.push((Hit::Path, moment(traffic.time), Lost::All));
+    }
+    let killed = [Hit::Joiner; JOINER_KILLED].into_iter().chain([Hit::Issuer; ISSUER_KILLED]);
+    cuts.extend(killed.map(|hit| (hit, moment(traffic.time + WRITES), Lost::Nothing)));
+    let number = |(number, (hit, when, lost)): (usize, _)| Point { number, hit, when, lost };
+    cuts.into_iter().enumerate().map(number).collect()
+}
+
+/// Returns the address from which a joiner seems to come: five tries in vain of one would make it wait.
+fn source(mesh: usize, number: usize) -> Ipv4Addr {
+    Ipv4Addr::new(127, 1, mesh as u8, number as u8 + 1)
+}
+
+/// Plays points at an issuer of their own, then looks into its list.
+fn play_mesh(
+    run: &Run,
+    lab: &Lab,
+    mesh: usize,
+    points: &[Point],
+    at_once: usize,
+    came: &Mutex<BTreeMap<Came, usize>>,
+) -> Result<()> {
+    let mut issuer = lab.node(&format!("i{mesh}"))?;
+    issuer.init("default")?;
+    let issuer = Mutex::new(issuer);
+    let (next, joined) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    let work = || -> Result<()> {
+        while let Some(point) = points.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let played = play(run, lab, &issuer, mesh, *point);
+            // The others need not go on.
+            let played = played.inspect_err(|_| next.store(points.len(), Ordering::Relaxed));
+            let (token, node, how_far) = played.with_context(|| format!("{point:?}"))?;
+            joined.lock().expect("whole").insert(token, node);
+            *came.lock().expect("whole").entry(how_far).or_default() += 1;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("a worker does not panic"))
+    })?;
+    let joined = joined.into_inner().expect("whole");
+    let listed = issuer.into_inner().expect("whole").json(&["token", "list"])?;
+    let mut nodes = BTreeSet::new();
+    for (token, node) in &joined {
+        let used = used_by(&listed, token)?;
+        promise!(used == [node.clone()], "token {token} of node {node} was used by {used:?}");
+        nodes.insert(node);
+    }
+    promise!(nodes.len() == points.len(), "{} nodes of {} joins", nodes.len(), points.len());
+    Ok(())
+}
+
+/// Returns who used a token, by the list of its issuer.
+fn used_by(listed: &serde_json::Value, token: &str) -> Result<Vec<String>> {
+    let mut rows = listed.as_array().into_iter().flatten();
+    let row = rows.find(|row| row["id"] == token).with_context(|| format!("token {token} in the list"))?;
+    let used = row["used_by"].as_array().into_iter().flatten();
+    Ok(used.filter_map(|used| used["id"].as_str().map(str::to_owned)).collect())
+}
+
+/// Plays one point: a first try that is hit, then a second one, then another key with the token. Returns token, node, and
+/// how far the first try came.
+fn play(
+    run: &Run,
+    lab: &Lab,
+    issuer: &Mutex<Node>,
+    mesh: usize,
+    point: Point,
+) -> Result<(String, String, Came)> {
+    let here = || issuer.lock().expect("whole");
+    let server = here().mesh_address()?;
+    let middle = Middle::new(server, source(mesh, point.number), point.when, point.lost)?;
+    middle.while_carrying(|| {
+        let text = {
+            let address = middle.address()?.to_string();
+            let command = here().command(&["token", "create", "--address", &address]);
+            lab.finish(command, crate::process::COMMAND)?.stdout.trim().to_owned()
+        };
+        let token = text.parse::<Token>()?.grant().id.to_string();
+        let joiner = lab.node(&format!("n{}", point.number))?;
+        first_try(issuer, &middle, &joiner, &text, point.hit)?;
+        let listing = here().command(&["token", "list", "--json"]);
+        let listed = serde_json::from_str(&lab.finish(listing, crate::process::COMMAND)?.stdout)?;
+        let came =
+            match (joiner.state_dir().join("identity.json").exists(), used_by(&listed, &token)?.is_empty()) {
+                (true, _) => Came::There,
+                (false, false) => Came::Between,
+                (false, true) => Came::Nowhere,
+            };
+        middle.mend();
+        let key = fs::read(joiner.state_dir().join("node.key")).ok();
+        if run.sabotaged {
+            fs::remove_dir_all(joiner.state_dir())?;
+        }
+        let again = joiner.cli(&["join", &text, "--node", &joiner.name, "--no-start"])?;
+        promise!(again.code == Some(0), "the second try ended with {:?}: {}", again.code, again.stderr);
+        let kept = fs::read(joiner.state_dir().join("node.key"))?;
+        promise!(key.is_none_or(|key| key == kept), "the second try has another key");
+        let other = lab.node(&format!("x{}", point.number))?;
+        let refused = other.cli(&["join", &text, "--node", &other.name, "--no-start"])?;
+        promise!(refused.code == Some(5), "another key ended with {:?}: {}", refused.code, refused.stderr);
+        Ok((token, identity_of(&joiner.state_dir())?.node().to_string(), came))
+    })
+}
+
+/// Starts a join, hits whom the point says when its moment comes, and waits for its end.
+fn first_try(issuer: &Mutex<Node>, middle: &Middle, joiner: &Node, token: &str, hit: Hit) -> Result<()> {
+    let mut child = joiner.spawn(&["join", token, "--node", &joiner.name, "--no-start"])?;
+    let mut hit_it = || -> Result<()> {
+        until("the moment of a point, or the end of the join", GIVES_UP, || {
+            Ok(middle.is_cut() || child.try_wait()?.is_some())
+        })?;
+        match hit {
+            Hit::Path => {}
+            Hit::Joiner => child.kill()?,
+            Hit::Issuer => {
+                let mut issuer = issuer.lock().expect("whole");
+                issuer.kill9()?;
+                issuer.run()?;
+            }
+        }
+        wait_for("the end of a join", GIVES_UP, || Ok(child.try_wait()?)).map(drop)
+    };
+    let done = hit_it();
+    let _ = child.kill();
+    let _ = child.wait();
+    done
+}
+
+fn fake_issuer(run: &Run) -> Result<String> {
+    run.scenario(|lab| {
+        let mut first = lab.node("first")?;
+        first.init("default")?;
+        let member = lab.node("member")?;
+        member.ok(&["join", &first.token(&[])?, "--node", "member", "--no-start"])?;
+        let forge = Forge::of(&first.state_dir())?;
+        let asked = pose(lab, &first, forge.genuine(), "genuine", 2)?;
+        promise!(contains(&asked.bytes, b"gsm1_"), "the genuine one is told {} bytes and no token", asked.bytes.len());
+        let fakes = forge.fakes(&Credentials::of_member(&member.state_dir())?)?;
+        for (number, (what, uses, fake)) in fakes.iter().enumerate() {
+            let shown = if run.sabotaged { forge.genuine() } else { fake };
+            let told = pose(lab, &first, shown, &format!("j{number}"), *uses)?;
+            promise!(told.begun > 0, "nobody came to one {what}");
+            promise!(told.bytes.is_empty(), "one {what} was told {} bytes", told.bytes.len());
+        }
+        let seen = on_the_path(lab, &first)?;
+        Ok(format!("0 bytes told to {} fakes, {} to one with the genuine key; no part of the token among {seen} bytes on the path", fakes.len(), asked.bytes.len()))
+    })
+}
+
+/// Lets a node try to join where somebody poses as the issuer, and returns what that one was told.
+fn pose(lab: &Lab, issuer: &Node, shown: &Credentials, name: &str, uses: u32) -> Result<Told> {
+    let joiner = lab.node(name)?;
+    let (code, told) = while_posing(shown, |address| {
+        let token = issuer.token(&["--uses", &uses.to_string(), "--address", &address.to_string()])?;
+        Ok(joiner.cli(&["join", &token, "--node", name, "--no-start"])?.code)
+    })?;
+    promise!(code == Some(1), "a join at a fake issuer ended with {code:?}");
+    Ok(told)
+}
+
+/// Lets a node join through somebody who keeps what passes, and returns how many bytes that was.
+fn on_the_path(lab: &Lab, issuer: &Node) -> Result<usize> {
+    let middle = Middle::new(issuer.mesh_address()?, source(0, 0), When::Never, Lost::Nothing)?;
+    let token = middle.while_carrying(|| {
+        let token = issuer.token(&["--address", &middle.address()?.to_string()])?;
+        lab.node("through")?.ok(&["join", &token, "--node", "through", "--no-start"])?;
+        Ok(token)
+    })?;
+    let seen = middle.seen();
+    let part = token.as_bytes().windows(PART_BYTES).find(|part| contains(&seen, part));
+    promise!(part.is_none(), "a part of the token is on the path");
+    Ok(seen.len())
+}
+
+/// Of a token: more than stands in random bytes by chance.
+const PART_BYTES: usize = 8;
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
