@@ -4,7 +4,7 @@
 //! Driven by: the checks of trust, and the process tests of bad input.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,10 +22,14 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, Error as TlsError, SignatureScheme};
 
-use gossamer::identity::Identity;
+use gossamer::identity::{Identity, NodeKey};
+use gossamer_core::trust::Sign as _;
 use gossamer_wire::MeshId;
 use gossamer_wire::flow::{OpenRequest, OpenStatus};
 use gossamer_wire::frame::{ALPN, Frame, Hello, PREFIX_BYTES, Purpose};
+use gossamer_wire::join::{self, Ask, JoinReply, JoinRequest};
+use gossamer_wire::limits::MAX_JOIN_BYTES;
+use gossamer_wire::token::Token;
 
 /// How long an answer may take that must not come: longer than the daemon waits for a joiner's request.
 const SILENCE: Duration = Duration::from_secs(6);
@@ -245,8 +249,57 @@ pub fn open_flow(
     })
 }
 
-/// Connects; the inner error is the daemon's refusal.
+/// Asks an issuer from this address to admit a new key with a token. The inner error is why it hung up instead of
+/// answering.
+///
+/// # Errors
+/// The harness's own.
+pub fn ask_to_join(server: SocketAddr, source: Ipv4Addr, token: &Token) -> Result<Result<JoinReply, String>> {
+    runtime()?.block_on(async {
+        let connection = match connect_from(source, server, &Credentials::None, join::ALPN).await? {
+            Ok(connection) => connection,
+            Err(why) => return Ok(Err(why)),
+        };
+        let key = NodeKey::generate().context("randomness")?;
+        let mut binding = [0; 32];
+        let exported = connection.export_keying_material(&mut binding, b"EXPORTER-gossamer-join", b"");
+        exported.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        let proof = [join::PROOF_LABEL, token.grant().id.as_bytes(), &binding].concat();
+        let request = JoinRequest {
+            token: token.reveal().to_owned(),
+            public_key: key.public(),
+            proof: key.sign(&proof).to_vec(),
+            name: "guesser".parse()?,
+        };
+        let asked = async {
+            let (mut send, mut recv) = connection.open_bi().await?;
+            send.write_all(&Ask::Join(request).encode()?).await?;
+            send.finish()?;
+            anyhow::Ok(recv.read_to_end(MAX_JOIN_BYTES).await?)
+        };
+        let answer = tokio::time::timeout(ANSWER, asked).await.context("an answer of the issuer")?;
+        let closed = connection.close_reason().map(|reason| reason.to_string());
+        connection.close(0_u32.into(), b"thanks");
+        // Its task sends that now, or the issuer would keep a seat for it.
+        tokio::task::yield_now().await;
+        match answer {
+            Ok(bytes) => Ok(Ok(JoinReply::decode(&bytes)?)),
+            Err(error) => Ok(Err(closed.unwrap_or_else(|| error.to_string()))),
+        }
+    })
+}
+
 async fn connect(
+    server: SocketAddr,
+    credentials: &Credentials,
+    alpn: &[u8],
+) -> Result<Result<Connection, String>> {
+    connect_from(Ipv4Addr::LOCALHOST, server, credentials, alpn).await
+}
+
+/// Connects; the inner error is the daemon's refusal.
+async fn connect_from(
+    source: Ipv4Addr,
     server: SocketAddr,
     credentials: &Credentials,
     alpn: &[u8],
@@ -261,7 +314,7 @@ async fn connect(
         Credentials::Chain(chain, key) => config.with_client_auth_cert(chain.clone(), key.clone_key())?,
     };
     config.alpn_protocols = vec![alpn.to_vec()];
-    let mut endpoint = Endpoint::client("127.0.0.1:0".parse()?)?;
+    let mut endpoint = Endpoint::client((source, 0).into())?;
     endpoint
         .set_default_client_config(quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config)?)));
     let connecting = endpoint.connect(server, "gossamer")?;

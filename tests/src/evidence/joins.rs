@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,7 +14,9 @@ use anyhow::{Context as _, Result};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use gossamer_wire::token::Token;
+use gossamer_wire::TokenId;
+use gossamer_wire::join::{JoinReply, Refusal};
+use gossamer_wire::token::{Grant, Token};
 
 use super::{Ci, Needs, Row, Run};
 use crate::fake::{Told, while_posing};
@@ -22,7 +24,7 @@ use crate::forge::Forge;
 use crate::middle::{Lost, Middle, Traffic, Way, When};
 use crate::process::{Lab, Node};
 use crate::promise;
-use crate::quic::{Credentials, identity_of};
+use crate::quic::{Credentials, ask_to_join, identity_of};
 use crate::wait::{until, wait_for};
 
 pub(super) const ROWS: &[Row] = &[
@@ -41,6 +43,14 @@ pub(super) const ROWS: &[Row] = &[
         needs: Needs::Nothing,
         ci: Ci::Runs,
         check: fake_issuer,
+    },
+    Row {
+        name: "4.1-brute-force",
+        promise: "Of wrong tokens an issuer judges five a minute from one source and a hundred from all, then one from each new source; a node with a good token joins meanwhile, and none of the wrong ones admits",
+        sabotage: "each guess comes from a source of its own",
+        needs: Needs::Nothing,
+        ci: Ci::Runs,
+        check: brute_force,
     },
 ];
 
@@ -337,4 +347,68 @@ const PART_BYTES: usize = 8;
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
+}
+
+/// Sources that guess until they are turned away, and how often each tries.
+const GUESSERS: usize = 20;
+const GUESSES: usize = 7;
+/// Sources that come when all together have had their hundred.
+const LATE_GUESSERS: usize = 15;
+const LATE_GUESSES: usize = 3;
+/// What the issuer judges of one source in a minute, and what of all.
+const OF_ONE: usize = 5;
+const OF_ALL: usize = 100;
+
+fn brute_force(run: &Run) -> Result<String> {
+    run.scenario(|lab| {
+        let mut issuer = lab.node("issuer")?;
+        issuer.init("default")?;
+        let good = issuer.token(&[])?.parse::<Token>()?;
+        let mut guesser = Guesser { server: issuer.mesh_address()?, good: &good, tries: 0, judged: 0 };
+        for number in 0..GUESSERS {
+            for guess in 0..GUESSES {
+                guesser.guess(if run.sabotaged { source(1 + guess, number) } else { source(0, number) })?;
+            }
+        }
+        let early = guesser.judged;
+        promise!(early <= OF_ALL, "{early} guesses of {GUESSERS} sources were judged");
+        promise!(early == GUESSERS * OF_ONE, "{early} guesses were judged of {OF_ONE} for each source");
+        for number in 0..LATE_GUESSERS {
+            for _ in 0..LATE_GUESSES {
+                guesser.guess(source(9, number))?;
+            }
+        }
+        let late = guesser.judged - early;
+        promise!(late <= LATE_GUESSERS, "{late} guesses of {LATE_GUESSERS} late sources were judged");
+        let honest = lab.node("honest")?;
+        honest.ok(&["join", good.reveal(), "--node", "honest", "--no-start"])?;
+        let listed = issuer.json(&["token", "list"])?;
+        promise!(used_by(&listed, &good.grant().id.to_string())?.len() == 1, "the list is {listed}");
+        Ok(format!(
+            "of {} wrong tokens {early} of {GUESSERS} sources were judged and {late} of {LATE_GUESSERS} later ones, the rest turned away; a good one admitted then",
+            guesser.tries
+        ))
+    })
+}
+
+/// Somebody who knows a good token but for its signature and id.
+struct Guesser<'a> {
+    server: SocketAddr,
+    good: &'a Token,
+    tries: usize,
+    judged: usize,
+}
+
+impl Guesser<'_> {
+    fn guess(&mut self, source: Ipv4Addr) -> Result<()> {
+        self.tries += 1;
+        let grant = Grant { id: TokenId::from_bytes(rand::random()), ..self.good.grant().clone() };
+        let token = Token::build(grant, |_| [self.tries as u8; 64])?;
+        match ask_to_join(self.server, source, &token)? {
+            Ok(JoinReply::Refused(Refusal::Foreign)) => self.judged += 1,
+            Ok(other) => promise!(false, "a wrong token was answered with {other:?}"),
+            Err(why) => promise!(why.contains("too many tries"), "the issuer hung up with {why}"),
+        }
+        Ok(())
+    }
 }

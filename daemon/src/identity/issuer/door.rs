@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::Connection;
+use quinn::{Connection, SendStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -62,15 +62,20 @@ pub(super) async fn door(
         let (commands, metrics, trust) = (commands.clone(), Arc::clone(&metrics), Trust::clone(&trust));
         let failed = failed.clone();
         stage.spawn_short("join", async move {
-            let outcome = timeout(JOIN_WITHIN, exchange(&connection, &commands, &trust)).await;
-            metrics.join(match &outcome {
-                Ok(Some(JoinReply::Admitted(_))) => "admitted",
-                Ok(Some(JoinReply::Refused(_))) => "refused",
+            let judged = timeout(JOIN_WITHIN, judge(&connection, &commands, &trust)).await;
+            metrics.join(match &judged {
+                Ok(Some((JoinReply::Admitted(_), _))) => "admitted",
+                Ok(Some((JoinReply::Refused(_), _))) => "refused",
                 Ok(None) => "malformed",
                 Err(_) => "timeout",
             });
-            if outcome.map_or(true, |reply| is_in_vain(reply.as_ref())) {
+            let judged = judged.ok().flatten();
+            // Before it is told: who asks again at once finds it counted.
+            if is_in_vain(judged.as_ref().map(|(reply, _)| reply)) {
                 let _ = failed.send(source).await;
+            }
+            if let Some((reply, send)) = judged {
+                let _ = timeout(CLOSE_WITHIN, answer(&reply, send)).await;
             }
             // The asker closes when it has stored what it got.
             let _ = timeout(CLOSE_WITHIN, connection.closed()).await;
@@ -101,19 +106,20 @@ const fn is_in_vain(reply: Option<&JoinReply>) -> bool {
     }
 }
 
-/// Reads a request, has it judged, and answers. `None` when the joiner does not speak the protocol.
-async fn exchange(
+/// Reads a request, has it judged, and returns the reply and where it goes. `None` when the joiner does not speak the
+/// protocol.
+async fn judge(
     connection: &Connection,
     commands: &mpsc::Sender<Command>,
     trust: &Trust,
-) -> Option<JoinReply> {
+) -> Option<(JoinReply, SendStream)> {
     let read = async {
         let (send, mut recv) = connection.accept_bi().await.ok()?;
         Some((send, recv.read_to_end(MAX_JOIN_BYTES).await.ok()?))
     };
-    let (mut send, bytes) = timeout(REQUEST_WITHIN, read).await.ok()??;
+    let (send, bytes) = timeout(REQUEST_WITHIN, read).await.ok()??;
     let binding = binding(connection)?;
-    let (reply, answer) = oneshot::channel();
+    let (reply, verdict) = oneshot::channel();
     let checked = match Ask::decode(&bytes).ok()? {
         Ask::Join(request) => {
             check_join(request, &binding)?.map(|request| Command::Admit { request: Box::new(request), reply })
@@ -125,12 +131,16 @@ async fn exchange(
         Err(refusal) => JoinReply::Refused(refusal),
         Ok(command) => {
             commands.send(command).await.ok()?;
-            answer.await.ok()?
+            verdict.await.ok()?
         }
     };
+    Some((reply, send))
+}
+
+/// Sends a reply; `None` when the joiner is gone.
+async fn answer(reply: &JoinReply, mut send: SendStream) -> Option<()> {
     send.write_all(&reply.encode().ok()?).await.ok()?;
-    send.finish().ok()?;
-    Some(reply)
+    send.finish().ok()
 }
 
 /// Returns what is the same at both ends of this very TLS session and nowhere else.
