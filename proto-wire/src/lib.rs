@@ -25,6 +25,7 @@ pub mod token;
 pub use error::{DecodeError, EncodeError, NameError};
 pub use id::{Generation, IdError, MeshId, NodeId, TokenId};
 pub use name::{
-    GroupName, InstanceName, Label, MeshName, NodeName, PortName, RegionName, ServiceName, ZoneName,
+    FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, PortName, RegionName, ServiceName,
+    ZoneName,
 };
 pub use record::{Health, Port, ServiceRecord, Transport, Tries, Visibility};

@@ -89,6 +89,10 @@ pub const NUMBERS_PER_AUTHOR: u64 = 64;
 /// signature in [`MAX_CERTIFICATE_BYTES`].
 pub const MAX_ISSUER_CLAIMS_BYTES: usize = 1_024;
 
+/// Most services, FQDN suffixes and labels, of each, in the claims of a certificate: more than their 256 bytes hold of
+/// names as people choose them.
+pub const MAX_CLAIMS_ENTRIES: usize = 16;
+
 /// Longest SWIM packet: header and gossip fit one QUIC datagram at the starting MTU.
 pub const MAX_SWIM_BYTES: usize = 1_100;
 

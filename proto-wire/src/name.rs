@@ -1,6 +1,6 @@
-//! Names: one LDH label each, parsed once at the border and valid ever after.
+//! Names: one LDH label each, parsed once at the border and valid ever after; and suffixes of longer names.
 //!
-//! Owns: the grammar of service, group, node, instance, port, zone, region and mesh names.
+//! Owns: the grammar of service, group, node, instance, port, zone, region and mesh names, and of suffixes.
 //! Must not know: DNS packets, which names exist. Driven by: configuration, command line, decoders.
 
 use std::fmt;
@@ -152,6 +152,42 @@ name!(
     MeshName, "mesh name", &[]
 );
 
+/// Longest suffix, bytes: as text a DNS name has 253 (RFC 1035 2.3.4), and one label with its dot stands before it.
+const MAX_SUFFIX_BYTES: usize = 251;
+
+/// The end of fully qualified names, for example `corp.example`: labels with dots between them, at least one.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct FqdnSuffix(Arc<str>);
+
+impl FqdnSuffix {
+    /// Returns the text, without dots at its ends.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for FqdnSuffix {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let what = "FQDN suffix";
+        let error = |why| NameError { what, text: text.chars().take(80).collect(), why };
+        if text.starts_with('.') || text.ends_with('.') {
+            return Err(error("write it without dots at its ends, for example corp.example"));
+        }
+        if text.len() > MAX_SUFFIX_BYTES {
+            return Err(error("no name could stand before it: it is longer than 251 characters"));
+        }
+        text.split('.')
+            .try_for_each(|label| parse(label, what, &[]).map(drop))
+            .map_err(|fault| error(fault.why))?;
+        Ok(Self(text.into()))
+    }
+}
+
+text_traits!(FqdnSuffix);
+
 impl InstanceName {
     /// Returns the least name there is: where a range of instances begins.
     pub fn least() -> Self {
@@ -209,6 +245,30 @@ mod tests {
         assert_eq!("0".parse::<InstanceName>().expect("name"), InstanceName::least());
         assert!("node".parse::<GroupName>().is_err());
         assert_eq!(PortName::from(5432).as_str(), "5432");
+    }
+
+    #[test]
+    fn a_suffix_is_labels_with_dots_between_them() {
+        for text in ["corp", "corp.example", "a.b.c-d.0", &format!("a.{}", "b".repeat(63))] {
+            assert_eq!(text.parse::<FqdnSuffix>().map(|suffix| suffix.to_string()), Ok(text.to_owned()));
+        }
+        let long = ["a"; 127].join(".");
+        let cases = [
+            ("", "empty"),
+            (".corp", "without dots"),
+            ("corp.", "without dots"),
+            ("a..b", "empty"),
+            ("Corp.example", "a-z"),
+            ("*.corp", "a-z"),
+            ("_tcp.corp", "reserved"),
+            (&long, "251"),
+        ];
+        for (text, rule) in cases {
+            let error = text.parse::<FqdnSuffix>().expect_err(text).to_string();
+            assert!(error.contains(rule) && error.contains("FQDN suffix"), "{error} should mention {rule}");
+        }
+        let bytes = crate::codec::encode("test", "not a suffix", 64).expect("short");
+        assert!(crate::codec::decode::<FqdnSuffix>("test", &bytes, 64).is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //!
 //! A token is a secret. It has no `Display`; `Debug` shows its id only.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -16,8 +17,8 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::codec::{self, at_most};
-use crate::limits::{MAX_TOKEN_ADDRESSES, MAX_TOKEN_BYTES};
-use crate::{DecodeError, EncodeError, GroupName, MeshId, NodeId, TokenId};
+use crate::limits::{MAX_CLAIMS_ENTRIES, MAX_TOKEN_ADDRESSES, MAX_TOKEN_BYTES};
+use crate::{DecodeError, EncodeError, FqdnSuffix, GroupName, Label, MeshId, NodeId, TokenId};
 
 /// What every token begins with; the digit is the version of the format.
 pub const PREFIX: &str = "gsm1_";
@@ -52,11 +53,16 @@ pub struct Grant {
     pub addresses: Vec<SocketAddr>,
 }
 
-/// What a certificate allows beyond membership; copied from the token.
+/// What a certificate allows beyond membership; copied from the token, and from one certificate to the next.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Claims {
     /// Patterns of service names the node may export; empty allows every name.
     pub services: Vec<String>,
+    /// Suffixes below which it may export names of its own; empty allows none outside of the mesh's zone.
+    pub fqdn_suffixes: Vec<FqdnSuffix>,
+    /// Labels that the issuer vouches for, unlike those a node gives to itself in its card.
+    pub labels: BTreeMap<Label, Label>,
     /// May relay for others.
     pub relay: bool,
     /// Seconds after which the silent node is forgotten; 0 is never.
@@ -70,8 +76,10 @@ impl Claims {
     /// Encodes the claims as they stand in the certificate extension.
     ///
     /// # Errors
-    /// They are longer than 256 bytes; name fewer patterns.
+    /// They are too many, or longer than 256 bytes; name fewer.
     pub fn encode(&self) -> Result<Vec<u8>, EncodeError> {
+        let refused = |error: DecodeError| EncodeError::Refused { what: "claims", why: error.to_string() };
+        self.check().map_err(refused)?;
         codec::encode("claims", self, MAX_CLAIMS_BYTES)
     }
 
@@ -80,7 +88,17 @@ impl Claims {
     /// # Errors
     /// The issuer's fault; the certificate is refused.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        codec::decode("claims", bytes, MAX_CLAIMS_BYTES)
+        let claims: Self = codec::decode("claims", bytes, MAX_CLAIMS_BYTES)?;
+        claims.check()?;
+        Ok(claims)
+    }
+
+    /// Checks the limits that the types cannot hold.
+    fn check(&self) -> Result<(), DecodeError> {
+        at_most("services of claims", &self.services, MAX_CLAIMS_ENTRIES)?;
+        at_most("FQDN suffixes of claims", &self.fqdn_suffixes, MAX_CLAIMS_ENTRIES)?;
+        let (what, len, limit) = ("labels of claims", self.labels.len(), MAX_CLAIMS_ENTRIES);
+        if len > limit { Err(DecodeError::TooMany { what, len, limit }) } else { Ok(()) }
     }
 
     /// Returns whether a node with these claims may export a service of this name.
@@ -139,10 +157,7 @@ impl Token {
         let mut bytes = codec::encode("token", &grant, MAX_TOKEN_BYTES)?;
         let signature = sign(&[SIGN_DOMAIN, &bytes].concat());
         bytes.extend_from_slice(&signature);
-        let checksum = checksum(&bytes);
-        bytes.extend_from_slice(&checksum);
-        let text = format!("{PREFIX}{}", BASE32_NOPAD.encode(&bytes).to_ascii_lowercase());
-        Ok(Self { grant, text: Zeroizing::new(text) })
+        Ok(Self { grant, text: Zeroizing::new(armour(bytes)) })
     }
 
     /// Returns what the token grants.
@@ -178,6 +193,7 @@ impl FromStr for Token {
             .0;
         let grant: Grant = codec::decode("token", payload, MAX_TOKEN_BYTES).map_err(content)?;
         at_most("token addresses", &grant.addresses, MAX_TOKEN_ADDRESSES).map_err(content)?;
+        grant.claims.check().map_err(content)?;
         Ok(Self { grant, text: Zeroizing::new(text.to_owned()) })
     }
 }
@@ -192,6 +208,13 @@ impl fmt::Debug for Grant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Grant({})", self.id)
     }
+}
+
+/// Adds checksum, base32 and prefix to payload and signature.
+pub(crate) fn armour(mut bytes: Vec<u8>) -> String {
+    let checksum = checksum(&bytes);
+    bytes.extend_from_slice(&checksum);
+    format!("{PREFIX}{}", BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
 }
 
 /// Removes prefix, base32 and checksum; leaves payload and signature.
@@ -290,6 +313,34 @@ mod tests {
             ("exact", "exactly", false),
         ] {
             assert_eq!(pattern_matches(pattern, text), matches, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn claims_have_a_few_entries_of_each_kind() {
+        let label = |number: usize| format!("l{number}").parse::<Label>().expect("a label");
+        let labels = |count| (0..count).map(|number| (label(number), label(0))).collect::<BTreeMap<_, _>>();
+        let full = Claims {
+            services: vec!["a".to_owned(); MAX_CLAIMS_ENTRIES],
+            fqdn_suffixes: vec!["b".parse().expect("a suffix"); MAX_CLAIMS_ENTRIES],
+            labels: labels(MAX_CLAIMS_ENTRIES),
+            ..Claims::default()
+        };
+        assert_eq!(Claims::decode(&full.encode().expect("fits")), Ok(full.clone()));
+        for over in [
+            Claims { services: [full.services.clone(), vec!["a".to_owned()]].concat(), ..full.clone() },
+            Claims {
+                fqdn_suffixes: [&full.fqdn_suffixes[..], &full.fqdn_suffixes[..1]].concat(),
+                ..full.clone()
+            },
+            Claims { labels: labels(MAX_CLAIMS_ENTRIES + 1), ..full.clone() },
+        ] {
+            let error = over.encode().expect_err("too many").to_string();
+            assert!(error.contains("17 entries, the limit is 16"), "{error}");
+            let bytes = codec::encode("claims", &over, MAX_CLAIMS_BYTES).expect("fits");
+            assert!(matches!(Claims::decode(&bytes), Err(DecodeError::TooMany { .. })));
+            let token = Token::build(Grant { claims: over, ..grant() }, |_| [0; 64]).expect("fits");
+            assert!(matches!(token.reveal().parse::<Token>(), Err(TokenError::Content(_))));
         }
     }
 

@@ -335,7 +335,13 @@ fn grant() -> Grant {
         uses: 1,
         group: "west".parse().expect("name"),
         node_pattern: Some("vm-*".to_owned()),
-        claims: Claims { services: vec!["web-*".to_owned()], relay: true, ephemeral_seconds: 600 },
+        claims: Claims {
+            services: vec!["web-*".to_owned()],
+            fqdn_suffixes: vec!["corp.example".parse().expect("a suffix")],
+            labels: [("zone".parse().expect("a label"), "a".parse().expect("a label"))].into(),
+            relay: true,
+            ephemeral_seconds: 600,
+        },
         addresses: vec!["192.0.2.1:4677".parse().expect("address")],
     }
 }
@@ -345,7 +351,7 @@ fn tokens_keep_their_text() {
     let token = Token::build(grant(), |_| [0x33; 64]).expect("fits");
     assert_eq!(
         token.reveal(),
-        "gsm1_xo53xo53xo53xo53xo53xo53xpo53xo53xo53xo53xo53xo53xo53xo53xo53xo53xo53xo53xo533xo53xo53xo53xo53xo53xo53vkvkvkvkvkvkvkvkvkvkvkvkvk7qanesllaechozltoqaqi5tnfuvacblxmvrc2kqb7nmaeaiayaaaeap3iujdgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmt33vfc"
+        "gsm1_xo53xo53xo53xo53xo53xo53xpo53xo53xo53xo53xo53xo53xo53xo53xo53xo53xo53xo53xo533xo53xo53xo53xo53xo53xo53vkvkvkvkvkvkvkvkvkvkvkvkvk7qanesllaechozltoqaqi5tnfuvacblxmvrc2kqbbrrw64tqfzsxqylnobwgkaiepjxw4zibmea7wwacaeamaaacah5ukertgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgsgsjfia"
     );
     let read: Token = token.reveal().parse().expect("parses");
     assert!(*read.grant() == grant());
@@ -353,15 +359,19 @@ fn tokens_keep_their_text() {
     assert_golden(
         "signed bytes of a token",
         &signed,
-        "676f7373616d65722d746f6b656e2d763100bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaafc00d2496b0104776573740104766d2d2a01057765622d2a01fb58020100c0000201fb4512",
+        "676f7373616d65722d746f6b656e2d763100bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaafc00d2496b0104776573740104766d2d2a01057765622d2a010c636f72702e6578616d706c6501047a6f6e65016101fb58020100c0000201fb4512",
     );
     assert_eq!(signature, [0x33; 64]);
 }
 
 #[test]
 fn claims_keep_their_bytes() {
-    assert_golden("no claims", &Claims::default().encode().expect("fits"), "000000");
-    assert_golden("claims", &grant().claims.encode().expect("fits"), "01057765622d2a01fb5802");
+    assert_golden("no claims", &Claims::default().encode().expect("fits"), "0000000000");
+    assert_golden(
+        "claims",
+        &grant().claims.encode().expect("fits"),
+        "0105 7765622d2a 010c 636f72702e6578616d706c65 0104 7a6f6e65 0161 01 fb5802",
+    );
 }
 
 #[test]

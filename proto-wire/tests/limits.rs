@@ -310,7 +310,7 @@ fn a_text_that_is_much_longer_than_a_token_is_not_decoded() {
 #[test]
 fn claims_are_limited_as_a_whole() {
     let services = |len| vec!["a".repeat(100), "b".repeat(len)];
-    let claims = |len| Claims { services: services(len), relay: false, ephemeral_seconds: 0 };
+    let claims = |len| Claims { services: services(len), ..Claims::default() };
     let overhead = claims(0).encode().expect("fits").len();
     assert!(claims(MAX_CLAIMS_BYTES - overhead).encode().is_ok());
     assert!(claims(MAX_CLAIMS_BYTES - overhead + 1).encode().is_err());

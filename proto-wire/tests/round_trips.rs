@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use proptest::collection::vec;
+use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
 
@@ -19,8 +19,8 @@ use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
 use gossamer_wire::token::{Claims, Grant, Token, pattern_matches};
 use gossamer_wire::{
-    Generation, Health, Label, MeshId, NodeId, Port, PortName, ServiceRecord, TokenId, Transport, Tries,
-    Visibility,
+    FqdnSuffix, Generation, Health, Label, MeshId, NodeId, Port, PortName, ServiceRecord, TokenId, Transport,
+    Tries, Visibility,
 };
 
 /// A label that is valid for every kind of name: none of the reserved words has a digit.
@@ -30,6 +30,10 @@ fn label() -> impl Strategy<Value = String> {
 
 fn name<T: std::str::FromStr<Err: std::fmt::Debug> + std::fmt::Debug>() -> impl Strategy<Value = T> {
     label().prop_map(|text| text.parse().expect("a label is a name"))
+}
+
+fn suffix() -> impl Strategy<Value = FqdnSuffix> {
+    vec(label(), 1..4).prop_map(|labels| labels.join(".").parse().expect("labels are a suffix"))
 }
 
 fn node() -> impl Strategy<Value = NodeId> {
@@ -177,6 +181,8 @@ prop_compose! {
         group in name(),
         node_pattern in option::of("[a-z*-]{1,12}"),
         services in vec("[a-z*-]{1,12}", 0..4),
+        fqdn_suffixes in vec(suffix(), 0..3),
+        labels in btree_map(name(), name(), 0..3),
         relay: bool,
         ephemeral_seconds: u32,
         addresses in vec(address(), 1..=4),
@@ -190,7 +196,7 @@ prop_compose! {
             uses,
             group,
             node_pattern,
-            claims: Claims { services, relay, ephemeral_seconds },
+            claims: Claims { services, fqdn_suffixes, labels, relay, ephemeral_seconds },
             addresses,
         }
     }

@@ -128,9 +128,7 @@ pub(super) async fn create_token(State(api): State<Api>, body: Sent<CreateToken>
         uses: asked.uses,
         group: asked.group,
         node_pattern: asked.name,
-        services: asked.services,
-        relay: false,
-        ephemeral: asked.ephemeral_seconds.map(Duration::from_secs),
+        claims: asked.claims,
         addresses: asked.addresses,
     };
     let created = api.state.issuer.create_token(request).await?;
@@ -195,6 +193,7 @@ pub(super) async fn tokens(State(api): State<Api>) -> Reply<Vec<TokenRow>> {
             not_after: token.not_after,
             state: state.to_owned(),
             used_by: token.used_by.iter().map(token_use).collect(),
+            claims: token.claims,
         }
     });
     Ok(Json(rows.collect()))
@@ -362,6 +361,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         issuer: live.issuer.is_some(),
         issuers: names(&live.issuers),
         certificate_ends: live.leaf.not_after,
+        claims: live.leaf.claims.clone(),
         holds_root_key: live.holds_root_key,
     })
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use gossamer_wire::token::Claims;
 use gossamer_wire::{
     GroupName, InstanceName, MeshName, NodeName, PortName, RegionName, ServiceName, ZoneName,
 };
@@ -150,12 +151,9 @@ pub struct CreateToken {
     /// Pattern of node names; all unless given.
     #[serde(default)]
     pub name: Option<String>,
-    /// Patterns of services the node may export; all when empty.
+    /// What the node's certificate shall allow.
     #[serde(default)]
-    pub services: Vec<String>,
-    /// Seconds after which the silent node is forgotten.
-    #[serde(default)]
-    pub ephemeral_seconds: Option<u64>,
+    pub claims: Claims,
     /// Where the issuer can be dialled; found out when empty.
     #[serde(default)]
     pub addresses: Vec<SocketAddr>,
@@ -200,6 +198,9 @@ pub struct TokenRow {
     /// Who joined with it at this issuer.
     #[serde(default)]
     pub used_by: Vec<TokenUse>,
+    /// What certificates of those who join with it allow.
+    #[serde(default)]
+    pub claims: Claims,
 }
 
 /// A node that joined with a token.
@@ -281,6 +282,9 @@ pub struct NodeRow {
     /// Whether it has said that it holds the same statements as the node that answers.
     #[serde(default)]
     pub has_statements: bool,
+    /// What its certificate allows; `None` until its card has arrived.
+    #[serde(default)]
+    pub claims: Option<Claims>,
     /// Whether it is the node that answers.
     pub this: bool,
 }
@@ -480,6 +484,9 @@ pub struct Status {
     /// End of its certificate, seconds since the Unix epoch.
     #[serde(default)]
     pub certificate_ends: u64,
+    /// What its certificate allows.
+    #[serde(default)]
+    pub claims: Claims,
     /// Whether the mesh's root key lies on this machine.
     #[serde(default)]
     pub holds_root_key: bool,

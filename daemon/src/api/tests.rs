@@ -343,8 +343,7 @@ async fn a_node_that_admits_nobody_says_where_tokens_are_made() {
         uses: 1,
         group: None,
         name: None,
-        services: Vec::new(),
-        ephemeral_seconds: None,
+        claims: Claims::default(),
         addresses: Vec::new(),
     };
     assert!(daemon.client.post::<CreatedToken>("/v1/token", &body).await.is_err());

@@ -54,6 +54,7 @@ pub(super) fn node_row(summary: &NodeSummary, this: NodeId, holdings: &Holdings,
         quarantined: view.map_or(0, |view| view.quarantined),
         outside_claims: view.map_or(0, |view| view.outside_claims),
         certificate_ends: view.map(|view| view.not_after),
+        claims: view.map(|view| view.claims.clone()),
         has_statements: is_this || view.and_then(|view| view.statement_digest) == Some(known.digest),
         this: is_this,
     }

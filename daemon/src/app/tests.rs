@@ -72,9 +72,7 @@ impl Daemon {
             uses: 1,
             group: None,
             node_pattern: None,
-            services: Vec::new(),
-            relay: false,
-            ephemeral: None,
+            claims: gossamer_wire::token::Claims::default(),
             addresses: Vec::new(),
         };
         let token = self.ready.issuer.create_token(request).await.expect("mints").token;

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use gossamer_wire::{GroupName, InstanceName, MeshName, NodeName, ServiceName};
+use gossamer_wire::{FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, ServiceName};
 
 use super::name_port::{ForwardSpec, LocalAddress, NamePort, OwnName, PortSpec, TargetSpec};
-use super::name_port::{audience, pair};
+use super::name_port::{audience, certified, pair};
 use crate::api::messages::Audience;
 use crate::config::Flags;
 use crate::duration;
@@ -225,6 +225,15 @@ pub(super) struct TokenCreate {
     /// Services the node may export; all unless given
     #[arg(long, value_name = "PATTERN")]
     pub(super) allow_service: Vec<String>,
+    /// Suffixes below which the node may export fully qualified names of its own; none unless given
+    #[arg(long, value_name = "SUFFIX")]
+    pub(super) allow_fqdn: Vec<FqdnSuffix>,
+    /// Labels the certificate vouches for
+    #[arg(long, value_name = "KEY=VALUE", value_parser = certified)]
+    pub(super) label: Vec<(Label, Label)>,
+    /// What the node may do for others
+    #[arg(long)]
+    pub(super) role: Vec<Role>,
     /// Forget the node when it was silent for so long
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub(super) ephemeral: Option<Duration>,
@@ -234,6 +243,13 @@ pub(super) struct TokenCreate {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// What a node may do for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Role {
+    /// Carry circuits between nodes that cannot reach each other
+    Relay,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,13 +4,13 @@
 
 use super::args::{Services, Shape};
 use super::failure::Failure;
-use super::output;
+use super::{output, token};
 use crate::api::Client;
 use crate::api::messages::{InstanceRow, NodeRow, ServiceRow};
 
 pub(super) async fn nodes(client: &Client, shape: Shape) -> Result<(), Failure> {
     let rows: Vec<NodeRow> = client.get("/v1/nodes").await?;
-    let head = ["NODE", "GROUP", "STATE", "ZONE", "REGION", "ADDRESS", "HEARD", "WHY"];
+    let head = ["NODE", "GROUP", "STATE", "ZONE", "REGION", "ADDRESS", "HEARD", "CLAIMS", "WHY"];
     output::listing(shape, &rows, &head, |row| vec![node_cells(row)])
 }
 
@@ -29,6 +29,7 @@ fn node_cells(row: &NodeRow) -> Vec<String> {
         or_dash(row.region.as_ref().map(ToString::to_string)),
         or_dash(row.addresses.first().map(ToString::to_string)),
         heard,
+        row.claims.as_ref().map(token::claims).unwrap_or_default(),
         node_notes(row).join(", "),
     ]
 }
@@ -83,6 +84,8 @@ fn instance_cells(row: &ServiceRow, instance: &InstanceRow) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use gossamer_wire::token::Claims;
+
     use super::*;
     use crate::api::messages::PortRow;
 
@@ -107,12 +110,16 @@ mod tests {
             outside_claims: 0,
             certificate_ends: None,
             has_statements: false,
+            claims: None,
             this: false,
         };
-        assert_eq!(node_cells(&row), ["abcd", "-", "alive", "-", "-", "-", "never", ""]);
-        let known = NodeRow { name: Some("vm-a".parse().expect("name")), this: true, ..row };
+        assert_eq!(node_cells(&row), ["abcd", "-", "alive", "-", "-", "-", "never", "", ""]);
+        let claims = Claims { relay: true, ..Claims::default() };
+        let known =
+            NodeRow { name: Some("vm-a".parse().expect("name")), claims: Some(claims), this: true, ..row };
         let cells = node_cells(&known);
-        assert_eq!((cells[0].as_str(), cells[6].as_str()), ("vm-a", "this node"));
+        let of_interest = [0, 6, 7].map(|column: usize| cells[column].as_str());
+        assert_eq!(of_interest, ["vm-a", "this node", "role relay"]);
         let bad = NodeRow {
             state: "down".to_owned(),
             reason: Some("it did not answer probes".to_owned()),
@@ -123,7 +130,7 @@ mod tests {
             ..known
         };
         let why = "it did not answer probes (says vm-c), 2 held, 1 quarantined, lease over";
-        assert_eq!(node_cells(&bad)[7], why);
+        assert_eq!(node_cells(&bad)[8], why);
     }
 
     #[test]

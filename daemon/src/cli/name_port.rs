@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
-use gossamer_wire::{GroupName, InstanceName, PortName, ServiceName};
+use gossamer_wire::{GroupName, InstanceName, Label, PortName, ServiceName};
 
 use crate::api::messages::{Audience, Connect, ExposePort};
 
@@ -174,6 +174,12 @@ pub(super) fn pair(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("{text:?} must be KEY=VALUE")),
     }
+}
+
+/// `KEY=VALUE` of a label that a certificate vouches for: one DNS label each.
+pub(super) fn certified(text: &str) -> Result<(Label, Label), String> {
+    let (key, value) = pair(text)?;
+    Ok((parse(&key)?, parse(&value)?))
 }
 
 fn port_number(text: &str) -> Result<u16, String> {

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
+use gossamer_wire::token::Claims;
 use tokio::time::{Instant, sleep};
 
 use super::args::{Global, Init, Join, Run, Start};
@@ -143,8 +144,7 @@ fn first_token(asked: &Init) -> CreateToken {
         uses: 1,
         group: None,
         name: None,
-        services: Vec::new(),
-        ephemeral_seconds: None,
+        claims: Claims::default(),
         addresses: asked.address.clone(),
     }
 }

@@ -6,7 +6,7 @@ use std::fmt::Display;
 
 use super::args::Shape;
 use super::failure::Failure;
-use super::output;
+use super::{output, token};
 use crate::api::Client;
 use crate::api::messages::Status;
 
@@ -32,6 +32,10 @@ fn lines(status: &Status) -> Vec<String> {
     let advertised: Vec<_> = status.advertised.iter().map(ToString::to_string).collect();
     let issuer = if status.issuer { ", admits others" } else { "" };
     let issuers = if status.issuers.is_empty() { "none known".to_owned() } else { status.issuers.join(", ") };
+    let claims = match token::claims(&status.claims) {
+        none if none.is_empty() => "any service".to_owned(),
+        claims => claims,
+    };
     let root = if status.holds_root_key { "; the root key is on this machine" } else { "" };
     let mut lines = vec![
         line("mesh", &format_args!("{} ({})", status.mesh.name, status.mesh.id)),
@@ -41,6 +45,7 @@ fn lines(status: &Status) -> Vec<String> {
         line("heard", &format_args!("every live member within {} s", status.oldest_head_seconds)),
         line("services", &status.services),
         line("issuers", &format_args!("{issuers}{root}")),
+        line("claims", &claims),
         line("dns", &status.dns),
         line("mesh port", &format_args!("udp {}, advertised {}", status.mesh_listen, advertised.join(" "))),
         line("socket", &status.socket.display()),
@@ -85,6 +90,8 @@ fn findings(status: &Status) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use gossamer_wire::token::Claims;
+
     use super::*;
     use crate::api::messages::{Finding, StatusMesh, StatusNode, VipRow, WaitingRow};
 
@@ -131,6 +138,7 @@ mod tests {
             issuer: true,
             issuers: vec!["vm-a".to_owned(), "vm-b".to_owned()],
             certificate_ends: 0,
+            claims: Claims { services: vec!["web-*".to_owned()], ..Claims::default() },
             holds_root_key: true,
         }
     }
@@ -145,6 +153,7 @@ mod tests {
             "heard       every live member within 40 s",
             "not served  of vm-x: 2 held, its card has not come; 1 quarantined; 0 outside its claims",
             "issuers     vm-a, vm-b; the root key is on this machine",
+            "claims      service web-*",
             "dns         127.241.0.53:4653",
             "vip         127.241.3.4:5432 db stolen by postgres",
         ] {

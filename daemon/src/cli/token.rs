@@ -2,8 +2,12 @@
 //!
 //! Owns: how tokens are asked for and shown. Must not know: what is in one. Driven by: `cli`.
 
-use super::args::{Token, TokenCreate};
-use super::failure::Failure;
+use std::collections::BTreeMap;
+
+use gossamer_wire::token::Claims;
+
+use super::args::{Role, Token, TokenCreate};
+use super::failure::{Exit, Failure};
 use super::output;
 use crate::api::Client;
 use crate::api::messages::{CreateToken, CreatedToken, RevokeToken, RevokedToken, TokenRow};
@@ -15,9 +19,12 @@ pub(super) async fn run(client: &Client, token: Token) -> Result<(), Failure> {
         Token::List(shape) => {
             let rows: Vec<TokenRow> = client.get("/v1/tokens").await?;
             let now = clock::wall();
-            output::listing(shape, &rows, &["TOKEN", "GROUP", "USED", "STATE", "ENDS", "BY"], |row| {
-                vec![cells(row, now)]
-            })
+            output::listing(
+                shape,
+                &rows,
+                &["TOKEN", "GROUP", "USED", "STATE", "ENDS", "CLAIMS", "BY"],
+                |row| vec![cells(row, now)],
+            )
         }
         Token::Renew { id, json } => {
             let created: CreatedToken = client.post("/v1/token/renew", &RevokeToken { id }).await?;
@@ -33,7 +40,7 @@ pub(super) async fn run(client: &Client, token: Token) -> Result<(), Failure> {
 
 async fn create(client: &Client, asked: TokenCreate) -> Result<(), Failure> {
     let json = asked.json;
-    show(&request(client, &body(asked)).await?, json)
+    show(&request(client, &body(asked)?).await?, json)
 }
 
 /// Says what became of a token, and how those who joined with it are put out.
@@ -63,16 +70,42 @@ pub(super) async fn request(client: &Client, body: &CreateToken) -> Result<Creat
     Ok(client.post("/v1/token", body).await?)
 }
 
-fn body(asked: TokenCreate) -> CreateToken {
-    CreateToken {
+fn body(asked: TokenCreate) -> Result<CreateToken, Failure> {
+    let mut labels = BTreeMap::new();
+    for (key, value) in asked.label {
+        if let Some(other) = labels.insert(key.clone(), value) {
+            return Err(Failure::new(
+                Exit::Usage,
+                format_args!("label {key} is given twice, once as {other}"),
+            ));
+        }
+    }
+    let claims = Claims {
+        services: asked.allow_service,
+        fqdn_suffixes: asked.allow_fqdn,
+        labels,
+        relay: asked.role.contains(&Role::Relay),
+        ephemeral_seconds: asked.ephemeral.map_or(0, |time| time.as_secs().try_into().unwrap_or(u32::MAX)),
+    };
+    Ok(CreateToken {
         ttl_seconds: asked.ttl.as_secs(),
         uses: asked.uses,
         group: asked.group,
         name: asked.name,
-        services: asked.allow_service,
-        ephemeral_seconds: asked.ephemeral.map(|time| time.as_secs()),
+        claims,
         addresses: asked.address,
-    }
+    })
+}
+
+/// Says what a certificate allows beyond membership, in the words of the options; empty when it says nothing.
+pub(super) fn claims(claims: &Claims) -> String {
+    let Claims { services, fqdn_suffixes, labels, relay, ephemeral_seconds } = claims;
+    let mut words: Vec<_> = services.iter().map(|pattern| format!("service {pattern}")).collect();
+    words.extend(fqdn_suffixes.iter().map(|suffix| format!("fqdn {suffix}")));
+    words.extend(labels.iter().map(|(key, value)| format!("label {key}={value}")));
+    words.extend(relay.then(|| "role relay".to_owned()));
+    words.extend((*ephemeral_seconds > 0).then(|| format!("ephemeral {ephemeral_seconds} s")));
+    words.join(", ")
 }
 
 fn cells(row: &TokenRow, now: u64) -> Vec<String> {
@@ -86,11 +119,22 @@ fn cells(row: &TokenRow, now: u64) -> Vec<String> {
     };
     let names: Vec<_> = row.used_by.iter().map(|used| used.name.as_str()).collect();
     let used = format!("{} of {uses}", row.used);
-    vec![row.id.clone(), row.group.to_string(), used, row.state.clone(), ends, names.join(" ")]
+    vec![
+        row.id.clone(),
+        row.group.to_string(),
+        used,
+        row.state.clone(),
+        ends,
+        claims(&row.claims),
+        names.join(" "),
+    ]
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
+    use super::super::args::{Cli, Command};
     use super::*;
     use crate::api::messages::TokenUse;
 
@@ -104,12 +148,55 @@ mod tests {
             not_after: 4_600,
             state: "open".to_owned(),
             used_by: Vec::new(),
+            claims: Claims::default(),
         };
-        assert_eq!(cells(&row, 1_000), ["abc", "west", "0 of 1", "open", "in 60 min", ""]);
+        assert_eq!(cells(&row, 1_000), ["abc", "west", "0 of 1", "open", "in 60 min", "", ""]);
         row.uses = 0;
         row.used_by = ["vm-a", "vm-b"].map(used).into();
-        assert_eq!(cells(&row, 4_590)[2..], ["0 of any", "open", "in 10 s", "vm-a vm-b"]);
+        assert_eq!(cells(&row, 4_590)[2..], ["0 of any", "open", "in 10 s", "", "vm-a vm-b"]);
         assert_eq!(cells(&row, 5_000)[4], "ended");
+    }
+
+    fn created(arguments: &[&str]) -> Result<CreateToken, String> {
+        let arguments = [&["gossamer", "token", "create"], arguments].concat();
+        let cli = Cli::try_parse_from(arguments).map_err(|error| error.to_string())?;
+        let Command::Token(Token::Create(asked)) = cli.command else { panic!("another command") };
+        body(asked).map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn what_the_options_allow_is_asked_for_and_said_in_their_words() {
+        let options = [
+            "--allow-service=web-*",
+            "--allow-service=api",
+            "--allow-fqdn=corp.example",
+            "--label=zone=a",
+            "--label=gpu=h100",
+            "--role=relay",
+            "--ephemeral=10m",
+        ];
+        let asked = created(&options).expect("parses").claims;
+        let said = claims(&asked);
+        assert_eq!(
+            said,
+            "service web-*, service api, fqdn corp.example, label gpu=h100, label zone=a, role relay, ephemeral 600 s"
+        );
+        assert_eq!(created(&[]).expect("parses").claims, Claims::default());
+        assert_eq!(claims(&Claims::default()), "");
+    }
+
+    #[test]
+    fn claims_that_cannot_be_are_refused_before_the_daemon_is_asked() {
+        for (options, why) in [
+            (&["--label=zone=A"][..], "use only a-z"),
+            (&["--label=zone"], "must be KEY=VALUE"),
+            (&["--label=zone=a", "--label=zone=b"], "label zone is given twice, once as a"),
+            (&["--allow-fqdn=.corp"], "without dots at its ends"),
+            (&["--role=king"], "possible values: relay"),
+        ] {
+            let error = created(options).expect_err("refused");
+            assert!(error.contains(why), "{options:?}: {error}");
+        }
     }
 
     fn used(name: &str) -> TokenUse {

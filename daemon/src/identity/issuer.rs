@@ -55,12 +55,8 @@ pub struct TokenRequest {
     pub group: Option<GroupName>,
     /// Pattern of their names.
     pub node_pattern: Option<String>,
-    /// Patterns of services they may export; empty is any.
-    pub services: Vec<String>,
-    /// Whether they may relay.
-    pub relay: bool,
-    /// After how long a silent joiner is forgotten.
-    pub ephemeral: Option<Duration>,
+    /// What their certificates allow.
+    pub claims: Claims,
     /// Where the issuer can be dialled; its advertised addresses when empty.
     pub addresses: Vec<SocketAddr>,
 }
@@ -91,13 +87,15 @@ pub struct TokenInfo {
     pub revoked: bool,
     /// Seconds it was made for.
     pub lifetime: u64,
+    /// What certificates of those who join with it allow.
+    pub claims: Claims,
 }
 
 /// Why there is no token, or none was revoked. Nothing has changed.
 #[derive(Debug, Error)]
 pub enum TokenError {
     /// The operator's fault: it would be refused by every reader.
-    #[error("the token would be too long: {0}; name fewer patterns or addresses")]
+    #[error("the token would be too long: {0}; name fewer services, suffixes, labels or addresses")]
     TooLong(String),
     /// The operator's fault: more than the token format holds.
     #[error("a token holds at most {MAX_TOKEN_ADDRESSES} addresses, {0} were given")]
@@ -286,8 +284,8 @@ impl Desk {
         if request.addresses.len() > MAX_TOKEN_ADDRESSES {
             return Err(TokenError::Addresses(request.addresses.len()));
         }
-        let bounded =
-            request.ephemeral.is_some() && request.group.is_some() && request.node_pattern.is_some();
+        let is_ephemeral = request.claims.ephemeral_seconds > 0;
+        let bounded = is_ephemeral && request.group.is_some() && request.node_pattern.is_some();
         if request.uses == 0 && !bounded {
             return Err(TokenError::Unlimited);
         }
@@ -297,14 +295,7 @@ impl Desk {
         };
         let warnings = address_warning(&addresses).into_iter().collect();
         let root_pin = self.pin(&issuer)?;
-        let claims = Claims {
-            services: request.services,
-            relay: request.relay,
-            ephemeral_seconds: request
-                .ephemeral
-                .map_or(0, |time| time.as_secs().try_into().unwrap_or(u32::MAX)),
-        };
-        claims.encode().map_err(|error| TokenError::TooLong(error.to_string()))?;
+        request.claims.encode().map_err(|error| TokenError::TooLong(error.to_string()))?;
         let grant = Grant {
             mesh: self.identity.mesh,
             root_pin,
@@ -314,7 +305,7 @@ impl Desk {
             uses: request.uses,
             group: request.group.unwrap_or_else(|| self.identity.group().clone()),
             node_pattern: request.node_pattern,
-            claims,
+            claims: request.claims,
             addresses,
         };
         let token = Token::build(grant, |bytes| issuer.sign(bytes))
@@ -330,8 +321,7 @@ impl Desk {
             revoked: false,
             lifetime: request.ttl.as_secs(),
             node_pattern: grant.node_pattern.clone(),
-            services: grant.claims.services.clone(),
-            ephemeral_seconds: grant.claims.ephemeral_seconds,
+            claims: grant.claims.clone(),
             addresses: grant.addresses.clone(),
         });
         self.commit(tokens).await?;
@@ -375,6 +365,7 @@ impl Desk {
             used_by: self.tokens.ledger.uses(id).to_vec(),
             revoked: minted.revoked || self.live.load().revoked.contains(&id),
             lifetime: minted.lifetime,
+            claims: minted.claims.clone(),
         })
     }
 
@@ -383,15 +374,12 @@ impl Desk {
         let text = id.to_string();
         let minted = self.tokens.minted.iter().find(|minted| minted.id == text);
         let minted = minted.ok_or(TokenError::Unknown(id))?.clone();
-        let ephemeral = u64::from(minted.ephemeral_seconds);
         self.create(TokenRequest {
             ttl: Duration::from_secs(minted.lifetime),
             uses: minted.uses,
             group: Some(minted.group),
             node_pattern: minted.node_pattern,
-            services: minted.services,
-            relay: false,
-            ephemeral: (ephemeral > 0).then(|| Duration::from_secs(ephemeral)),
+            claims: minted.claims,
             addresses: minted.addresses,
         })
         .await

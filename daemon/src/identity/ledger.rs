@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use gossamer_core::admission::{Ledger, Use};
+use gossamer_wire::token::Claims;
 use gossamer_wire::{GroupName, NodeName, TokenId};
 
 use crate::store::{Store, StoreError};
@@ -27,9 +28,7 @@ pub(super) struct Minted {
     #[serde(default)]
     pub(super) node_pattern: Option<String>,
     #[serde(default)]
-    pub(super) services: Vec<String>,
-    #[serde(default)]
-    pub(super) ephemeral_seconds: u32,
+    pub(super) claims: Claims,
     #[serde(default)]
     pub(super) addresses: Vec<SocketAddr>,
 }

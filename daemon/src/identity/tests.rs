@@ -215,8 +215,13 @@ fn issue(claims: &Claims) -> (Identity, Vec<u8>, NodeKey) {
 
 #[test]
 fn claims_survive_the_certificate() {
-    let claims =
-        Claims { services: vec!["web-*".to_owned(), "api".to_owned()], relay: true, ephemeral_seconds: 600 };
+    let claims = Claims {
+        services: vec!["web-*".to_owned(), "api".to_owned()],
+        fqdn_suffixes: vec!["corp.example".parse().expect("a suffix")],
+        labels: [("gpu".parse().expect("a label"), "h100".parse().expect("a label"))].into(),
+        relay: true,
+        ephemeral_seconds: 600,
+    };
     let (identity, leaf, key) = issue(&claims);
     let read = identity.trust.verify(&leaf, &[], clock::wall()).expect("trusted");
     assert_eq!(read.claims, claims);

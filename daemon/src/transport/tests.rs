@@ -150,9 +150,7 @@ fn token_request() -> TokenRequest {
         uses: 1,
         group: Some("east".parse().expect("name")),
         node_pattern: None,
-        services: Vec::new(),
-        relay: false,
-        ephemeral: None,
+        claims: gossamer_wire::token::Claims::default(),
         addresses: Vec::new(),
     }
 }

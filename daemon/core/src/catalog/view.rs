@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use gossamer_wire::token::Claims;
 use gossamer_wire::{
     DecodeError, GroupName, Health, InstanceName, NodeId, NodeName, Port, RegionName, ServiceName,
     ServiceRecord, Tries, ZoneName,
@@ -121,6 +122,8 @@ pub struct NodeView {
     pub region: Option<RegionName>,
     /// Free labels.
     pub labels: Vec<(String, String)>,
+    /// What its certificate allows, with its certified labels.
+    pub claims: Claims,
     /// Where it may be dialled.
     pub addresses: Vec<SocketAddr>,
     /// Relays that keep a connection to it.
@@ -235,6 +238,7 @@ impl Catalog {
             zone: card.zone,
             region: card.region,
             labels: card.labels,
+            claims: leaf.claims.clone(),
             addresses: card.addresses,
             relays: card.relays,
             epoch: owner.epoch(),

@@ -1,6 +1,7 @@
 //! Rules of rows and findings.
 
 use gossamer_core::catalog::{InstanceState, MemberLiveness, NodeView};
+use gossamer_wire::token::Claims;
 use gossamer_wire::{Health, Port, Transport, Tries};
 
 use std::time::Duration;
@@ -37,6 +38,7 @@ pub(crate) fn node(name: &str, id: u8) -> NodeSummary {
         zone: None,
         region: None,
         labels: Vec::new(),
+        claims: Claims { services: vec!["db".to_owned()], ..Claims::default() },
         addresses: vec!["192.0.2.1:4677".parse().expect("address")],
         relays: Vec::new(),
         epoch: 1,
@@ -298,6 +300,7 @@ fn a_long_token_is_warned_of_two_weeks_and_three_days_before_its_end() {
         used_by: Vec::new(),
         revoked: false,
         lifetime: 90 * 86_400,
+        claims: Claims::default(),
     };
     let text =
         |token| token_findings(&[token], now).iter().map(|finding| finding.text.clone()).collect::<String>();

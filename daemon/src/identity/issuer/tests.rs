@@ -52,10 +52,19 @@ fn request() -> TokenRequest {
         uses: 1,
         group: Some("east".parse().expect("name")),
         node_pattern: None,
-        services: Vec::new(),
-        relay: false,
-        ephemeral: None,
+        claims: Claims::default(),
         addresses: Vec::new(),
+    }
+}
+
+/// Claims of every kind.
+fn claims() -> Claims {
+    Claims {
+        services: vec!["web-*".to_owned()],
+        fqdn_suffixes: vec!["corp.example".parse().expect("a suffix")],
+        labels: [("zone".parse().expect("a label"), "a".parse().expect("a label"))].into(),
+        relay: true,
+        ephemeral_seconds: 600,
     }
 }
 
@@ -119,6 +128,7 @@ impl Office {
             zone: None,
             region: None,
             labels: Vec::new(),
+            claims: Claims::default(),
             addresses: addresses(&["192.0.2.9:4677"]),
             relays: Vec::new(),
             epoch: 1,
@@ -148,9 +158,7 @@ async fn a_token_grants_what_was_asked_for() {
     let asked = TokenRequest {
         uses: 3,
         node_pattern: Some("vm-*".to_owned()),
-        services: vec!["web-*".to_owned()],
-        relay: true,
-        ephemeral: Some(Duration::from_secs(600)),
+        claims: claims(),
         addresses: addresses(&["198.51.100.7:4677"]),
         ..request()
     };
@@ -160,8 +168,7 @@ async fn a_token_grants_what_was_asked_for() {
     assert_eq!((grant.mesh, grant.issuer), (office.desk.identity.mesh, office.key().id()));
     assert_eq!((grant.uses, grant.group.as_str()), (3, "east"));
     assert_eq!(grant.node_pattern.as_deref(), Some("vm-*"));
-    let claims = Claims { services: vec!["web-*".to_owned()], relay: true, ephemeral_seconds: 600 };
-    assert_eq!(grant.claims, claims);
+    assert_eq!(grant.claims, claims());
     assert_eq!(grant.addresses, addresses(&["198.51.100.7:4677"]));
     assert!((before + 60..=clock::wall() + 60).contains(&grant.not_after));
     let (signed, signature) = token.signed();
@@ -184,9 +191,15 @@ async fn what_no_reader_would_take_is_not_minted() {
     let five = addresses(&["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1", "192.0.2.4:1", "192.0.2.5:1"]);
     let refused = office.desk.create(TokenRequest { addresses: five, ..request() }).await;
     assert!(matches!(refused, Err(TokenError::Addresses(5))));
-    let services = vec!["s".repeat(300)];
-    let refused = office.desk.create(TokenRequest { services, ..request() }).await;
-    assert!(matches!(refused, Err(TokenError::TooLong(_))));
+    let suffix = || ["a".repeat(60), "b".repeat(60)].join(".").parse().expect("a suffix");
+    for long in [
+        Claims { services: vec!["s".repeat(300)], ..Claims::default() },
+        Claims { fqdn_suffixes: vec![suffix(), suffix(), suffix()], ..Claims::default() },
+    ] {
+        let refused = office.desk.create(TokenRequest { claims: long, ..request() }).await;
+        let why = refused.expect_err("too long").to_string();
+        assert!(why.contains("the limit is 256; name fewer services"), "{why}");
+    }
     let node_pattern = Some("x".repeat(600));
     let refused = office.desk.create(TokenRequest { node_pattern, ..request() }).await;
     assert!(matches!(refused, Err(TokenError::TooLong(_))));
@@ -198,12 +211,12 @@ async fn only_a_narrow_token_may_be_without_a_limit() {
     let mut office = office();
     let narrow = || TokenRequest {
         uses: 0,
-        ephemeral: Some(Duration::from_secs(60)),
+        claims: Claims { ephemeral_seconds: 60, ..Claims::default() },
         node_pattern: Some("ci-*".to_owned()),
         ..request()
     };
     for wide in [
-        TokenRequest { ephemeral: None, ..narrow() },
+        TokenRequest { claims: Claims::default(), ..narrow() },
         TokenRequest { node_pattern: None, ..narrow() },
         TokenRequest { group: None, ..narrow() },
     ] {
@@ -218,7 +231,7 @@ async fn only_a_narrow_token_may_be_without_a_limit() {
 #[tokio::test]
 async fn who_is_admitted_gets_a_certificate_of_exactly_what_was_granted() {
     let mut office = office();
-    let token = office.token(TokenRequest { services: vec!["web-*".to_owned()], ..request() }).await;
+    let token = office.token(TokenRequest { claims: claims(), ..request() }).await;
     let checked = joiner(&token, "vm-b");
     let admitted = office.desk.try_admit(&checked).await.expect("admits");
     let mesh = office.desk.identity.mesh;
@@ -364,8 +377,7 @@ fn expired_tokens_make_room_and_good_ones_do_not() {
         revoked: false,
         lifetime: 60,
         node_pattern: None,
-        services: Vec::new(),
-        ephemeral_seconds: 0,
+        claims: Claims::default(),
         addresses: Vec::new(),
     };
     let (past, future) = (clock::wall() - 10, clock::wall() + 1_000);
@@ -437,8 +449,7 @@ async fn a_renewed_token_grants_the_same_for_as_long_again() {
     let asked = TokenRequest {
         uses: 0,
         node_pattern: Some("job-*".to_owned()),
-        services: vec!["web".to_owned()],
-        ephemeral: Some(Duration::from_secs(600)),
+        claims: claims(),
         addresses: addresses(&["198.51.100.7:4677"]),
         ..request()
     };
