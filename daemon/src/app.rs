@@ -118,6 +118,9 @@ pub enum RunError {
         "this identity runs twice, at {0}; remove the copied state directory here and join again with a new token"
     )]
     RunsTwice(SocketAddr),
+    /// Who may give orders: the operator's fault.
+    #[error(transparent)]
+    Operators(#[from] api::OperatorsError),
     /// A bug: a part ended by itself.
     #[error("the daemon stopped because its part `{0}` ended; please report this with the log above")]
     Failed(&'static str),

@@ -31,6 +31,7 @@ pub struct Metrics {
     registry: Registry,
     sources: Arc<Sources>,
     handshakes_refused: Family<Reason, Counter>,
+    api_refused: Family<Reason, Counter>,
     bad_frames: Counter,
     dial_failures: Counter,
     membership_queue_full: Counter,
@@ -101,6 +102,7 @@ impl Default for Metrics {
             registry,
             sources,
             handshakes_refused: Family::default(),
+            api_refused: Family::default(),
             bad_frames: Counter::default(),
             dial_failures: Counter::default(),
             membership_queue_full: Counter::default(),
@@ -124,6 +126,8 @@ impl Metrics {
         let registry = &mut self.registry;
         let refused = self.handshakes_refused.clone();
         registry.register("handshakes_refused", "Connections refused before or at the first hello", refused);
+        let refused = self.api_refused.clone();
+        registry.register("api_refused", "Requests to the local API that were not for who asked", refused);
         for (name, help, counter) in [
             ("bad_frames", "Connections closed for bytes no honest peer sends", &self.bad_frames),
             ("dial_failures", "Dials that reached nobody", &self.dial_failures),
@@ -166,6 +170,11 @@ impl Metrics {
     /// Counts a connection that was refused before or at its first hello.
     pub fn handshake_refused(&self, reason: &'static str) {
         self.handshakes_refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// Counts a request to the local API that its caller may not make.
+    pub fn api_refused(&self, reason: &'static str) {
+        self.api_refused.get_or_create(&Reason { reason }).inc();
     }
 
     /// Counts a connection that was closed because of bytes no honest peer sends.

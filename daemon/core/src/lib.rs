@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests may read the clock"))]
 
 pub mod admission;
+pub mod callers;
 pub mod catalog;
 pub mod dial;
 pub mod fuzz;

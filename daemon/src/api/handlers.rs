@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 
 use gossamer_core::admission::Use;
+use gossamer_core::callers::{Caller, Owner};
 use gossamer_dns::Outcome;
 use gossamer_wire::{Transport, Visibility};
 
@@ -25,13 +26,13 @@ use super::messages::{
     Withdrawn,
 };
 use super::refusal::Refusal;
-use super::{Api, FLOW_PROTOCOL, PeerUser, views};
+use super::{Api, FLOW_PROTOCOL, views};
 use crate::catalog::Holdings;
 use crate::clock;
 use crate::identity::credentials::names;
 use crate::identity::issuer::{self, TokenError, TokenRequest};
 use crate::index::NodeSummary;
-use crate::register::{ExposeRequest, PortRequest, WithdrawRequest};
+use crate::register::{ExposeError, ExposeRequest, PortRequest, WithdrawError, WithdrawRequest};
 
 type Reply<T> = Result<Json<T>, Refusal>;
 type Sent<T> = Result<Json<T>, JsonRejection>;
@@ -50,13 +51,17 @@ pub(super) async fn unknown(uri: Uri) -> Refusal {
 
 pub(super) async fn expose(
     State(api): State<Api>,
-    Extension(peer): Extension<PeerUser>,
+    Extension(owner): Extension<Owner>,
     body: Sent<Expose>,
 ) -> Reply<Exposed> {
     let asked = read(body)?;
-    tracing::debug!(service = %asked.service, user = peer.0, "expose");
+    tracing::debug!(service = %asked.service, %owner, "expose");
     let visibility = views::visibility_words(&asked.to, &api.state.about.group);
-    let exposed = api.state.registry.expose(expose_request(asked)).await?;
+    let exposed = api.state.registry.expose(expose_request(asked, owner)).await.inspect_err(|error| {
+        if matches!(error, ExposeError::Owned { .. }) {
+            api.state.metrics.api_refused("owner");
+        }
+    })?;
     let record = exposed.record;
     let ports = record.ports.iter().zip(exposed.target).map(|(port, target)| ExposedPort {
         name: port.name.clone(),
@@ -78,7 +83,7 @@ pub(super) async fn expose(
     }))
 }
 
-fn expose_request(asked: Expose) -> ExposeRequest {
+fn expose_request(asked: Expose, owner: Owner) -> ExposeRequest {
     ExposeRequest {
         service: asked.service,
         instance: asked.instance,
@@ -100,23 +105,28 @@ fn expose_request(asked: Expose) -> ExposeRequest {
         },
         metadata: asked.metadata.into_iter().collect(),
         weight: asked.weight,
+        owner,
     }
 }
 
 pub(super) async fn withdraw(
     State(api): State<Api>,
-    Extension(peer): Extension<PeerUser>,
+    Extension(by): Extension<Owner>,
     body: Sent<Withdraw>,
 ) -> Reply<Withdrawn> {
     let Withdraw { service, instance } = read(body)?;
-    tracing::debug!(%service, user = peer.0, "withdraw");
-    let request = WithdrawRequest { service: service.clone(), instance };
-    let withdrawn = api.state.registry.withdraw(request).await?;
+    tracing::debug!(%service, %by, "withdraw");
+    let request = WithdrawRequest { service: service.clone(), instance, by };
+    let withdrawn = api.state.registry.withdraw(request).await.inspect_err(|error| {
+        if matches!(error, WithdrawError::Owned { .. }) {
+            api.state.metrics.api_refused("owner");
+        }
+    })?;
     Ok(Json(Withdrawn { service, instances: withdrawn.instances }))
 }
 
-pub(super) async fn leave(State(api): State<Api>, Extension(peer): Extension<PeerUser>) -> Json<StatusNode> {
-    tracing::info!(user = peer.0, "leaving on request");
+pub(super) async fn leave(State(api): State<Api>, Extension(caller): Extension<Caller>) -> Json<StatusNode> {
+    tracing::info!(user = caller.uid, "leaving on request");
     api.state.stop.cancel();
     Json(this_node(&api))
 }

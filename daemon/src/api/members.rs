@@ -1,18 +1,19 @@
 //! Orders about nodes and issuers.
 //!
-//! Owns: which node a name means. Must not know: who may order what (`authority`). Driven by: `api`.
+//! Owns: which node a name means. Must not know: who may order what (`core::callers`, `authority`). Driven by: `api`.
 
 use axum::Extension;
 use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 
+use gossamer_core::callers::Caller;
 use gossamer_wire::NodeId;
 
+use super::Api;
 use super::handlers::read;
 use super::messages::{AddIssuer, GrantNumbers, IssuerRow, OrderDone, RemoveIssuer, WhichNode};
 use super::refusal::Refusal;
-use super::{Api, PeerUser};
 use crate::index::node_word;
 
 type Reply = Result<Json<OrderDone>, Refusal>;
@@ -20,42 +21,47 @@ pub(super) type Sent<T> = Result<Json<T>, JsonRejection>;
 
 pub(super) async fn evict(
     State(api): State<Api>,
-    Extension(peer): Extension<PeerUser>,
+    Extension(caller): Extension<Caller>,
     body: Sent<WhichNode>,
 ) -> Reply {
     let (node, name) = which(&api, &read(body)?.node)?;
-    tracing::info!(%node, %name, user = peer.0, "evicting on request");
+    tracing::info!(%node, %name, user = caller.uid, "evicting on request");
     api.state.authority.evict(node, name.clone()).await?;
     done(node, name, None)
 }
 
 pub(super) async fn add_issuer(
     State(api): State<Api>,
-    Extension(peer): Extension<PeerUser>,
+    Extension(caller): Extension<Caller>,
     body: Sent<AddIssuer>,
 ) -> Reply {
     let AddIssuer { node, groups } = read(body)?;
     let (node, name) = which(&api, &node)?;
-    tracing::info!(%node, %name, user = peer.0, "adding an issuer on request");
+    tracing::info!(%node, %name, user = caller.uid, "adding an issuer on request");
     let ends = api.state.authority.add_issuer(node, name.clone(), groups).await?;
     done(node, name, Some(ends))
 }
 
 pub(super) async fn remove_issuer(
     State(api): State<Api>,
-    Extension(peer): Extension<PeerUser>,
+    Extension(caller): Extension<Caller>,
     body: Sent<RemoveIssuer>,
 ) -> Reply {
     let RemoveIssuer { node, stolen } = read(body)?;
     let (node, name) = which_issuer(&api, &node).await?;
-    tracing::info!(%node, %name, stolen, user = peer.0, "removing an issuer on request");
+    tracing::info!(%node, %name, stolen, user = caller.uid, "removing an issuer on request");
     api.state.authority.remove_issuer(node, name.clone(), stolen).await?;
     done(node, name, None)
 }
 
-pub(super) async fn grant(State(api): State<Api>, body: Sent<GrantNumbers>) -> Reply {
+pub(super) async fn grant(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    body: Sent<GrantNumbers>,
+) -> Reply {
     let GrantNumbers { node, numbers } = read(body)?;
     let (node, name) = which_issuer(&api, &node).await?;
+    tracing::info!(%node, %name, numbers, user = caller.uid, "granting statements on request");
     api.state.authority.grant(node, name.clone(), numbers).await?;
     done(node, name, None)
 }

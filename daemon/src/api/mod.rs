@@ -7,6 +7,7 @@
 //! Start reading at the routes in [`serve`], then `handlers`; `views` turns what the daemon knows into rows.
 
 mod client;
+mod connection;
 mod handlers;
 mod members;
 pub mod messages;
@@ -14,6 +15,7 @@ mod refusal;
 mod roots;
 mod socket;
 mod streams;
+mod users;
 mod views;
 
 use std::collections::BTreeMap;
@@ -23,17 +25,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
 use axum::routing::{get, post};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
+use axum::{Extension, Router};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use gossamer_core::callers::{Act, Caller, Policy};
 use gossamer_core::vip::VipName;
 
 use crate::app::{About, CatalogHandle};
@@ -49,8 +51,10 @@ use crate::supervise::Stage;
 
 pub use client::{Client, ClientError};
 pub use socket::{BindError, bind};
+pub use users::{OperatorsError, policy_blocking};
 
 use messages::Connect;
+use refusal::Refusal;
 
 /// The protocol a connection is upgraded to by `POST /v1/connect`.
 pub(crate) const FLOW_PROTOCOL: &str = "gossamer-flow";
@@ -62,13 +66,12 @@ const MAX_BODY_BYTES: usize = 256 << 10;
 /// `events --follow` is one.
 const MAX_CONNECTIONS: usize = 128;
 
-/// Longest wait for the head of a request, so that idle connections do not use up the places.
-const HEAD_WITHIN: Duration = Duration::from_secs(10);
-
 /// What the handlers call. Handles only, made by `app`.
 pub struct ApiState {
     /// What does not change while the daemon runs.
     pub about: Arc<About>,
+    /// Who may do what.
+    pub callers: Policy,
     /// Services and nodes.
     pub index: IndexReader,
     /// What the catalog holds.
@@ -157,10 +160,6 @@ struct Api {
     stage: Stage,
 }
 
-/// The user at the other end of a connection.
-#[derive(Clone, Copy, Debug)]
-struct PeerUser(u32);
-
 /// Answers requests until the stage stops; connections then end with the reply they are at.
 pub fn serve(state: Arc<ApiState>, listener: UnixListener, stage: &Stage) {
     let api = Api { state, stage: stage.clone() };
@@ -168,36 +167,63 @@ pub fn serve(state: Arc<ApiState>, listener: UnixListener, stage: &Stage) {
 }
 
 fn router(api: Api) -> Router {
-    Router::new()
-        .route("/v1/expose", post(handlers::expose))
-        .route("/v1/withdraw", post(handlers::withdraw))
-        .route("/v1/leave", post(handlers::leave))
-        .route("/v1/token", post(handlers::create_token))
-        .route("/v1/token/revoke", post(handlers::revoke_token))
-        .route("/v1/token/renew", post(handlers::renew_token))
-        .route("/v1/tokens", get(handlers::tokens))
+    let read = Router::new()
         .route("/v1/nodes", get(handlers::nodes))
-        .route("/v1/node/evict", post(members::evict))
         .route("/v1/issuers", get(members::issuers))
-        .route("/v1/issuer/add", post(members::add_issuer))
-        .route("/v1/issuer/remove", post(members::remove_issuer))
-        .route("/v1/issuer/grant", post(members::grant))
         .route("/v1/roots", get(roots::list))
-        .route("/v1/root/add", post(roots::add))
-        .route("/v1/root/retire", post(roots::retire))
-        .route("/v1/root/export", post(roots::export))
-        .route("/v1/root/import", post(roots::import))
-        .route("/v1/root/remove", post(roots::remove))
         .route("/v1/services", get(handlers::services))
         .route("/v1/resolve", get(handlers::resolve))
         .route("/v1/status", get(handlers::status))
         .route("/v1/events", get(streams::events))
         .route("/v1/watch", get(streams::watch))
         .route("/v1/metrics", get(handlers::metrics))
-        .route("/v1/connect", post(handlers::connect))
+        .route("/v1/connect", post(handlers::connect));
+    let register = Router::new()
+        .route("/v1/expose", post(handlers::expose))
+        .route("/v1/withdraw", post(handlers::withdraw));
+    let order = Router::new()
+        .route("/v1/leave", post(handlers::leave))
+        .route("/v1/token", post(handlers::create_token))
+        .route("/v1/token/revoke", post(handlers::revoke_token))
+        .route("/v1/token/renew", post(handlers::renew_token))
+        .route("/v1/tokens", get(handlers::tokens))
+        .route("/v1/node/evict", post(members::evict))
+        .route("/v1/issuer/add", post(members::add_issuer))
+        .route("/v1/issuer/remove", post(members::remove_issuer))
+        .route("/v1/issuer/grant", post(members::grant))
+        .route("/v1/root/add", post(roots::add))
+        .route("/v1/root/retire", post(roots::retire))
+        .route("/v1/root/export", post(roots::export))
+        .route("/v1/root/import", post(roots::import))
+        .route("/v1/root/remove", post(roots::remove));
+    let for_whom =
+        |routes: Router<Api>, act| routes.route_layer(from_fn_with_state((api.clone(), act), admit));
+    for_whom(read, Act::Read)
+        .merge(for_whom(register, Act::Register))
+        .merge(for_whom(order, Act::Order))
         .fallback(handlers::unknown)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(api)
+}
+
+/// Lets a request through if its caller may do what the route does, and notes whose its registrations are.
+async fn admit(
+    State((api, act)): State<(Api, Act)>,
+    Extension(caller): Extension<Caller>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Refusal> {
+    match api.state.callers.admit(caller, act) {
+        Ok(owner) => {
+            request.extensions_mut().insert(owner);
+            Ok(next.run(request).await)
+        }
+        Err(error) => {
+            api.state.metrics.api_refused(error.word());
+            tracing::debug!(user = caller.uid, path = request.uri().path(), "a user was refused");
+            Err(Refusal::denied(error))
+        }
+    }
 }
 
 async fn accept(api: Api, listener: UnixListener) {
@@ -213,7 +239,7 @@ async fn accept(api: Api, listener: UnixListener) {
         let Some((stream, place)) = accepted else { continue };
         let (router, stop) = (router.clone(), stage.stopping().clone());
         stage.spawn_short("api connection", async move {
-            converse(router, stream, stop).await;
+            connection::over_unix(router, stream, stop).await;
             drop(place);
         });
     }
@@ -235,28 +261,6 @@ async fn place_and_accept(
             tokio::time::sleep(Duration::from_millis(100)).await;
             None
         }
-    }
-}
-
-async fn converse(router: Router, stream: UnixStream, stop: CancellationToken) {
-    let Ok(peer) = stream.peer_cred() else { return };
-    let router = router.layer(axum::Extension(PeerUser(peer.uid())));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_WITHIN)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
-        .with_upgrades();
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        biased;
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(err = %error, "a connection of the local API broke");
     }
 }
 

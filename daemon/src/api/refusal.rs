@@ -32,7 +32,7 @@ impl Refusal {
         Self { status: StatusCode::NOT_FOUND, error: error.to_string() }
     }
 
-    /// What was named is there, but not for this node.
+    /// What was named is there, but not for this node or this user.
     pub(super) fn denied(error: impl ToString) -> Self {
         Self { status: StatusCode::FORBIDDEN, error: error.to_string() }
     }
@@ -67,7 +67,7 @@ impl From<JsonRejection> for Refusal {
 impl From<ExposeError> for Refusal {
     fn from(error: ExposeError) -> Self {
         match error {
-            ExposeError::NotAllowed { .. } => Self::denied(error),
+            ExposeError::NotAllowed { .. } | ExposeError::Owned { .. } => Self::denied(error),
             ExposeError::NoPort { .. } | ExposeError::Record(_) | ExposeError::Target { .. } => {
                 Self::malformed(error)
             }
@@ -112,6 +112,7 @@ impl From<WithdrawError> for Refusal {
     fn from(error: WithdrawError) -> Self {
         match error {
             WithdrawError::Unknown { .. } => Self::not_found(error),
+            WithdrawError::Owned { .. } => Self::denied(error),
             WithdrawError::NotDurable(_) => Self::failed(error),
             WithdrawError::Stopping => Self::stopping(),
         }

@@ -6,14 +6,15 @@
 use axum::extract::State;
 use axum::{Extension, Json};
 
+use gossamer_core::callers::Caller;
 use gossamer_core::statements::Member;
 use gossamer_wire::NodeId;
 
+use super::Api;
 use super::handlers::{holdings, read};
 use super::members::Sent;
 use super::messages::{ExportRoot, ExportedRoot, ImportRoot, RemoveRoot, RetireRoot, RootRow, RootsDone};
 use super::refusal::Refusal;
-use super::{Api, PeerUser};
 
 pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<RootRow>>, Refusal> {
     let row = |root: crate::authority::RootInfo| RootRow {
@@ -27,54 +28,54 @@ pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<RootRow>>, R
 
 pub(super) async fn add(
     State(api): State<Api>,
-    Extension(peer): Extension<PeerUser>,
+    Extension(caller): Extension<Caller>,
 ) -> Result<Json<RootsDone>, Refusal> {
-    tracing::info!(user = peer.0, "adding a root on request");
+    tracing::info!(user = caller.uid, "adding a root on request");
     done(&[api.state.authority.add_root().await?])
 }
 
 pub(super) async fn retire(
     State(api): State<Api>,
-    Extension(peer): Extension<PeerUser>,
+    Extension(caller): Extension<Caller>,
     body: Sent<RetireRoot>,
 ) -> Result<Json<RootsDone>, Refusal> {
     let RetireRoot { root, force } = read(body)?;
     let id: NodeId = root.parse().map_err(|_| {
         Refusal::malformed(format!("{root:?} is no id of a root; gossamer root list shows them"))
     })?;
-    tracing::info!(root = %id, force, user = peer.0, "retiring a root on request");
+    tracing::info!(root = %id, force, user = caller.uid, "retiring a root on request");
     api.state.authority.retire_root(id, members(&api).await, force).await?;
     done(&[id])
 }
 
 pub(super) async fn export(
     State(api): State<Api>,
-    Extension(peer): Extension<PeerUser>,
+    Extension(caller): Extension<Caller>,
     body: Sent<ExportRoot>,
 ) -> Result<Json<ExportedRoot>, Refusal> {
     let ExportRoot { passphrase } = read(body)?;
-    tracing::info!(user = peer.0, "exporting the root key on request");
+    tracing::info!(user = caller.uid, "exporting the root key on request");
     let pem = api.state.authority.export_root(passphrase.into()).await?;
     Ok(Json(ExportedRoot { pem: pem.into() }))
 }
 
 pub(super) async fn import(
     State(api): State<Api>,
-    Extension(peer): Extension<PeerUser>,
+    Extension(caller): Extension<Caller>,
     body: Sent<ImportRoot>,
 ) -> Result<Json<RootsDone>, Refusal> {
     let ImportRoot { pem, passphrase } = read(body)?;
-    tracing::info!(user = peer.0, "importing a root key on request");
+    tracing::info!(user = caller.uid, "importing a root key on request");
     done(&api.state.authority.import_root(pem.into(), passphrase.into()).await?)
 }
 
 pub(super) async fn remove(
     State(api): State<Api>,
-    Extension(peer): Extension<PeerUser>,
+    Extension(caller): Extension<Caller>,
     body: Sent<RemoveRoot>,
 ) -> Result<Json<RootsDone>, Refusal> {
     let RemoveRoot { force } = read(body)?;
-    tracing::info!(user = peer.0, "removing the root key from this machine on request");
+    tracing::info!(user = caller.uid, "removing the root key from this machine on request");
     api.state.authority.remove_root(force).await?;
     done(&[])
 }

@@ -180,7 +180,12 @@ fn trust(stage: &Stage, dir: &Path, index: &IndexWriter) -> (IssuerHandle, Autho
 }
 
 impl Daemon {
+    /// Starts one whose operators this test belongs to.
     pub(crate) async fn start() -> Self {
+        Self::start_for(Policy::of(nix::unistd::geteuid().as_raw())).await
+    }
+
+    async fn start_for(callers: Policy) -> Self {
         let dir = tempfile::tempdir().expect("scratch");
         let stage = Stage::default();
         let store = Store::open(&dir.path().join("state")).expect("opens");
@@ -204,6 +209,7 @@ impl Daemon {
         let (events, stop) = (EventLog::default(), CancellationToken::new());
         let state = ApiState {
             about,
+            callers,
             index: index.reader(),
             catalog: CatalogHandle::of(commands),
             registry,
@@ -268,6 +274,48 @@ async fn a_service_is_exposed_and_withdrawn() {
     assert_eq!(withdrawn.instances.len(), 1);
     let again = daemon.client.post::<Withdrawn>("/v1/withdraw", &body).await.expect_err("is gone");
     assert_eq!(refused(again).0, 404);
+}
+
+/// A policy for which this test, whoever runs it, is an ordinary user.
+fn for_others() -> Policy {
+    Policy { own: u32::MAX - 1, users: [].into(), groups: [].into(), unmapped: None }
+}
+
+#[tokio::test]
+async fn a_user_who_is_no_operator_looks_and_registers_and_gives_no_orders() {
+    let daemon = Daemon::start_for(for_others()).await;
+    for path in ["nodes", "services", "resolve?name=orders", "status", "events", "metrics"] {
+        let asked = daemon.client.get::<serde_json::Value>(&format!("/v1/{path}")).await;
+        // Metrics and an empty log are no JSON values: what counts is that they are not refused.
+        assert!(matches!(asked, Ok(_) | Err(ClientError::Broken { .. })), "{path}: {asked:?}");
+    }
+    assert!(daemon.client.connect("/v1/connect?service=orders&port=5432").await.is_ok());
+    let exposed: Exposed = daemon.client.post("/v1/expose", &expose("web")).await.expect("registers");
+    let body = Withdraw { service: exposed.service, instance: None };
+    daemon.client.post::<Withdrawn>("/v1/withdraw", &body).await.expect("withdraws");
+
+    let orders =
+        ["leave", "token", "token/revoke", "token/renew", "node/evict", "issuer/add", "issuer/remove"];
+    for path in orders.into_iter().chain(["issuer/grant"]) {
+        let error =
+            daemon.client.post::<serde_json::Value>(&format!("/v1/{path}"), &()).await.expect_err(path);
+        let (status, text) = refused(error);
+        assert!(status == 403 && text.contains("api.operators"), "{path}: {status} {text}");
+    }
+    assert_eq!(daemon.refusal("/v1/tokens").await.0, 403);
+    assert!(!daemon.stop.is_cancelled());
+    let status: Status = daemon.client.get("/v1/status").await.expect("answers");
+    assert_eq!(status.counters["gossamer_api_refused_total{reason=\"operator\"}"], 9);
+}
+
+#[tokio::test]
+async fn a_user_without_a_number_may_only_look() {
+    let unmapped = Some(nix::unistd::geteuid().as_raw());
+    let daemon = Daemon::start_for(Policy { unmapped, ..for_others() }).await;
+    assert!(daemon.client.get::<Status>("/v1/status").await.is_ok());
+    let error = daemon.client.post::<Exposed>("/v1/expose", &expose("web")).await.expect_err("a stranger");
+    let (status, text) = refused(error);
+    assert!(status == 403 && text.contains("user namespace"), "{text}");
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use crate::config::{Config, Flags, Host, Slot};
 use crate::identity::issuer::TokenRequest;
 use crate::identity::{self, InitRequest, JoinRequest, Lifetimes, init, join};
 use crate::register::{ExposeRequest, PortRequest};
+use gossamer_core::callers::Owner;
 use gossamer_wire::{Transport, Visibility};
 
 const SOON: Duration = Duration::from_secs(15);
@@ -149,6 +150,7 @@ fn expose(port: u16) -> ExposeRequest {
         visibility: Visibility::Own,
         metadata: Vec::new(),
         weight: 100,
+        owner: Owner::Operator,
     }
 }
 

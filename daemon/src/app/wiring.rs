@@ -29,6 +29,7 @@ use crate::register::{self, DenyList, Registry, Rules};
 use crate::relay::{Relay, RelayParts, Vips, VipsParts};
 use crate::resolver::Resolver;
 use crate::store::{Store, StoreError};
+use crate::supervise::Stage;
 use crate::transport::{FlowStream, Peers, Trust, Udp};
 
 /// Joiners waiting for the issuer; more are told to come back.
@@ -53,6 +54,8 @@ impl<'a> Wiring<'a> {
     pub(super) async fn start(&self, stop: &CancellationToken) -> Result<Ready, RunError> {
         let (network, prefix) = self.settings.vip_pool.network();
         let zone = Arc::new(Zone::new(&self.settings.dns_zone, network, prefix)?);
+        let operators = self.settings.operators.clone();
+        let callers = Stage::blocking(move || api::policy_blocking(&operators)).await?;
         let api_listener = api::bind(&self.settings.socket).await?;
         let dns_sockets = dns::bind(self.settings.dns_address, self.settings.vip_pool.dns()).await?;
         let listening = dns_sockets.listening();
@@ -75,6 +78,7 @@ impl<'a> Wiring<'a> {
         let about = Arc::new(self.about(mesh.listen, advertised, listening));
         let state = ApiState {
             about: Arc::clone(&about),
+            callers,
             index: reader,
             catalog: mesh.catalog,
             registry: registry.clone(),

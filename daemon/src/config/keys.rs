@@ -5,8 +5,9 @@
 use super::{Flags, Host};
 
 /// Every key of the configuration, sorted. Each is also a variable: `dns.zone` is `GOSSAMER_DNS_ZONE`.
-pub const KEYS: [&str; 15] = [
+pub const KEYS: [&str; 16] = [
     "advertise",
+    "api.operators",
     "dns.address",
     "dns.zone",
     "import",

@@ -27,7 +27,7 @@ pub use host::Host;
 pub use keys::{KEYS, flag_of};
 pub use remembered::{REMEMBERED_FILE, Remembered, remember};
 pub use slot::{Slot, SlotChoice};
-pub use values::LogFormat;
+pub use values::{LogFormat, Operator};
 
 use values::Values;
 
@@ -69,6 +69,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Addresses to publish beside those of the interfaces. At most 8.
     pub advertise: Vec<SocketAddr>,
+    /// Who may give orders beside root and the daemon's own user. Default nobody.
+    pub operators: Vec<Operator>,
     /// Services of other groups that stand behind the short name here. Default none.
     pub import: Imports,
     /// The small failure domain of this node.
@@ -151,6 +153,7 @@ impl Config {
             slot,
             listen,
             advertise: values.advertise.iter().map(|address| address.or_port(listen.port())).collect(),
+            operators: values.operators.clone(),
             import: values.import.clone(),
             zone: values.zone.clone(),
             region: values.region.clone(),
@@ -257,6 +260,7 @@ impl Settings {
         let dns = self.dns_candidates().first().map(|address| quote(address));
         vec![
             ("advertise", list(self.advertise.iter().map(|address| quote(address)).collect())),
+            ("api.operators", list(self.operators.iter().map(|operator| quote(operator)).collect())),
             ("dns.address", option(dns)),
             ("dns.zone", quote(&self.dns_zone)),
             ("import", list(self.import.0.iter().map(|import| quote(import)).collect())),

@@ -28,12 +28,30 @@ pub enum LogFormat {
     Json,
 }
 
+/// Somebody who may give the daemon orders, as the configuration names them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operator {
+    /// A user, by name or number.
+    User(String),
+    /// The members of a group, by its name or number.
+    Group(String),
+}
+
+impl Operator {
+    /// Returns the number, if it is one and no name.
+    pub fn number(&self) -> Option<u32> {
+        let (Self::User(name) | Self::Group(name)) = self;
+        name.parse().ok()
+    }
+}
+
 /// What the sources gave; `None` or empty where none did.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Values {
     pub(super) slot: Option<SlotChoice>,
     pub(super) listen: Option<HostPort>,
     pub(super) advertise: Vec<HostPort>,
+    pub(super) operators: Vec<Operator>,
     pub(super) import: Imports,
     pub(super) zone: Option<ZoneName>,
     pub(super) region: Option<RegionName>,
@@ -61,6 +79,28 @@ impl HostPort {
     }
 }
 
+impl FromStr for Operator {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, is_group) = text.strip_prefix('%').map_or((text, false), |name| (name, true));
+        let is_foreign = |char: char| char.is_whitespace() || char.is_control() || ":%,".contains(char);
+        if name.is_empty() || name.contains(is_foreign) {
+            return Err(format!("{text:?} names no user and no group"));
+        }
+        Ok(if is_group { Self::Group(name.to_owned()) } else { Self::User(name.to_owned()) })
+    }
+}
+
+impl fmt::Display for Operator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(name) => f.write_str(name),
+            Self::Group(name) => write!(f, "%{name}"),
+        }
+    }
+}
+
 /// What is wrong with a value, and what to write.
 type Wrong = (String, String);
 
@@ -69,6 +109,9 @@ impl Values {
     pub(super) fn assign(&mut self, key: &str, raw: &Raw) -> Result<(), Wrong> {
         match key {
             "advertise" => self.advertise = addresses(raw)?,
+            "api.operators" => {
+                self.operators = list(raw)?.iter().map(|item| operator(item)).collect::<Result<_, _>>()?;
+            }
             "dns.address" => self.dns_address = Some(text(raw).and_then(host_port)?),
             "dns.zone" => self.dns_zone = Some(text(raw).and_then(dns_zone)?),
             "import" => {
@@ -141,6 +184,10 @@ fn addresses(raw: &Raw) -> Result<Vec<HostPort>, Wrong> {
         )),
         None => Ok(addresses),
     }
+}
+
+fn operator(text: &str) -> Result<Operator, Wrong> {
+    text.parse().map_err(|why| (why, "write for example alice, 1001 or %ops for a group".to_owned()))
 }
 
 fn host_port(text: &str) -> Result<HostPort, Wrong> {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use gossamer_core::callers::Owner;
 use gossamer_wire::advert::{HEADER_BYTES, SIGNATURE_BYTES};
 use gossamer_wire::limits::{MAX_ADVERT_BYTES, MAX_FRAGMENTS, MAX_OWN_RECORDS, MAX_RECORDS_PER_FRAGMENT};
 use gossamer_wire::{Health, InstanceName, PortName, ServiceRecord, Transport, Tries};
@@ -359,6 +360,10 @@ impl Draft {
     pub(super) fn expose(&mut self, request: ExposeRequest, rules: &Rules) -> Result<Planned, ExposeError> {
         let spec = Arc::new(Spec::of(request, rules)?);
         let key = spec.key();
+        // All of the name: another instance would take a share of its traffic.
+        if let Some(owner) = self.foreign(spec.owner(), |(service, _)| *service == spec.service) {
+            return Err(ExposeError::Owned { service: spec.service.clone(), owner });
+        }
         let before = self.specs.get(&key);
         if before == Some(&spec) {
             return Ok(Planned { spec, replaced: false });
@@ -385,12 +390,16 @@ impl Draft {
     /// # Errors
     /// There is none of that name; the draft is as before.
     pub(super) fn withdraw(&mut self, request: &WithdrawRequest) -> Result<Withdrawn, WithdrawError> {
-        let is_meant = |(service, instance): &&Key| {
+        let is_meant = |(service, instance): &Key| {
             *service == request.service && request.instance.as_ref().is_none_or(|asked| asked == instance)
         };
-        let keys: Vec<Key> = self.specs.keys().chain(self.barred.keys()).filter(is_meant).cloned().collect();
+        let keys = self.specs.keys().chain(self.barred.keys());
+        let keys: Vec<Key> = keys.filter(|key| is_meant(key)).cloned().collect();
         if keys.is_empty() {
             return Err(self.unknown(request));
+        }
+        if let Some(owner) = self.foreign(request.by, is_meant) {
+            return Err(WithdrawError::Owned { what: meant(request), owner });
         }
         for key in &keys {
             self.specs.remove(key);
@@ -421,11 +430,17 @@ impl Draft {
         }
     }
 
+    /// Returns whose a registration is that is meant and that `by` may not change.
+    fn foreign(&self, by: Owner, is_meant: impl Fn(&Key) -> bool) -> Option<Owner> {
+        let barred = self.barred.iter().map(|(key, stored)| (key, &stored.spec));
+        let all = self.specs.iter().map(|(key, spec)| (key, &**spec)).chain(barred);
+        all.filter(|(key, _)| is_meant(key))
+            .map(|(_, spec)| spec.owner())
+            .find(|owner| !by.may_change(*owner))
+    }
+
     fn unknown(&self, request: &WithdrawRequest) -> WithdrawError {
-        let what = match &request.instance {
-            Some(instance) => format!("instance `{instance}` of `{}`", request.service),
-            None => format!("`{}`", request.service),
-        };
+        let what = meant(request);
         let named = |(service, instance): &Key| match *service == request.service {
             true => format!("{service} --instance {instance}"),
             false => service.to_string(),
@@ -439,6 +454,14 @@ impl Draft {
         }
         let known = if known.is_empty() { "nothing".to_owned() } else { known.join(", ") };
         WithdrawError::Unknown { what, known }
+    }
+}
+
+/// Says what is to be withdrawn.
+fn meant(request: &WithdrawRequest) -> String {
+    match &request.instance {
+        Some(instance) => format!("instance `{instance}` of `{}`", request.service),
+        None => format!("`{}`", request.service),
     }
 }
 

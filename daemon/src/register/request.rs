@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use gossamer_core::callers::Owner;
 use gossamer_wire::limits::{MAX_FRAGMENTS, MAX_OWN_RECORDS};
 use gossamer_wire::{InstanceName, PortName, ServiceName, ServiceRecord, Transport, Visibility};
 
@@ -31,6 +32,8 @@ pub struct ExposeRequest {
     pub metadata: Vec<(String, String)>,
     /// Share of traffic among equal instances; 0 takes none.
     pub weight: u16,
+    /// Whose it is from then on.
+    pub owner: Owner,
 }
 
 /// One port of an [`ExposeRequest`].
@@ -92,6 +95,16 @@ pub enum ExposeError {
         /// The rule.
         why: Denial,
     },
+    /// The caller's fault: the name is in use by another user of this node. Nothing changed.
+    #[error(
+        "`{service}` on this node belongs to {owner}; choose another name, or let {owner} or an operator change it"
+    )]
+    Owned {
+        /// The service.
+        service: ServiceName,
+        /// Whose it is.
+        owner: Owner,
+    },
     /// The node's quota is used up. Nothing changed; retry after a withdrawal.
     #[error("this node registers {MAX_OWN_RECORDS} services already, its limit; withdraw one first")]
     TooMany,
@@ -113,6 +126,8 @@ pub struct WithdrawRequest {
     pub service: ServiceName,
     /// One instance of it; all of this node unless given.
     pub instance: Option<InstanceName>,
+    /// Who asks.
+    pub by: Owner,
 }
 
 /// The service is withdrawn: on disk, and from the catalog.
@@ -132,6 +147,14 @@ pub enum WithdrawError {
         what: String,
         /// Services that are, in words.
         known: String,
+    },
+    /// The caller's fault: another user of this node registered it. Nothing changed.
+    #[error("{what} on this node belongs to {owner}; let {owner} or an operator withdraw it")]
+    Owned {
+        /// What was asked for, in words.
+        what: String,
+        /// Whose it is.
+        owner: Owner,
     },
     /// The disk's fault. Nothing changed; retry when it is mended.
     #[error("the service was not withdrawn, because that could not be written: {0}")]

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use gossamer_core::callers::Owner;
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
     DecodeError, Health, InstanceName, NodeName, Port, PortName, ServiceName, ServiceRecord, Transport,
@@ -40,6 +41,9 @@ pub(super) struct Spec {
     pub(super) visibility: Visibility,
     pub(super) weight: u16,
     pub(super) metadata: Vec<(String, String)>,
+    /// Who registered it; absent when an operator did, as in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) user: Option<u32>,
 }
 
 /// One port of a registration.
@@ -74,6 +78,7 @@ impl Spec {
             visibility,
             weight: request.weight,
             metadata: request.metadata,
+            user: request.owner.user(),
         };
         spec.check(rules)?;
         Ok(spec)
@@ -107,6 +112,10 @@ impl Spec {
         })?;
         let bytes = record.encode().map_err(|error| ExposeError::Record(error.to_string()))?;
         Ok(bytes.len())
+    }
+
+    pub(super) const fn owner(&self) -> Owner {
+        Owner::of(self.user)
     }
 
     pub(super) fn key(&self) -> Key {

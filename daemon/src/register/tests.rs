@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
+use gossamer_core::callers::Owner;
 use gossamer_wire::Health;
 use gossamer_wire::token::Claims;
 use tokio::net::TcpListener;
@@ -30,6 +31,7 @@ pub(super) fn request(service: &str, port: u16) -> ExposeRequest {
         visibility: Visibility::Own,
         metadata: Vec::new(),
         weight: 100,
+        owner: Owner::Operator,
     }
 }
 
@@ -89,7 +91,7 @@ fn file(dir: &Path) -> String {
 }
 
 fn withdrawal(service: &str) -> WithdrawRequest {
-    WithdrawRequest { service: service.parse().expect("name"), instance: None }
+    WithdrawRequest { service: service.parse().expect("name"), instance: None, by: Owner::Operator }
 }
 
 #[tokio::test]

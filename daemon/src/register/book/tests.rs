@@ -23,7 +23,7 @@ fn expose(book: &mut Book, request: ExposeRequest) -> (Planned, Vec<Change>, Vec
 
 fn withdrawal(service: &str, instance: Option<&str>) -> WithdrawRequest {
     let instance = instance.map(|text| text.parse().expect("name"));
-    WithdrawRequest { service: service.parse().expect("name"), instance }
+    WithdrawRequest { service: service.parse().expect("name"), instance, by: Owner::Operator }
 }
 
 fn instance(name: &str, request: ExposeRequest) -> ExposeRequest {
@@ -178,6 +178,76 @@ fn what_is_not_registered_cannot_be_withdrawn_and_the_error_names_what_is() {
     }
     let error = book.draft().withdraw(&withdrawal("other", None)).expect_err("unknown").to_string();
     assert!(error.contains("14 more"), "{error}");
+}
+
+fn of(owner: Owner, request: ExposeRequest) -> ExposeRequest {
+    ExposeRequest { owner, ..request }
+}
+
+#[test]
+fn what_a_user_registered_is_changed_and_withdrawn_by_that_user_and_operators() {
+    let (ann, bob) = (Owner::User(1_000), Owner::User(1_001));
+    let mut book = empty();
+    expose(&mut book, of(ann, request("web", 80)));
+    // Neither another content, nor the same, nor an instance beside it.
+    for stolen in [request("web", 81), request("web", 80), instance("mine", request("web", 80))] {
+        let error = book.draft().expose(of(bob, stolen), &rules()).expect_err("of another user");
+        assert!(matches!(error, ExposeError::Owned { owner, .. } if owner == ann), "{error}");
+    }
+    let by = |by, name| WithdrawRequest { by, ..withdrawal("web", name) };
+    let mut draft = book.draft();
+    let error = draft.withdraw(&by(bob, None)).expect_err("of another user").to_string();
+    assert!(error.contains("`web` on this node belongs to user 1000"), "{error}");
+    assert!(!draft.is_changed());
+    book.draft().withdraw(&by(ann, None)).expect("her own");
+    book.draft().withdraw(&by(Owner::Operator, None)).expect("an operator");
+    expose(&mut book, of(ann, request("web", 82)));
+    expose(&mut book, of(bob, request("other", 80)));
+    assert_eq!(book.records().len(), 2);
+}
+
+#[test]
+fn what_an_operator_exposed_last_belongs_to_the_operators() {
+    let ann = Owner::User(1_000);
+    let mut book = empty();
+    expose(&mut book, of(ann, request("web", 80)));
+    expose(&mut book, request("web", 81));
+    let error = book.draft().expose(of(ann, request("web", 80)), &rules()).expect_err("taken over");
+    assert!(error.to_string().contains("belongs to the operator"), "{error}");
+    // Withdrawing all instances takes all of them to be one's own.
+    expose(&mut book, instance("second", request("web", 81)));
+    assert!(book.draft().withdraw(&WithdrawRequest { by: ann, ..withdrawal("web", None) }).is_err());
+}
+
+#[test]
+fn owners_survive_restarts_and_older_files_belong_to_the_operators() {
+    let ann = Owner::User(1_000);
+    let mut book = empty();
+    expose(&mut book, of(ann, request("web", 80)));
+    expose(&mut book, request("orders", 5432));
+    let text = serde_json::to_string(&book.stored(&book.draft())).expect("JSON");
+    assert_eq!(text.matches("\"user\"").count(), 1, "{text}");
+    let (again, _) = restarted(&book, rules());
+    assert!(again.draft().expose(of(Owner::User(1), request("web", 81)), &rules()).is_err());
+    assert!(again.draft().expose(of(ann, request("web", 81)), &rules()).is_ok());
+    let older: Stored = serde_json::from_str(&text.replace(",\"user\":1000", "")).expect("an older file");
+    let (older, _) = Book::restore(rules(), Some(older)).expect("reads");
+    assert!(older.draft().expose(of(ann, request("web", 81)), &rules()).is_err());
+    assert!(older.draft().expose(request("web", 81), &rules()).is_ok());
+}
+
+#[test]
+fn a_barred_registration_keeps_its_owner() {
+    let ann = Owner::User(1_000);
+    let mut book = empty();
+    expose(&mut book, of(ann, request("web", 80)));
+    let mut stricter = rules();
+    stricter.claims.services = vec!["other".to_owned()];
+    let (barred, _) = restarted(&book, stricter);
+    assert!(
+        barred.draft().withdraw(&WithdrawRequest { by: Owner::User(1), ..withdrawal("web", None) }).is_err()
+    );
+    assert!(barred.draft().withdraw(&WithdrawRequest { by: ann, ..withdrawal("web", None) }).is_ok());
 }
 
 #[test]
