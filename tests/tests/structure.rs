@@ -65,6 +65,19 @@ fn each_forbidden_call_stays_in_its_module() {
     assert!(breaches.is_empty(), "\n{}", breaches.join("\n"));
 }
 
+/// What stands before the routes is a type: TCP gets `Guarded` ones only, and there is one way to make those.
+#[test]
+fn routes_over_tcp_lie_behind_the_guard() {
+    let sources = sources(&["daemon/src"]);
+    let code = &sources["daemon/src/api/connection.rs"];
+    let served: Vec<_> =
+        code.lines().filter(|line| line.contains("converse(") && !line.contains("fn ")).collect();
+    assert_eq!(served.len(), 2, "over_unix and over_tcp, and nothing else: {served:?}");
+    assert!(code.contains("fn over_tcp(Guarded(routes): Guarded, "), "over_tcp takes guarded routes only");
+    let made = code.matches("Self(").count() + code.matches("Guarded(").count();
+    assert_eq!(made, 3, "the type, Guarded::new, which makes them, and over_tcp, which takes them apart");
+}
+
 #[test]
 fn every_check_that_a_threat_names_is_there() {
     let read = |path: &str| fs::read_to_string(root().join(path)).expect("the document is readable");
@@ -154,6 +167,11 @@ const RULES: &[Rule] = &[
         what: "datagram sockets: QUIC, DNS, and what asks DNS",
         calls: &["UdpSocket::bind", "UnixDatagram::bind"],
         homes: &["daemon/src/transport", "daemon/src/app", "daemon/src/cli", "daemon/src/demo"],
+    },
+    Rule {
+        what: "HTTP is served by one module, which lets nothing over TCP past the guard (ADR 14)",
+        calls: &["axum::serve", "serve_connection", "http1::Builder", "http2::Builder", "auto::Builder"],
+        homes: &["daemon/src/api/connection"],
     },
     Rule { what: "channels have a capacity", calls: &["unbounded_channel", "mpsc::channel()"], homes: &[] },
 ];

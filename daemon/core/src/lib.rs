@@ -10,6 +10,7 @@ pub mod callers;
 pub mod catalog;
 pub mod dial;
 pub mod fuzz;
+pub mod guard;
 pub mod membership;
 mod outputs;
 pub mod select;

@@ -50,6 +50,7 @@ use crate::relay::{PortChoice, Relay, VipPort, Vips};
 use crate::supervise::Stage;
 
 pub use client::{Client, ClientError};
+pub use connection::{Guarded, over_tcp};
 pub use socket::{BindError, bind};
 pub use users::{OperatorsError, policy_blocking};
 

@@ -22,6 +22,11 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
+    /// Any other one.
+    pub(super) fn of(status: StatusCode, error: impl ToString) -> Self {
+        Self { status, error: error.to_string() }
+    }
+
     /// The caller's fault: it was not understood.
     pub(super) fn malformed(error: impl ToString) -> Self {
         Self { status: StatusCode::BAD_REQUEST, error: error.to_string() }
