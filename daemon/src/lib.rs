@@ -19,6 +19,7 @@ pub mod identity;
 pub mod index;
 mod listeners;
 pub mod membership;
+mod memory;
 pub mod metrics;
 pub mod register;
 pub mod relay;

@@ -31,11 +31,16 @@ use clap::{CommandFactory, Parser};
 
 use crate::api::Client;
 use crate::config::{Config, Flags, Host, Settings, Slot, SlotChoice};
+use crate::memory;
 use args::{Cli, Command, Global};
 use failure::{Exit, Failure};
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    // Before the arguments, which may hold a token, and before any key.
+    if let Err(error) = memory::keep_private() {
+        output::note(format_args!("warning: the system lets others read this process's memory ({error})"));
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

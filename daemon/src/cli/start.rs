@@ -4,6 +4,7 @@
 //! Driven by: `cli`. Each is idempotent: a daemon that runs already is left as it is.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -20,6 +21,7 @@ use super::{expose, identity, load, output};
 use crate::api::Client;
 use crate::api::messages::{CreateToken, Status, StatusNode};
 use crate::config::{Config, Flags, REMEMBERED_FILE, Remembered, Settings, SlotChoice, remember};
+use crate::memory;
 use crate::store::Store;
 
 /// Longest wait for a daemon in the background to become ready, or to end.
@@ -33,6 +35,7 @@ const UNITS: [&str; 3] = [
 ];
 
 pub(super) async fn init(global: &Global, asked: &Init) -> Result<ExitCode, Failure> {
+    without_core();
     let config = load(asked.start.add_to(global.flags()))?;
     let body = first_token(asked);
     if let Some((client, status)) = running(&config).await? {
@@ -58,6 +61,7 @@ pub(super) async fn init(global: &Global, asked: &Init) -> Result<ExitCode, Fail
 }
 
 pub(super) async fn join(global: &Global, asked: &Join) -> Result<ExitCode, Failure> {
+    without_core();
     let config = load(asked.start.add_to(global.flags()))?;
     let token = identity::token(&config, asked).await?;
     if let Some((_, status)) = running(&config).await? {
@@ -89,6 +93,10 @@ pub(super) async fn join(global: &Global, asked: &Join) -> Result<ExitCode, Fail
 }
 
 pub(super) async fn run(global: &Global, asked: Run) -> Result<ExitCode, Failure> {
+    // A command inherits the limit, and its cores are its own.
+    if asked.command.is_empty() {
+        without_core();
+    }
     let config = load(asked.start.add_to(global.flags()))?;
     let then =
         Then { expose: exposed(&config)?, forward: asked.forward, command: asked.command, ..Then::default() };
@@ -112,6 +120,12 @@ pub(super) async fn run(global: &Global, asked: Run) -> Result<ExitCode, Failure
         return Ok(ExitCode::SUCCESS);
     }
     foreground(Prepared { settings, store, identity, claim }, then).await
+}
+
+/// No core, also where the kernel was not told that this process is private. A unit that may not set limits has set
+/// this one itself.
+fn without_core() {
+    let _ = memory::no_core();
 }
 
 /// Asks the daemon to leave and waits until it is gone.
@@ -226,7 +240,7 @@ fn detached(flags: &Flags, settings: &Settings, log: &Path) -> Result<std::proce
     let failed = |error: std::io::Error| {
         Failure::failed(format_args!("{} cannot be started in the background: {error}", log.display()))
     };
-    let output = File::options().create(true).append(true).open(log).map_err(failed)?;
+    let output = File::options().create(true).append(true).mode(0o600).open(log).map_err(failed)?;
     let mut command = Command::new(std::env::current_exe().map_err(failed)?);
     command.arg("run").args(["--slot", &settings.slot.to_string()]);
     if let Some(config) = &flags.config {

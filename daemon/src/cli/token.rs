@@ -61,7 +61,8 @@ fn show(created: &CreatedToken, json: bool) -> Result<(), Failure> {
     }
     output::data(&created.token);
     created.warnings.iter().for_each(|warning| output::note(format_args!("warning: {warning}")));
-    output::note(format_args!("run on the other machine: gossamer join {}", created.token));
+    // Not the token again: what stands on standard error lands in logs.
+    output::note("run on the other machine, and give it the token on standard input: gossamer join -");
     Ok(())
 }
 

@@ -53,6 +53,32 @@ fn a_crash_before_the_identity_file_leaves_nothing_that_counts() {
 }
 
 #[test]
+fn each_key_that_others_can_read_stops_the_start() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let store = store(dir.path());
+    init(&store, &request("vm-a")).expect("makes");
+    reset_key(&store, &Entropy::System).expect("makes");
+    let starts = || load(&store).and_then(|_| reset_key(&store, &Entropy::System));
+    starts().expect("private");
+    let files =
+        std::fs::read_dir(store.dir()).expect("readable").map(|file| file.expect("readable").file_name());
+    let mut keys: Vec<String> = files.map(|name| name.into_string().expect("text")).collect();
+    keys.retain(|name| name.ends_with(".key"));
+    keys.sort();
+    assert_eq!(keys, [ISSUER_KEY, NODE_KEY, RESET_KEY, ROOT_KEY]);
+    for key in keys {
+        for mode in [0o640, 0o604, 0o620, 0o644] {
+            let file = store.dir().join(&key);
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("chmod");
+            let error = starts().expect_err("others can read it").to_string();
+            assert!(error.contains(&key) && error.contains("chmod 0600"), "{mode:o} {error}");
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+        }
+    }
+    starts().expect("private again");
+}
+
+#[test]
 fn a_key_that_is_not_the_certificates_is_damage() {
     let dir = tempfile::tempdir().expect("scratch");
     let store = store(dir.path());

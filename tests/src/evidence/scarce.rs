@@ -20,7 +20,8 @@ pub(super) const ROW: Row = Row {
     name: "3.2-no-descriptors",
     promise: "A daemon that has no file descriptor left stays a member and learns and answers records; with some again its local API answers",
     sabotage: "it is stopped meanwhile",
-    needs: Needs::Nothing,
+    // The files of a daemon are shown to root only: it is not dumpable.
+    needs: Needs::Root,
     ci: Ci::Runs,
     check: no_descriptors,
 };
