@@ -15,6 +15,7 @@ pub mod fabric;
 pub mod fake;
 pub mod forge;
 pub mod middle;
+pub mod needles;
 pub mod netns;
 pub mod planted;
 pub mod process;

@@ -334,6 +334,18 @@ impl Node {
         status.code().with_context(|| format!("{name} ended by a signal: {status}"))
     }
 
+    /// Waits until the daemon has ended, in whatever way, and says in which.
+    ///
+    /// # Errors
+    /// [`Broken`] when it has not ended within `limit`.
+    pub fn crashed(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let name = self.name.clone();
+        let Some(child) = &mut self.child else { bail!("{name} does not run") };
+        let (status, _) = wait_for(&format!("the end of {name}"), limit, || Ok(child.try_wait()?))?;
+        self.child = None;
+        Ok(status)
+    }
+
     /// Sends a signal to the daemon.
     ///
     /// # Errors

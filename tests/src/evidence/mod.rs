@@ -8,6 +8,7 @@
 
 mod bad;
 mod bugs;
+mod callers;
 mod decoders;
 mod demo;
 mod detection;
@@ -20,8 +21,10 @@ mod mixed;
 mod restart;
 mod rotation;
 mod scarce;
+mod secrets;
 mod shape;
 mod simulated;
+mod spiffe;
 mod trust;
 mod visible;
 mod vms;
@@ -101,6 +104,7 @@ pub fn rows() -> Vec<Row> {
         .chain(issuers::ROWS.iter().copied())
         .chain(rotation::ROWS.iter().copied())
         .chain(joins::ROWS.iter().copied())
+        .chain([secrets::ROW, spiffe::ROW, callers::ROW])
         .collect()
 }
 
