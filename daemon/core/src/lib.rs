@@ -13,6 +13,7 @@ pub mod fuzz;
 pub mod guard;
 pub mod membership;
 mod outputs;
+pub mod renewal;
 pub mod select;
 pub mod statements;
 pub mod time;

@@ -243,16 +243,9 @@ impl Task {
         let wall = self.parts.clock.wall();
         let standing = self.statements.standing();
         let lifetime = self.parts.lifetimes.issuer.as_secs();
-        // A shorter life was set: what is left of the long one comes first, or the new certificate would not be the newest.
-        let is_due = |facts: &gossamer_core::trust::IssuerFacts| {
-            let life = facts.not_after.saturating_sub(facts.not_before).min(lifetime);
-            facts.not_after.saturating_sub(wall) < life / 2
-        };
-        let facts = standing.issuers.values().map(|issuer| &issuer.facts);
-        let mut due: Vec<_> = facts
-            .filter(|facts| is_due(facts))
-            .filter_map(|facts| Some((facts.public_key, facts.claims.clone()?)))
-            .collect();
+        let facts = standing.issuers_due(wall, lifetime).map(|issuer| &issuer.facts);
+        let mut due: Vec<_> =
+            facts.filter_map(|facts| Some((facts.public_key, facts.claims.clone()?))).collect();
         let identity = &self.parts.identity;
         if let Some(own) = &self.parts.live.load().issuer
             && !standing.issuers.contains_key(&own.id())

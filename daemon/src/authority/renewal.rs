@@ -1,12 +1,13 @@
 //! Renewal of the own certificate: from a third of its life on, at any issuer.
 //!
-//! Owns: when, at whom, and what is said when it does not succeed. Must not know: the exchange (`identity::renew`).
+//! Owns: at whom, and what is said when it does not succeed. Must not know: when (`core::renewal`), the exchange
+//! (`identity::renew`).
 //! Driven by: the authority task.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use gossamer_core::membership::MemberState;
+use gossamer_core::renewal::Certificate;
 use gossamer_core::trust::{not_after, read_issuer, validity_of};
 use gossamer_wire::NodeId;
 use gossamer_wire::join::PeerHint;
@@ -16,66 +17,15 @@ use rand::seq::SliceRandom as _;
 use super::Command;
 use super::task::Task;
 use crate::catalog;
-use crate::clock::Clock;
 use crate::events::Event;
 use crate::identity::{Credentials, Issuer, credentials, renew, renew_here};
 use crate::store::Store;
 
-/// The clock that counts time does so not in suspend, so the wall clock is looked at this often.
-const LOOK: Duration = Duration::from_secs(60);
-/// And not more often than this.
-const SHORTEST_LOOK: Duration = Duration::from_millis(100);
-/// Pauses between tries: a share of the certificate's life within these bounds.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// Most issuers asked in one try.
 const ASKED: usize = 4;
 
 /// What came of a try.
 pub(crate) type Outcome = Result<Box<gossamer_wire::join::Admitted>, String>;
-
-/// When the certificate is looked at, and what was tried.
-#[derive(Debug, Default)]
-pub(super) struct Renewal {
-    /// When to look again; at once at the start.
-    look_at: Option<Instant>,
-    /// When to try; not known yet at the start and with a new certificate.
-    due: Option<Instant>,
-    /// Not before, whatever else: certificates that are short-lived from the start must not be renewed without end.
-    earliest: Option<Instant>,
-    is_running: bool,
-    /// Why the last try came to nothing.
-    failed: Option<String>,
-    /// Share of the life that was reported as over, in percent.
-    reported: u64,
-}
-
-impl Renewal {
-    /// Returns when the task must look again.
-    pub(super) fn look_at(&self, clock: &Clock) -> Instant {
-        self.look_at.unwrap_or_else(|| clock.now().mono)
-    }
-
-    /// Lets the task look at once: something has changed.
-    pub(super) fn look(&mut self) {
-        self.look_at = None;
-    }
-
-    /// Lets the task look again in a moment.
-    pub(super) fn look_soon(&mut self, now: Instant) {
-        self.look_at = self.look_at.map(|at| at.min(now + Duration::from_secs(1)));
-    }
-
-    /// Sets the next look: when a try is due, at once for a certificate that is new, in a while when one is under way.
-    fn look_after(&mut self, now: Instant) {
-        let pause = match self.due {
-            _ if self.is_running => LOOK,
-            Some(due) => due.saturating_duration_since(now),
-            None => Duration::ZERO,
-        };
-        self.look_at = Some(now + pause.clamp(SHORTEST_LOOK, LOOK));
-    }
-}
 
 impl Task {
     /// Renews the certificate if it is time.
@@ -83,28 +33,15 @@ impl Task {
         let now = self.parts.clock.now();
         let live = self.parts.live.load_full();
         let (start, end) = validity_of(&live.leaf_der).unwrap_or((0, live.leaf.not_after));
-        self.report_age(start, end, now.wall);
-        let life = Duration::from_secs(end.saturating_sub(start));
-        let left = Duration::from_secs(end.saturating_sub(now.wall));
-        let third_over = left.saturating_sub(life * 2 / 3);
-        let due = *self.renewal.due.get_or_insert_with(|| {
-            // All nodes of a mesh may have been admitted at once.
-            let jitter =
-                if left.is_zero() { Duration::ZERO } else { life.mul_f64(self.rng.random_range(0.0..0.1)) };
-            now.mono + third_over + jitter
-        });
-        // After a suspend the wall clock knows better. Joiners believe an issuer by a certificate it made itself.
-        let is_due = due <= now.mono || left < life / 3 || is_not_of_own_key(&live, now.wall);
-        let may = self.renewal.earliest.is_none_or(|earliest| earliest <= now.mono);
-        if is_due && may && !self.renewal.is_running {
-            self.renewal.is_running = true;
-            let pause = (life / 24).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-            let pause = pause.mul_f64(self.rng.random_range(0.5..1.5));
-            self.renewal.due = Some(now.mono + pause);
-            self.renewal.earliest = self.renewal.due;
+        // Joiners believe an issuer by a certificate it made itself.
+        let certificate = Certificate { start, end, is_unfit: is_not_of_own_key(&live, now.wall) };
+        let due = self.renewal.tend(certificate, now, self.rng.random());
+        if let Some(mark) = due.over {
+            self.report_age(mark, now.wall > end);
+        }
+        if due.renew {
             self.try_renew(&live).await;
         }
-        self.renewal.look_after(now.mono);
     }
 
     async fn try_renew(&mut self, live: &Arc<Credentials>) {
@@ -168,9 +105,8 @@ impl Task {
             Err(error) => {
                 tracing::warn!(%error, "this node's certificate could not be renewed; it is tried again");
                 self.parts.metrics.renewal("failed");
-                self.renewal.is_running = false;
-                self.renewal.look();
-                self.renewal.failed = Some(error);
+                self.renewal.failed();
+                self.not_renewed = Some(error);
             }
         }
     }
@@ -189,7 +125,7 @@ impl Task {
 
     /// Takes a new certificate into use: on disk first, then in handshakes, then in the card.
     async fn take_certificate(&mut self, leaf: Vec<u8>, mut came: Vec<Vec<u8>>) {
-        self.renewal.is_running = false;
+        self.renewal.failed();
         came.truncate(ASKED * 2);
         let shown: Vec<_> = came.iter().map(|der| der.as_slice().into()).collect();
         let read = match self.parts.trust.load().verify_certificate(&leaf, &shown, self.parts.clock.wall()) {
@@ -216,23 +152,16 @@ impl Task {
             ..Credentials::clone(&old)
         }));
         self.parts.metrics.renewal("done");
-        let pause =
-            validity_of(&leaf).map_or(LONGEST_PAUSE, |(start, end)| Duration::from_secs(end - start) / 24);
-        let earliest = self.parts.clock.now().mono + pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-        self.renewal = Renewal { earliest: Some(earliest), ..Renewal::default() };
+        let (start, end) = validity_of(&leaf).unwrap_or_default();
+        self.renewal.renewed(start, end, self.parts.clock.now());
+        self.not_renewed = None;
         let _ = self.parts.catalog.send(catalog::Command::Certificate(leaf)).await;
     }
 
-    /// Writes a line when half, three quarters and nine tenths of the certificate's life are over.
-    fn report_age(&mut self, start: u64, end: u64, wall: u64) {
-        let over = wall.saturating_sub(start) * 100 / end.saturating_sub(start).max(1);
-        let Some(mark) = [90, 75, 50].into_iter().find(|mark| *mark <= over) else { return };
-        if self.renewal.reported >= mark {
-            return;
-        }
-        self.renewal.reported = mark;
-        let why = self.renewal.failed.clone().unwrap_or_else(|| "no issuer was asked yet".to_owned());
-        let now = if wall > end { "ended" } else { "ageing" };
+    /// Writes a line that so much of the certificate's life is over.
+    fn report_age(&self, mark: u64, has_ended: bool) {
+        let why = self.not_renewed.clone().unwrap_or_else(|| "no issuer was asked yet".to_owned());
+        let now = if has_ended { "ended" } else { "ageing" };
         self.parts.events.push(&Event {
             who: "certificate of this node".to_owned(),
             was: "valid",

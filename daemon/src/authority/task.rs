@@ -10,6 +10,7 @@ use std::time::Instant;
 use rand::rngs::StdRng;
 use tokio::sync::{mpsc, watch};
 
+use gossamer_core::renewal::Renewal;
 use gossamer_core::statements::{MAX_WRONG, Statements};
 use gossamer_core::trust::{Sign as _, signature_holds};
 use gossamer_wire::NodeId;
@@ -17,7 +18,6 @@ use gossamer_wire::frame::{Frame, issuer_key_proof};
 use gossamer_wire::join::PeerHint;
 
 use super::orders::Wanted;
-use super::renewal::Renewal;
 use super::{AuthorityError, Command, IssuerInfo, Known, Parts, Queue};
 use crate::events::Event;
 use crate::identity::{Credentials, credentials};
@@ -35,6 +35,8 @@ pub(super) struct Task {
     /// Nodes that were asked to show an issuer's key.
     pub(super) wanted: BTreeMap<NodeId, Wanted>,
     pub(super) renewal: Renewal,
+    /// Why the last try to renew came to nothing.
+    pub(super) not_renewed: Option<String>,
     pub(super) started: Instant,
     /// Members to ask when no card is known.
     pub(super) seeds: Vec<PeerHint>,
@@ -53,6 +55,7 @@ impl Task {
             came: parts.identity.issuers.clone(),
             wanted: BTreeMap::new(),
             renewal: Renewal::default(),
+            not_renewed: None,
             started: clock::now().mono,
             seeds: parts.identity.seeds.clone(),
             rng: parts.entropy.rng("authority"),
@@ -92,13 +95,16 @@ impl Task {
         let waits = self.tend_issuers().await;
         self.tend_certificate().await;
         if waits {
-            self.renewal.look_soon(clock::now().mono);
+            self.renewal.look_soon(self.parts.clock.now());
         }
     }
 
     fn next_deadline(&self) -> Instant {
         let wanted = self.wanted.values().map(|wanted| wanted.until);
-        wanted.chain([self.renewal.look_at(&self.parts.clock)]).min().unwrap_or_else(|| clock::now().mono)
+        wanted
+            .chain([self.renewal.look_at(self.parts.clock.now())])
+            .min()
+            .unwrap_or_else(|| clock::now().mono)
     }
 
     async fn handle(&mut self, command: Command) {

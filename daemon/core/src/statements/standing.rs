@@ -132,6 +132,17 @@ impl Authority {
 }
 
 impl Standing {
+    /// Returns the issuers that need a new certificate: half of the life of the newest one is over, where no life counts
+    /// for longer than `lifetime` seconds. With a shorter life than before, what is left of the long one comes first, or
+    /// the new certificate would not be the newest. `wall` is seconds since the Unix epoch.
+    pub fn issuers_due(&self, wall: u64, lifetime: u64) -> impl Iterator<Item = &Issuer> {
+        self.issuers.values().filter(move |issuer| {
+            let facts = &issuer.facts;
+            let life = facts.not_after.saturating_sub(facts.not_before).min(lifetime);
+            facts.not_after.saturating_sub(wall) < life / 2
+        })
+    }
+
     pub(super) fn of(authority: &Authority, roots: &Roots, logs: &BTreeMap<NodeId, Log>) -> Self {
         let issuers = issuers(authority, roots, logs);
         let claims = issuers.values().filter_map(|issuer| issuer.facts.claims.as_ref());

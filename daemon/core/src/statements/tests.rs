@@ -259,6 +259,17 @@ fn the_newest_certificate_of_an_issuer_is_the_one() {
 }
 
 #[test]
+fn issuers_are_due_at_half_of_their_life_or_of_a_shorter_one_from_its_end() {
+    let mesh = Mesh::new();
+    let set = mesh.started();
+    let facts = &set.standing().issuers[&mesh.id(0)].facts;
+    let (life, end) = (facts.not_after - facts.not_before, facts.not_after);
+    let due = |wall, lifetime| set.standing().issuers_due(wall, lifetime).count();
+    assert_eq!((due(end - life / 2, life), due(end - life / 2 + 1, life)), (0, 2));
+    assert_eq!((due(end - 50, 100), due(end - 49, 100)), (0, 2));
+}
+
+#[test]
 fn what_is_not_in_order_is_refused_and_changes_nothing() {
     let mesh = Mesh::new();
     let mut set = mesh.started();
