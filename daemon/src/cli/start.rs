@@ -4,6 +4,7 @@
 //! Driven by: `cli`. Each is idempotent: a daemon that runs already is left as it is.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -88,6 +89,10 @@ pub(super) async fn join(global: &Global, asked: &Join) -> Result<ExitCode, Fail
         drop((store, claim));
         background(global, &asked.start, &settings).await?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if asked.token.as_deref().is_some_and(|token| token != "-") {
+        let error = without_token(&asked.start.add_to(global.flags()), &settings);
+        output::note(format_args!("warning: the token stays among the arguments of this process ({error})"));
     }
     foreground(Prepared { settings, store, identity, claim }, then).await
 }
@@ -235,13 +240,18 @@ async fn background(global: &Global, start: &Start, settings: &Settings) -> Resu
     Ok(client)
 }
 
-/// Starts `run` with the same flags, in a process group of its own so that Ctrl-C does not reach it.
-fn detached(flags: &Flags, settings: &Settings, log: &Path) -> Result<std::process::Child, Failure> {
-    let failed = |error: std::io::Error| {
-        Failure::failed(format_args!("{} cannot be started in the background: {error}", log.display()))
-    };
-    let output = File::options().create(true).append(true).mode(0o600).open(log).map_err(failed)?;
-    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+/// Goes on as `run` in this process: every user of the machine can read arguments for as long as it lives. Lock and
+/// claim end with what it was before. Returns why it did not.
+fn without_token(flags: &Flags, settings: &Settings) -> io::Error {
+    match run_again(flags, settings) {
+        Ok(mut command) => command.env_remove("GOSSAMER_TOKEN").exec(),
+        Err(error) => error,
+    }
+}
+
+/// Makes the command that runs what this process has prepared.
+fn run_again(flags: &Flags, settings: &Settings) -> io::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
     command.arg("run").args(["--slot", &settings.slot.to_string()]);
     if let Some(config) = &flags.config {
         command.arg("--config").arg(config);
@@ -249,6 +259,16 @@ fn detached(flags: &Flags, settings: &Settings, log: &Path) -> Result<std::proce
     for (key, value) in flags.keys.iter().filter(|(key, _)| *key != "slot") {
         command.arg(crate::config::flag_of(key)).arg(value);
     }
+    Ok(command)
+}
+
+/// Starts `run` with the same flags, in a process group of its own so that Ctrl-C does not reach it.
+fn detached(flags: &Flags, settings: &Settings, log: &Path) -> Result<std::process::Child, Failure> {
+    let failed = |error: io::Error| {
+        Failure::failed(format_args!("{} cannot be started in the background: {error}", log.display()))
+    };
+    let output = File::options().create(true).append(true).mode(0o600).open(log).map_err(failed)?;
+    let mut command = run_again(flags, settings).map_err(failed)?;
     command.stdin(Stdio::null()).stdout(output.try_clone().map_err(failed)?).stderr(output).process_group(0);
     command.spawn().map_err(failed)
 }

@@ -23,7 +23,7 @@ use crate::wait::{until, wait_for};
 pub(super) const ROW: Row = Row {
     name: "4.7-secrets",
     promise: "Tokens and the private keys of nodes, issuers and root are found nowhere but in key files and where token create prints them: 0 hits in logs at trace, outputs, arguments, environments and state; the daemon's memory is shown to root only, it leaves no core, and with a key that others can read it does not start",
-    sabotage: "one daemon is given its token as an argument",
+    sabotage: "one daemon has its token in its environment",
     // Another user's daemon is looked at from outside.
     needs: Needs::Root,
     ci: Ci::Runs,
@@ -49,7 +49,7 @@ fn secrets(run: &Run) -> Result<String> {
         first.run()?;
         let mut nodes = vec![first];
         let mut tokens = Vec::new();
-        for name in ["by-file", "by-stdin", "by-variable", "as-nobody"] {
+        for name in ["by-file", "by-argument", "by-stdin", "by-variable", "as-nobody"] {
             tokens.push(made(&nodes[0], &mut places, &["--uses", "2"])?);
             let token = tokens.last().context("a token")?;
             nodes.push(joined(run, lab, name, token, &mut places)?);
@@ -61,12 +61,14 @@ fn secrets(run: &Run) -> Result<String> {
             keys_of(node, &mut hidden)?;
             places.process(node)?;
         }
-        let child = command_of(&nodes[3])?;
+        let named = |name| nodes.iter().find(|node| node.name == name).context("a node");
+        let runs_a_command = named("by-variable")?;
+        let child = command_of(runs_a_command)?;
         places.file(
-            format!("the environment of the command of {}", nodes[3].name),
+            format!("the environment of the command of {}", runs_a_command.name),
             Path::new(&format!("/proc/{child}/environ")),
         )?;
-        memory(lab, &nodes[4])?;
+        memory(lab, named("as-nobody")?)?;
         let mut nobody = nodes.pop().context("the last one")?;
         let cores =
             if no_core(lab, &mut nobody)? { "no core where another program leaves one" } else { "no core" };
@@ -125,7 +127,11 @@ fn joined(run: &Run, lab: &Lab, name: &str, token: &str, places: &mut Places) ->
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
     let path = file.to_str().context("a path that is UTF-8")?;
     match name {
-        "by-file" if run.sabotaged => node.join(token)?,
+        "by-argument" => node.join(token)?,
+        "by-file" if run.sabotaged => {
+            node = node.with("NOTE", token);
+            node.start(&["join", "--token-file", path, "--node", name])?;
+        }
         "by-file" => node.start(&["join", "--token-file", path, "--node", name])?,
         "by-stdin" => {
             let mut command = node.command(&["join", "-", "--node", name, "--no-start"]);
