@@ -32,6 +32,7 @@ pub struct Metrics {
     sources: Arc<Sources>,
     handshakes_refused: Family<Reason, Counter>,
     api_refused: Family<Reason, Counter>,
+    handshakes_answered: Family<Outcome, Counter>,
     bad_frames: Counter,
     dial_failures: Counter,
     membership_queue_full: Counter,
@@ -103,6 +104,7 @@ impl Default for Metrics {
             sources,
             handshakes_refused: Family::default(),
             api_refused: Family::default(),
+            handshakes_answered: Family::default(),
             bad_frames: Counter::default(),
             dial_failures: Counter::default(),
             membership_queue_full: Counter::default(),
@@ -128,6 +130,8 @@ impl Metrics {
         registry.register("handshakes_refused", "Connections refused before or at the first hello", refused);
         let refused = self.api_refused.clone();
         registry.register("api_refused", "Requests to the local API that were not for who asked", refused);
+        let answered = self.handshakes_answered.clone();
+        registry.register("handshakes_answered", "First packets of handshakes by what they got", answered);
         for (name, help, counter) in [
             ("bad_frames", "Connections closed for bytes no honest peer sends", &self.bad_frames),
             ("dial_failures", "Dials that reached nobody", &self.dial_failures),
@@ -175,6 +179,11 @@ impl Metrics {
     /// Counts a request to the local API that its caller may not make.
     pub fn api_refused(&self, reason: &'static str) {
         self.api_refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// Counts the answer to the first packet of a handshake, or one that made room for another.
+    pub fn handshake_answered(&self, outcome: &'static str) {
+        self.handshakes_answered.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// Counts a connection that was closed because of bytes no honest peer sends.

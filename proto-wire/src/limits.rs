@@ -60,8 +60,10 @@ pub const MAX_CERTIFICATE_BYTES: usize = 2_048;
 /// Longest payload of a control frame: one full state or repair message (design section 5).
 pub const MAX_FRAME_BYTES: usize = 65_000;
 
-/// Longest join request or reply.
+/// Longest join reply.
 pub const MAX_JOIN_BYTES: usize = 8_192;
+/// Longest join request: a token of 1,000 characters, or two certificates to renew one.
+pub const MAX_JOIN_REQUEST_BYTES: usize = 4_096;
 
 /// Longest open request of a flow.
 pub const MAX_OPEN_BYTES: usize = 512;
@@ -144,15 +146,45 @@ pub const MAX_EARLY_BYTES: usize = 65_536;
 /// connection takes 32 KiB in quinn alone and about 37 KiB in a daemon (`docs/benchmarks.md`).
 pub const MAX_WARM_PEERS: usize = 1_024;
 
-/// Inbound handshakes that wait for a decision: one machine's worth of peers, not a flood's.
+/// Inbound handshakes that wait to be judged, in the QUIC library: one machine's worth of peers, not a flood's.
 pub const MAX_INCOMING: usize = 256;
+/// Bytes that may come after the first packet of one such handshake: the rest of a long first flight.
+pub const MAX_INCOMING_BYTES: u64 = 16 << 10;
+/// The same for all of them.
+pub const MAX_ALL_INCOMING_BYTES: u64 = 1 << 20;
+
+/// Handshakes under way; the oldest makes room. One takes some 50 KiB in the QUIC library.
+pub const MAX_HALF_OPEN: usize = 256;
+/// Handshakes of one source under load (of IPv6, 64 bits are one source): a node behind that address dials once or
+/// twice, a few nodes may share it.
+pub const MAX_HALF_OPEN_PER_SOURCE: usize = 8;
+/// The same for a source from which members have connected: many may share an address behind NAT.
+pub const MAX_HALF_OPEN_PER_MEMBER: usize = 64;
+/// Handshakes under way from which on there is load: a source must show that it has its address.
+pub const RETRY_ABOVE_HALF_OPEN: usize = 64;
+/// First packets in a second, of sources that have not shown their address, above which there is load.
+pub const RETRY_ABOVE_INITIALS: u32 = 200;
+/// Most sources asked in a second to show their address: half of what a core can do, so that the rest is left.
+pub const MAX_RETRIES_PER_SECOND: u32 = 10_000;
+/// Handshakes strangers may begin in a second under load: a tenth of a core.
+pub const MAX_HANDSHAKES_PER_SECOND: f64 = 200.0;
+/// Those they may begin at once: a mesh of that size starts as if there were no limit.
+pub const MAX_HANDSHAKES_AT_ONCE: u32 = 512;
 
 /// Longest wait for a handshake and the first hello. Just under the 3 s after which QUIC sends its first packets for
 /// the third time (RFC 9002 6.2), padded to 1,200 bytes each: no answer to those could come in time.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(2_900);
 
-/// Join requests in progress at an issuer.
-pub const MAX_JOINING: usize = 8;
+/// Connections of one member that have not greeted yet: both of its kinds, each tried at two addresses.
+pub const MAX_GREETING: usize = 4;
+
+/// Bytes that one peer can make this node keep unread, over all its connections and streams.
+pub const MAX_UNREAD_PER_PEER: usize = 16 << 20;
+
+/// Joiners at the door of an issuer: some wait there for their request, the slowest makes room.
+pub const MAX_JOINING: usize = 64;
+/// Joiners of one source at the door when most seats are taken.
+pub const MAX_JOINING_PER_SOURCE: usize = 4;
 
 /// Flows one peer may have open towards this node (design section 16).
 pub const MAX_FLOWS_PER_PEER: u32 = 16_384;

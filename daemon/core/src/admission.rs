@@ -6,6 +6,7 @@
 //! Single use is exact because one issuer keeps the ledger, and idempotent per key so that a cut connection
 //! never bricks a joiner (ADR 6).
 
+mod seats;
 mod tries;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use gossamer_wire::join::Refusal;
 use gossamer_wire::token::{Grant, pattern_matches};
 use gossamer_wire::{MeshId, NodeId, NodeName, TokenId};
 
+pub use seats::{Seat, Seating, Seats};
 pub use tries::Tries;
 
 /// One use of a token.

@@ -234,6 +234,7 @@ fn start_transport(
         joiners: parts.joiners.clone(),
         clock: parts.clock.clone(),
         entropy: parts.entropy.clone(),
+        events: parts.events.clone(),
         metrics: Arc::clone(&parts.metrics),
     };
     let started = transport::start(stage, &parts.identity, transport)?;

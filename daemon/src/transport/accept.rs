@@ -22,14 +22,20 @@ use super::link::CLOSE_REFUSED;
 use super::member_alpn;
 use crate::metrics::Metrics;
 
-/// A connection that came in: a member's, greeted, or a joiner's, for the issuer.
+/// What became of a handshake that came in.
 pub(super) enum Accepted {
+    /// A member's connection, greeted.
     Member(Greeted),
+    /// A joiner's, for the issuer.
     Joiner(Connection),
+    /// A connection came about and was refused, which is counted.
+    Refused,
+    /// No connection came about, which is counted.
+    Unfinished,
 }
 
-/// Completes an inbound handshake; `None` when it was refused, which is counted.
-pub(super) async fn accept(incoming: Incoming, greeter: &Greeter, metrics: &Metrics) -> Option<Accepted> {
+/// Completes an inbound handshake.
+pub(super) async fn accept(incoming: Incoming, greeter: &Greeter, metrics: &Metrics) -> Accepted {
     let remote = incoming.remote_address();
     let handshake = async { incoming.accept()?.await };
     let connection = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
@@ -37,11 +43,11 @@ pub(super) async fn accept(incoming: Incoming, greeter: &Greeter, metrics: &Metr
         Ok(Err(error)) => {
             tracing::debug!(%remote, %error, "handshake refused");
             metrics.handshake_refused("tls");
-            return None;
+            return Accepted::Unfinished;
         }
         Err(_) => {
             metrics.handshake_refused("timeout");
-            return None;
+            return Accepted::Unfinished;
         }
     };
     let protocol = connection
@@ -49,25 +55,25 @@ pub(super) async fn accept(incoming: Incoming, greeter: &Greeter, metrics: &Metr
         .and_then(|data| data.downcast::<HandshakeData>().ok())
         .and_then(|data| data.protocol);
     if protocol.as_deref() == Some(join::ALPN) {
-        return Some(Accepted::Joiner(connection));
+        return Accepted::Joiner(connection);
     }
     if protocol.as_deref() != Some(member_alpn()) {
         connection.close(CLOSE_REFUSED.into(), b"protocol");
         metrics.handshake_refused("protocol");
-        return None;
+        return Accepted::Refused;
     }
     match timeout(HANDSHAKE_TIMEOUT, greeter.answer(connection.clone())).await {
-        Ok(Ok(greeted)) => Some(Accepted::Member(greeted)),
+        Ok(Ok(greeted)) => Accepted::Member(greeted),
         Ok(Err(error)) => {
             tracing::debug!(%remote, %error, "connection refused");
             metrics.handshake_refused(reason(&error));
             connection.close(CLOSE_REFUSED.into(), b"refused");
-            None
+            Accepted::Refused
         }
         Err(_) => {
             metrics.handshake_refused("timeout");
             connection.close(CLOSE_REFUSED.into(), b"no hello");
-            None
+            Accepted::Refused
         }
     }
 }
@@ -78,6 +84,7 @@ const fn reason(error: &HelloError) -> &'static str {
         HelloError::Decode(_) | HelloError::Encode(_) | HelloError::Purpose | HelloError::Statements => {
             "hello"
         }
+        HelloError::TooMany => "too_many",
         HelloError::Connection(_) | HelloError::Stream(_) => "connection",
     }
 }

@@ -143,7 +143,7 @@ pub(super) struct Pool {
 }
 
 /// Data connections of one peer: both ends may have dialled at once, and each may have replaced its own.
-const MAX_LIVE: usize = 4;
+pub(super) const MAX_LIVE: usize = 4;
 
 /// Flows waiting for one connection; more are refused at once.
 const MAX_WAITING: usize = 1_024;

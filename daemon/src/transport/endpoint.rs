@@ -21,8 +21,12 @@ use ring::hmac;
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
-use gossamer_wire::limits::{MAX_FLOWS_PER_PEER, MAX_INCOMING};
+use gossamer_wire::limits::{
+    MAX_ALL_INCOMING_BYTES, MAX_FLOWS_PER_PEER, MAX_GREETING, MAX_INCOMING, MAX_INCOMING_BYTES,
+    MAX_UNREAD_PER_PEER,
+};
 
+use super::data::MAX_LIVE;
 use super::tls::{self, Side};
 use crate::clock::Clock;
 use crate::entropy::Entropy;
@@ -34,6 +38,28 @@ const CONTROL_IDLE: Duration = Duration::from_secs(15 * 60);
 const DATA_IDLE: Duration = Duration::from_secs(3);
 /// A payload that passes every path we met: 1,500 less IP and UDP headers.
 const MAX_UDP_PAYLOAD: u16 = 1_472;
+
+/// Streams a peer may have open on a control connection: the one of its frames.
+pub(super) const CONTROL_STREAMS: u32 = 1;
+/// Unread bytes of a stream of a control connection, and of the whole connection.
+const CONTROL_STREAM_WINDOW: u32 = 64 << 10;
+pub(super) const CONTROL_WINDOW: u32 = 256 << 10;
+/// Unread bytes of a connection that has not greeted: a hello, or the request of a joiner.
+pub(super) const GREETING_WINDOW: u32 = 16 << 10;
+/// Unread bytes of a flow, and of a data connection.
+const DATA_STREAM_WINDOW: u32 = 1 << 20;
+pub(super) const DATA_WINDOW: u32 = 3_584 << 10;
+/// Unread and unsent datagrams of a connection; the oldest make room.
+const DATAGRAM_BUFFER: usize = 64 << 10;
+
+/// One peer pins no more unread bytes, whatever it opens.
+const _: () = assert!(
+    MAX_LIVE * (DATA_WINDOW as usize + DATAGRAM_BUFFER)
+        + CONTROL_WINDOW as usize
+        + DATAGRAM_BUFFER
+        + MAX_GREETING * (CONTROL_WINDOW as usize + DATAGRAM_BUFFER)
+        <= MAX_UNREAD_PER_PEER
+);
 
 /// Bytes the system may keep for this socket. Its usual 208 KiB hold some ninety first packets of handshakes: one that is
 /// lost is sent again after a second, and a node that everybody starts with has hundreds at once.
@@ -95,8 +121,8 @@ pub(super) fn open(stage: &Stage, opening: &Opening<'_>) -> Result<Endpoints, Bi
     server
         .transport_config(Arc::new(accepted_settings()))
         .max_incoming(MAX_INCOMING)
-        .incoming_buffer_size(16 << 10)
-        .incoming_buffer_size_total(1 << 20)
+        .incoming_buffer_size(MAX_INCOMING_BYTES)
+        .incoming_buffer_size_total(MAX_ALL_INCOMING_BYTES)
         .time_source(Arc::new(Clock::clone(clock)));
     // Addresses are validated by Retry under load; remembered tokens would cost 220 B per handshake.
     let mut tokens = ValidationTokenConfig::default();
@@ -160,6 +186,11 @@ pub(crate) fn joiner(tls: rustls::ClientConfig) -> Result<ClientConfig, String> 
     Ok(config)
 }
 
+/// Lets an accepted connection have the window of a control connection, once its hello was read.
+pub(super) fn raise(connection: &quinn::Connection) {
+    connection.set_receive_window(VarInt::from_u32(CONTROL_WINDOW));
+}
+
 /// Lets an accepted connection take flows, once its hello said that it is a data connection.
 pub(super) fn widen(connection: &quinn::Connection) {
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_FLOWS_PER_PEER));
@@ -167,21 +198,17 @@ pub(super) fn widen(connection: &quinn::Connection) {
     connection.set_send_window(u64::from(DATA_WINDOW));
 }
 
-const CONTROL_STREAM_WINDOW: u32 = 64 << 10;
-const DATA_STREAM_WINDOW: u32 = 1 << 20;
-const DATA_WINDOW: u32 = 4 << 20;
-
 fn control_settings() -> TransportConfig {
     let mut settings = TransportConfig::default();
     settings
         .max_idle_timeout(idle(CONTROL_IDLE))
-        .max_concurrent_bidi_streams(VarInt::from_u32(4))
-        .max_concurrent_uni_streams(VarInt::from_u32(4))
+        .max_concurrent_bidi_streams(VarInt::from_u32(CONTROL_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(CONTROL_STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(4 * CONTROL_STREAM_WINDOW))
-        .send_window(u64::from(4 * CONTROL_STREAM_WINDOW))
-        .datagram_receive_buffer_size(Some(64 << 10))
-        .datagram_send_buffer_size(64 << 10)
+        .receive_window(VarInt::from_u32(CONTROL_WINDOW))
+        .send_window(u64::from(CONTROL_WINDOW))
+        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
+        .datagram_send_buffer_size(DATAGRAM_BUFFER)
         .mtu_discovery_config(None)
         .enable_segmentation_offload(false);
     settings
@@ -196,16 +223,19 @@ fn data_settings() -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(DATA_STREAM_WINDOW))
         .receive_window(VarInt::from_u32(DATA_WINDOW))
         .send_window(u64::from(DATA_WINDOW))
-        .datagram_receive_buffer_size(Some(64 << 10))
-        .datagram_send_buffer_size(64 << 10);
+        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
+        .datagram_send_buffer_size(DATAGRAM_BUFFER);
     settings
 }
 
-/// What an accepted connection may do before its hello has said what it is for: as little as a control one.
-/// The stream window cannot be raised later, so it is the one of data connections.
+/// What an accepted connection may do before its hello has said what it is for, and all that a joiner may do: one
+/// stream, and a window that holds a hello or a request. The stream window cannot be raised later, so it is the one of
+/// data connections.
 fn accepted_settings() -> TransportConfig {
     let mut settings = control_settings();
-    settings.stream_receive_window(VarInt::from_u32(DATA_STREAM_WINDOW));
+    settings
+        .stream_receive_window(VarInt::from_u32(DATA_STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(GREETING_WINDOW));
     settings
 }
 

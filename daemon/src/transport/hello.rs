@@ -9,8 +9,9 @@
 //! With TLS 1.3 the dialer's handshake ends before the other side has judged its certificate, so a peer counts
 //! as connected only when its hello has come back.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use quinn::{Connection, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
@@ -19,9 +20,10 @@ use tokio::sync::Semaphore;
 
 use gossamer_core::trust::{Leaf, TrustError};
 use gossamer_wire::frame::{Frame, Hello, PREFIX_BYTES, Purpose};
-use gossamer_wire::limits::{MAX_FRAME_BYTES, MAX_STATEMENT_SET_BYTES};
-use gossamer_wire::{DecodeError, EncodeError};
+use gossamer_wire::limits::{MAX_FRAME_BYTES, MAX_GREETING, MAX_STATEMENT_SET_BYTES};
+use gossamer_wire::{DecodeError, EncodeError, NodeId};
 
+use super::endpoint::raise;
 use super::tls::Trust;
 use crate::authority::{AuthorityHandle, Known};
 use crate::clock::Clock;
@@ -45,6 +47,8 @@ pub(super) enum HelloError {
         "the peer sends more than {MAX_STATEMENT_SET_BYTES} bytes of statements, or something else before they are through"
     )]
     Statements,
+    #[error("the peer has {MAX_GREETING} connections that have not greeted yet")]
+    TooMany,
 }
 
 /// A connection whose hello has come back.
@@ -72,8 +76,43 @@ pub(super) struct Greeter {
     pub(super) authority: AuthorityHandle,
     /// Room for the sets of statements of peers, which may be large.
     pub(super) exchanges: Arc<Semaphore>,
+    /// Who is greeting at present.
+    pub(super) greeting: Greeting,
     /// Random per process.
     pub(super) nonce: u64,
+}
+
+/// How many connections of each member have not greeted yet: what they hold unread counts against the member, not
+/// against its address. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Greeting(Arc<Mutex<BTreeMap<NodeId, usize>>>);
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+struct InGreeting(Greeting, NodeId);
+
+impl Greeting {
+    fn enter(&self, node: NodeId) -> Option<InGreeting> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = all.entry(node).or_default();
+        if *count >= MAX_GREETING {
+            return None;
+        }
+        *count += 1;
+        Some(InGreeting(self.clone(), node))
+    }
+}
+
+impl Drop for InGreeting {
+    fn drop(&mut self) {
+        let mut all = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = all.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.1);
+            }
+        }
+    }
 }
 
 impl Greeter {
@@ -98,9 +137,11 @@ impl Greeter {
 
     /// Answers a greeting as the side that was dialled. Without a verified certificate nothing is read.
     pub(super) async fn answer(&self, connection: Connection) -> Result<Greeted, HelloError> {
-        self.identify(&connection)?;
+        let node = self.identify(&connection)?.node;
+        let _greeting = self.greeting.enter(node).ok_or(HelloError::TooMany)?;
         let (mut send, mut recv) = connection.accept_bi().await?;
         let theirs = read_hello(&mut recv).await?;
+        raise(&connection);
         let own = self.authority.known();
         write_hello(&connection, &mut send, theirs.purpose, self.nonce, &own).await?;
         let (peer, statements) = self.agree(&connection, &own, &theirs, (&mut send, &mut recv)).await?;

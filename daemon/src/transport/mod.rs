@@ -4,6 +4,7 @@
 //! Must not know: what frames and flows mean. Driven by: `app`; read by membership, catalog, relay.
 
 mod accept;
+mod acceptor;
 mod data;
 mod endpoint;
 mod hello;

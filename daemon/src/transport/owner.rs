@@ -17,12 +17,12 @@ use gossamer_core::dial::{
 };
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
-use gossamer_wire::limits::MAX_INCOMING;
 
-use super::accept::{Accepted, Dialler, Joiners, accept, hand_to_issuer};
+use super::accept::Dialler;
+use super::acceptor::{Acceptor, NOTES, Note};
 use super::data::{DataConnection, Pool};
 use super::endpoint::{Endpoints, Opening, Udp, open, widen};
-use super::hello::{Greeted, Greeter, frames_of};
+use super::hello::{Greeted, Greeter, Greeting, frames_of};
 use super::link::{
     CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, CLOSE_TWICE, Link, is_data, twin_of,
 };
@@ -35,6 +35,7 @@ use super::{
 use crate::authority::AuthorityHandle;
 use crate::clock::{self, Clock};
 use crate::entropy::Entropy;
+use crate::events::EventLog;
 use crate::identity::{Identity, Live};
 use crate::metrics::Metrics;
 use crate::supervise::Stage;
@@ -76,6 +77,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Where nonces, connection ids and back-offs come from.
     pub entropy: Entropy,
+    /// The event log.
+    pub events: EventLog,
     /// The metrics.
     pub metrics: Arc<Metrics>,
 }
@@ -110,6 +113,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         metrics: Arc::clone(&parts.metrics),
     };
     let nonce = process_nonce(parts.clock.wall(), parts.entropy.rng("nonce").random());
+    let (notes, note_queue) = mpsc::channel(NOTES);
     let mut owner = Owner {
         me: identity.node(),
         greeter: Greeter {
@@ -117,6 +121,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
             clock: parts.clock,
             authority: parts.authority,
             exchanges: Arc::new(Semaphore::new(EXCHANGES)),
+            greeting: Greeting::default(),
             nonce,
         },
         endpoints,
@@ -126,6 +131,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         pool: Pool::default(),
         certified: Certified::default(),
         judge_at: None,
+        doorway: notes.clone(),
         inbox,
         flows: parts.flows,
         connected,
@@ -138,8 +144,17 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     for seed in &identity.seeds {
         owner.book.learn(seed.node, &seed.addresses, Source::Hint, clock::now().mono);
     }
-    let joiners = parts.joiners;
-    stage.spawn("accept", owner.acceptor(joiners));
+    let acceptor = Acceptor {
+        endpoint: owner.endpoints.endpoint.clone(),
+        greeter: owner.greeter.clone(),
+        stage: stage.clone(),
+        reports: owner.inbox.reports.clone(),
+        joiners: parts.joiners,
+        notes: (notes, note_queue),
+        events: parts.events,
+        metrics: Arc::clone(&owner.metrics),
+    };
+    stage.spawn("accept", acceptor.run());
     stage.spawn("transport", owner.run(command_queue, report_queue));
     Ok((peers, address))
 }
@@ -155,6 +170,8 @@ pub(super) struct Owner {
     pub(super) certified: Certified,
     /// When the first certificate of a connection may have ended.
     pub(super) judge_at: Option<std::time::Instant>,
+    /// Hears where members are.
+    doorway: mpsc::Sender<Note>,
     inbox: Inbox,
     flows: mpsc::Sender<FlowStream>,
     connected: watch::Sender<usize>,
@@ -282,8 +299,10 @@ impl Owner {
             return self.put_out(greeted.connection, &error);
         }
         self.book.connected(node, clock::now().mono);
-        if !greeted.dialled {
-            let remote = remote_of(&greeted.connection);
+        let remote = remote_of(&greeted.connection);
+        if greeted.dialled {
+            let _ = self.doorway.try_send(Note::Member(remote.ip()));
+        } else {
             self.book.learn(node, &[remote], Source::Hint, clock::now().mono);
         }
         let connection = greeted.connection.clone();
@@ -463,44 +482,6 @@ impl Owner {
             };
             let _ = reports.send(report).await;
         });
-    }
-
-    /// Returns the task that takes handshakes; each is completed in a task of its own.
-    fn acceptor(&self, joiners: Option<Joiners>) -> impl Future<Output = ()> + Send + 'static {
-        let endpoint = self.endpoints.endpoint.clone();
-        let (stage, greeter) = (self.stage.clone(), self.greeter.clone());
-        let (reports, metrics) = (self.inbox.reports.clone(), Arc::clone(&self.metrics));
-        async move {
-            let places = Arc::new(Semaphore::new(MAX_INCOMING));
-            // Ends when the endpoint is closed, which is when the stage stops.
-            while let Some(incoming) = endpoint.accept().await {
-                // Under load a source must show that it has the address it claims (RFC 9000 8.1.2).
-                let is_busy = places.available_permits() < MAX_INCOMING / 2;
-                if is_busy && !incoming.remote_address_validated() && incoming.may_retry() {
-                    let _ = incoming.retry();
-                    continue;
-                }
-                let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                    metrics.handshake_refused("busy");
-                    incoming.refuse();
-                    continue;
-                };
-                let (greeter, metrics) = (greeter.clone(), Arc::clone(&metrics));
-                let (reports, joiners) = (reports.clone(), joiners.clone());
-                stage.spawn_short("handshake", async move {
-                    match accept(incoming, &greeter, &metrics).await {
-                        Some(Accepted::Member(greeted)) => {
-                            let _ = reports.send(Report::Greeted(greeted)).await;
-                        }
-                        Some(Accepted::Joiner(connection)) => {
-                            hand_to_issuer(joiners.as_ref(), connection, &metrics);
-                        }
-                        None => {}
-                    }
-                    drop(place);
-                });
-            }
-        }
     }
 }
 

@@ -22,6 +22,7 @@ use gossamer_wire::join::Refusal;
 use gossamer_wire::token::Token;
 
 mod hostile;
+mod limits;
 mod pool;
 mod raw;
 mod rotation;
@@ -74,6 +75,7 @@ fn start_with(identity: Identity, dir: TempDir, lifetimes: Lifetimes) -> Node {
         joiners: Some(joiners_in),
         clock: Clock::default(),
         entropy: Entropy::System,
+        events: EventLog::default(),
         metrics: Arc::clone(&metrics),
     };
     let (peers, address) = start(&stage, &identity, parts).expect("binds");

@@ -6,8 +6,10 @@
 //! again and again from taking the seats of others, and from filling the log.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
+
+use crate::source::network_of;
 
 /// Tries in vain that are counted together.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -57,14 +59,6 @@ impl Tries {
                 self.of_source.remove(&source);
             }
         }
-    }
-}
-
-/// Returns what a source can choose its address within: of IPv6 the first 64 bits.
-fn network_of(source: IpAddr) -> IpAddr {
-    match source {
-        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
-        IpAddr::V4(_) => source,
     }
 }
 

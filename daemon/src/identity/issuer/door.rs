@@ -3,6 +3,8 @@
 //! Owns: how many are served at once, for how long, and the proofs they give. Must not know: who is admitted.
 //! Driven by: the transport; hands what is in order to the desk.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,11 +12,11 @@ use quinn::{Connection, SendStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use gossamer_core::admission::Tries;
+use gossamer_core::admission::{Seat, Seating, Seats, Tries};
 use gossamer_core::trust::{Leaf, TrustError, node_id, signature_holds};
 use gossamer_wire::TokenId;
 use gossamer_wire::join::{Ask, JoinReply, JoinRequest, PROOF_LABEL, RENEW_LABEL, Refusal, RenewRequest};
-use gossamer_wire::limits::{MAX_JOIN_BYTES, MAX_JOINING};
+use gossamer_wire::limits::{MAX_JOIN_REQUEST_BYTES, MAX_JOINING};
 use gossamer_wire::token::Token;
 
 use super::{Checked, Command};
@@ -30,6 +32,23 @@ const JOIN_WITHIN: Duration = Duration::from_secs(5);
 /// Longest wait for the asker to have stored what it got.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
+/// What the tasks of joiners tell the door.
+#[derive(Debug)]
+enum Heard {
+    /// One has asked; the reply says whether it still has its seat.
+    Asked(Seat, oneshot::Sender<bool>),
+    /// One has its answer, or gets none.
+    Answered(Seat, Answered),
+    /// One has gone.
+    Left(Seat),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answered {
+    Well,
+    InVain,
+}
+
 /// Takes joiners, a bounded number at a time.
 pub(super) async fn door(
     stage: Stage,
@@ -38,55 +57,142 @@ pub(super) async fn door(
     trust: Trust,
     metrics: Arc<Metrics>,
 ) {
-    let seats = Arc::new(tokio::sync::Semaphore::new(MAX_JOINING));
     let stop = stage.stopping().clone();
-    let (mut tries, (failed, mut failures)) = (Tries::default(), mpsc::channel(MAX_JOINING));
+    let (mut tries, mut seats) = (Tries::default(), Seats::default());
+    let mut open: BTreeMap<Seat, Connection> = BTreeMap::new();
+    let (tell, mut told) = mpsc::channel(MAX_JOINING);
     loop {
         let connection = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            Some(source) = failures.recv() => {
-                tries.failed(source, clock::now().mono);
+            Some(heard) = told.recv() => {
+                match heard {
+                    Heard::Asked(seat, reply) => drop(reply.send(seats.asked(seat))),
+                    Heard::Answered(seat, answered) => {
+                        seats.answered(seat);
+                        if answered == Answered::InVain && let Some(connection) = open.get(&seat) {
+                            tries.failed(source_of(connection), clock::now().mono);
+                        }
+                    }
+                    Heard::Left(seat) => {
+                        seats.leave(seat);
+                        open.remove(&seat);
+                    }
+                }
                 continue;
             }
             Some(connection) = joiners.recv() => connection,
             else => return,
         };
-        let source = connection.remote_address().ip().to_canonical();
+        let source = source_of(&connection);
         if !tries.allows(source, clock::now().mono) {
             metrics.join("too_many_tries");
             connection.close(TOO_MANY_TRIES.into(), b"too many tries in vain, wait a minute");
             continue;
         }
-        let Ok(seat) = Arc::clone(&seats).acquire_owned().await else { return };
+        let (seat, instead) = match seats.take(source) {
+            Seating::Seated(seat) => (seat, None),
+            Seating::Instead(seat, silent) => (seat, Some(silent)),
+            Seating::Full => {
+                metrics.join("no_seat");
+                connection.close(NO_SEAT.into(), b"too many ask at once, try again");
+                continue;
+            }
+        };
+        if let Some(silent) = instead.and_then(|silent| open.remove(&silent)) {
+            metrics.join("made_room");
+            tries.failed(source_of(&silent), clock::now().mono);
+            silent.close(NO_SEAT.into(), b"others ask, and you did not");
+        }
+        open.insert(seat, connection.clone());
+        let joiner = Joiner { connection, seat, tell: tell.clone() };
         let (commands, metrics, trust) = (commands.clone(), Arc::clone(&metrics), Trust::clone(&trust));
-        let failed = failed.clone();
-        stage.spawn_short("join", async move {
-            let judged = timeout(JOIN_WITHIN, judge(&connection, &commands, &trust)).await;
-            metrics.join(match &judged {
-                Ok(Some((JoinReply::Admitted(_), _))) => "admitted",
-                Ok(Some((JoinReply::Refused(_), _))) => "refused",
-                Ok(None) => "malformed",
-                Err(_) => "timeout",
-            });
-            let judged = judged.ok().flatten();
-            // Before it is told: who asks again at once finds it counted.
-            if is_in_vain(judged.as_ref().map(|(reply, _)| reply)) {
-                let _ = failed.send(source).await;
-            }
-            if let Some((reply, send)) = judged {
-                let _ = timeout(CLOSE_WITHIN, answer(&reply, send)).await;
-            }
-            // The asker closes when it has stored what it got.
-            let _ = timeout(CLOSE_WITHIN, connection.closed()).await;
-            connection.close(0_u32.into(), b"done");
-            drop(seat);
-        });
+        stage.spawn_short("join", async move { joiner.serve(&commands, &trust, &metrics).await });
     }
+}
+
+fn source_of(connection: &Connection) -> IpAddr {
+    connection.remote_address().ip().to_canonical()
+}
+
+/// One who asks.
+#[derive(Debug)]
+struct Joiner {
+    connection: Connection,
+    seat: Seat,
+    tell: mpsc::Sender<Heard>,
+}
+
+impl Joiner {
+    async fn serve(self, commands: &mpsc::Sender<Command>, trust: &Trust, metrics: &Metrics) {
+        let judged = timeout(JOIN_WITHIN, self.judge(commands, trust)).await;
+        metrics.join(match &judged {
+            Ok(Some((JoinReply::Admitted(_), _))) => "admitted",
+            Ok(Some((JoinReply::Refused(_), _))) => "refused",
+            Ok(None) => "malformed",
+            Err(_) => "timeout",
+        });
+        let judged = judged.ok().flatten();
+        let is_in_vain = is_in_vain(judged.as_ref().map(|(reply, _)| reply));
+        let answered = if is_in_vain { Answered::InVain } else { Answered::Well };
+        // Before it is told: who asks again at once finds it counted.
+        let _ = self.tell.send(Heard::Answered(self.seat, answered)).await;
+        if let Some((reply, send)) = judged {
+            let _ = timeout(CLOSE_WITHIN, answer(&reply, send)).await;
+        }
+        // The asker closes when it has stored what it got.
+        let _ = timeout(CLOSE_WITHIN, self.connection.closed()).await;
+        self.connection.close(0_u32.into(), b"done");
+        let _ = self.tell.send(Heard::Left(self.seat)).await;
+    }
+
+    /// Reads a request, has it judged, and returns the reply and where it goes. `None` when the joiner does not speak the
+    /// protocol.
+    async fn judge(
+        &self,
+        commands: &mpsc::Sender<Command>,
+        trust: &Trust,
+    ) -> Option<(JoinReply, SendStream)> {
+        let connection = &self.connection;
+        let read = async {
+            let (send, mut recv) = connection.accept_bi().await.ok()?;
+            Some((send, recv.read_to_end(MAX_JOIN_REQUEST_BYTES).await.ok()?))
+        };
+        let (send, bytes) = timeout(REQUEST_WITHIN, read).await.ok()??;
+        let (reply, keeps_seat) = oneshot::channel();
+        self.tell.send(Heard::Asked(self.seat, reply)).await.ok()?;
+        if !keeps_seat.await.ok()? {
+            return None;
+        }
+        let binding = binding(connection)?;
+        let (reply, answer) = oneshot::channel();
+        let checked = match Ask::decode(&bytes).ok()? {
+            Ask::Join(request) => check_join(request, &binding)?
+                .map(|request| Command::Admit { request: Box::new(request), reply }),
+            Ask::Renew(request) => check_renewal(&request, trust, &binding)
+                .map(|leaf| Command::Renew { leaf: Box::new(leaf), reply }),
+        };
+        let reply = match checked {
+            Err(refusal) => JoinReply::Refused(refusal),
+            Ok(command) => {
+                commands.send(command).await.ok()?;
+                answer.await.ok()?
+            }
+        };
+        Some((reply, send))
+    }
+}
+
+/// Sends a reply; `None` when the joiner is gone.
+async fn answer(reply: &JoinReply, mut send: SendStream) -> Option<()> {
+    send.write_all(&reply.encode().ok()?).await.ok()?;
+    send.finish().ok()
 }
 
 /// Close code for a source that was wrong too often.
 const TOO_MANY_TRIES: u32 = 8;
+/// Close code for one who finds or keeps no seat.
+const NO_SEAT: u32 = 9;
 
 /// Returns whether an answer speaks against who asked, as opposed to bad luck or a wrong choice.
 const fn is_in_vain(reply: Option<&JoinReply>) -> bool {
@@ -104,43 +210,6 @@ const fn is_in_vain(reply: Option<&JoinReply>) -> bool {
                 | Refusal::Certificate
         ),
     }
-}
-
-/// Reads a request, has it judged, and returns the reply and where it goes. `None` when the joiner does not speak the
-/// protocol.
-async fn judge(
-    connection: &Connection,
-    commands: &mpsc::Sender<Command>,
-    trust: &Trust,
-) -> Option<(JoinReply, SendStream)> {
-    let read = async {
-        let (send, mut recv) = connection.accept_bi().await.ok()?;
-        Some((send, recv.read_to_end(MAX_JOIN_BYTES).await.ok()?))
-    };
-    let (send, bytes) = timeout(REQUEST_WITHIN, read).await.ok()??;
-    let binding = binding(connection)?;
-    let (reply, verdict) = oneshot::channel();
-    let checked = match Ask::decode(&bytes).ok()? {
-        Ask::Join(request) => {
-            check_join(request, &binding)?.map(|request| Command::Admit { request: Box::new(request), reply })
-        }
-        Ask::Renew(request) => check_renewal(&request, trust, &binding)
-            .map(|leaf| Command::Renew { leaf: Box::new(leaf), reply }),
-    };
-    let reply = match checked {
-        Err(refusal) => JoinReply::Refused(refusal),
-        Ok(command) => {
-            commands.send(command).await.ok()?;
-            verdict.await.ok()?
-        }
-    };
-    Some((reply, send))
-}
-
-/// Sends a reply; `None` when the joiner is gone.
-async fn answer(reply: &JoinReply, mut send: SendStream) -> Option<()> {
-    send.write_all(&reply.encode().ok()?).await.ok()?;
-    send.finish().ok()
 }
 
 /// Returns what is the same at both ends of this very TLS session and nowhere else.

@@ -6,7 +6,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, SignatureScheme};
 
 use super::super::endpoint::{Endpoints, Opening, Udp, open};
-use super::super::hello::{Greeted, Greeter, read_frame};
+use super::super::hello::{Greeted, Greeter, Greeting, read_frame};
 use super::super::tls::{self, Side};
 use super::*;
 
@@ -62,6 +62,12 @@ impl Raw {
         timeout(SOON, greeter.greet(connection, purpose)).await.expect("in time").expect("greets")
     }
 
+    /// Greets on a connection, as a process with the nonce 1.
+    pub(super) async fn greet(&self, connection: Connection, purpose: Purpose) -> Greeted {
+        let greeter = self.greeter(1);
+        timeout(SOON, greeter.greet(connection, purpose)).await.expect("in time").expect("greets")
+    }
+
     /// Takes a connection that comes in, without its hello.
     pub(super) async fn accept(&self) -> Connection {
         let incoming = timeout(SOON, self.endpoints.endpoint.accept()).await.expect("in time");
@@ -76,16 +82,15 @@ impl Raw {
 
     /// Dials with TLS settings of its own; `None` when the other side does not take the connection.
     pub(super) async fn dial_with(&self, to: SocketAddr, tls: ClientConfig) -> Option<Connection> {
-        let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).expect("TLS 1.3");
-        let config = quinn::ClientConfig::new(Arc::new(crypto));
-        let dial = self.endpoints.endpoint.connect_with(config, to, "test").expect("dials");
+        let dial = begin(&self.endpoints.endpoint, to, tls);
         timeout(SOON, dial).await.expect("in time").ok()
     }
 
     fn greeter(&self, nonce: u64) -> Greeter {
         let authority = self.authority.clone();
         let exchanges = Arc::new(Semaphore::new(1));
-        Greeter { trust: Arc::clone(&self.trust), clock: Clock::default(), authority, exchanges, nonce }
+        let (trust, greeting) = (Arc::clone(&self.trust), Greeting::default());
+        Greeter { trust, clock: Clock::default(), authority, exchanges, greeting, nonce }
     }
 
     /// Returns the TLS settings of an honest member, to be changed.
@@ -94,6 +99,12 @@ impl Raw {
         let clock = Clock::default();
         tls::client(&Side { key: &identity.key, live, trust, clock: &clock }).expect("settings")
     }
+}
+
+/// Begins to dial with these TLS settings.
+pub(super) fn begin(from: &quinn::Endpoint, to: SocketAddr, tls: ClientConfig) -> quinn::Connecting {
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).expect("TLS 1.3");
+    from.connect_with(quinn::ClientConfig::new(Arc::new(crypto)), to, "test").expect("dials")
 }
 
 /// Returns the code with which the other side closes a connection.
