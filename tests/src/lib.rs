@@ -13,6 +13,7 @@ pub mod dnsq;
 pub mod evidence;
 pub mod fabric;
 pub mod fake;
+pub mod flood;
 pub mod forge;
 pub mod middle;
 pub mod needles;

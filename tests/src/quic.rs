@@ -304,6 +304,20 @@ async fn connect_from(
     credentials: &Credentials,
     alpn: &[u8],
 ) -> Result<Result<Connection, String>> {
+    let config = tls(credentials, alpn)?;
+    let mut endpoint = Endpoint::client((source, 0).into())?;
+    endpoint
+        .set_default_client_config(quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config)?)));
+    let connecting = endpoint.connect(server, "gossamer")?;
+    Ok(match tokio::time::timeout(ANSWER, connecting).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("no answer".to_owned()),
+    })
+}
+
+/// Returns TLS settings that show these credentials and believe everybody.
+pub(crate) fn tls(credentials: &Credentials, alpn: &[u8]) -> Result<rustls::ClientConfig> {
     let provider = Arc::new(ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -314,15 +328,7 @@ async fn connect_from(
         Credentials::Chain(chain, key) => config.with_client_auth_cert(chain.clone(), key.clone_key())?,
     };
     config.alpn_protocols = vec![alpn.to_vec()];
-    let mut endpoint = Endpoint::client((source, 0).into())?;
-    endpoint
-        .set_default_client_config(quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config)?)));
-    let connecting = endpoint.connect(server, "gossamer")?;
-    Ok(match tokio::time::timeout(ANSWER, connecting).await {
-        Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("no answer".to_owned()),
-    })
+    Ok(config)
 }
 
 /// Greets, and says in advance that there are no statements: the daemon has some, so the digests differ.

@@ -12,6 +12,7 @@ mod callers;
 mod decoders;
 mod demo;
 mod detection;
+mod flood;
 mod gossip;
 mod hostile;
 mod issuers;
@@ -105,6 +106,7 @@ pub fn rows() -> Vec<Row> {
         .chain(rotation::ROWS.iter().copied())
         .chain(joins::ROWS.iter().copied())
         .chain([secrets::ROW, spiffe::ROW, callers::ROW])
+        .chain([flood::ROW])
         .collect()
 }
 

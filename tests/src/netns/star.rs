@@ -71,6 +71,22 @@ impl Star {
         &self.machines
     }
 
+    /// Lets a machine send from each address of a prefix. Answers to them find it when `answered`, and end at the router
+    /// when the addresses are not its own.
+    ///
+    /// # Errors
+    /// With the words of `ip` when it fails.
+    pub fn lend(&self, index: usize, prefix: &str, answered: bool) -> Result<()> {
+        let (machine, port) = (&self.machines[index], format!("p{index}"));
+        machine.ip(&["route", "add", "local", prefix, "dev", "lo"])?;
+        for interface in ["all", &port] {
+            self.router.parameter(&format!("ipv4/conf/{interface}/rp_filter"), "0")?;
+        }
+        let own = Self::address(index).to_string();
+        let way = if answered { vec![prefix, "via", &own, "dev", &port] } else { vec!["blackhole", prefix] };
+        self.router.ip(&[&["route", "add"], &way[..]].concat())
+    }
+
     /// Drops what one machine sends to another from here on. The other direction stays.
     ///
     /// # Errors
