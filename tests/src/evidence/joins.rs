@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -43,6 +43,14 @@ pub(super) const ROWS: &[Row] = &[
         needs: Needs::Nothing,
         ci: Ci::Runs,
         check: fake_issuer,
+    },
+    Row {
+        name: "4.1-claims",
+        promise: "Service patterns, FQDN suffixes, certified labels, the relay role and the ephemeral lifetime of a token stand in the certificate, are seen by others, and stay through two renewals; the node may export no service outside of them",
+        sabotage: "the token grants no claims",
+        needs: Needs::Nothing,
+        ci: Ci::Runs,
+        check: claims,
     },
     Row {
         name: "4.1-brute-force",
@@ -104,7 +112,7 @@ fn join_cut(run: &Run) -> Result<String> {
         let failed = Mutex::new(None);
         let play = |mesh: usize, share: &[Point], at_once: usize| {
             if let Err(error) = play_mesh(run, lab, mesh, share, at_once, &came) {
-                failed.lock().expect("whole").get_or_insert(error);
+                whole(&failed).get_or_insert(error);
             }
         };
         std::thread::scope(|scope| {
@@ -120,10 +128,10 @@ fn join_cut(run: &Run) -> Result<String> {
                 scope.spawn(move || play(MESHES + mesh, &share, 1));
             }
         });
-        if let Some(error) = failed.into_inner().expect("whole") {
+        if let Some(error) = whole(&failed).take() {
             return Err(error);
         }
-        let came = came.into_inner().expect("whole");
+        let came = whole(&came);
         let count = |wanted| came.get(&wanted).copied().unwrap_or(0);
         promise!(count(Came::Between) > 0, "no point lay between the ledger and the joiner");
         Ok(format!(
@@ -198,8 +206,8 @@ fn play_mesh(
             // The others need not go on.
             let played = played.inspect_err(|_| next.store(points.len(), Ordering::Relaxed));
             let (token, node, how_far) = played.with_context(|| format!("{point:?}"))?;
-            joined.lock().expect("whole").insert(token, node);
-            *came.lock().expect("whole").entry(how_far).or_default() += 1;
+            whole(&joined).insert(token, node);
+            *whole(came).entry(how_far).or_default() += 1;
         }
         Ok(())
     };
@@ -207,10 +215,10 @@ fn play_mesh(
         let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| worker.join().expect("a worker does not panic"))
     })?;
-    let joined = joined.into_inner().expect("whole");
-    let listed = issuer.into_inner().expect("whole").json(&["token", "list"])?;
+    let joined = whole(&joined);
+    let listed = whole(&issuer).json(&["token", "list"])?;
     let mut nodes = BTreeSet::new();
-    for (token, node) in &joined {
+    for (token, node) in joined.iter() {
         let used = used_by(&listed, token)?;
         promise!(used == [node.clone()], "token {token} of node {node} was used by {used:?}");
         nodes.insert(node);
@@ -236,7 +244,7 @@ fn play(
     mesh: usize,
     point: Point,
 ) -> Result<(String, String, Came)> {
-    let here = || issuer.lock().expect("whole");
+    let here = || whole(issuer);
     let server = here().mesh_address()?;
     let middle = Middle::new(server, source(mesh, point.number), point.when, point.lost)?;
     middle.while_carrying(|| {
@@ -283,7 +291,7 @@ fn first_try(issuer: &Mutex<Node>, middle: &Middle, joiner: &Node, token: &str, 
             Hit::Path => {}
             Hit::Joiner => child.kill()?,
             Hit::Issuer => {
-                let mut issuer = issuer.lock().expect("whole");
+                let mut issuer = whole(issuer);
                 issuer.kill9()?;
                 issuer.run()?;
             }
@@ -411,4 +419,56 @@ impl Guesser<'_> {
         }
         Ok(())
     }
+}
+
+const OPTIONS: [&str; 6] = [
+    "--allow-service=web-*",
+    "--allow-fqdn=corp.example",
+    "--label=zone=a",
+    "--label=gpu=h100",
+    "--role=relay",
+    "--ephemeral=10m",
+];
+/// How long two renewals of certificates of 5 s may take.
+const RENEWED: Duration = Duration::from_secs(20);
+
+fn claims(run: &Run) -> Result<String> {
+    run.scenario(|lab| {
+        let mut issuer = lab.node("issuer")?.with("GOSSAMER_TRUST_LEAF_LIFETIME", "5s");
+        issuer.init("default")?;
+        let token = issuer.token(if run.sabotaged { &[] } else { &OPTIONS })?;
+        let mut node = lab.node("worker")?.with("GOSSAMER_TRUST_LEAF_LIFETIME", "5s");
+        node.join(&token)?;
+        issuer.sees("worker", "alive", RENEWED)?;
+        let expected = serde_json::json!({
+            "services": ["web-*"], "fqdn_suffixes": ["corp.example"], "labels": {"gpu": "h100", "zone": "a"},
+            "relay": true, "ephemeral_seconds": 600,
+        });
+        let seen = || -> Result<(u64, serde_json::Value)> {
+            let nodes = issuer.json(&["nodes"])?;
+            let mut rows = nodes.as_array().into_iter().flatten();
+            let row = rows.find(|row| row["name"] == "worker").context("the node in the list")?;
+            Ok((row["certificate_ends"].as_u64().unwrap_or(0), row["claims"].clone()))
+        };
+        let mut before = seen()?.0;
+        for _ in 0..2 {
+            let (end, _) = wait_for("a new certificate of the node", RENEWED, || {
+                let (end, claims) = seen()?;
+                promise!(claims == expected, "the issuer sees the claims {claims}");
+                Ok((end > before).then_some(end))
+            })?;
+            before = end;
+        }
+        let listed = issuer.json(&["token", "list"])?;
+        promise!(listed.to_string().contains("corp.example"), "the list of tokens is {listed}");
+        let outside = node.cli(&["expose", "db:5432"])?;
+        promise!(outside.code == Some(5), "a service outside the claims: {:?}", outside.code);
+        node.ok(&["expose", "web-1:5432"])?;
+        Ok("5 kinds of claims seen by another node, the same through two renewals; a service outside refused"
+            .to_owned())
+    })
+}
+
+fn whole<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
