@@ -2,9 +2,12 @@
 //!
 //! Owns: commands, flags and their help. Must not know: what commands do. Driven by: `cli::main`.
 
+use std::convert::Infallible;
 use std::ffi::OsString;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -157,11 +160,36 @@ pub(super) struct Init {
     pub(super) no_start: bool,
 }
 
+/// A token as it was typed, or `-`. `Debug` does not show it.
+#[derive(Clone)]
+pub(super) struct TokenText(pub(super) String);
+
+impl TokenText {
+    /// Returns whether it is read from standard input.
+    pub(super) fn is_dash(&self) -> bool {
+        self.0 == "-"
+    }
+}
+
+impl FromStr for TokenText {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for TokenText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenText")
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct Join {
     /// The token, or - for standard input; else GOSSAMER_TOKEN
     #[arg(conflicts_with = "token_file")]
-    pub(super) token: Option<String>,
+    pub(super) token: Option<TokenText>,
     /// File that holds the token
     #[arg(long, value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,

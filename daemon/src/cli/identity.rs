@@ -94,10 +94,10 @@ pub(super) async fn join(
 /// Reads the token from where the command line says, else from `GOSSAMER_TOKEN`.
 pub(super) async fn token(config: &Config, asked: &args::Join) -> Result<Option<Token>, Failure> {
     let text = match (&asked.token, &asked.token_file) {
-        (Some(dash), _) if dash == "-" => {
+        (Some(token), _) if token.is_dash() => {
             Some(Stage::blocking(|| read("standard input", std::io::stdin())).await?)
         }
-        (Some(text), _) => Some(text.clone()),
+        (Some(token), _) => Some(token.0.clone()),
         (None, Some(path)) if path == Path::new("-") => {
             Some(Stage::blocking(|| read("standard input", std::io::stdin())).await?)
         }
@@ -162,6 +162,8 @@ mod tests {
             token(&config(""), &join_args("gossamer join gsm1_hunter2")).await.expect_err("mistyped");
         assert_eq!(failure.exit, super::super::failure::Exit::Usage);
         assert!(!failure.text.contains("hunter2"), "{failure}");
+        let shown = format!("{:?} {:?}", join_args("gossamer join gsm1_hunter2"), config("gsm1_hunter2"));
+        assert!(!shown.contains("hunter2") && shown.contains("GOSSAMER_TOKEN"), "{shown}");
     }
 
     #[tokio::test]

@@ -90,7 +90,7 @@ pub(super) async fn join(global: &Global, asked: &Join) -> Result<ExitCode, Fail
         background(global, &asked.start, &settings).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    if asked.token.as_deref().is_some_and(|token| token != "-") {
+    if asked.token.as_ref().is_some_and(|token| !token.is_dash()) {
         let error = without_token(&asked.start.add_to(global.flags()), &settings);
         output::note(format_args!("warning: the token stays among the arguments of this process ({error})"));
     }
