@@ -133,7 +133,7 @@ pub fn load(store: &Store) -> Result<Option<Identity>, StoreError> {
     let issuers = read_certificates(store, ISSUER_CERTIFICATES)?;
     let mut statements =
         Statements::new(mesh, &roots).map_err(|error| damaged(ROOT_CERTIFICATES, error.to_string()))?;
-    let taken = statements.take(&read_certificates(store, STATEMENTS)?);
+    let taken = statements.take(&stored_statements(store)?);
     if let Some(fault) = taken.refused.first() {
         return Err(damaged(STATEMENTS, fault.to_string()));
     }
@@ -171,6 +171,14 @@ pub fn load(store: &Store) -> Result<Option<Identity>, StoreError> {
         holds_root_key,
         seeds: seeds.collect(),
     }))
+}
+
+/// Returns the statements that were known at the last stop, byte for byte.
+///
+/// # Errors
+/// The file is damaged.
+pub fn stored_statements(store: &Store) -> Result<Vec<Vec<u8>>, StoreError> {
+    read_certificates(store, STATEMENTS)
 }
 
 /// Returns the epoch of a new start: one more than any before, on disk before it is used (design section 6).

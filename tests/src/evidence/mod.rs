@@ -13,6 +13,7 @@ mod decoders;
 mod demo;
 mod detection;
 mod flood;
+mod evicted;
 mod gossip;
 mod hostile;
 mod issuers;
@@ -107,6 +108,7 @@ pub fn rows() -> Vec<Row> {
         .chain(joins::ROWS.iter().copied())
         .chain([secrets::ROW, spiffe::ROW, callers::ROW])
         .chain([flood::ROW])
+        .chain(issuers::ROWS.iter().chain(evicted::ROWS).copied())
         .collect()
 }
 

@@ -24,9 +24,11 @@
 
 pub mod cost;
 pub mod disk;
+pub mod evict;
 pub mod gate;
 pub mod net;
 mod node;
+pub mod thief;
 mod view;
 
 #[cfg(test)]
@@ -66,6 +68,7 @@ pub fn run(scenario: &Scenario, seed: u64) -> Result<Report> {
 pub struct Fabric {
     net: Net,
     nodes: Vec<Node>,
+    authority: Authority,
     names: Arc<Names>,
     downs: Arc<Mutex<Vec<Down>>>,
     started: Instant,
@@ -153,7 +156,8 @@ impl Fabric {
         }
         let node = |(number, identity)| Node::new(number, identity, scenario.records, started);
         let nodes = identities.into_iter().enumerate().map(node).collect();
-        Ok(Self { net, nodes, names: Arc::new(names), downs: Arc::default(), started, seed, runtime })
+        let (names, downs) = (Arc::new(names), Arc::default());
+        Ok(Self { net, nodes, authority, names, downs, started, seed, runtime })
     }
 
     /// Returns the virtual time since the making.

@@ -13,7 +13,7 @@ use gossamer::app::mesh::{self, Mesh, MeshParts, MeshStages};
 use gossamer::clock::{Clock, Wall};
 use gossamer::entropy::Entropy;
 use gossamer::events::EventLog;
-use gossamer::identity::{Identity, Lifetimes, NodeKey};
+use gossamer::identity::{Identity, Lifetimes, NodeKey, stored_statements};
 use gossamer::metrics::Metrics;
 use gossamer::store::Store;
 use gossamer::supervise::Stage;
@@ -115,9 +115,10 @@ impl Node {
         let (metrics, events) = (Arc::<Metrics>::default(), EventLog::default());
         // A process draws other numbers in each of its lives, and other ones than its neighbours.
         let entropy = Entropy::Seeded(seed ^ (self.lives << 48) ^ ((self.number as u64) << 24));
+        let store = Store::on(Path::new("simulated"), Arc::<Disk>::clone(&self.disk));
         let parts = MeshParts {
-            identity: Arc::clone(&self.identity),
-            store: Store::on(Path::new("simulated"), Arc::<Disk>::clone(&self.disk)),
+            identity: self.remembered(&store)?,
+            store,
             udp: Udp::Given(net.socket(address(self.number))),
             advertise: Vec::new(),
             zone: None,
@@ -144,6 +145,25 @@ impl Node {
         });
         self.life = Some(Life { mesh, gate, metrics, events, stages });
         self.announce().await
+    }
+
+    /// Returns the identity with the statements that are on the disk.
+    fn remembered(&self, store: &Store) -> Result<Arc<Identity>> {
+        let stored = stored_statements(store)?;
+        if stored.is_empty() {
+            return Ok(Arc::clone(&self.identity));
+        }
+        let mut identity = Identity::clone(&self.identity);
+        identity.statements.take(&stored);
+        let standing = identity.statements.standing();
+        identity.trust =
+            identity.trust.with_evicted(Arc::clone(&standing.evicted)).with_removed(standing.removed.clone());
+        Ok(Arc::new(identity))
+    }
+
+    /// Returns the records it publishes.
+    pub(super) fn records(&self) -> &[ServiceRecord] {
+        &self.records
     }
 
     /// Ends the life where it stands.

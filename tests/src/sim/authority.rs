@@ -7,14 +7,16 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
-use gossamer_core::trust::{Sign, TrustBundle, Verify, signature_holds};
+use gossamer_core::trust::{ISSUER_OID, Sign, TrustBundle, Verify, signature_holds};
 use gossamer_wire::advert::Fragment;
+use gossamer_wire::issuer::IssuerClaims;
+use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::{DecodeError, MeshId, NodeId, ServiceRecord};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
 };
 use ring::signature::Ed25519KeyPair;
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -27,6 +29,11 @@ pub(crate) const WALL: u64 = 1_800_000_000;
 
 /// A mesh with one root and one issuer.
 pub(crate) struct Authority {
+    root: Issuer<'static, KeyPair>,
+    /// The root's key, for statements and for the disk of a node.
+    root_key: Author,
+    /// Its certificate, DER.
+    issuer_der: Vec<u8>,
     issuer: Issuer<'static, KeyPair>,
     trust: TrustBundle,
     rng: StdRng,
@@ -43,6 +50,28 @@ pub(crate) struct Identity {
     pub(crate) key: Key,
     /// The key as PKCS#8, for endpoints.
     pub(crate) pkcs8: Vec<u8>,
+}
+
+/// A key that signs statements.
+#[derive(Clone, Debug)]
+pub(crate) struct Author {
+    mesh: MeshId,
+    /// Hash of the key.
+    pub(crate) id: NodeId,
+    key: Key,
+    /// The key as PKCS#8.
+    pub(crate) pkcs8: Vec<u8>,
+}
+
+impl Author {
+    /// Signs a statement under a number.
+    ///
+    /// # Errors
+    /// It is too long.
+    pub(crate) fn say(&self, number: u64, change: Change) -> Result<Vec<u8>> {
+        let statement = Statement { mesh: self.mesh, author: self.id, number, change };
+        Ok(SignedStatement::build(statement, |bytes| self.key.sign(bytes))?.bytes().to_vec())
+    }
 }
 
 /// An Ed25519 key.
@@ -74,15 +103,40 @@ impl Authority {
     /// The provider of cryptography refuses.
     pub(crate) fn new(seed: u64) -> Result<Self> {
         let mut rng = StdRng::seed_from_u64(seed);
-        let (root_key, ..) = draw_key(&mut rng)?;
-        let mesh = MeshId::of_spki(&root_key.subject_public_key_info());
-        let root = authority(1)?.self_signed(&root_key)?.der().to_vec();
+        let (pair, key, pkcs8) = draw_key(&mut rng)?;
+        let spki = pair.subject_public_key_info();
+        let mesh = MeshId::of_spki(&spki);
+        let root_key = Author { mesh, id: NodeId::of_spki(&spki), key, pkcs8 };
+        let root_der = authority(1)?.self_signed(&pair)?.der().to_vec();
         let (key, ..) = draw_key(&mut rng)?;
-        let root_issuer = Issuer::new(authority(1)?, root_key);
-        let issuer_der = authority(0)?.signed_by(&key, &root_issuer)?.der().to_vec();
-        let trust = TrustBundle::new(mesh, vec![root], vec![issuer_der]).context("the trust bundle")?;
-        let trust = trust.with_verifier(Arc::new(Verdicts::default()));
-        Ok(Self { issuer: Issuer::new(authority(0)?, key), trust, rng })
+        let root = Issuer::new(authority(1)?, pair);
+        let issuer_der = authority(0)?.signed_by(&key, &root)?.der().to_vec();
+        let trust = TrustBundle::new(mesh, vec![root_der], vec![issuer_der.clone()]);
+        let trust = trust.context("the trust bundle")?.with_verifier(Arc::new(Verdicts::default()));
+        Ok(Self { root, root_key, issuer_der, issuer: Issuer::new(authority(0)?, key), trust, rng })
+    }
+
+    /// Returns the key of the root.
+    pub(crate) const fn root(&self) -> &Author {
+        &self.root_key
+    }
+
+    /// Returns the certificate of the issuer that admits nodes, DER.
+    pub(crate) fn issuer_der(&self) -> &[u8] {
+        &self.issuer_der
+    }
+
+    /// Makes another issuer, which no node knows before a statement adds it. Returns its certificate, DER, as well.
+    ///
+    /// # Errors
+    /// The claims are too long.
+    pub(crate) fn add_issuer(&mut self, claims: &IssuerClaims) -> Result<(Author, Vec<u8>)> {
+        let (pair, key, pkcs8) = draw_key(&mut self.rng)?;
+        let mut params = authority(0)?;
+        params.custom_extensions = vec![CustomExtension::from_oid_content(ISSUER_OID, claims.encode()?)];
+        let certificate = params.signed_by(&pair, &self.root)?.der().to_vec();
+        let id = NodeId::of_spki(&pair.subject_public_key_info());
+        Ok((Author { mesh: self.trust.mesh(), id, key, pkcs8 }, certificate))
     }
 
     /// Admits a node under a name, in the group `west`.
