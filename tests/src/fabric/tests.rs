@@ -81,6 +81,29 @@ fn receive_buffers_that_are_full_lose_packets_and_no_member() {
 }
 
 #[test]
+fn a_connection_outlives_the_certificate_it_was_made_with_if_a_later_one_is_known() {
+    const DAY: u64 = 86_400;
+    for is_known in [true, false] {
+        let text = "name = 'x'\nabout = 'y'\nnodes = 2";
+        let mut fabric = Fabric::new(&Scenario::parse("x.toml", text).expect("a scenario"), 1).expect("made");
+        for node in 0..2 {
+            fabric.act(&Act::Start { node, disk: scenario::Disk::Lost }).expect("starts");
+        }
+        fabric.run_for(5 * SECOND);
+        let (peers, other) = (fabric.mesh(0).expect("runs").peers.clone(), fabric.id(1).expect("a node"));
+        let dialled = peers.has_dialled(other);
+        assert!(dialled.is_some(), "they are connected");
+        if is_known {
+            peers.certified(other, crate::sim::authority::WALL + 60 * DAY);
+        }
+        // All certificates of this mesh last 30 days. Only node 0 notices, which knows nobody to renew with.
+        fabric.act(&Act::Clock { node: 0, seconds: 31 * DAY as i64 }).expect("put forward");
+        fabric.run_for(90 * SECOND);
+        assert_eq!(peers.has_dialled(other).is_some(), is_known, "a later certificate is known: {is_known}");
+    }
+}
+
+#[test]
 fn a_change_each_second_is_not_a_write_of_the_catalog_each_second() {
     let mut fabric = joined(1);
     let written = |fabric: &Fabric, node| fabric.disk(node).expect("a node").written("catalog.json");
