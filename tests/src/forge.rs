@@ -184,6 +184,17 @@ impl Forge {
         Ok(Credentials::Chain(vec![leaf.der().clone(), issuer_der, top], private(&key)))
     }
 
+    /// Makes a certificate for the owner of a key (PKCS#8) that ends in so many seconds.
+    ///
+    /// # Errors
+    /// The key is not Ed25519.
+    pub fn ending(&self, pkcs8: &[u8], seconds: i64) -> Result<Credentials> {
+        let now = OffsetDateTime::now_utc();
+        self.leaf_for(&pair(pkcs8)?, |leaf| {
+            (leaf.not_before, leaf.not_after) = (now, now + Duration::seconds(seconds));
+        })
+    }
+
     fn leaf_for(&self, key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Result<Credentials> {
         let mut params = leaf_params(self.mesh)?;
         change(&mut params);

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,17 +18,19 @@ use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ED25519, SanType,
 };
+use rustls::client::Tls13ClientSessionValue;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, Error as TlsError, SignatureScheme};
+use rustls::{DigitallySignedStruct, Error as TlsError, NamedGroup, SignatureScheme};
 
 use gossamer::identity::{Identity, NodeKey};
 use gossamer_core::trust::Sign as _;
 use gossamer_wire::MeshId;
 use gossamer_wire::flow::{OpenRequest, OpenStatus};
 use gossamer_wire::frame::{ALPN, Frame, Hello, PREFIX_BYTES, Purpose};
-use gossamer_wire::join::{self, Ask, JoinReply, JoinRequest};
+use gossamer_wire::join::{self, Ask, JoinReply, JoinRequest, RENEW_LABEL, RenewRequest};
 use gossamer_wire::limits::MAX_JOIN_BYTES;
 use gossamer_wire::token::Token;
 
@@ -121,8 +124,12 @@ pub fn identity_of(state_dir: &Path) -> Result<Identity> {
 /// # Errors
 /// The harness's own: a connection that is refused is an answer.
 pub fn talk(server: SocketAddr, credentials: &Credentials, alpn: &[u8]) -> Result<Heard> {
+    talk_as(server, tls(credentials, alpn)?)
+}
+
+fn talk_as(server: SocketAddr, config: rustls::ClientConfig) -> Result<Heard> {
     runtime()?.block_on(async {
-        let connection = match connect(server, credentials, alpn).await? {
+        let connection = match connect_as(Ipv4Addr::LOCALHOST, server, config).await? {
             Ok(connection) => connection,
             Err(why) => return Ok(Heard { bytes: 0, closed: Some(why) }),
         };
@@ -261,23 +268,16 @@ pub fn ask_to_join(server: SocketAddr, source: Ipv4Addr, token: &Token) -> Resul
             Err(why) => return Ok(Err(why)),
         };
         let key = NodeKey::generate().context("randomness")?;
-        let mut binding = [0; 32];
-        let exported = connection.export_keying_material(&mut binding, b"EXPORTER-gossamer-join", b"");
-        exported.map_err(|error| anyhow::anyhow!("{error:?}"))?;
-        let proof = [join::PROOF_LABEL, token.grant().id.as_bytes(), &binding].concat();
-        let request = JoinRequest {
-            token: token.reveal().to_owned(),
-            public_key: key.public(),
-            proof: key.sign(&proof).to_vec(),
-            name: "guesser".parse()?,
-        };
-        let asked = async {
-            let (mut send, mut recv) = connection.open_bi().await?;
-            send.write_all(&Ask::Join(request).encode()?).await?;
-            send.finish()?;
-            anyhow::Ok(recv.read_to_end(MAX_JOIN_BYTES).await?)
-        };
-        let answer = tokio::time::timeout(ANSWER, asked).await.context("an answer of the issuer")?;
+        let answer = ask_issuer(&connection, |binding| {
+            let proof = [join::PROOF_LABEL, token.grant().id.as_bytes(), binding].concat();
+            Ok(Ask::Join(JoinRequest {
+                token: token.reveal().to_owned(),
+                public_key: key.public(),
+                proof: key.sign(&proof).to_vec(),
+                name: "guesser".parse()?,
+            }))
+        })
+        .await;
         let closed = connection.close_reason().map(|reason| reason.to_string());
         connection.close(0_u32.into(), b"thanks");
         // Its task sends that now, or the issuer would keep a seat for it.
@@ -289,6 +289,114 @@ pub fn ask_to_join(server: SocketAddr, source: Ipv4Addr, token: &Token) -> Resul
     })
 }
 
+/// A client that keeps what servers give it to come back with, without showing its certificate again.
+#[derive(Debug)]
+pub struct Resuming {
+    config: rustls::ClientConfig,
+    kept: Arc<Kept>,
+}
+
+impl Resuming {
+    /// Makes a client that has been nowhere yet.
+    ///
+    /// # Errors
+    /// The credentials do not fit TLS.
+    pub fn new(credentials: &Credentials, alpn: &[u8]) -> Result<Self> {
+        let kept =
+            Arc::new(Kept { sessions: ClientSessionMemoryCache::new(8), tickets: AtomicUsize::new(0) });
+        let mut config = tls(credentials, alpn)?;
+        config.resumption = Resumption::store(Arc::<Kept>::clone(&kept));
+        Ok(Self { config, kept })
+    }
+
+    /// As [`talk`], with a session of before where there is one.
+    ///
+    /// # Errors
+    /// The harness's own.
+    pub fn talk(&self, server: SocketAddr) -> Result<Heard> {
+        talk_as(server, self.config.clone())
+    }
+
+    /// Returns how many tickets it was given.
+    pub fn tickets(&self) -> usize {
+        self.kept.tickets.load(Ordering::Relaxed)
+    }
+}
+
+/// Sessions of before, counted.
+#[derive(Debug)]
+struct Kept {
+    sessions: ClientSessionMemoryCache,
+    tickets: AtomicUsize,
+}
+
+impl ClientSessionStore for Kept {
+    fn set_kx_hint(&self, server: ServerName<'static>, group: NamedGroup) {
+        self.sessions.set_kx_hint(server, group);
+    }
+
+    fn kx_hint(&self, server: &ServerName<'_>) -> Option<NamedGroup> {
+        self.sessions.kx_hint(server)
+    }
+
+    fn set_tls12_session(&self, server: ServerName<'static>, session: Tls12ClientSessionValue) {
+        self.sessions.set_tls12_session(server, session);
+    }
+
+    fn tls12_session(&self, server: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.sessions.tls12_session(server)
+    }
+
+    fn remove_tls12_session(&self, server: &ServerName<'static>) {
+        self.sessions.remove_tls12_session(server);
+    }
+
+    fn insert_tls13_ticket(&self, server: ServerName<'static>, ticket: Tls13ClientSessionValue) {
+        self.tickets.fetch_add(1, Ordering::Relaxed);
+        self.sessions.insert_tls13_ticket(server, ticket);
+    }
+
+    fn take_tls13_ticket(&self, server: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.sessions.take_tls13_ticket(server)
+    }
+}
+
+/// Asks an issuer to renew the first certificate of these credentials, as the owner of its key does.
+///
+/// # Errors
+/// The harness's own, or the issuer says nothing.
+pub fn renew(server: SocketAddr, credentials: &Credentials) -> Result<JoinReply> {
+    let Credentials::Chain(chain, key) = credentials else { anyhow::bail!("no certificate to renew") };
+    let key = NodeKey::read(key.secret_der()).context("an Ed25519 key")?;
+    runtime()?.block_on(async {
+        let connecting = connect(server, &Credentials::None, join::ALPN).await?;
+        let connection = connecting.map_err(anyhow::Error::msg)?;
+        let reply = ask_issuer(&connection, |binding| {
+            let proof = key.sign(&[RENEW_LABEL, &binding[..]].concat()).to_vec();
+            let signer = chain.get(1).map(|der| der.to_vec()).unwrap_or_default();
+            Ok(Ask::Renew(RenewRequest { leaf: chain[0].to_vec(), issuer: signer, proof }))
+        })
+        .await?;
+        Ok(JoinReply::decode(&reply)?)
+    })
+}
+
+/// Gives an issuer a request that is bound to the session; returns its reply.
+async fn ask_issuer(connection: &Connection, ask: impl FnOnce(&[u8; 32]) -> Result<Ask>) -> Result<Vec<u8>> {
+    let mut binding = [0; 32];
+    let exported = connection.export_keying_material(&mut binding, b"EXPORTER-gossamer-join", b"");
+    exported.map_err(|_| anyhow::anyhow!("the TLS session has no binding"))?;
+    let ask = ask(&binding)?.encode()?;
+    let asked = async {
+        let (mut send, mut recv) = connection.open_bi().await?;
+        send.write_all(&ask).await?;
+        send.finish()?;
+        anyhow::Ok(recv.read_to_end(MAX_JOIN_BYTES).await?)
+    };
+    tokio::time::timeout(ANSWER, asked).await.context("an answer of the issuer")?
+}
+
+/// Connects; the inner error is the daemon's refusal.
 async fn connect(
     server: SocketAddr,
     credentials: &Credentials,
@@ -297,23 +405,14 @@ async fn connect(
     connect_from(Ipv4Addr::LOCALHOST, server, credentials, alpn).await
 }
 
-/// Connects; the inner error is the daemon's refusal.
+/// Connects from an address of this host.
 async fn connect_from(
     source: Ipv4Addr,
     server: SocketAddr,
     credentials: &Credentials,
     alpn: &[u8],
 ) -> Result<Result<Connection, String>> {
-    let config = tls(credentials, alpn)?;
-    let mut endpoint = Endpoint::client((source, 0).into())?;
-    endpoint
-        .set_default_client_config(quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config)?)));
-    let connecting = endpoint.connect(server, "gossamer")?;
-    Ok(match tokio::time::timeout(ANSWER, connecting).await {
-        Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("no answer".to_owned()),
-    })
+    connect_as(source, server, tls(credentials, alpn)?).await
 }
 
 /// Returns TLS settings that show these credentials and believe everybody.
@@ -329,6 +428,22 @@ pub(crate) fn tls(credentials: &Credentials, alpn: &[u8]) -> Result<rustls::Clie
     };
     config.alpn_protocols = vec![alpn.to_vec()];
     Ok(config)
+}
+
+async fn connect_as(
+    source: Ipv4Addr,
+    server: SocketAddr,
+    config: rustls::ClientConfig,
+) -> Result<Result<Connection, String>> {
+    let mut endpoint = Endpoint::client((source, 0).into())?;
+    endpoint
+        .set_default_client_config(quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config)?)));
+    let connecting = endpoint.connect(server, "gossamer")?;
+    Ok(match tokio::time::timeout(ANSWER, connecting).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("no answer".to_owned()),
+    })
 }
 
 /// Greets, and says in advance that there are no statements: the daemon has some, so the digests differ.
@@ -396,5 +511,44 @@ impl ServerCertVerifier for Anybody {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_that_resumes_keeps_the_tickets_of_a_server_that_gives_some() {
+        let key = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
+        let leaf =
+            leaf_params(MeshId::from_bytes([1; 16])).expect("a name").self_signed(&key).expect("signs");
+        let provider = Arc::new(ring::default_provider());
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("TLS 1.3")
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.der().clone()], private(&key))
+            .expect("fits");
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let tls = quinn::crypto::rustls::QuicServerConfig::try_from(tls).expect("fits QUIC");
+        let config = quinn::ServerConfig::with_crypto(Arc::new(tls));
+        let server = runtime().expect("a runtime");
+        let endpoint = server
+            .block_on(async { Endpoint::server(config, "127.0.0.1:0".parse().expect("an address")) })
+            .expect("binds");
+        let address = endpoint.local_addr().expect("bound");
+        let serving = std::thread::spawn(move || {
+            server.block_on(async {
+                let connection = endpoint.accept().await.expect("a client").await.expect("shakes hands");
+                let (mut send, _recv) = connection.accept_bi().await.expect("a stream");
+                send.write_all(b"hello").await.expect("writes");
+                connection.closed().await;
+            });
+        });
+        let client = Resuming::new(&Credentials::None, ALPN).expect("a client");
+        assert!(client.talk(address).expect("talks").bytes > 0);
+        assert!(client.tickets() > 0);
+        serving.join().expect("served");
     }
 }

@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use gossamer_wire::frame::ALPN;
+use gossamer_wire::join::{JoinReply, Refusal};
 
 use super::{Ci, Needs, Row, Run};
+use crate::fabric::Fabric;
 use crate::forge::Forge;
 use crate::process::{Lab, Node};
 use crate::promise;
-use crate::quic::{Credentials, talk};
+use crate::quic::{Credentials, Resuming, renew, talk};
 use crate::targets::{Manner, while_serving};
 use crate::wait::until;
 
@@ -52,6 +54,14 @@ pub(super) const ROWS: &[Row] = &[
         needs: Needs::Nothing,
         ci: Ci::Runs,
         check: eviction,
+    },
+    Row {
+        name: "4.3-ways-back",
+        promise: "The other ways back of an evicted node are refused, which with those of 4.3-eviction makes eight of eight: renewal at each of two issuers with a certificate that is valid and one that has ended, a TLS session of before the eviction, clocks put back on its machine and on others, a peer that missed the eviction and brings its records",
+        sabotage: "the node is not evicted",
+        needs: Needs::Nothing,
+        ci: Ci::Runs,
+        check: more_ways_back,
     },
     Row {
         name: "4.5-cold-start",
@@ -268,6 +278,101 @@ fn ways_back(nodes: &[Node], mut bad: Node, old_token: &str, lab: &Lab) -> Resul
     fresh.join(&nodes[0].token(&[])?)?;
     fresh.sees("first", "alive", SEEN)?;
     Ok("4 of 4 ways back refused (old peers with one stopped meanwhile, restart, old token, new token); a new key joins".to_owned())
+}
+
+fn more_ways_back(run: &Run) -> Result<String> {
+    let tickets = run.scenario(|lab| {
+        let mut issuers = [lab.node("first")?, lab.node("second")?];
+        issuers[0].init("default")?;
+        issuers[1].join(&issuers[0].token(&[])?)?;
+        let mut bad = lab.node("bad")?;
+        bad.join(&issuers[0].token(&[])?)?;
+        issuers[1].sees("bad", "alive", SEEN)?;
+        issuers[0].ok(&["issuer", "add", "second"])?;
+        until("the second issuer at work", SEEN, || Ok(issuers[1].token(&[]).is_ok()))?;
+        bad.stop()?;
+        ask_again(run, &issuers, &bad)
+    })?;
+    let mut fabric = Fabric::with_root_key(MACHINES, 1)?;
+    let evicting = |fabric: &mut Fabric, out: usize| -> Result<()> {
+        if !run.sabotaged {
+            let taken = fabric.evict(out)?;
+            promise!((taken.never, taken.let_in) == (0, 0), "node {out} is let in: {taken:?}");
+        }
+        Ok(())
+    };
+    fabric.clocks_back(OUT, BACK)?;
+    fabric.whole()?; // clocks put back are no reason to refuse anybody
+    evicting(&mut fabric, OUT)?;
+    fabric.clocks_back(OUT, BACK)?;
+    fabric.run_for(SEEN);
+    let (knocked, kept) = (fabric.knock(OUT)?, fabric.let_in(OUT)?);
+    promise!(
+        (knocked, kept) == (0, 0),
+        "with clocks put back {knocked} let it in, {kept} know it for a member"
+    );
+    let mut fabric = Fabric::with_root_key(MACHINES, 2)?;
+    let healed = fabric.evict_with_friend(FRIENDS.0, FRIENDS.1, APART)?;
+    promise!(
+        (healed.late, healed.let_in, healed.refused.len()) == (0, 0, 1),
+        "a peer that missed the eviction brings it back: {healed:?}"
+    );
+    Ok(format!(
+        "8 of 8 with those of 4.3-eviction: renewal refused 4 times of 4 and made 4 times of 4 before the eviction, \
+         {tickets} session tickets given and none taken, clocks {} h back on {} machines, a peer that missed it refuses it \
+         {:.1?} after the heal",
+        2 * BACK / 3_600,
+        MACHINES / 2,
+        healed.refused[0]
+    ))
+}
+
+/// Simulated machines, the one that is put out, and how far clocks are put back each of two times, seconds.
+const MACHINES: usize = 8;
+const OUT: usize = 1;
+const BACK: i64 = 6 * 3_600;
+/// A node that is put out and the one that hears only of it meanwhile.
+const FRIENDS: (usize, usize) = (4, 6);
+/// Longer than it takes to hold all of the other side for down.
+const APART: Duration = Duration::from_secs(40);
+
+/// Asks issuers for renewal and comes back with a session of before, both before the node is evicted and after it.
+/// Returns how many tickets it was given.
+fn ask_again(run: &Run, issuers: &[Node; 2], bad: &Node) -> Result<usize> {
+    let servers = [issuers[0].mesh_address()?, issuers[1].mesh_address()?];
+    let valid = Credentials::of_member(&bad.state_dir())?;
+    let ended =
+        Forge::of(&issuers[0].state_dir())?.ending(&fs::read(bad.state_dir().join("node.key"))?, 1)?;
+    std::thread::sleep(Duration::from_secs(3)); // it ends in this time
+    let mut clients = Vec::new();
+    for server in servers {
+        for credentials in [&valid, &ended] {
+            let reply = renew(server, credentials)?;
+            anyhow::ensure!(
+                matches!(reply, JoinReply::Admitted(_)),
+                "renewal before the eviction: {reply:?}"
+            );
+        }
+        let client = Resuming::new(&valid, ALPN)?;
+        anyhow::ensure!(client.talk(server)?.bytes > 0, "it is not answered before the eviction");
+        clients.push(client);
+    }
+    if !run.sabotaged {
+        issuers[0].ok(&["node", "evict", "bad", "--wait"])?;
+    }
+    let mut tickets = 0;
+    for (server, client) in servers.into_iter().zip(&clients) {
+        for (what, credentials) in [("valid", &valid), ("ended", &ended)] {
+            let reply = renew(server, credentials)?;
+            let is_refused = matches!(reply, JoinReply::Refused(Refusal::Evicted));
+            promise!(is_refused, "a certificate that is {what} was renewed");
+        }
+        let heard = client.talk(server)?;
+        promise!(heard.bytes == 0 && heard.closed.is_some(), "a client with a session of before: {heard:?}");
+        tickets += client.tickets();
+    }
+    promise!(tickets == 0, "{tickets} tickets were given");
+    Ok(tickets)
 }
 
 /// Longer than the certificate of an issuer lives, and with it every other one.
