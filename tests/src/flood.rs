@@ -255,37 +255,30 @@ mod tests {
         config.alpn_protocols = vec![ALPN.to_vec()];
         let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(config).expect("QUIC");
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        runtime.block_on(async {
-            let server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-            let here = "127.0.0.1:0".parse().expect("address");
-            let endpoint = quinn::Endpoint::server(server, here).expect("binds");
-            let target = endpoint.local_addr().expect("bound");
-            let stop = AtomicBool::new(false);
-            let sent = std::thread::scope(|scope| {
-                let flood = scope.spawn(|| {
-                    let sockets = sockets(Ipv4Addr::LOCALHOST, 1, target).expect("a socket");
-                    half_open(&sockets, 50, &stop).expect("sends")
-                });
-                let judge = async {
-                    let first = endpoint.accept().await.expect("a handshake");
-                    first.retry().expect("its address is not shown yet");
-                    loop {
-                        let next = endpoint.accept().await.expect("a handshake");
-                        match next.remote_address_validated() {
-                            true => return next.accept().expect("goes on"),
-                            false => next.ignore(),
-                        }
-                    }
-                };
-                let handshake = tokio::runtime::Handle::current();
-                let begun = tokio::task::block_in_place(|| handshake.block_on(judge));
-                tokio::task::block_in_place(|| sleep(Duration::from_millis(200)));
-                stop.store(true, Ordering::Relaxed);
-                let sent = flood.join().expect("no panic");
-                drop(begun);
-                sent
+        let stop = AtomicBool::new(false);
+        let sent = std::thread::scope(|scope| {
+            let (address, target) = std::sync::mpsc::channel();
+            let flood = scope.spawn(|| {
+                let target = target.into_iter().next().expect("an address");
+                let sockets = sockets(Ipv4Addr::LOCALHOST, 1, target).expect("a socket");
+                half_open(&sockets, 50, &stop).expect("sends")
             });
-            assert!(sent.retries >= 1 && sent.begun >= 1, "{sent:?}");
+            runtime.block_on(async {
+                let server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+                let here = "127.0.0.1:0".parse().expect("address");
+                let endpoint = quinn::Endpoint::server(server, here).expect("binds");
+                address.send(endpoint.local_addr().expect("bound")).expect("it listens");
+                loop {
+                    let next = endpoint.accept().await.expect("a handshake");
+                    match next.remote_address_validated() {
+                        false => next.retry().expect("its address is not shown yet"),
+                        true => break drop(next.accept().expect("a hello that is understood")),
+                    }
+                }
+            });
+            stop.store(true, Ordering::Relaxed);
+            flood.join().expect("no panic")
         });
+        assert!(sent.retries >= 1, "{sent:?}");
     }
 }

@@ -220,7 +220,7 @@ impl Doorway {
 
     /// Takes one handshake of those that strangers may begin under load.
     fn take_allowance(&mut self, now: Instant) -> bool {
-        let (left, counted) = self.allowance.unwrap_or((f64::from(MAX_HANDSHAKES_AT_ONCE), now));
+        let (left, counted) = self.allowance.unwrap_or_else(|| (f64::from(MAX_HANDSHAKES_AT_ONCE), now));
         let grown = now.saturating_duration_since(counted).as_secs_f64() * MAX_HANDSHAKES_PER_SECOND;
         let left = (left + grown).min(f64::from(MAX_HANDSHAKES_AT_ONCE));
         let has_one = left >= 1.0;
