@@ -38,6 +38,14 @@ pub(super) const ROWS: &[Row] = &[
         ci: Ci::Runs,
         check: fuzz,
     },
+    Row {
+        name: "4.7-fuzz",
+        promise: "Tokens, statements and join requests are fuzzed for 5 minutes each without a finding",
+        sabotage: "a reader of tokens that indexes without a check is planted in a copy of the tree",
+        needs: Needs::Nothing,
+        ci: Ci::Skips("it takes 15 minutes; .ci/run fuzzes these decoders with all others"),
+        check: fuzz_joining,
+    },
 ];
 
 const LIMIT: Duration = Duration::from_secs(1_800);
@@ -121,11 +129,19 @@ fn peak_kib() -> Result<u64> {
 }
 
 fn fuzz(run: &Run) -> Result<String> {
-    let planted =
-        if run.sabotaged { Some(Worktree::with_patch(&run.root, "unchecked-index.patch")?) } else { None };
+    fuzz_targets(run, run.times("60", "2"), &[], "unchecked-index.patch")
+}
+
+fn fuzz_joining(run: &Run) -> Result<String> {
+    let targets = ["wire-token", "wire-statement", "wire-join"];
+    fuzz_targets(run, run.times("300", "5"), &targets, "4-unchecked-token.patch")
+}
+
+/// Fuzzes some targets, or all, in the tree or in a copy with a planted bug.
+fn fuzz_targets(run: &Run, seconds: &str, targets: &[&str], bug: &str) -> Result<String> {
+    let planted = if run.sabotaged { Some(Worktree::with_patch(&run.root, bug)?) } else { None };
     let root = planted.as_ref().map_or_else(|| run.root.clone(), Worktree::path);
-    let seconds = run.times("60", "2");
-    let done = run.tool(&root, ".ci/fuzz", &[seconds], LIMIT)?;
+    let done = run.tool(&root, ".ci/fuzz", &[&[seconds], targets].concat(), LIMIT)?;
     let lines: Vec<Vec<&str>> = done.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     let targets: Vec<_> =
         lines.iter().filter(|words| words.len() == 3 && words[2].parse::<u32>().is_ok()).collect();
