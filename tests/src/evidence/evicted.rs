@@ -35,7 +35,7 @@ pub(super) const ROWS: &[Row] = &[
 ];
 
 /// Nodes, and those when there is little time.
-const NODES: (usize, usize) = (100, 40);
+const NODES: (usize, usize) = (100, 30);
 /// Nodes evicted one after the other in one mesh.
 const EVICTED: std::ops::Range<usize> = 1..6;
 /// Longer than it takes to hold all of the other side for down.
@@ -47,7 +47,7 @@ const FLOWS_WITHIN: Duration = Duration::from_secs(1);
 fn eviction(run: &Run) -> Result<String> {
     let (mut refused, mut flows) = (Samples::default(), Samples::default());
     let (mut healed, mut fooled) = (Samples::default(), 0);
-    let (seeds, nodes) = (run.times(5, 1), run.times(NODES.0, NODES.1));
+    let (seeds, nodes) = (run.times(3, 1), run.times(NODES.0, NODES.1));
     // The last 30 of 100.
     let cut_off: BTreeSet<usize> = (nodes - nodes * 3 / 10..nodes).collect();
     for seed in 1..=seeds {
