@@ -103,12 +103,8 @@ pub fn rows() -> Vec<Row> {
     let rows = issue_2.concat().into_iter().chain([shape::ROW, bad::ROW]);
     rows.chain(simulated::ROWS.iter().copied())
         .chain([gossip::ROW, bugs::ROW, mixed::ROW, hostile::ROW, long::ROW, scarce::ROW])
-        .chain(issuers::ROWS.iter().copied())
-        .chain(rotation::ROWS.iter().copied())
-        .chain(joins::ROWS.iter().copied())
-        .chain([secrets::ROW, spiffe::ROW, callers::ROW])
-        .chain([flood::ROW])
-        .chain(issuers::ROWS.iter().chain(evicted::ROWS).copied())
+        .chain(issuers::ROWS.iter().chain(joins::ROWS).chain(evicted::ROWS).chain(rotation::ROWS).copied())
+        .chain([flood::ROW, secrets::ROW, spiffe::ROW, callers::ROW])
         .collect()
 }
 
