@@ -45,8 +45,9 @@ const BATCH: usize = 64;
 /// From a run's first change to the file: a daemon that was set up a moment ago and is killed finds its peers again.
 const FIRST_SAVE: Duration = Duration::from_secs(1);
 /// From a later change to the file, and up to twice as much more. A whole catalog is written, and what it lacks is
-/// asked of peers at the next start, so it is not worth more of the disk.
-const SAVE: Duration = Duration::from_secs(5);
+/// asked of peers at the next start, so it is not worth more of the disk: daemons that share one wait for each other,
+/// and a registration waits for it as well.
+const SAVE: Duration = Duration::from_secs(20);
 
 const FILE: &str = "catalog.json";
 
@@ -163,7 +164,7 @@ async fn write_rows(store: Store, clock: Clock, mut writes: mpsc::Receiver<Vec<A
     while let Some(copies) = writes.recv().await {
         let wall = clock.wall();
         let rows = move || copies.iter().map(|copy| Row::of(copy, wall)).collect::<Vec<_>>();
-        if let Err(error) = store.aside(move |store| store.write_cache(FILE, &rows())).await {
+        if let Err(error) = store.aside(move |store| store.write_json(FILE, &rows())).await {
             tracing::warn!(%error, "the catalog could not be written");
         }
     }

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tempfile::NamedTempFile;
 use thiserror::Error;
 
 use crate::supervise::Stage;
@@ -66,14 +65,6 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// # Errors
     /// The system; the old content stays.
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError>;
-
-    /// Replaces a file that may be lost: after a power cut it is the old one, the new one, or damaged.
-    ///
-    /// # Errors
-    /// The system; the old content stays.
-    fn replace_cache(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        self.replace(name, bytes)
-    }
 
     /// Makes everything that was replaced survive a crash.
     ///
@@ -156,14 +147,6 @@ impl Store {
         self.disk.remove(name)
     }
 
-    /// Writes a JSON file that may be lost, and waits for no disk: daemons that share one would wait for each other.
-    ///
-    /// # Errors
-    /// As [`Store::write`].
-    pub fn write_cache<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StoreError> {
-        self.disk.replace_cache(name, &self.json(name, value)?)
-    }
-
     /// Runs a function that reads or writes, where a slow disk stops nobody else.
     pub async fn aside<T, F>(&self, function: F) -> T
     where
@@ -195,12 +178,9 @@ impl Store {
     /// # Errors
     /// As [`Store::write`].
     pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StoreError> {
-        self.write(name, &self.json(name, value)?)
-    }
-
-    fn json<T: Serialize>(&self, name: &str, value: &T) -> Result<Vec<u8>, StoreError> {
-        serde_json::to_vec_pretty(value)
-            .map_err(|error| StoreError::Damaged { path: self.dir.join(name), why: error.to_string() })
+        let bytes = serde_json::to_vec_pretty(value)
+            .map_err(|error| StoreError::Damaged { path: self.dir.join(name), why: error.to_string() })?;
+        self.write(name, &bytes)
     }
 }
 
@@ -224,27 +204,6 @@ impl Directory {
         sweep(dir).map_err(at)?;
         Ok(Self { dir: dir.to_owned(), _lock: lock })
     }
-
-    /// Writes a file under another name, lets it be settled, and names it.
-    fn put(
-        &self,
-        name: &str,
-        bytes: &[u8],
-        settle: impl FnOnce(&NamedTempFile) -> io::Result<()>,
-    ) -> Result<(), StoreError> {
-        let path = self.dir.join(name);
-        let put = || {
-            let mut file = tempfile::Builder::new()
-                .prefix(UNFINISHED)
-                .permissions(Permissions::from_mode(0o600))
-                .tempfile_in(&self.dir)?;
-            file.write_all(bytes)?;
-            settle(&file)?;
-            file.persist(&path)?;
-            io::Result::Ok(())
-        };
-        put().map_err(|error| StoreError::Io { path: path.clone(), error })
-    }
 }
 
 impl Disk for Directory {
@@ -266,12 +225,19 @@ impl Disk for Directory {
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        // Before it gets its name: a name must never lead to half a file.
-        self.put(name, bytes, |file| file.as_file().sync_all())
-    }
-
-    fn replace_cache(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        self.put(name, bytes, |_| Ok(()))
+        let path = self.dir.join(name);
+        let replace = || {
+            let mut file = tempfile::Builder::new()
+                .prefix(UNFINISHED)
+                .permissions(Permissions::from_mode(0o600))
+                .tempfile_in(&self.dir)?;
+            file.write_all(bytes)?;
+            // Before it gets its name: a name must never lead to half a file.
+            file.as_file().sync_all()?;
+            file.persist(&path)?;
+            io::Result::Ok(())
+        };
+        replace().map_err(|error| StoreError::Io { path: path.clone(), error })
     }
 
     fn sync(&self) -> Result<(), StoreError> {

@@ -108,13 +108,13 @@ fn a_change_each_second_is_not_a_write_of_the_catalog_each_second() {
     let mut fabric = joined(1);
     let written = |fabric: &Fabric, node| fabric.disk(node).expect("a node").written("catalog.json");
     let before: Vec<u64> = (0..6).map(|node| written(&fabric, node)).collect();
-    for _ in 0..60 {
+    for _ in 0..240 {
         fabric.act(&Act::Publish { node: 0, count: 1 }).expect("publishes");
         fabric.run_for(SECOND);
     }
     for (node, before) in before.into_iter().enumerate() {
         let writes = written(&fabric, node) - before;
-        // The longest pause is 15 s, the shortest 5.
+        // The longest pause is 60 s, the shortest 20.
         assert!((3..=13).contains(&writes), "node {node} wrote {writes} times");
     }
 }
@@ -127,7 +127,7 @@ fn a_full_disk_stops_neither_membership_nor_records() {
         for node in [1, 2] {
             fabric.act(&Act::Publish { node, count: 2 }).expect("publishes");
         }
-        fabric.run_for(60 * SECOND);
+        fabric.run_for(100 * SECOND);
         let refused = fabric.disk(1).expect("a node").set_full(false);
         assert!(refused > 0, "seed {seed}: nothing was written");
         assert_whole(&mut fabric, 3 * 6 + 4, &format!("seed {seed}, with a full disk"));
