@@ -61,7 +61,7 @@ pub const MAX_CERTIFICATE_BYTES: usize = 2_048;
 pub const MAX_FRAME_BYTES: usize = 65_000;
 
 /// Longest join reply.
-pub const MAX_JOIN_BYTES: usize = 8_192;
+pub const MAX_JOIN_BYTES: usize = 65_000;
 /// Longest join request: a token of 1,000 characters, or two certificates to renew one.
 pub const MAX_JOIN_REQUEST_BYTES: usize = 4_096;
 
@@ -74,7 +74,8 @@ pub const MAX_TOKEN_BYTES: usize = 512;
 /// Most addresses in a token (design section 4).
 pub const MAX_TOKEN_ADDRESSES: usize = 4;
 
-/// Most nodes whose certificates a statement keeps when it removes their issuer: a mesh of the size the design
+/// Most nodes whose certificates a statement keeps when it removes their issuer, and statements it keeps of a retired
+/// root: a mesh of the size the design
 /// promises (section 16); whoever is left out joins again.
 pub const MAX_KEPT: usize = 1_024;
 /// Longest statement: one that removes an issuer and keeps [`MAX_KEPT`] nodes of 16 bytes; three fit a frame.

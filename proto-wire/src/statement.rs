@@ -12,6 +12,9 @@ use crate::codec::{self, at_most};
 use crate::limits::{MAX_CERTIFICATE_BYTES, MAX_KEPT, MAX_STATEMENT_BYTES};
 use crate::{DecodeError, EncodeError, MeshId, NodeId, TokenId};
 
+/// The first 16 bytes of a statement's id.
+pub type ShortId = [u8; 16];
+
 const SIGN_DOMAIN: &[u8] = b"gossamer-statement-v1\0";
 const SIGNATURE_BYTES: usize = 64;
 
@@ -38,8 +41,8 @@ pub enum Change {
     RetireRoot {
         /// Whose powers end.
         root: NodeId,
-        /// Of its statements those with a number below this one still count.
-        numbers: u64,
+        /// The only statements of it that still count, by the first 16 bytes of their ids.
+        keep: Vec<ShortId>,
     },
     /// The author may use this many statement numbers.
     Grant {
@@ -100,7 +103,8 @@ impl SignedStatement {
                 at_most("certificate", certificate, MAX_CERTIFICATE_BYTES)?;
             }
             Change::RemoveIssuer { keep, .. } => at_most("nodes to keep", keep, MAX_KEPT)?,
-            Change::Evict(_) | Change::RetireRoot { .. } | Change::Grant { .. } | Change::RevokeToken(_) => {}
+            Change::RetireRoot { keep, .. } => at_most("statements to keep", keep, MAX_KEPT)?,
+            Change::Evict(_) | Change::Grant { .. } | Change::RevokeToken(_) => {}
         }
         Ok(Self { statement, bytes: bytes.to_vec() })
     }
@@ -127,6 +131,18 @@ impl SignedStatement {
     pub fn id(&self) -> [u8; 32] {
         Sha256::digest(&self.bytes).into()
     }
+
+    /// Returns the beginning of the id, by which a retirement names the statements it keeps.
+    pub fn short_id(&self) -> ShortId {
+        short(&self.id())
+    }
+}
+
+/// Returns the beginning of an id.
+pub fn short(id: &[u8; 32]) -> ShortId {
+    let mut short = ShortId::default();
+    short.copy_from_slice(&id[..16]);
+    short
 }
 
 /// Digest of a set of statement ids: the first 16 bytes of SHA-256 over the sorted ids. Equal sets, equal digests.

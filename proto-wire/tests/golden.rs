@@ -406,8 +406,8 @@ fn statements_keep_their_bytes() {
             "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0703020102",
         ),
         (
-            Change::RetireRoot { root: NODE, numbers: 3 },
-            "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0704aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa03",
+            Change::RetireRoot { root: NODE, keep: vec![[0xdd; 16]] },
+            "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0704aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa01dddddddddddddddddddddddddddddddd",
         ),
         (
             Change::Grant { author: NODE, numbers: 1_000 },

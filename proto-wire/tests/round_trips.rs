@@ -211,7 +211,8 @@ fn change() -> impl Strategy<Value = Change> {
         (node(), any::<u64>(), vec(node(), 0..=MAX_KEPT))
             .prop_map(|(issuer, numbers, keep)| Change::RemoveIssuer { issuer, numbers, keep }),
         certificate().prop_map(Change::AddRoot),
-        (node(), any::<u64>()).prop_map(|(root, numbers)| Change::RetireRoot { root, numbers }),
+        (node(), vec(any::<[u8; 16]>(), 0..=MAX_KEPT))
+            .prop_map(|(root, keep)| Change::RetireRoot { root, keep }),
         (node(), any::<u64>()).prop_map(|(author, numbers)| Change::Grant { author, numbers }),
     ]
 }

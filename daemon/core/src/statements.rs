@@ -8,8 +8,9 @@
 //!
 //! - Authors are the roots of the mesh and the issuers a root added. The signature must be the author's.
 //! - A root may say anything. Its statements are trusted and have no budget; so only roots can make the set large.
-//! - A root may add another one, which may retire it: of the statements of a retired root those below the smallest
-//!   number that was named still count, and the certificates it signed do not. See `roots`.
+//! - A root may add another one, which may retire it: of the statements of a retired root those still count that the
+//!   retirement names, and the certificates it signed do not. See `roots`. This is the one exception: what a retired root
+//!   signs for the first time is refused where the retirement is known, and may do harm where it is not.
 //! - An issuer may only evict nodes and revoke tokens, and only with numbers below its budget: [`NUMBERS_PER_AUTHOR`], or the greatest a
 //!   root granted. A stolen issuer key evicts so many nodes and no more.
 //! - Two different statements with one number end the powers of their author from that number on: a key is in two
@@ -27,7 +28,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gossamer_wire::limits::{MAX_ROOTS, NUMBERS_PER_AUTHOR};
-use gossamer_wire::statement::{Change, SignedStatement, Statement, digest};
+use gossamer_wire::statement::{Change, ShortId, SignedStatement, Statement, digest};
 use gossamer_wire::{DecodeError, MeshId, NodeId};
 use thiserror::Error;
 
@@ -159,7 +160,7 @@ pub enum Fault {
         number: u64,
     },
     /// The author was retired.
-    #[error("statement {number} of {author} came after a root retired it")]
+    #[error("statement {number} is none of those that count of {author}, which another root retired")]
     Retired {
         /// The root.
         author: NodeId,
@@ -302,9 +303,9 @@ impl Statements {
         &self.standing
     }
 
-    /// Returns below which number this author has used all: where a root that retires it draws the line.
-    pub fn used(&self, author: NodeId) -> u64 {
-        self.logs.get(&author).map_or(0, Log::used)
+    /// Returns the statements of an author that count: what a root that retires it keeps.
+    pub fn counting(&self, author: NodeId) -> Vec<ShortId> {
+        self.logs.get(&author).into_iter().flat_map(Log::counting).map(SignedStatement::short_id).collect()
     }
 
     /// Returns the number this author must use next, above every number of its own that is known.
@@ -380,7 +381,9 @@ impl Statements {
         let statement = signed.statement();
         let (author, number) = (statement.author, statement.number);
         let public_key = match self.roots.public_key(author) {
-            Some(_) if number >= self.roots.limit(author) => return Err(Fault::Retired { author, number }),
+            Some(_) if self.roots.keep(author).is_some_and(|keep| !keep.contains(&signed.short_id())) => {
+                return Err(Fault::Retired { author, number });
+            }
             Some(key) => key,
             None => self.check_issuer(statement)?,
         };
@@ -423,8 +426,8 @@ impl Statements {
         self.roots = Roots::of(&self.first, &self.logs);
         let (roots, authority) = (&self.roots, &mut self.authority);
         self.logs.retain(|author, log| {
-            if roots.contains(*author) {
-                log.cut(roots.limit(*author));
+            if let Some(keep) = roots.keep(*author) {
+                log.keep(keep);
             }
             !log.is_empty()
         });

@@ -101,6 +101,7 @@ impl From<AuthorityError> for Refusal {
             | AuthorityError::Narrower(_)
             | AuthorityError::Rotating(_)
             | AuthorityError::TooManyRoots
+            | AuthorityError::TooManyStatements(_)
             | AuthorityError::OnlyRoot(_)
             | AuthorityError::Depended { .. }
             | AuthorityError::NotExported

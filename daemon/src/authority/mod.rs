@@ -161,6 +161,9 @@ pub enum AuthorityError {
     /// The operator's fault: a mesh without a root.
     #[error("{0} is the only root; first add another one: gossamer root add")]
     OnlyRoot(NodeId),
+    /// The root said more than one statement can name.
+    #[error("{0} has made more than {MAX_KEPT} statements, so it cannot be retired; make a new mesh")]
+    TooManyStatements(NodeId),
     /// The operator's fault: only who came after a root may retire it.
     #[error("the root keys here cannot retire {0}: only a root that was added by it, or after it, can")]
     NotAfter(NodeId),

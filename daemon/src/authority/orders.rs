@@ -159,7 +159,7 @@ impl Task {
         let root = self.root().await?;
         let (mesh_name, lifetime) = (self.parts.identity.mesh_name.as_str(), self.parts.lifetimes.issuer);
         let certificate = root
-            .issuer(mesh_name, public_key, &claims, lifetime)
+            .issuer(mesh_name, public_key, &claims, lifetime, None)
             .map_err(|error| AuthorityError::Certificate(error.to_string()))?;
         let not_after = gossamer_core::trust::not_after(&certificate).unwrap_or(0);
         self.say(&Signer::Root(Box::new(root)), Change::AddIssuer(certificate)).await?;

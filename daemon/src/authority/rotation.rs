@@ -8,7 +8,7 @@ use std::sync::Arc;
 use gossamer_core::statements::{Dependent, Member, Why};
 use gossamer_core::trust::{RootFacts, not_after};
 use gossamer_wire::NodeId;
-use gossamer_wire::limits::MAX_ROOTS;
+use gossamer_wire::limits::{MAX_KEPT, MAX_ROOTS};
 use gossamer_wire::statement::Change;
 use zeroize::Zeroizing;
 
@@ -54,10 +54,13 @@ impl Task {
         let made = |error: rcgen::Error| AuthorityError::Certificate(error.to_string());
         let root = RootKey::read(key.pkcs8(), certificate).map_err(made)?;
         let (mesh_name, lifetime) = (self.parts.identity.mesh_name.as_str(), self.parts.lifetimes.issuer);
-        let issuers = self.statements.standing().issuers.values().map(|issuer| &issuer.facts);
+        let issuers = self.statements.standing().issuers.values();
         let certificates = issuers
-            .filter_map(|facts| Some((facts.public_key, facts.claims.as_ref()?)))
-            .map(|(public_key, claims)| root.issuer(mesh_name, public_key, claims, lifetime))
+            .filter_map(|issuer| Some((issuer, issuer.facts.claims.as_ref()?)))
+            // From the first one's first second on: a certificate of a node that has ended since is judged by its own time.
+            .map(|(issuer, claims)| {
+                root.issuer(mesh_name, issuer.facts.public_key, claims, lifetime, issuer.since())
+            })
             .collect::<Result<Vec<_>, _>>()
             .map_err(made)?;
         let signer = Signer::Root(Box::new(root));
@@ -90,7 +93,11 @@ impl Task {
             return Err(self.depended(root, &dependents));
         }
         let signer = Signer::Root(Box::new(key));
-        let change = Change::RetireRoot { root, numbers: self.statements.used(root) };
+        let keep = self.statements.counting(root);
+        if keep.len() > MAX_KEPT {
+            return Err(AuthorityError::TooManyStatements(root));
+        }
+        let change = Change::RetireRoot { root, keep };
         let statement = self.signed(&signer, self.next_number(signer.id())?, change)?;
         let mut tried = self.statements.clone();
         tried.take(std::slice::from_ref(&statement));
@@ -179,8 +186,8 @@ impl Task {
 
     /// Lets go of the keys of roots that were retired.
     pub(super) async fn settle_root_keys(&self) {
-        let roots = self.statements.standing().roots.clone();
-        if let Err(error) = self.parts.store.aside(move |store| root_keys::settle(store, &roots)).await {
+        let retired = self.statements.standing().retired.clone();
+        if let Err(error) = self.parts.store.aside(move |store| root_keys::settle(store, &retired)).await {
             tracing::error!(%error, "the key of a retired root could not be removed; it is of no use to anybody");
         }
         self.note_root_keys().await;

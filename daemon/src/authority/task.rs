@@ -67,6 +67,8 @@ impl Task {
     }
 
     pub(super) async fn run(mut self) {
+        // The run before may have been killed between a retirement and this.
+        self.settle_root_keys().await;
         self.tell_others().await;
         self.tend().await;
         loop {
@@ -211,7 +213,9 @@ impl Task {
         let old = self.parts.live.load_full();
         self.renewal.look();
         let by_other_roots = credentials::by_other_roots(old.issued_by.as_ref(), &self.statements);
-        let new = Credentials { issuer, issuers, revoked, by_other_roots, ..Credentials::clone(&old) };
+        let retired_roots = credentials::retired_roots(&self.statements);
+        let old = Credentials::clone(&old);
+        let new = Credentials { issuer, issuers, revoked, by_other_roots, retired_roots, ..old };
         self.parts.live.store(Arc::new(new));
     }
 

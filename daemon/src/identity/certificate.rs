@@ -191,7 +191,8 @@ impl RootKey {
         self.signer.sign(bytes)
     }
 
-    /// Makes the certificate of an issuer; it never outlives the root.
+    /// Makes the certificate of an issuer; it never outlives the root. It begins now, or at `since`, seconds since the Unix
+    /// epoch, if that is earlier.
     ///
     /// # Errors
     /// A bug, or no randomness.
@@ -201,9 +202,12 @@ impl RootKey {
         public: [u8; 32],
         claims: &IssuerClaims,
         lifetime: Duration,
+        since: Option<u64>,
     ) -> Result<Vec<u8>, rcgen::Error> {
         let mut params = authority(&format!("{mesh_name} issuer {}", claims.name), 0, lifetime);
         params.not_after = params.not_after.min(self.not_after);
+        let since = since.and_then(|since| OffsetDateTime::from_unix_timestamp(since.try_into().ok()?).ok());
+        params.not_before = since.map_or(params.not_before, |since| since.min(params.not_before));
         params.use_authority_key_identifier_extension = true;
         let content = claims.encode().map_err(|_| rcgen::Error::UnsupportedExtension)?;
         params.custom_extensions = vec![CustomExtension::from_oid_content(ISSUER_OID, content)];

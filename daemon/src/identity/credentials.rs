@@ -38,6 +38,8 @@ pub struct Credentials {
     pub issuers: Arc<[KnownIssuer]>,
     /// Tokens that admit nobody any more, at no issuer.
     pub revoked: Arc<BTreeSet<TokenId>>,
+    /// Roots that count no more, for those who have not heard and ask for a new certificate.
+    pub retired_roots: Vec<CertificateDer<'static>>,
     /// Whether the key of a root lies on this machine.
     pub holds_root_key: bool,
 }
@@ -78,6 +80,7 @@ impl Credentials {
             leaf_der: identity.leaf_der.clone().into(),
             by_other_roots: by_other_roots(issued_by.as_ref(), &identity.statements),
             issued_by,
+            retired_roots: retired_roots(&identity.statements),
             holds_root_key: identity.holds_root_key,
             issuer: identity.issuer.clone(),
             issuers: issuers(&identity.statements),
@@ -92,8 +95,15 @@ impl Credentials {
     }
 }
 
-/// Most certificates of one issuer that are shown beside the first: a handshake should stay within its first packets.
+/// Most certificates of one issuer that are shown beside the first, and most retired roots: a handshake should stay within
+/// its first packets.
 const MAX_BY_OTHERS: usize = 2;
+
+/// Returns the latest retired roots.
+pub(crate) fn retired_roots(statements: &Statements) -> Vec<CertificateDer<'static>> {
+    let retired = statements.standing().retired.iter().rev().take(MAX_BY_OTHERS);
+    retired.map(|root| CertificateDer::from(root.certificate.clone())).collect()
+}
 
 /// Returns the newest certificate that each other root signed for the issuer of a certificate. Also retired roots did: who
 /// was away believes them until it has heard, and can hear from nobody it does not believe.
@@ -108,11 +118,15 @@ pub(crate) fn by_other_roots(
     };
     let all: Vec<_> =
         [&issuer.facts.certificate].into_iter().chain(&issuer.older).chain(&issuer.of_retired).collect();
-    // The latest root first: the most believe it, and few certificates have room.
+    // The latest root is believed by the most; of the others the one that who was away for longest believes.
     let roots = standing.roots.iter().rev().chain(standing.retired.iter().rev());
     let others = roots.filter(|root| !is_signed_by(shown, &root.public_key));
     let newest = others.filter_map(|root| all.iter().find(|der| is_signed_by(der, &root.public_key)));
-    newest.take(MAX_BY_OTHERS).map(|der| CertificateDer::from((*der).clone())).collect()
+    let newest: Vec<_> = newest.map(|der| CertificateDer::from((*der).clone())).collect();
+    match &newest[..] {
+        [latest, .., earliest] => vec![latest.clone(), earliest.clone()],
+        _ => newest,
+    }
 }
 
 /// Returns the issuers that roots have stated, in the order of their ids.
@@ -178,7 +192,9 @@ pub(crate) fn issuer_key(
         return Ok(None);
     }
     let stated = standing.issuers.get(&key.node()).map(|issuer| issuer.facts.certificate.clone());
-    let of_key = |der: &&Vec<u8>| read_issuer(der).is_ok_and(|facts| facts.id == key.node());
+    let is_believed = |der: &[u8]| standing.roots.iter().any(|root| is_signed_by(der, &root.public_key));
+    let of_key =
+        |der: &&Vec<u8>| read_issuer(der).is_ok_and(|facts| facts.id == key.node()) && is_believed(der);
     let Some(certificate) = stated.or_else(|| came.iter().find(of_key).cloned()) else { return Ok(None) };
     let issuer = IssuerKey::read(&pkcs8, &certificate).map_err(|error| damaged(error.to_string()))?;
     Ok(Some(Arc::new(issuer)))

@@ -79,7 +79,8 @@ pub fn init(store: &Store, request: &InitRequest) -> Result<Identity, InitError>
     let (key, issuer_key) = (new_key()?, new_key()?);
     let claims = IssuerClaims { node: key.node(), name: request.node.clone(), groups: Vec::new() };
     let signer = RootKey::read(root_key.pkcs8(), &root).map_err(made)?;
-    let issuer = signer.issuer(name, issuer_key.public(), &claims, request.lifetimes.issuer).map_err(made)?;
+    let issuer =
+        signer.issuer(name, issuer_key.public(), &claims, request.lifetimes.issuer, None).map_err(made)?;
     // Made here and not at the first start: a directory that is copied before it must not say two things under one number.
     let change = Change::AddIssuer(issuer.clone());
     let statement = Statement { mesh, author: signer.id(), number: 0, change };

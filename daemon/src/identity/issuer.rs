@@ -335,6 +335,12 @@ impl Desk {
         pin.ok_or(TokenError::NoRoot)
     }
 
+    /// Whether the root that a token pins still counts: one that was retired may be in other hands.
+    fn is_of_active_root(&self, grant: &Grant) -> bool {
+        let trust = self.trust.load();
+        trust.roots().iter().any(|root| spki_hash(root).is_ok_and(|hash| hash == grant.root_pin))
+    }
+
     /// Returns where the holder of a token may dial: one of several uses names other issuers as well.
     fn addresses_for(&self, uses: u32) -> Vec<SocketAddr> {
         let live = self.live.load();
@@ -422,7 +428,9 @@ impl Desk {
         let judged = Request {
             grant,
             is_signed: self.is_signed(token, &issuer),
-            is_revoked: self.tokens.is_revoked(grant.id) || self.live.load().revoked.contains(&grant.id),
+            is_revoked: self.tokens.is_revoked(grant.id)
+                || self.live.load().revoked.contains(&grant.id)
+                || !self.is_of_active_root(grant),
             node: *node,
             name: &request.name,
             name_taken: self.name_taken(grant, *node, request),
@@ -446,7 +454,8 @@ impl Desk {
             name: &request.name,
             claims: &grant.claims,
         };
-        let admitted = self.issue(&issuer, request.public_key, subject)?;
+        let mut admitted = self.issue(&issuer, request.public_key, subject)?;
+        admitted.statements = statements_that_fit(&self.authority.known().statements);
         tracing::info!(token = %grant.id, %node, name = %request.name, group = %grant.group, "a node was admitted");
         Ok(admitted)
     }
@@ -487,7 +496,8 @@ impl Desk {
             mesh_name: self.identity.mesh_name.clone(),
             group: subject.group.clone(),
             peers: self.hints(),
-            statements: statements_that_fit(&self.authority.known().statements),
+            // Who renews hears of them when it connects.
+            statements: Vec::new(),
         })
     }
 

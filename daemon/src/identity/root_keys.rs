@@ -41,6 +41,9 @@ pub enum RootKeyError {
     #[error("the key is that of no root of this mesh that counts; gossamer root list shows them")]
     NotARoot,
     /// The operator's fault.
+    #[error("two other root keys are on this machine; finish the rotation, or import it on another member")]
+    NoRoom,
+    /// The operator's fault.
     #[error("an empty passphrase protects nothing")]
     Empty,
     /// A bug.
@@ -81,20 +84,21 @@ pub(crate) fn next(store: &Store) -> Result<NodeKey, StoreError> {
     Ok(key)
 }
 
-/// Removes the keys of roots that count no more, and lets what is left have the first place.
+/// Removes the keys of retired roots, and lets what is left have the first place. Others stay, whatever they are of: what is
+/// gone cannot be made again.
 ///
 /// # Errors
 /// The disk refuses; may be repeated.
-pub(crate) fn settle(store: &Store, roots: &[RootFacts]) -> Result<(), StoreError> {
-    let (stay, go): (Vec<_>, Vec<_>) =
-        keys(store)?.into_iter().partition(|(_, key)| roots.iter().any(|root| root.id == key.node()));
-    match &stay[..] {
-        [(NEXT_ROOT_KEY, key)] => {
+pub(crate) fn settle(store: &Store, retired: &[RootFacts]) -> Result<(), StoreError> {
+    let (go, stay): (Vec<_>, Vec<_>) =
+        keys(store)?.into_iter().partition(|(_, key)| retired.iter().any(|root| root.id == key.node()));
+    match (&stay[..], go.is_empty()) {
+        ([(NEXT_ROOT_KEY, key)], false) => {
             store.write(ROOT_KEY, key.pkcs8())?;
             store.remove(NEXT_ROOT_KEY)
         }
         // Killed between the two lines above.
-        [(_, one), (_, other)] if one.node() == other.node() => store.remove(NEXT_ROOT_KEY),
+        ([(_, one), (_, other)], _) if one.node() == other.node() => store.remove(NEXT_ROOT_KEY),
         _ => go.iter().try_for_each(|(file, _)| store.remove(file)),
     }
 }
@@ -122,7 +126,7 @@ pub(crate) fn export(keys: &[RootKey], passphrase: &str) -> Result<Zeroizing<Str
 /// Puts the keys of an export back, each that is one of a root that counts. Returns these roots.
 ///
 /// # Errors
-/// See [`RootKeyError`]; nothing was written then.
+/// See [`RootKeyError`]; no key that is here was overwritten.
 pub(crate) fn import(
     store: &Store,
     roots: &[RootFacts],
@@ -139,14 +143,13 @@ pub(crate) fn import(
     if new.is_empty() {
         return Err(if pem.contains(LABEL) { RootKeyError::NotARoot } else { RootKeyError::NotAKey });
     }
-    settle(store, roots)?;
     for key in &new {
         let here = keys(store)?;
         if here.iter().any(|(_, known)| known.node() == key.node()) {
             continue;
         }
         let free = FILES.iter().find(|file| here.iter().all(|(taken, _)| taken != *file));
-        store.write(free.unwrap_or(&ROOT_KEY), key.pkcs8())?;
+        store.write(free.ok_or(RootKeyError::NoRoom)?, key.pkcs8())?;
     }
     Ok(new.iter().map(NodeKey::node).collect())
 }
@@ -239,13 +242,22 @@ mod tests {
         let new = next(&store).expect("makes");
         assert_eq!(next(&store).expect("an earlier try's").node(), new.node());
         let new_facts = read_root(&root_of(&new, "m").expect("a certificate")).expect("reads");
-        let both = [old_facts, new_facts.clone()];
-        settle(&store, &both).expect("settles");
+        let both = [old_facts.clone(), new_facts.clone()];
+        settle(&store, &[]).expect("settles");
         assert_eq!(read(&store, &both).expect("reads").len(), 2);
-        settle(&store, &both[1..]).expect("settles");
+        // A third one has no place, and takes none.
+        let (third, third_facts) = root();
+        let pem = Zeroizing::new(encrypt(third.pkcs8(), "x").expect("encrypts"));
+        assert!(matches!(import(&store, &[third_facts], &pem, "x"), Err(RootKeyError::NoRoom)));
+        assert_eq!(read(&store, &both).expect("reads").len(), 2);
+        settle(&store, &both[..1]).expect("settles");
         assert!(store.read(NEXT_ROOT_KEY).expect("reads").is_none());
         assert_eq!(read(&store, &both).expect("reads")[0].id(), new_facts.id);
-        settle(&store, &[]).expect("settles");
+        // Killed between the two writes.
+        store.write(NEXT_ROOT_KEY, new.pkcs8()).expect("writes");
+        settle(&store, &both[..1]).expect("settles");
+        assert!(store.read(NEXT_ROOT_KEY).expect("reads").is_none());
+        settle(&store, &both).expect("settles");
         assert!(store.read(ROOT_KEY).expect("reads").is_none());
     }
 }

@@ -142,7 +142,7 @@ impl Shown {
         let live = self.live.load();
         live.issuer.as_ref()?;
         let mut chain = live.chain();
-        chain.extend(self.trust.load().roots().iter().cloned());
+        chain.extend(self.trust.load().roots().iter().chain(&live.retired_roots).cloned());
         Some(Arc::new(CertifiedKey::new(chain, Arc::clone(&self.key))))
     }
 }

@@ -6,9 +6,9 @@
 //! What is kept of a union is what is kept of the union of what is kept: a number with two statements stays one
 //! with two, and the two smallest ids of a union are among the two smallest of each part.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use gossamer_wire::statement::SignedStatement;
+use gossamer_wire::statement::{ShortId, SignedStatement, short};
 
 /// SHA-256 of a statement's bytes.
 pub(super) type Id = [u8; 32];
@@ -40,6 +40,14 @@ impl Log {
     /// Drops what has this number or a greater one.
     pub(super) fn cut(&mut self, limit: u64) {
         self.0.split_off(&limit);
+    }
+
+    /// Drops everything but these statements.
+    pub(super) fn keep(&mut self, keep: &BTreeSet<ShortId>) {
+        for same in self.0.values_mut() {
+            same.retain(|id, _| keep.contains(&short(id)));
+        }
+        self.0.retain(|_, same| !same.is_empty());
     }
 
     /// Returns the number that two statements have.

@@ -50,6 +50,14 @@ pub struct Issuer {
     pub used: u64,
 }
 
+impl Issuer {
+    /// Returns the first second of its first certificate, since the Unix epoch.
+    pub fn since(&self) -> Option<u64> {
+        let others = self.older.iter().chain(&self.of_retired).filter_map(|der| read_issuer(der).ok());
+        others.map(|facts| facts.not_before).chain([self.facts.not_before]).min()
+    }
+}
+
 /// What the counting statements of roots say of issuers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Authority {

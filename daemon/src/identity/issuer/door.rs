@@ -37,16 +37,12 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 enum Heard {
     /// One has asked; the reply says whether it still has its seat.
     Asked(Seat, oneshot::Sender<bool>),
+    /// One asked in vain.
+    InVain(Seat),
     /// One has its answer, or gets none.
-    Answered(Seat, Answered),
+    Answered(Seat),
     /// One has gone.
     Left(Seat),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answered {
-    Well,
-    InVain,
 }
 
 /// Takes joiners, a bounded number at a time.
@@ -59,7 +55,8 @@ pub(super) async fn door(
 ) {
     let stop = stage.stopping().clone();
     let (mut tries, mut seats) = (Tries::default(), Seats::default());
-    let mut open: BTreeMap<Seat, Connection> = BTreeMap::new();
+    // Who has a seat, and whether it was answered.
+    let mut open: BTreeMap<Seat, (Connection, bool)> = BTreeMap::new();
     let (tell, mut told) = mpsc::channel(MAX_JOINING);
     loop {
         let connection = tokio::select! {
@@ -68,10 +65,15 @@ pub(super) async fn door(
             Some(heard) = told.recv() => {
                 match heard {
                     Heard::Asked(seat, reply) => drop(reply.send(seats.asked(seat))),
-                    Heard::Answered(seat, answered) => {
-                        seats.answered(seat);
-                        if answered == Answered::InVain && let Some(connection) = open.get(&seat) {
+                    Heard::InVain(seat) => {
+                        if let Some((connection, _)) = open.get(&seat) {
                             tries.failed(source_of(connection), clock::now().mono);
+                        }
+                    }
+                    Heard::Answered(seat) => {
+                        seats.answered(seat);
+                        if let Some((_, is_answered)) = open.get_mut(&seat) {
+                            *is_answered = true;
                         }
                     }
                     Heard::Left(seat) => {
@@ -99,12 +101,14 @@ pub(super) async fn door(
                 continue;
             }
         };
-        if let Some(silent) = instead.and_then(|silent| open.remove(&silent)) {
+        if let Some((silent, is_answered)) = instead.and_then(|silent| open.remove(&silent)) {
             metrics.join("made_room");
-            tries.failed(source_of(&silent), clock::now().mono);
+            if !is_answered {
+                tries.failed(source_of(&silent), clock::now().mono);
+            }
             silent.close(NO_SEAT.into(), b"others ask, and you did not");
         }
-        open.insert(seat, connection.clone());
+        open.insert(seat, (connection.clone(), false));
         let joiner = Joiner { connection, seat, tell: tell.clone() };
         let (commands, metrics, trust) = (commands.clone(), Arc::clone(&metrics), Trust::clone(&trust));
         stage.spawn_short("join", async move { joiner.serve(&commands, &trust, &metrics).await });
@@ -133,13 +137,14 @@ impl Joiner {
             Err(_) => "timeout",
         });
         let judged = judged.ok().flatten();
-        let is_in_vain = is_in_vain(judged.as_ref().map(|(reply, _)| reply));
-        let answered = if is_in_vain { Answered::InVain } else { Answered::Well };
         // Before it is told: who asks again at once finds it counted.
-        let _ = self.tell.send(Heard::Answered(self.seat, answered)).await;
+        if is_in_vain(judged.as_ref().map(|(reply, _)| reply)) {
+            let _ = self.tell.send(Heard::InVain(self.seat)).await;
+        }
         if let Some((reply, send)) = judged {
             let _ = timeout(CLOSE_WITHIN, answer(&reply, send)).await;
         }
+        let _ = self.tell.send(Heard::Answered(self.seat)).await;
         // The asker closes when it has stored what it got.
         let _ = timeout(CLOSE_WITHIN, self.connection.closed()).await;
         self.connection.close(0_u32.into(), b"done");
@@ -185,7 +190,8 @@ impl Joiner {
 
 /// Sends a reply; `None` when the joiner is gone.
 async fn answer(reply: &JoinReply, mut send: SendStream) -> Option<()> {
-    send.write_all(&reply.encode().ok()?).await.ok()?;
+    let bytes = reply.encode().inspect_err(|error| tracing::error!(%error, "a joiner gets no reply")).ok()?;
+    send.write_all(&bytes).await.ok()?;
     send.finish().ok()
 }
 

@@ -2,10 +2,13 @@
 //!
 //! Owns: the choice when not all have room. Must not know: what they change for the joiner. Driven by: the issuer.
 
+use gossamer_wire::limits::MAX_JOIN_BYTES;
 use gossamer_wire::statement::{Change, SignedStatement};
 
-/// Most bytes of statements in a reply; certificates and hints have the rest of its 8 KiB.
+/// Most bytes of statements in a reply while all have room; certificates and hints take some 8 KiB.
 const MAX_SENT_STATEMENTS_BYTES: usize = 3_072;
+/// Most bytes of those about roots: the rest of the reply.
+const MAX_SENT_ROOTS_BYTES: usize = MAX_JOIN_BYTES - 8_192;
 
 /// Returns all statements if they have room in a reply, else those about roots, which the joiner needs at once: the first
 /// connection brings the others.
@@ -20,7 +23,16 @@ pub(super) fn statements_that_fit(all: &[Vec<u8>]) -> Vec<Vec<u8>> {
             matches!(signed.statement().change, Change::AddRoot(_) | Change::RetireRoot { .. })
         })
     };
-    all.iter().filter(about_roots).cloned().collect()
+    let about_roots: Vec<_> = all.iter().filter(about_roots).cloned().collect();
+    let bytes: usize = about_roots.iter().map(|statement| statement.len() + 3).sum();
+    if bytes > MAX_SENT_ROOTS_BYTES {
+        tracing::error!(
+            bytes,
+            "the roots of this mesh have no room in a reply; only the first one's tokens admit"
+        );
+        return Vec::new();
+    }
+    about_roots
 }
 
 #[cfg(test)]
@@ -38,7 +50,7 @@ mod tests {
         };
         let about_roots = [
             signed(0, Change::AddRoot(vec![1; 400])),
-            signed(1, Change::RetireRoot { root: id, numbers: 1 }),
+            signed(1, Change::RetireRoot { root: id, keep: vec![[2; 16]] }),
         ];
         let mut all = about_roots.to_vec();
         all.extend((2..9).map(|number| signed(number, Change::Evict(id))));

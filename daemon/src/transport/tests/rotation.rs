@@ -72,7 +72,7 @@ async fn a_root_is_replaced_while_nodes_join_and_flows_last() {
     let state = a.dir.path().join("state");
     assert!(state.join("root.key").exists() && !state.join("root.next.key").exists());
     let refused = join_with(&before, "vm-e").await.expect_err("its root counts no more");
-    assert!(refused.to_string().contains("does not belong to the mesh"), "{refused}");
+    assert!(refused.to_string().contains("revoked"), "{refused}");
     let late = join_with(&a.token().await, "vm-f").await.expect("joins");
     let mut late = start_node(late.0, late.1);
     late.peers.learn(b.identity.node(), vec![b.address], Source::Hint);
@@ -104,6 +104,25 @@ async fn a_node_that_was_off_during_a_rotation_comes_back_and_after_a_restart_to
     let mut again = start_node(identity, dir);
     again.peers.learn(a.identity.node(), vec![a.address], Source::Hint);
     again.connected_to(&a.identity).await;
+}
+
+#[tokio::test]
+async fn a_node_whose_certificate_ended_before_a_rotation_renews_after_it() {
+    let lifetimes = Lifetimes { leaf: Some(Duration::from_secs(2)), issuer: Duration::from_secs(60) };
+    let a = first_with(lifetimes);
+    let (identity, dir) = a.member("vm-b").await;
+    let ended = async {
+        while crate::clock::wall() <= identity.leaf.not_after + identity.leaf.skew {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(SOON, ended).await.expect("it lasts two seconds");
+    let old = a.root_beside(None).await;
+    a.authority.add_root().await.expect("adds");
+    a.authority.retire_root(old, vec![a.as_member()], false).await.expect("retires");
+    let mut b = start_with(identity, dir, lifetimes);
+    b.connected_to(&a.identity).await;
+    b.agrees_with(&a).await;
 }
 
 #[tokio::test]

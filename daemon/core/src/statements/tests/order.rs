@@ -35,26 +35,33 @@ fn draw(mesh: &Mesh, rng: &mut StdRng) -> Vec<Vec<u8>> {
     pool
 }
 
-/// Draws what roots say of each other: three that follow the first one or each other, retire who they like, and evict.
+/// Draws what roots say of each other: three that follow the first one or each other and evict, and one that retires the
+/// root that added it, with all that this one has said. A root that contradicts itself is not retired here.
 fn draw_roots(mesh: &Mesh, rng: &mut StdRng, pool: &mut Vec<Vec<u8>>) {
     let added = [Root::of(40), Root::of(41), Root::of(42)];
     let everybody = || [&mesh.root].into_iter().chain(added.iter().map(|root| &root.key));
+    let mut before = Vec::new();
     for (index, root) in added.iter().enumerate() {
         // By the first one, or by one before it.
-        let by = everybody().nth(rng.random_range(0..=index)).expect("a root");
-        pool.push(mesh.signed(by, rng.random_range(2..16), root.add()));
+        let by = rng.random_range(0..=index);
+        before.push(by);
+        let by = everybody().nth(by).expect("a root");
+        pool.push(mesh.signed(by, 20 + index as u64, root.add()));
     }
-    for number in 0..8 {
+    for number in 30..36 {
         let by = everybody().nth(rng.random_range(0..4)).expect("a root");
-        let root = everybody().nth(rng.random_range(0..4)).expect("a root").id();
-        pool.push(match rng.random_range(0..3) {
-            0 => mesh.signed(by, 16 + number, Change::RetireRoot { root, numbers: rng.random_range(0..24) }),
-            1 => mesh.signed(by, 16 + number, Change::Evict(node(rng.random_range(0..40)))),
-            _ => {
-                let root = &added[rng.random_range(0..3)];
-                mesh.signed(&root.key, 16 + number, root.add_issuer(mesh, rng.random_range(0..2)))
-            }
-        });
+        pool.push(mesh.signed(by, number, Change::Evict(node(rng.random_range(0..40)))));
+        let root = &added[rng.random_range(0..3)];
+        pool.push(mesh.signed(&root.key, 10 + number, root.add_issuer(mesh, rng.random_range(0..2))));
+    }
+    let retiring = rng.random_range(0..3);
+    let root = everybody().nth(before[retiring]).expect("a root").id();
+    let said: Vec<_> = pool.iter().map(|bytes| SignedStatement::parse(bytes).expect("parses")).collect();
+    let of_root = || said.iter().filter(|signed| signed.statement().author == root);
+    let numbers: BTreeSet<u64> = of_root().map(|signed| signed.statement().number).collect();
+    if numbers.len() == of_root().count() {
+        let keep = of_root().map(SignedStatement::short_id).collect();
+        pool.push(mesh.signed(&added[retiring].key, 60, Change::RetireRoot { root, keep }));
     }
 }
 

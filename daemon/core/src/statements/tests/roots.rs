@@ -32,8 +32,9 @@ impl Root {
     }
 }
 
-const fn retire(root: NodeId, numbers: u64) -> Change {
-    Change::RetireRoot { root, numbers }
+fn retire(root: NodeId, keep: &[&[u8]]) -> Change {
+    let short_id = |bytes: &&[u8]| SignedStatement::parse(bytes).expect("parses").short_id();
+    Change::RetireRoot { root, keep: keep.iter().map(short_id).collect() }
 }
 
 fn ids(set: &Statements) -> Vec<NodeId> {
@@ -87,7 +88,11 @@ fn of_a_retired_root_the_earlier_words_count_and_its_issuers_do_not() {
     assert_eq!(before.standing().issuers[&mesh.id(0)].roots, BTreeSet::from([mesh.root.id(), second.id()]));
     assert_eq!(before.standing().issuers[&mesh.id(0)].older.len(), 1);
     statements.extend([
-        mesh.signed(&second.key, 1, retire(mesh.root.id(), before.used(mesh.root.id()))),
+        mesh.signed(
+            &second.key,
+            1,
+            Change::RetireRoot { root: mesh.root.id(), keep: before.counting(mesh.root.id()) },
+        ),
         mesh.by_root(4, Change::Evict(node(51))),
     ]);
     let set = both_ways(&mesh, &statements);
@@ -114,10 +119,10 @@ fn a_root_cannot_retire_who_came_after_it_nor_itself() {
         &[
             mesh.by_root(0, second.add()),
             mesh.by_root(1, third.add()),
-            mesh.by_root(2, retire(second.id(), 0)),
-            mesh.by_root(3, retire(mesh.root.id(), 0)),
+            mesh.by_root(2, retire(second.id(), &[])),
+            mesh.by_root(3, retire(mesh.root.id(), &[])),
             // Nor one beside it.
-            mesh.signed(&third.key, 0, retire(second.id(), 0)),
+            mesh.signed(&third.key, 0, retire(second.id(), &[])),
         ],
     );
     assert_eq!(ids(&set), all);
@@ -126,11 +131,12 @@ fn a_root_cannot_retire_who_came_after_it_nor_itself() {
 #[test]
 fn a_thief_of_a_retired_key_adds_nobody() {
     let (mesh, second, evil) = (Mesh::new(), Root::of(40), Root::of(66));
+    let (add, add_evil) = (mesh.by_root(0, second.add()), mesh.by_root(1, evil.add()));
     let statements = [
-        mesh.by_root(0, second.add()),
-        mesh.signed(&second.key, 0, retire(mesh.root.id(), 1)),
-        mesh.by_root(1, evil.add()),
-        mesh.signed(&evil.key, 0, retire(mesh.root.id(), 0)),
+        add.clone(),
+        mesh.signed(&second.key, 0, retire(mesh.root.id(), &[&add])),
+        add_evil.clone(),
+        mesh.signed(&evil.key, 0, retire(mesh.root.id(), &[])),
         mesh.signed(&evil.key, 1, Change::Evict(node(50))),
     ];
     let set = both_ways(&mesh, &statements);
@@ -143,10 +149,32 @@ fn a_thief_of_a_retired_key_adds_nobody() {
             statements[0].clone(),
             statements[2].clone(),
             statements[3].clone(),
-            mesh.signed(&second.key, 0, retire(mesh.root.id(), 2)),
+            mesh.signed(&second.key, 0, retire(mesh.root.id(), &[&add, &add_evil])),
         ],
     );
     assert_eq!(ids(&set), [second.id(), evil.id()]);
+}
+
+#[test]
+fn a_thief_of_a_retired_key_voids_nothing_that_it_said_before() {
+    let (mesh, second) = (Mesh::new(), Root::of(40));
+    let (evict, add) = (mesh.by_root(0, Change::Evict(node(50))), mesh.by_root(1, second.add()));
+    let retirement = mesh.signed(&second.key, 0, retire(mesh.root.id(), &[&evict, &add]));
+    let mut set = mesh.set();
+    set.take(&[evict.clone(), add.clone(), retirement.clone()]);
+    let digest = set.digest();
+    // A second statement under each number, which would end its powers from there on while it was a root.
+    for number in 0..4 {
+        let again = mesh.by_root(number, Change::Evict(node(60)));
+        let retired = Fault::Retired { author: mesh.root.id(), number };
+        assert_eq!(set.take(&[again]).refused, [retired]);
+    }
+    assert_eq!((set.digest(), ids(&set)), (digest, vec![second.id()]));
+    // Who hears of the retirement first takes what it keeps afterwards, and nothing else.
+    let mut late = mesh.set();
+    late.take(&[add, retirement]);
+    late.take(&[mesh.by_root(0, Change::Evict(node(60))), evict]);
+    assert_eq!((late.digest(), late.standing()), (digest, set.standing()));
 }
 
 #[test]
@@ -157,11 +185,11 @@ fn a_later_root_retires_over_several_generations() {
         &[
             mesh.by_root(0, second.add()),
             mesh.signed(&second.key, 0, third.add()),
-            mesh.signed(&third.key, 0, retire(second.id(), 0)),
-            mesh.signed(&third.key, 1, retire(mesh.root.id(), 0)),
+            mesh.signed(&third.key, 0, retire(second.id(), &[])),
+            mesh.signed(&third.key, 1, retire(mesh.root.id(), &[])),
         ],
     );
-    // What added the root that says so stays, though it named a smaller number.
+    // What added the root that says so stays, though it is not named.
     assert_eq!((ids(&set), set.len()), (vec![third.id()], 4));
 }
 
