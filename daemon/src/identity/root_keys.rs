@@ -242,7 +242,7 @@ mod tests {
         let new = next(&store).expect("makes");
         assert_eq!(next(&store).expect("an earlier try's").node(), new.node());
         let new_facts = read_root(&root_of(&new, "m").expect("a certificate")).expect("reads");
-        let both = [old_facts.clone(), new_facts.clone()];
+        let both = [old_facts, new_facts.clone()];
         settle(&store, &[]).expect("settles");
         assert_eq!(read(&store, &both).expect("reads").len(), 2);
         // A third one has no place, and takes none.
