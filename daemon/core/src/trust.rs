@@ -244,11 +244,13 @@ impl TrustBundle {
         self.mesh
     }
 
-    /// Returns the root whose key signed a certificate of an issuer.
-    pub fn root_of(&self, issuer: &[u8]) -> Option<&CertificateDer<'static>> {
-        let signed =
-            |root: &&CertificateDer<'_>| public_key_of(root).is_ok_and(|key| is_signed_by(issuer, &key));
-        self.roots.iter().find(signed)
+    /// Returns the latest root whose key signed a certificate of an issuer.
+    pub fn root_of(&self, issuer: NodeId) -> Option<&CertificateDer<'static>> {
+        let signed = |key: &[u8; 32]| {
+            let mut of_issuer = self.known.iter().filter(|facts| facts.id == issuer);
+            of_issuer.any(|facts| is_signed_by(&facts.certificate, key))
+        };
+        self.roots.iter().rev().find(|root| public_key_of(root).is_ok_and(|key| signed(&key)))
     }
 
     /// Returns the root certificates.

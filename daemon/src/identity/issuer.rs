@@ -331,7 +331,7 @@ impl Desk {
     /// Returns the hash of the root behind this issuer: the latest one when roots are rotated.
     fn pin(&self, issuer: &IssuerKey) -> Result<[u8; 32], TokenError> {
         let trust = self.trust.load();
-        let pin = trust.root_of(issuer.certificate()).and_then(|root| spki_hash(root).ok());
+        let pin = trust.root_of(issuer.id()).and_then(|root| spki_hash(root).ok());
         pin.ok_or(TokenError::NoRoot)
     }
 
