@@ -147,6 +147,7 @@ fn record(number: usize) -> Result<ServiceRecord> {
         weight: 100,
         tries: gossamer_wire::Tries::default(),
         metadata: vec![("version".to_owned(), "15".to_owned())],
+        fqdns: Vec::new(),
     })
 }
 

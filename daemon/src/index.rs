@@ -10,16 +10,17 @@
 mod addresses;
 mod watch;
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use dashmap::DashMap;
 use tokio::sync::broadcast;
 
 use gossamer_core::catalog::{NodeView, ServiceView};
 use gossamer_core::membership::MemberState;
-use gossamer_wire::{GroupName, NodeId, NodeName, ServiceName};
+use gossamer_dns::{CustomNames, CustomTarget};
+use gossamer_wire::{Fqdn, GroupName, NodeId, NodeName, ServiceName};
 
 pub use addresses::{AddressReader, AddressWriter};
 pub use watch::{WatchLine, WatchPort, Watcher, instance_word, node_word};
@@ -71,6 +72,8 @@ struct Shared {
     named: DashMap<NodeName, BTreeSet<NodeId>>,
     /// Services of which this node may see an instance in the group.
     groups: DashMap<GroupName, usize>,
+    /// Custom names that services behind short names claim.
+    customs: RwLock<CustomNames>,
     changes: broadcast::Sender<ServiceName>,
     feed: Feed,
     services_written: AtomicU64,
@@ -97,6 +100,7 @@ impl Default for IndexWriter {
             nodes: DashMap::new(),
             named: DashMap::new(),
             groups: DashMap::new(),
+            customs: RwLock::default(),
             changes: broadcast::Sender::new(CHANGES),
             feed: Feed::default(),
             services_written: AtomicU64::new(0),
@@ -120,6 +124,7 @@ impl IndexWriter {
             None => drop(self.0.services.remove(service)),
         }
         self.count_groups(before.as_deref(), after.as_deref());
+        self.claim_customs(service, before.as_deref(), after.as_deref());
         // Without readers there is nobody to tell.
         let _ = self.0.changes.send(service.clone());
         self.0.feed.service(service, before.as_deref(), after.as_deref());
@@ -169,6 +174,25 @@ impl IndexWriter {
         }
     }
 
+    fn claim_customs(
+        &self,
+        service: &ServiceName,
+        before: Option<&ServiceView>,
+        after: Option<&ServiceView>,
+    ) {
+        let (before, after) = (claims(before), claims(after));
+        if before == after {
+            return;
+        }
+        let mut customs = self.0.customs.write().unwrap_or_else(PoisonError::into_inner);
+        for fqdn in before.keys().filter(|fqdn| !after.contains_key(*fqdn)) {
+            customs.release(fqdn, service);
+        }
+        for (fqdn, rank) in after {
+            customs.claim(fqdn, service, rank);
+        }
+    }
+
     fn count_groups(&self, before: Option<&ServiceView>, after: Option<&ServiceView>) {
         let (before, after) = (groups(before), groups(after));
         for group in before.difference(&after) {
@@ -204,6 +228,21 @@ impl IndexReader {
     /// Returns whether this node may see an instance of any service in a group.
     pub fn has_group(&self, group: &GroupName) -> bool {
         self.0.groups.contains_key(group)
+    }
+
+    /// Returns what a custom name stands for here, whether or not it is below a suffix of this node: a lower-case host
+    /// name without its last dot.
+    pub fn custom(&self, name: &str) -> Option<CustomTarget> {
+        self.customs().find(name)
+    }
+
+    /// Returns the custom names that several services claim with the same right, with these services.
+    pub fn disputed(&self) -> Vec<(Fqdn, Vec<ServiceName>)> {
+        self.customs().disputed()
+    }
+
+    fn customs(&self) -> RwLockReadGuard<'_, CustomNames> {
+        self.0.customs.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns what is known of a node.
@@ -268,6 +307,18 @@ impl IndexReader {
 
 fn name(summary: &NodeSummary) -> Option<&NodeName> {
     summary.view.as_ref().map(|view| &view.name)
+}
+
+/// Returns the custom names a service claims here, each with the place of the best group it does so from.
+fn claims(view: Option<&ServiceView>) -> BTreeMap<&Fqdn, u16> {
+    let mut claims = BTreeMap::new();
+    for found in view.into_iter().flat_map(|view| &view.instances).filter(|found| found.imported) {
+        for fqdn in &found.fqdns {
+            let best = claims.entry(fqdn).or_insert(found.rank);
+            *best = found.rank.min(*best);
+        }
+    }
+    claims
 }
 
 fn groups(view: Option<&ServiceView>) -> BTreeSet<&GroupName> {

@@ -320,6 +320,7 @@ impl Page<'_> {
         self.gauge("adverts_held", "Adverts that wait for a card or an issuer", counters.held)?;
         self.gauge("adverts_quarantined", "Fragments stored but not served", counters.quarantined)?;
         self.gauge("records_outside_claims", "Records their node may not export", counters.outside_claims)?;
+        self.gauge("fqdns_outside_suffixes", "FQDNs their node may not export", counters.outside_suffixes)?;
         self.counter("adverts_accepted", "Adverts of others taken", counters.accepted)?;
         self.counter("advert_duplicates", "Copies of stored adverts", counters.duplicates)?;
         self.counter("adverts_older", "Copies older than the stored advert", counters.older)?;

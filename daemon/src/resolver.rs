@@ -8,9 +8,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use gossamer_core::catalog::{InstanceState, InstanceView, Nearness};
 use gossamer_core::vip::VipName;
-use gossamer_dns::{Directory, InstanceEntry, ServiceEntry, Target};
+use gossamer_dns::{CustomTarget, Directory, InstanceEntry, ServiceEntry, Target};
 use gossamer_wire::{GroupName, InstanceName, NodeName, ServiceName};
 
+use crate::config::target_of;
 use crate::index::IndexReader;
 use crate::relay::{Vips, attempt, behind, instance_attempts};
 
@@ -98,14 +99,12 @@ impl Directory for Resolver {
         self.index.has_group(group)
     }
 
+    fn custom(&self, name: &str) -> Option<CustomTarget> {
+        self.index.custom(name)
+    }
+
     fn pointer(&self, vip: Ipv4Addr) -> Option<Target> {
-        Some(match self.vips.pointer(vip)? {
-            VipName::Service(service) => Target::Service { service, group: None, direct: false },
-            VipName::Group(service, group) => Target::Service { service, group: Some(group), direct: false },
-            VipName::Instance(service, group, instance) => {
-                Target::Instance { service, group, instance, direct: false }
-            }
-        })
+        self.vips.pointer(vip).map(target_of)
     }
 }
 

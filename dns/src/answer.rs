@@ -12,9 +12,10 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use gossamer_wire::{PortName, Transport};
 
 use crate::order::{self, Family};
-use crate::place::Spot;
+use crate::place::{Place, Spot};
 use crate::records::{self, LIVE_TTL, NEGATIVE_TTL, VIP_TTL};
-use crate::{Directory, InstanceEntry, Target, VipAnswer, Zone};
+use crate::zones::Names;
+use crate::{Directory, InstanceEntry, Target, VipAnswer, Zone, Zones};
 
 /// A question of class IN.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,13 +66,14 @@ impl Answer {
 }
 
 /// Answers a question from what the directory holds. `rotation` decides whose turn it is among equals.
-pub fn answer(question: &Question, directory: &dyn Directory, zone: &Zone, rotation: u32) -> Answer {
+pub fn answer(question: &Question, directory: &dyn Directory, zones: &Zones, rotation: u32) -> Answer {
     let transfer = matches!(question.record_type, RecordType::AXFR | RecordType::IXFR);
-    let Some(place) = zone.locate(&question.name).filter(|_| !transfer) else {
+    let Some(place) = find(&question.name, directory, zones).filter(|_| !transfer) else {
         return Answer::empty(ResponseCode::Refused);
     };
 
-    let mesh = Mesh { directory, zone, rotation };
+    let zone = place.names.zone();
+    let mesh = Mesh { directory, names: &place.names, rotation };
     let found = match question.record_type {
         // RFC 8482 4.1: one of the sets that exist.
         RecordType::ANY => {
@@ -99,10 +101,11 @@ pub fn answer(question: &Question, directory: &dyn Directory, zone: &Zone, rotat
 
 /// Lists the targets whose VIP the answer may hold, for [`Directory::prepare`]: one for an address question,
 /// those with glue for SRV, none for anything else.
-pub fn targets(question: &Question, directory: &dyn Directory, zone: &Zone, rotation: u32) -> Vec<Target> {
-    let mesh = Mesh { directory, zone, rotation };
+pub fn targets(question: &Question, directory: &dyn Directory, zones: &Zones, rotation: u32) -> Vec<Target> {
     let asks = |kind| question.record_type == kind || question.record_type == RecordType::ANY;
-    match zone.locate(&question.name).map(|place| place.spot) {
+    let Some(place) = find(&question.name, directory, zones) else { return Vec::new() };
+    let mesh = Mesh { directory, names: &place.names, rotation };
+    match Some(place.spot) {
         Some(Spot::Named(target)) if target.has_vip() && asks(RecordType::A) => vec![target],
         Some(Spot::Port(base, transport, port)) if base.has_vip() && asks(RecordType::SRV) => {
             let listed = mesh.listed(&base, transport, &port).unwrap_or_default();
@@ -110,6 +113,17 @@ pub fn targets(question: &Question, directory: &dyn Directory, zone: &Zone, rota
         }
         _ => Vec::new(),
     }
+}
+
+/// Returns whether a name is ours to answer, whatever it holds. [`answer`] refuses all others.
+pub fn is_ours(name: &Name, directory: &dyn Directory, zones: &Zones) -> bool {
+    find(name, directory, zones).is_some()
+}
+
+/// Finds what a name stands for; `None` when it is none of ours.
+fn find<'a>(name: &Name, directory: &dyn Directory, zones: &'a Zones) -> Option<Place<'a>> {
+    let Place { apex, spot, names } = zones.locate(name)?;
+    Some(Place { apex, spot: spot.settled(directory, zones)?, names })
 }
 
 /// What one name holds of one type.
@@ -131,7 +145,7 @@ impl Found {
 /// The mesh as one question sees it.
 struct Mesh<'a> {
     directory: &'a dyn Directory,
-    zone: &'a Zone,
+    names: &'a Names<'a>,
     rotation: u32,
 }
 
@@ -139,7 +153,7 @@ impl Mesh<'_> {
     /// Returns what the name holds of the type, or `None` when there is no such name.
     fn look_up(&self, apex: &Name, spot: &Spot, kind: RecordType) -> Option<Found> {
         match spot {
-            Spot::Absent => None,
+            Spot::Absent | Spot::Custom(..) => None,
             Spot::Apex => Some(self.apex(apex, kind)),
             Spot::Branch => Some(Found::default()),
             Spot::Named(target) => self.named(target, kind),
@@ -154,20 +168,26 @@ impl Mesh<'_> {
             }
             Spot::Pointer(vip) => {
                 let target = self.directory.pointer(*vip)?;
-                let name = (kind == RecordType::PTR).then(|| self.zone.name_of(&target)).flatten();
+                let name = (kind == RecordType::PTR).then(|| self.names.name_of(&target)).flatten();
                 Some(Found::new(name.map(|name| RData::PTR(PTR(name))), VIP_TTL))
             }
+            Spot::Version => Some(match kind {
+                RecordType::TXT => Found::new([records::version()], VIP_TTL),
+                _ => Found::default(),
+            }),
+            Spot::Withheld(why) => Some(Found { blocked: Some(why.clone()), ..Found::default() }),
         }
     }
 
     fn apex(&self, apex: &Name, kind: RecordType) -> Found {
-        let server = IpAddr::V4(self.zone.server_address());
-        let forward = apex == self.zone.origin();
+        let zone = self.names.zone();
+        let server = IpAddr::V4(zone.server_address());
+        let forward = apex == zone.origin();
         match kind {
-            RecordType::SOA => Found::new([records::soa(apex, self.zone, VIP_TTL).data], VIP_TTL),
+            RecordType::SOA => Found::new([records::soa(apex, zone, VIP_TTL).data], VIP_TTL),
             RecordType::NS => Found {
-                glue: vec![Record::from_rdata(self.zone.origin().clone(), VIP_TTL, records::address(server))],
-                ..Found::new([records::name_server(self.zone)], VIP_TTL)
+                glue: vec![Record::from_rdata(zone.origin().clone(), VIP_TTL, records::address(server))],
+                ..Found::new([records::name_server(zone)], VIP_TTL)
             },
             RecordType::A if forward => Found::new([records::address(server)], VIP_TTL),
             _ => Found::default(),
@@ -252,7 +272,7 @@ impl Mesh<'_> {
                     continue;
                 }
             };
-            let Some(name) = self.zone.name_of(&instance.target(direct)) else { continue };
+            let Some(name) = self.names.name_of(&instance.target(direct)) else { continue };
             if index < MAX_GLUE {
                 match vip {
                     Some(vip) => found.glue.push(record(&name, VIP_TTL, records::address(vip.into()))),
@@ -303,5 +323,7 @@ const MAX_GLUE: usize = 16;
 const ANY_TYPES: [RecordType; 6] =
     [RecordType::A, RecordType::AAAA, RecordType::SRV, RecordType::PTR, RecordType::SOA, RecordType::TXT];
 
+#[cfg(test)]
+mod customs;
 #[cfg(test)]
 mod tests;

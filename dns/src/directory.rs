@@ -40,11 +40,15 @@ pub trait Directory: Send + Sync + 'static {
     /// own name is an empty non-terminal, which exists (RFC 8020).
     fn has_group(&self, group: &GroupName) -> bool;
 
+    /// Returns what a custom name stands for, given as a lower-case host name without its last dot: the name itself, else
+    /// the longest wildcard above it. `None`: nobody whose service counts here holds it.
+    fn custom(&self, name: &str) -> Option<CustomTarget>;
+
     /// Returns whom a VIP stands for. Never a direct name.
     fn pointer(&self, vip: Ipv4Addr) -> Option<Target>;
 }
 
-/// What a name of the mesh zone stands for.
+/// What a name stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Target {
     /// `<service>` or `<service>.<group>`.
@@ -79,6 +83,18 @@ impl Target {
             Self::Node(_) => false,
         }
     }
+}
+
+/// What a custom name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CustomTarget {
+    /// The service of the own group and the imported ones, as [`Target::Service`] without a group.
+    Service(ServiceName),
+    /// Several services hold it with the same right, so it must not be answered. The text names them; its first 120
+    /// bytes are sent.
+    Disputed(String),
+    /// Nobody holds it, but somebody a name below it: it is an empty non-terminal.
+    Branch,
 }
 
 /// The virtual address of a name, or why it must not be answered.

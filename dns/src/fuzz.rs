@@ -14,20 +14,31 @@ use hickory_server::server::Request;
 
 use crate::request::judge;
 use crate::response::{Reply, UDP_PAYLOAD_BYTES};
-use crate::{Answer, Directory, InstanceEntry, Outcome, ServiceEntry, Target, VipAnswer, Zone, answer};
+use crate::{
+    Answer, CustomTarget, Directory, InstanceEntry, Outcome, ServiceEntry, Target, VipAnswer, Zone, Zones,
+    answer,
+};
 
 /// Answers `bytes` over both transports, from a mesh where nearly every name exists.
 ///
 /// # Panics
 /// When a response is not a well-formed answer to `bytes` that the client can take: a bug.
 pub fn fuzz_query(bytes: &[u8]) {
-    let Ok(zone) = Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16) else { return };
+    let Some(zone) = zones() else { return };
     let rotation = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     for protocol in [Protocol::Udp, Protocol::Tcp] {
         if let Some(response) = respond(bytes, protocol, &Plenty, &zone, rotation) {
             check(bytes, &response, protocol);
         }
     }
+}
+
+/// Every kind of name there is.
+fn zones() -> Option<Zones> {
+    let zone = Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16).ok()?;
+    let zones = Zones::from(zone).with_zone("mesh.example").ok()?.with_suffix("test".parse().ok()?).ok()?;
+    let target = Target::Service { service: "aliased".parse().ok()?, group: None, direct: false };
+    zones.with_alias("pg.corp.example", target).ok()?.with_clusterset().ok()
 }
 
 /// A response as it is sent.
@@ -44,7 +55,7 @@ pub(crate) fn respond(
     bytes: &[u8],
     protocol: Protocol,
     directory: &dyn Directory,
-    zone: &Zone,
+    zone: &Zones,
     rotation: u32,
 ) -> Option<Response> {
     let request =
@@ -155,6 +166,15 @@ impl Directory for Plenty {
         true
     }
 
+    fn custom(&self, name: &str) -> Option<CustomTarget> {
+        Some(match name.split('.').next()? {
+            "none" => return None,
+            "branch" => CustomTarget::Branch,
+            "disputed" => CustomTarget::Disputed("claimed by two ".repeat(20)),
+            label => CustomTarget::Service(label.parse().ok()?),
+        })
+    }
+
     fn pointer(&self, vip: Ipv4Addr) -> Option<Target> {
         let service = format!("s{}", vip.octets()[3]).parse().ok()?;
         Some(Target::Service { service, group: None, direct: false })
@@ -172,7 +192,18 @@ mod tests {
 
     use super::*;
 
-    const NAMES: [&str; 14] = [
+    const NAMES: [&str; 25] = [
+        "orders.mesh.example.",
+        "_80._tcp.orders-of-all-the-world.mesh.example.",
+        "test.",
+        "a-service-with-a-longer-name.test.",
+        "none.test.",
+        "branch.test.",
+        "disputed.test.",
+        "_80._tcp.orders-of-all-the-world.b.test.",
+        "_80._tcp.pg.corp.example.",
+        "_80._tcp.orders.shop.svc.clusterset.local.",
+        "i5.east.orders.shop.svc.clusterset.local.",
         "mesh.internal.",
         "a.mesh.internal.",
         "a-service-with-a-longer-name.mesh.internal.",

@@ -14,6 +14,7 @@
 //! Start reading at [`answer()`]; [`resolve()`] is the same without a wire.
 
 mod answer;
+mod customs;
 mod directory;
 mod fuzz;
 mod metrics;
@@ -27,9 +28,11 @@ mod response;
 mod scripted;
 mod server;
 mod zone;
+mod zones;
 
-pub use answer::{Answer, ExtendedError, Question, answer, targets};
-pub use directory::{Directory, InstanceEntry, ServiceEntry, Target, VipAnswer};
+pub use answer::{Answer, ExtendedError, Question, answer, is_ours, targets};
+pub use customs::CustomNames;
+pub use directory::{CustomTarget, Directory, InstanceEntry, ServiceEntry, Target, VipAnswer};
 pub use fuzz::fuzz_query;
 pub use hickory_proto::op::ResponseCode;
 pub use hickory_proto::rr::{Name, RData, Record, RecordType};
@@ -38,3 +41,4 @@ pub use resolve::{Resolution, ResolveError, ResolvedRecord, parse_question, reso
 pub use response::UDP_PAYLOAD_BYTES;
 pub use server::{DnsServer, SourceRule};
 pub use zone::{Zone, ZoneError};
+pub use zones::Zones;

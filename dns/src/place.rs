@@ -1,22 +1,25 @@
 //! Places: what a queried name may stand for, by its grammar alone.
 //!
-//! Owns: the grammar of design section 7, forward and reverse. Must not know: what exists.
-//! Driven by: `answer`, once per question.
+//! Owns: the grammar of design section 7, forward and reverse. Must not know: what exists, but for the one look at
+//! whom a custom name belongs to. Driven by: `answer`, once per question.
 
 use std::net::Ipv4Addr;
 
-use gossamer_wire::{PortName, Transport};
+use gossamer_wire::{Label, PortName, ServiceName, Transport};
 use hickory_proto::rr::Name;
 
-use crate::{Target, Zone};
+use crate::zones::{Names, ends_with};
+use crate::{CustomTarget, Directory, Target, Zone, Zones};
 
-/// A name inside one of our zones.
+/// A name that may be one of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// The apex of the zone that holds the name: the mesh zone or a reverse zone of the pool.
+pub(crate) struct Place<'a> {
+    /// The apex of the zone that holds the name: a mesh zone, a reverse zone of the pool, a suffix, an alias.
     pub(crate) apex: Name,
     /// What the name may be.
     pub(crate) spot: Spot,
+    /// How targets are named in the answer.
+    pub(crate) names: Names<'a>,
 }
 
 /// What a name may be.
@@ -36,29 +39,175 @@ pub(crate) enum Spot {
     Port(Target, Transport, PortName),
     /// The reverse name of a pool address.
     Pointer(Ipv4Addr),
+    /// The version of the names of the multi-cluster services API.
+    Version,
+    /// A host name below a suffix, or a name that stands for its ports. Until [`Spot::settled`] only.
+    Custom(String, Part),
+    /// A custom name that must not be answered, and why.
+    Withheld(String),
 }
 
-impl Zone {
-    /// Finds what a name may stand for; `None` when it is in none of our zones. Case is ignored.
-    pub(crate) fn locate(&self, name: &Name) -> Option<Place> {
+/// What a name with or without labels such as `_5432._tcp` before it is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The name itself.
+    Itself,
+    /// `_<tcp|udp>` before it.
+    Ports(Transport),
+    /// `_<port>._<tcp|udp>` before it.
+    Port(Transport, PortName),
+}
+
+impl Part {
+    /// Splits the labels of a port off; `None` when they are no such labels.
+    fn split<'a, 'b>(labels: &'a [&'b str]) -> Option<(Self, &'a [&'b str])> {
+        match labels {
+            [first, rest @ ..] if first.starts_with('_') => {
+                if let Some(transport) = transport(first) {
+                    return Some((Self::Ports(transport), rest));
+                }
+                let (second, rest) = rest.split_first()?;
+                let name = first.strip_prefix('_')?.parse().ok()?;
+                Some((Self::Port(transport(second)?, name), rest))
+            }
+            _ => Some((Self::Itself, labels)),
+        }
+    }
+
+    fn of(self, target: Target) -> Spot {
+        match self {
+            Self::Itself => Spot::Named(target),
+            Self::Ports(transport) => Spot::Ports(target, transport),
+            Self::Port(transport, name) => Spot::Port(target, transport, name),
+        }
+    }
+}
+
+impl Spot {
+    /// Looks up whom a custom name stands for; every other spot stays as it is. `None`: nobody holds it, and such names
+    /// are those of others.
+    pub(crate) fn settled(self, directory: &dyn Directory, zones: &Zones) -> Option<Self> {
+        let Self::Custom(name, part) = self else { return Some(self) };
+        match (directory.custom(&name), part) {
+            (Some(CustomTarget::Service(service)), part) => {
+                Some(part.of(Target::Service { service, group: None, direct: false }))
+            }
+            (Some(CustomTarget::Disputed(why)), _) => Some(Self::Withheld(why)),
+            (Some(CustomTarget::Branch) | None, _) if zones.forwards() => None,
+            (Some(CustomTarget::Branch), Part::Itself) => Some(Self::Branch),
+            (Some(CustomTarget::Branch) | None, _) => Some(Self::Absent),
+        }
+    }
+}
+
+impl Zones {
+    /// Finds what a name may stand for; `None` when it is none of ours. Case is ignored.
+    pub(crate) fn locate(&self, name: &Name) -> Option<Place<'_>> {
         // Bytes that are not UTF-8 become a character that no name may have.
         let labels: Vec<_> =
             name.iter().map(|label| String::from_utf8_lossy(label).to_ascii_lowercase()).collect();
         let labels: Vec<_> = labels.iter().map(String::as_str).collect();
 
-        let depth = labels.len().checked_sub(self.origin().iter().count());
-        if let Some((below, suffix)) = depth.and_then(|depth| labels.split_at_checked(depth))
-            && suffix.iter().map(|label| label.as_bytes()).eq(self.origin().iter())
-        {
-            return Some(Place { apex: self.origin().clone(), spot: forward(below) });
+        for zone in self.mesh_zones() {
+            if let Some(below) = ends_with(&labels, zone.origin()) {
+                return Some(Place {
+                    apex: zone.origin().clone(),
+                    spot: forward(below),
+                    names: Names::Zone(zone),
+                });
+            }
         }
         match labels.as_slice() {
-            [below @ .., "in-addr", "arpa"] => self.reverse(below),
-            _ => None,
+            [below @ .., "in-addr", "arpa"] => {
+                let (apex, spot) = self.primary().reverse(below)?;
+                Some(Place { apex, spot, names: Names::Zone(self.primary()) })
+            }
+            labels => self.clusterset_place(labels).or_else(|| self.custom_place(labels)),
         }
     }
 
-    fn reverse(&self, below: &[&str]) -> Option<Place> {
+    /// Reads a name of an alias or below a suffix.
+    fn custom_place(&self, labels: &[&str]) -> Option<Place<'_>> {
+        let apex = self.suffix_over(labels);
+        if apex.is_none() && !self.has_aliases() {
+            return None;
+        }
+        let place =
+            |apex: &Name, spot| Place { apex: apex.clone(), spot, names: Names::Zone(self.primary()) };
+        let host = Part::split(labels).filter(|(_, host)| host.iter().all(|label| is_ldh(label)));
+        let host = host.map(|(part, host)| (part, host, host.join(".")));
+        if let Some((part, _, text)) = &host
+            && let Some((target, alias)) = self.alias(text)
+        {
+            return Some(place(apex.unwrap_or(alias), part.clone().of(target.clone())));
+        }
+        let apex = apex?;
+        let spot = match host {
+            _ if labels.len() == apex.iter().count() => Spot::Apex,
+            Some((part, host, text)) if host.len() > apex.iter().count() => {
+                return Some(place(apex, Spot::Custom(text, part)));
+            }
+            _ => Spot::Absent,
+        };
+        // Nobody here can hold these.
+        (!self.forwards()).then(|| place(apex, spot))
+    }
+
+    /// Reads a name of the multi-cluster services API.
+    fn clusterset_place(&self, labels: &[&str]) -> Option<Place<'_>> {
+        let apex = self.clusterset()?;
+        let below = ends_with(labels, apex)?;
+        let zone = self.primary();
+        let place = |spot, names| Some(Place { apex: apex.clone(), spot, names });
+        let found = Part::split(below).and_then(|(part, below)| {
+            let (target, service) = clusterset_target(below)?;
+            Some((part.of(target), Names::Clusterset { zone, apex, service }))
+        });
+        if let Some((spot, names)) = found {
+            return place(spot, names);
+        }
+        let spot = match below {
+            [] => Spot::Apex,
+            ["dns-version"] => Spot::Version,
+            ["svc"] => Spot::Branch,
+            // Services are not listed by namespace; a name that may have some below it must not be denied.
+            [namespace, "svc"] if is_ldh(namespace) => Spot::Branch,
+            _ => Spot::Absent,
+        };
+        place(spot, Names::Zone(zone))
+    }
+}
+
+/// Reads `<service>.<namespace>.svc` and `<hostname>.<cluster>.<service>.<namespace>.svc`. What has a cluster and no
+/// host name does not exist.
+fn clusterset_target(below: &[&str]) -> Option<(Target, (Label, Label))> {
+    let (rest, service, namespace) = match below {
+        [rest @ .., service, namespace, "svc"] => {
+            (rest, service.parse::<Label>().ok()?, namespace.parse::<Label>().ok()?)
+        }
+        _ => return None,
+    };
+    let name: ServiceName = format!("{service}-{namespace}").parse().ok()?;
+    let target = match rest {
+        [] => Target::Service { service: name, group: None, direct: false },
+        [hostname, cluster] => Target::Instance {
+            service: name,
+            group: cluster.parse().ok()?,
+            instance: hostname.parse().ok()?,
+            direct: false,
+        },
+        _ => return None,
+    };
+    Some((target, (service, namespace)))
+}
+
+fn is_ldh(label: &str) -> bool {
+    let is_ldh = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !label.is_empty() && label.bytes().all(is_ldh)
+}
+
+impl Zone {
+    fn reverse(&self, below: &[&str]) -> Option<(Name, Spot)> {
         let below: Vec<_> = below.iter().rev().copied().collect();
         let (cut, rest) = below.split_at_checked(self.reverse_octets())?;
         let octets: Vec<_> = cut.iter().map(|text| octet(text)).collect::<Option<_>>()?;
@@ -75,7 +224,7 @@ impl Zone {
             Some(octets) if octets.len() == 4 => address(&octets).map_or(Spot::Absent, Spot::Pointer),
             Some(_) | None => Spot::Absent,
         };
-        Some(Place { apex, spot })
+        Some((apex, spot))
     }
 }
 
@@ -85,19 +234,11 @@ fn forward(labels: &[&str]) -> Spot {
         ["node" | "direct"] => Spot::Branch,
         [node, "node"] => node.parse().map_or(Spot::Absent, |node| Spot::Named(Target::Node(node))),
         [.., "node"] => Spot::Absent,
-        [first, rest @ ..] if first.starts_with('_') => port(first, rest).unwrap_or(Spot::Absent),
-        _ => target(labels).map_or(Spot::Absent, Spot::Named),
+        // `_tcp.<target>` and `_<port>._tcp.<target>` (RFC 2782) too.
+        _ => {
+            Part::split(labels).and_then(|(part, rest)| Some(part.of(target(rest)?))).unwrap_or(Spot::Absent)
+        }
     }
-}
-
-/// Reads `_tcp.<target>` and `_<port>._tcp.<target>` (RFC 2782).
-fn port(first: &str, rest: &[&str]) -> Option<Spot> {
-    if let Some(transport) = transport(first) {
-        return target(rest).map(|target| Spot::Ports(target, transport));
-    }
-    let (second, rest) = rest.split_first()?;
-    let name = first.strip_prefix('_')?.parse().ok()?;
-    Some(Spot::Port(target(rest)?, transport(second)?, name))
 }
 
 fn transport(label: &str) -> Option<Transport> {
@@ -144,8 +285,8 @@ fn address(octets: &[u8]) -> Option<Ipv4Addr> {
 mod tests {
     use super::*;
 
-    fn zone() -> Zone {
-        Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16).expect("valid")
+    fn zone() -> Zones {
+        Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16).expect("valid").into()
     }
 
     fn spot(name: &str) -> Option<Spot> {
@@ -270,7 +411,7 @@ mod tests {
 
     #[test]
     fn a_pool_of_twelve_bits_has_sixteen_reverse_zones() {
-        let zone = Zone::new("mesh.internal", Ipv4Addr::new(240, 80, 0, 0), 12).expect("valid");
+        let zone = Zones::from(Zone::new("mesh.internal", Ipv4Addr::new(240, 80, 0, 0), 12).expect("valid"));
         let place = |name: &str| zone.locate(&Name::from_ascii(name).expect(name));
         assert_eq!(place("240.in-addr.arpa."), None);
         assert_eq!(place("79.240.in-addr.arpa."), None);

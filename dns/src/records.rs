@@ -49,6 +49,11 @@ pub(crate) fn text(metadata: &[(String, String)]) -> Option<RData> {
     (!strings.is_empty()).then(|| RData::TXT(TXT::from_bytes(strings.iter().map(Vec::as_slice).collect())))
 }
 
+/// Returns the version of the names of the multi-cluster services API (KEP-1645, "DNS").
+pub(crate) fn version() -> RData {
+    RData::TXT(TXT::new(vec!["1.0.0".to_owned()]))
+}
+
 /// Returns SRV data (RFC 2782).
 pub(crate) fn service(nearness: u8, weight: u16, port: u16, target: Name) -> RData {
     RData::SRV(SRV::new(u16::from(nearness), weight, port, target))

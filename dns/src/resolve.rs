@@ -10,7 +10,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, RecordType};
 use thiserror::Error;
 
-use crate::{Directory, ExtendedError, Outcome, Question, Zone, answer};
+use crate::{Directory, ExtendedError, Outcome, Question, Zones, answer};
 
 /// What DNS would answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,13 +60,17 @@ pub enum ResolveError {
 
 /// Returns the question that people mean by a name and a type.
 ///
-/// A name in the zone or in `in-addr.arpa` is taken as it is, with or without the last dot; a name with a last
-/// dot likewise; an IPv4 address means its PTR; anything else is taken to be below the zone. Without a type it
-/// is PTR for addresses and reverse names, SRV for names that start with `_`, else A.
+/// A name in one of our zones, below a suffix, of an alias or in `in-addr.arpa` is taken as it is, with or without the
+/// last dot; a name with a last dot likewise; an IPv4 address means its PTR; anything else is taken to be below the
+/// primary zone. Without a type it is PTR for addresses and reverse names, SRV for names that start with `_`, else A.
 ///
 /// # Errors
 /// See [`ResolveError`].
-pub fn parse_question(name: &str, record_type: Option<&str>, zone: &Zone) -> Result<Question, ResolveError> {
+pub fn parse_question(
+    name: &str,
+    record_type: Option<&str>,
+    zones: &Zones,
+) -> Result<Question, ResolveError> {
     let full = match name.parse::<Ipv4Addr>() {
         Ok(address) => {
             let [a, b, c, d] = address.octets();
@@ -77,16 +81,13 @@ pub fn parse_question(name: &str, record_type: Option<&str>, zone: &Zone) -> Res
     let malformed = |why: String| ResolveError::Name { name: name.to_owned(), why };
     let mut parsed = Name::from_ascii(&full).map_err(|error| malformed(error.to_string()))?;
     if !parsed.is_fqdn() {
-        let lower = full.to_ascii_lowercase();
-        let origin = zone.origin().to_ascii();
-        let zone_text = origin.trim_end_matches('.');
-        let absolute = lower == zone_text
-            || lower.ends_with(&format!(".{zone_text}"))
-            || lower.ends_with(".in-addr.arpa");
-        if absolute {
-            parsed.set_fqdn(true);
+        let mut absolute = parsed.clone();
+        absolute.set_fqdn(true);
+        if zones.locate(&absolute).is_some() || full.to_ascii_lowercase().ends_with(".in-addr.arpa") {
+            parsed = absolute;
         } else {
-            parsed = parsed.append_domain(zone.origin()).map_err(|error| malformed(error.to_string()))?;
+            let origin = zones.primary().origin();
+            parsed = parsed.append_domain(origin).map_err(|error| malformed(error.to_string()))?;
         }
     }
 
@@ -109,11 +110,11 @@ pub fn resolve(
     name: &str,
     record_type: Option<&str>,
     directory: &dyn Directory,
-    zone: &Zone,
+    zones: &Zones,
     rotation: u32,
 ) -> Result<Resolution, ResolveError> {
-    let question = parse_question(name, record_type, zone)?;
-    let answer = answer(&question, directory, zone, rotation);
+    let question = parse_question(name, record_type, zones)?;
+    let answer = answer(&question, directory, zones, rotation);
     let read = |record: &crate::Record| ResolvedRecord {
         name: record.name.to_ascii(),
         ttl: record.ttl,

@@ -6,7 +6,9 @@ use std::sync::Mutex;
 
 use gossamer_wire::{GroupName, InstanceName, NodeName, ServiceName, Transport};
 
-use crate::{Directory, InstanceEntry, ServiceEntry, Target, VipAnswer, Zone};
+use crate::{
+    CustomNames, CustomTarget, Directory, InstanceEntry, ServiceEntry, Target, VipAnswer, Zone, Zones,
+};
 
 /// Answers from a table; remembers what was prepared.
 #[derive(Debug, Default)]
@@ -15,6 +17,7 @@ pub(crate) struct Scripted {
     instances: BTreeMap<(ServiceName, GroupName, InstanceName), InstanceEntry>,
     nodes: BTreeMap<NodeName, Vec<IpAddr>>,
     pointers: BTreeMap<Ipv4Addr, Target>,
+    customs: CustomNames,
     pub(crate) prepared: Mutex<Vec<Target>>,
 }
 
@@ -54,6 +57,11 @@ impl Scripted {
         self
     }
 
+    pub(crate) fn with_names(mut self, customs: CustomNames) -> Self {
+        self.customs = customs;
+        self
+    }
+
     pub(crate) fn with_node(mut self, name: &str, addresses: &[&str]) -> Self {
         let addresses = addresses.iter().map(|address| address.parse().expect("valid"));
         self.nodes.insert(name.parse().expect("valid"), addresses.collect());
@@ -86,6 +94,10 @@ impl Directory for Scripted {
 
     fn has_group(&self, group: &GroupName) -> bool {
         self.services.keys().any(|(_, named)| named.as_ref() == Some(group))
+    }
+
+    fn custom(&self, name: &str) -> Option<CustomTarget> {
+        self.customs.find(name)
     }
 
     fn pointer(&self, vip: Ipv4Addr) -> Option<Target> {
@@ -144,6 +156,6 @@ pub(crate) fn vip(last: u8) -> VipAnswer {
     VipAnswer::Address(Ipv4Addr::new(127, 240, 100, last))
 }
 
-pub(crate) fn zone() -> Zone {
-    Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16).expect("valid")
+pub(crate) fn zone() -> Zones {
+    Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16).expect("valid").into()
 }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::request::judge;
 use crate::response::Reply;
-use crate::{Answer, Directory, DnsMetrics, Target, Zone, answer, targets};
+use crate::{Answer, Directory, DnsMetrics, Target, Zones, answer, targets};
 
 /// Decides by source address who may ask. Called for every question; must not block.
 pub type SourceRule = Arc<dyn Fn(IpAddr) -> bool + Send + Sync>;
@@ -44,7 +44,7 @@ impl DnsServer {
     /// Dropping the future closes the sockets and ends every task.
     pub async fn serve(
         directory: Arc<dyn Directory>,
-        zone: Arc<Zone>,
+        zone: Arc<Zones>,
         udp: UdpSocket,
         tcp: TcpListener,
         metrics: Arc<DnsMetrics>,
@@ -73,7 +73,7 @@ impl DnsServer {
 #[derive(Clone)]
 struct Desk {
     directory: Arc<dyn Directory>,
-    zone: Arc<Zone>,
+    zone: Arc<Zones>,
     metrics: Arc<DnsMetrics>,
     allow: SourceRule,
     /// Turns of questions that wait for their VIPs.

@@ -6,6 +6,7 @@
 use std::net::Ipv4Addr;
 
 use gossamer_wire::Label;
+use hickory_proto::ProtoError;
 use hickory_proto::rr::Name;
 use thiserror::Error;
 
@@ -38,6 +39,30 @@ pub enum ZoneError {
         /// Who owns it.
         why: &'static str,
     },
+    /// A zone and another one hold the same names.
+    #[error("{name:?} lies in the zone {other:?} or holds it; keep one of the two")]
+    Overlap {
+        /// The name as configured.
+        name: String,
+        /// The other zone.
+        other: String,
+    },
+    /// No custom names can be answered below it.
+    #[error("{name:?} cannot be one of dns.fqdn_suffixes: {why}")]
+    Suffix {
+        /// The suffix as configured.
+        name: String,
+        /// The broken rule.
+        why: String,
+    },
+    /// The name cannot stand for a service.
+    #[error("{name:?} cannot be an alias: {why}")]
+    Alias {
+        /// The name as configured.
+        name: String,
+        /// The broken rule.
+        why: String,
+    },
     /// The pool is not a network of 1,024 to 16,777,216 addresses.
     #[error("{pool}/{prefix} is not a pool: the prefix is 8 to 22 and the bits after it are zero")]
     Pool {
@@ -56,27 +81,38 @@ impl Zone {
     /// # Errors
     /// See [`ZoneError`].
     pub fn new(name: &str, pool: Ipv4Addr, prefix: u8) -> Result<Self, ZoneError> {
-        let malformed = |why: String| ZoneError::Malformed { name: name.to_owned(), why };
-
-        let lower = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-        if let Some((_, why)) = RESERVED.iter().find(|(reserved, _)| *reserved == lower) {
-            return Err(ZoneError::Reserved { name: name.to_owned(), why });
-        }
-        if lower.ends_with(".arpa") {
-            return Err(ZoneError::Reserved { name: name.to_owned(), why: ARPA });
-        }
-        if lower.len() > MAX_ZONE_BYTES {
-            return Err(malformed(format!("it has {} bytes, the limit is {MAX_ZONE_BYTES}", lower.len())));
-        }
-        for label in lower.split('.') {
-            label.parse::<Label>().map_err(|error| malformed(error.to_string()))?;
-        }
+        let lower = Self::check_name(name)?;
         if !(8..=22).contains(&prefix) || u32::from(pool).trailing_zeros() < u32::from(32 - prefix) {
             return Err(ZoneError::Pool { pool, prefix });
         }
 
-        let origin = Name::from_ascii(format!("{lower}.")).map_err(|error| malformed(error.to_string()))?;
+        let malformed = |error: ProtoError| malformed(name, error.to_string());
+        let origin = Name::from_ascii(format!("{lower}.")).map_err(malformed)?;
         Ok(Self { origin, pool, prefix })
+    }
+
+    /// Checks the name of a zone. Returns it in lower case, without its last dot.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`] about names.
+    pub fn check_name(name: &str) -> Result<String, ZoneError> {
+        let lower = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        if let Some(why) = reserved(&lower) {
+            return Err(ZoneError::Reserved { name: name.to_owned(), why });
+        }
+        if lower.len() > MAX_ZONE_BYTES {
+            let why = format!("it has {} bytes, the limit is {MAX_ZONE_BYTES}", lower.len());
+            return Err(malformed(name, why));
+        }
+        for label in lower.split('.') {
+            label.parse::<Label>().map_err(|error| malformed(name, error.to_string()))?;
+        }
+        Ok(lower)
+    }
+
+    /// Makes a zone of another name with the same pool.
+    pub(crate) fn renamed(&self, name: &str) -> Result<Self, ZoneError> {
+        Self::new(name, self.pool, self.prefix)
     }
 
     /// Returns the apex, lower case and fully qualified.
@@ -117,18 +153,34 @@ impl Zone {
     }
 }
 
+/// Returns why a lower-case name cannot be answered for here, if it belongs to others.
+pub(crate) fn reserved(name: &str) -> Option<&'static str> {
+    let is_reserved =
+        |(reserved, tree, _): &&(&str, bool, _)| name == *reserved || *tree && is_below(name, reserved);
+    RESERVED.iter().find(is_reserved).map(|(.., why)| *why)
+}
+
+/// Returns whether a name lies below another one; it does not lie below itself.
+pub(crate) fn is_below(name: &str, other: &str) -> bool {
+    name.strip_suffix(other).is_some_and(|rest| rest.ends_with('.'))
+}
+
+fn malformed(name: &str, why: String) -> ZoneError {
+    ZoneError::Malformed { name: name.to_owned(), why }
+}
+
 /// Longest zone name. Leaves room in 255 bytes for any instance name of ordinary length beneath it.
 const MAX_ZONE_BYTES: usize = 63;
 
-const ARPA: &str = "it holds the reverse names of all addresses";
-
-/// Names that others own, and everything above them; names beneath are free except in `arpa`.
-const RESERVED: [(&str, &str); 5] = [
-    ("", "the root holds every name"),
-    ("local", "it belongs to multicast DNS (RFC 6762)"),
-    ("internal", "it is shared by every private network; take a name beneath it"),
-    ("cluster.local", "it belongs to Kubernetes"),
-    ("arpa", ARPA),
+/// Names that others own, whether they own what lies beneath as well, and who they are.
+const RESERVED: [(&str, bool, &str); 7] = [
+    ("", false, "the root holds every name"),
+    ("local", false, "it belongs to mDNS, multicast DNS (RFC 6762)"),
+    ("internal", false, "it is shared by every private network; take a name beneath it"),
+    ("cluster.local", true, "it belongs to Kubernetes"),
+    ("localhost", true, "it is this machine everywhere (RFC 6761)"),
+    ("onion", true, "it belongs to Tor (RFC 7686)"),
+    ("arpa", true, "it holds the reverse names of all addresses"),
 ];
 
 #[cfg(test)]
@@ -159,6 +211,8 @@ mod tests {
             ("LOCAL.", "multicast"),
             ("internal", "private network"),
             ("cluster.local", "Kubernetes"),
+            ("svc.cluster.local", "Kubernetes"),
+            ("localhost", "this machine"),
             (".", "root"),
             ("", "root"),
             ("arpa", "reverse"),

@@ -25,7 +25,7 @@ pub mod token;
 pub use error::{DecodeError, EncodeError, NameError};
 pub use id::{Generation, IdError, MeshId, NodeId, TokenId};
 pub use name::{
-    FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, PortName, RegionName, ServiceName,
+    Fqdn, FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, PortName, RegionName, ServiceName,
     ZoneName,
 };
 pub use record::{Health, Port, ServiceRecord, Transport, Tries, Visibility};

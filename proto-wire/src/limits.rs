@@ -42,6 +42,13 @@ pub const MAX_METADATA_KEY_BYTES: usize = 63;
 /// Longest metadata value, bytes.
 pub const MAX_METADATA_VALUE_BYTES: usize = 128;
 
+/// Most FQDNs of one record.
+pub const MAX_FQDNS: usize = 8;
+/// Longest FQDN as text, bytes (RFC 1035 2.3.4).
+pub const MAX_FQDN_BYTES: usize = 253;
+/// Most labels of an FQDN, a wildcard's `*` included: what one question looks up is bounded by it.
+pub const MAX_FQDN_LABELS: usize = 16;
+
 /// Most addresses in a card or a peer hint.
 pub const MAX_ADDRESSES: usize = 8;
 

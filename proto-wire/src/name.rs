@@ -1,6 +1,6 @@
-//! Names: one LDH label each, parsed once at the border and valid ever after; and suffixes of longer names.
+//! Names: one LDH label each, parsed once at the border and valid ever after; longer names and their suffixes.
 //!
-//! Owns: the grammar of service, group, node, instance, port, zone, region and mesh names, and of suffixes.
+//! Owns: the grammar of service, group, node, instance, port, zone, region and mesh names, of FQDNs and of suffixes.
 //! Must not know: DNS packets, which names exist. Driven by: configuration, command line, decoders.
 
 use std::fmt;
@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{NameError, limits::MAX_LABEL_BYTES};
+use crate::NameError;
+use crate::limits::{MAX_FQDN_BYTES, MAX_FQDN_LABELS, MAX_LABEL_BYTES};
 
 /// Names no service, group or node may have: they are words of the zone's own grammar.
 const RESERVED: [&str; 2] = ["node", "direct"];
@@ -165,6 +166,11 @@ impl FqdnSuffix {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Returns whether a lower-case name, or a wildcard, lies below the suffix. The suffix itself does not.
+    pub fn holds(&self, name: &str) -> bool {
+        name.strip_suffix(&*self.0).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+    }
 }
 
 impl FromStr for FqdnSuffix {
@@ -187,6 +193,60 @@ impl FromStr for FqdnSuffix {
 }
 
 text_traits!(FqdnSuffix);
+
+/// A name outside the mesh zones that a service wants to be called by: a host name such as `login.example.com`, or
+/// `*.example.com` for every name below `example.com`. Always lower case, without a last dot.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Fqdn(Arc<str>);
+
+impl Fqdn {
+    /// Returns the text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Returns whether it stands for every name below its base.
+    pub fn is_wildcard(&self) -> bool {
+        self.0.starts_with(WILDCARD)
+    }
+
+    /// Returns the host name without the `*.` of a wildcard.
+    pub fn base(&self) -> &str {
+        self.0.strip_prefix(WILDCARD).unwrap_or(&self.0)
+    }
+}
+
+const WILDCARD: &str = "*.";
+
+impl FromStr for Fqdn {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let what = "FQDN";
+        let error = |why| NameError { what, text: text.chars().take(80).collect(), why };
+        if text.ends_with('.') {
+            return Err(error("write it without the last dot"));
+        }
+        if text.len() > MAX_FQDN_BYTES {
+            return Err(error("it is longer than 253 characters"));
+        }
+        let base = text.strip_prefix(WILDCARD).unwrap_or(text);
+        if base.contains('*') {
+            return Err(error("`*` may only be the whole first label, as in *.example.com"));
+        }
+        base.split('.')
+            .try_for_each(|label| parse(label, what, &[]).map(drop))
+            .map_err(|fault| error(fault.why))?;
+        match text.split('.').count() {
+            0 | 1 => Err(error("it has one label only; write the whole name, for example login.example.com")),
+            labels if labels > MAX_FQDN_LABELS => Err(error("it has more than 16 labels")),
+            _ => Ok(Self(text.into())),
+        }
+    }
+}
+
+text_traits!(Fqdn);
 
 impl InstanceName {
     /// Returns the least name there is: where a range of instances begins.
@@ -269,6 +329,52 @@ mod tests {
         }
         let bytes = crate::codec::encode("test", "not a suffix", 64).expect("short");
         assert!(crate::codec::decode::<FqdnSuffix>("test", &bytes, 64).is_err());
+    }
+
+    #[test]
+    fn an_fqdn_is_a_host_name_or_a_wildcard_before_one() {
+        let most = ["a"; MAX_FQDN_LABELS].join(".");
+        for text in ["login.example.com", "*.debian.org", "*.test", "a.b", &most] {
+            assert_eq!(text.parse::<Fqdn>().map(|name| name.to_string()), Ok(text.to_owned()));
+        }
+        let cases = [
+            ("", "empty"),
+            ("login", "one label"),
+            ("*", "may only be"),
+            ("a.*.b", "may only be"),
+            ("*.*.b", "may only be"),
+            ("a*.b", "may only be"),
+            ("login.example.com.", "last dot"),
+            ("*.", "last dot"),
+            (".example.com", "empty"),
+            ("Login.example.com", "a-z"),
+            ("_sip.example.com", "reserved"),
+            (&format!("a.{most}"), "16 labels"),
+            (&["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(63)].join("."), "253"),
+        ];
+        for (text, rule) in cases {
+            let error = text.parse::<Fqdn>().expect_err(text).to_string();
+            assert!(error.contains(rule) && error.contains("FQDN"), "{error} should mention {rule}");
+        }
+        let wildcard: Fqdn = "*.example.com".parse().expect("valid");
+        assert!(wildcard.is_wildcard() && wildcard.base() == "example.com");
+    }
+
+    #[test]
+    fn a_suffix_holds_what_is_below_it_at_a_label_boundary() {
+        let suffix: FqdnSuffix = "example.com".parse().expect("valid");
+        for (name, is_held) in [
+            ("login.example.com", true),
+            ("a.b.example.com", true),
+            ("*.example.com", true),
+            ("example.com", false),
+            (".example.com", false),
+            ("badexample.com", false),
+            ("example.com.evil", false),
+            ("com", false),
+        ] {
+            assert_eq!(suffix.holds(name), is_held, "{name}");
+        }
     }
 
     #[test]

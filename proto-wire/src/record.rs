@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, at_most};
 use crate::limits::{
-    MAX_ADVERT_BYTES, MAX_METADATA, MAX_METADATA_KEY_BYTES, MAX_METADATA_VALUE_BYTES, MAX_PORTS,
+    MAX_ADVERT_BYTES, MAX_FQDNS, MAX_METADATA, MAX_METADATA_KEY_BYTES, MAX_METADATA_VALUE_BYTES, MAX_PORTS,
     MAX_VISIBLE_GROUPS,
 };
-use crate::{DecodeError, EncodeError, GroupName, InstanceName, PortName, ServiceName};
+use crate::{DecodeError, EncodeError, Fqdn, GroupName, InstanceName, PortName, ServiceName};
 
 /// The transport protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -96,6 +96,9 @@ pub struct ServiceRecord {
     pub tries: Tries,
     /// Free `key=value` pairs, shown in TXT. At most [`MAX_METADATA`].
     pub metadata: Vec<(String, String)>,
+    /// Names outside the mesh zones that the service wants to be called by, each once. At most [`MAX_FQDNS`]; whoever
+    /// receives them drops those outside the certified suffixes of the exporter.
+    pub fqdns: Vec<Fqdn>,
 }
 
 impl ServiceRecord {
@@ -150,6 +153,12 @@ impl ServiceRecord {
             at_most("metadata key", key.as_bytes(), MAX_METADATA_KEY_BYTES)?;
             at_most("metadata value", value.as_bytes(), MAX_METADATA_VALUE_BYTES)?;
         }
+        at_most("FQDNs", &self.fqdns, MAX_FQDNS)?;
+        if (1..self.fqdns.len())
+            .any(|end| self.fqdns.iter().take(end).any(|one| Some(one) == self.fqdns.get(end)))
+        {
+            return malformed("an FQDN appears twice");
+        }
         Ok(())
     }
 }
@@ -173,6 +182,7 @@ pub(crate) mod tests {
             weight: 100,
             tries: Tries::default(),
             metadata: vec![("version".to_owned(), "15".to_owned())],
+            fqdns: vec!["pg.corp.example".parse().expect("name")],
         }
     }
 
@@ -195,7 +205,11 @@ pub(crate) mod tests {
 
     #[test]
     fn records_outside_the_limits_do_not_decode() {
-        let broken: [fn(&mut ServiceRecord); 8] = [
+        let broken: [fn(&mut ServiceRecord); 10] = [
+            |record| record.fqdns = vec![record.fqdns[0].clone(); 2],
+            |record| {
+                record.fqdns = (0..=MAX_FQDNS).map(|n| format!("n{n}.test").parse().expect("name")).collect();
+            },
             |record| record.ports.clear(),
             |record| record.ports = vec![record.ports[0].clone(); 2],
             |record| record.ports[0].number = 0,

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use crate::codec::{self, at_most};
 use crate::limits::{MAX_CLAIMS_ENTRIES, MAX_TOKEN_ADDRESSES, MAX_TOKEN_BYTES};
-use crate::{DecodeError, EncodeError, FqdnSuffix, GroupName, Label, MeshId, NodeId, TokenId};
+use crate::{DecodeError, EncodeError, Fqdn, FqdnSuffix, GroupName, Label, MeshId, NodeId, TokenId};
 
 /// What every token begins with; the digit is the version of the format.
 pub const PREFIX: &str = "gsm1_";
@@ -104,6 +104,11 @@ impl Claims {
     /// Returns whether a node with these claims may export a service of this name.
     pub fn allow_service(&self, name: &str) -> bool {
         self.services.is_empty() || self.services.iter().any(|pattern| pattern_matches(pattern, name))
+    }
+
+    /// Returns whether a node may publish a name of its own: below one of the suffixes.
+    pub fn allow_fqdn(&self, name: &Fqdn) -> bool {
+        self.fqdn_suffixes.iter().any(|suffix| suffix.holds(name.as_str()))
     }
 }
 
@@ -349,6 +354,17 @@ mod tests {
         assert!(Claims::default().allow_service("anything"));
         let claims = Claims { services: vec!["web-*".to_owned()], ..Claims::default() };
         assert!(claims.allow_service("web-1") && !claims.allow_service("db"));
+        let fqdn = |text: &str| text.parse().expect("an FQDN");
+        assert!(!claims.allow_fqdn(&fqdn("a.corp.example")), "no suffix allows none");
+        let claims = Claims { fqdn_suffixes: vec!["corp.example".parse().expect("a suffix")], ..claims };
+        for (name, is_allowed) in [
+            ("a.corp.example", true),
+            ("*.corp.example", true),
+            ("corp.example", false),
+            ("*.example", false),
+        ] {
+            assert_eq!(claims.allow_fqdn(&fqdn(name)), is_allowed, "{name}");
+        }
         assert_eq!(Claims::decode(&claims.encode().expect("fits")), Ok(claims));
     }
 }

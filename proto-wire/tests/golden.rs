@@ -187,6 +187,7 @@ fn record() -> ServiceRecord {
         weight: 100,
         tries: Tries { service: 1, group: 2, instance: 3 },
         metadata: vec![("version".to_owned(), "15".to_owned())],
+        fqdns: vec!["*.b.c".parse().expect("name")],
     }
 }
 
@@ -195,20 +196,21 @@ fn records_keep_their_bytes() {
     let cases = [
         (
             record(),
-            "096f72646572732d646204766d2d62020435343332fb3815000573746174735001010104776573740164010203010776657273696f6e023135",
+            "096f72646572732d646204766d2d62020435343332fb3815000573746174735001010104776573740164010203010776657273696f6e02313501052a2e622e63",
         ),
         (
             ServiceRecord {
                 visibility: Visibility::Own,
                 health: Health::Passing,
                 metadata: Vec::new(),
+                fqdns: Vec::new(),
                 ..record()
             },
-            "096f72646572732d646204766d2d62020435343332fb381500057374617473500100006401020300",
+            "096f72646572732d646204766d2d62020435343332fb38150005737461747350010000640102030000",
         ),
         (
             ServiceRecord { visibility: Visibility::All, ..record() },
-            "096f72646572732d646204766d2d62020435343332fb3815000573746174735001020164010203010776657273696f6e023135",
+            "096f72646572732d646204766d2d62020435343332fb3815000573746174735001020164010203010776657273696f6e02313501052a2e622e63",
         ),
     ];
     for (record, golden) in cases {

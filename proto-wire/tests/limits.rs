@@ -126,6 +126,7 @@ fn record() -> ServiceRecord {
         weight: 100,
         tries: Tries::default(),
         metadata: Vec::new(),
+        fqdns: Vec::new(),
     }
 }
 
@@ -147,6 +148,10 @@ fn lists_in_records_are_limited() {
     });
     assert_limit("metadata", MAX_METADATA, |count| {
         decode_record(|record| record.metadata = vec![("k".to_owned(), "v".to_owned()); count])
+    });
+    assert_limit("FQDNs", MAX_FQDNS, |count| {
+        let fqdn = |number| format!("n{number}.test").parse().expect("name");
+        decode_record(|record| record.fqdns = (0..count).map(fqdn).collect())
     });
     assert_limit("metadata key", MAX_METADATA_KEY_BYTES, |len| {
         decode_record(|record| record.metadata = vec![("k".repeat(len), String::new())])

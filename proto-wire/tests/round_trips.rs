@@ -19,8 +19,8 @@ use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
 use gossamer_wire::token::{Claims, Grant, Token, pattern_matches};
 use gossamer_wire::{
-    FqdnSuffix, Generation, Health, Label, MeshId, NodeId, Port, PortName, ServiceRecord, TokenId, Transport,
-    Tries, Visibility,
+    Fqdn, FqdnSuffix, Generation, Health, Label, MeshId, NodeId, Port, PortName, ServiceRecord, TokenId,
+    Transport, Tries, Visibility,
 };
 
 /// A label that is valid for every kind of name: none of the reserved words has a digit.
@@ -30,6 +30,10 @@ fn label() -> impl Strategy<Value = String> {
 
 fn name<T: std::str::FromStr<Err: std::fmt::Debug> + std::fmt::Debug>() -> impl Strategy<Value = T> {
     label().prop_map(|text| text.parse().expect("a label is a name"))
+}
+
+fn fqdn() -> impl Strategy<Value = Fqdn> {
+    "([*][.])?[a-z0-9]{1,8}([.][a-z0-9]{1,8}){1,4}".prop_map(|text| text.parse().expect("an FQDN"))
 }
 
 fn suffix() -> impl Strategy<Value = FqdnSuffix> {
@@ -138,6 +142,7 @@ prop_compose! {
         weight: u16,
         tries in any::<(u8, u8, u8)>(),
         metadata in vec(("[a-z.]{1,10}", "[ -~é]{0,10}"), 0..=MAX_METADATA.min(8)),
+        fqdns in proptest::collection::btree_set(fqdn(), 0..3),
     ) -> ServiceRecord {
         let port = |(number, udp): (u16, bool)| Port {
             name: format!("{number}-{}", if udp { "udp" } else { "tcp" }).parse().expect("a name"),
@@ -153,6 +158,7 @@ prop_compose! {
             weight,
             tries: Tries { service: tries.0, group: tries.1, instance: tries.2 },
             metadata,
+            fqdns: fqdns.into_iter().collect(),
         }
     }
 }

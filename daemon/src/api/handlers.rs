@@ -68,9 +68,10 @@ pub(super) async fn expose(
         number: port.number,
         target,
     });
-    let zone = api.state.zone.origin().to_ascii();
+    let zone = api.state.zone.primary().origin().to_ascii();
     Ok(Json(Exposed {
         name: format!("{}.{}", record.service, zone.trim_end_matches('.')),
+        fqdns: record.fqdns,
         ports: ports.collect(),
         service: record.service,
         instance: record.instance,
@@ -104,6 +105,7 @@ fn expose_request(asked: Expose, owner: Owner) -> ExposeRequest {
             Audience::All => Visibility::All,
         },
         metadata: asked.metadata.into_iter().collect(),
+        fqdns: asked.fqdns,
         weight: asked.weight,
         owner,
     }
@@ -236,9 +238,10 @@ pub(super) async fn services(
 ) -> Reply<Vec<ServiceRow>> {
     let ServicesQuery { name, all } = ask(query)?;
     let index = &api.state.index;
+    let answered = views::Answered { zones: &api.state.zone, disputed: index.disputed() };
     let names = name.as_ref().map_or_else(|| index.services(), |name| vec![name.clone()]);
     let views = names.iter().filter_map(|name| index.service(name));
-    let mut rows: Vec<_> = views.map(|view| views::service_row(&view, all)).collect();
+    let mut rows: Vec<_> = views.map(|view| views::service_row(&view, all, &answered)).collect();
     rows.retain(|row| !row.instances.is_empty());
     match name {
         Some(name) if rows.is_empty() => {
@@ -309,8 +312,9 @@ const fn outcome_word(outcome: Outcome) -> &'static str {
 
 /// Says why a name that could exist does not, and whether that is because it is hidden.
 fn why_absent(api: &Api, name: &str) -> Option<(bool, String)> {
-    let origin = api.state.zone.origin().to_ascii();
-    let relative = name.to_ascii_lowercase().strip_suffix(&origin)?.to_owned();
+    let name = name.to_ascii_lowercase();
+    let mut origins = api.state.zone.mesh_zones().map(|zone| zone.origin().to_ascii());
+    let relative = origins.find_map(|origin| name.strip_suffix(&origin).map(str::to_owned))?;
     let (service, group) = views::named(&relative)?;
     let view = api.state.index.service(&service);
     let own = &api.state.about.group;
@@ -346,6 +350,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
     let live = state.live.load();
     findings.extend(views::token_findings(&state.issuer.list().await.unwrap_or_default(), clock::wall()));
     findings.extend(views::trust_findings(&live, clock::wall()));
+    findings.extend(views::disputed_findings(&state.index.disputed(), &state.zone));
     findings.extend(views::findings(about, &nodes, &own, &vips, &state.vips.losers()));
     findings.extend(holdings.waiting.iter().flat_map(|of| views::waiting_findings(of, name_of)));
     findings.extend(views::only_issuer_finding(&live, nodes.len()));
@@ -356,6 +361,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         mesh: StatusMesh { id: about.mesh.to_string(), name: about.mesh_name.clone() },
         node: this_node(&api),
         dns: about.dns,
+        dns_names: state.zone.routed(),
         mesh_listen: about.mesh_listen,
         advertised: about.advertised.clone(),
         socket: about.socket.clone(),

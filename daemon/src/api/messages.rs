@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
-    GroupName, InstanceName, MeshName, NodeName, PortName, RegionName, ServiceName, ZoneName,
+    Fqdn, GroupName, InstanceName, MeshName, NodeName, PortName, RegionName, ServiceName, ZoneName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,9 @@ pub struct Expose {
     /// Free pairs, shown in TXT.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
+    /// Names outside the mesh zones it wants to be called by, `*.` before one for all below it.
+    #[serde(default)]
+    pub fqdns: Vec<Fqdn>,
     /// Share of traffic among equal instances; 100 unless given.
     #[serde(default = "full_weight")]
     pub weight: u16,
@@ -90,6 +93,9 @@ pub struct Exposed {
     pub instance: InstanceName,
     /// Its name in DNS.
     pub name: String,
+    /// Its other names, answered on nodes whose `dns.fqdn_suffixes` hold them.
+    #[serde(default)]
+    pub fqdns: Vec<Fqdn>,
     /// Ports and where their flows go.
     pub ports: Vec<ExposedPort>,
     /// How its health is checked, in words.
@@ -276,6 +282,9 @@ pub struct NodeRow {
     /// Records of it outside its claims.
     #[serde(default)]
     pub outside_claims: usize,
+    /// FQDNs of it outside its certified suffixes.
+    #[serde(default)]
+    pub outside_suffixes: usize,
     /// End of its certificate, seconds since the Unix epoch; `None` until its card has arrived.
     #[serde(default)]
     pub certificate_ends: Option<u64>,
@@ -390,6 +399,9 @@ pub struct InstanceRow {
     pub visible: bool,
     /// Whether it is behind the short name here.
     pub imported: bool,
+    /// Names outside the mesh zones it wants to be called by, within its certified suffixes.
+    #[serde(default)]
+    pub fqdns: Vec<FqdnRow>,
     /// The best address of its node.
     pub address: Option<SocketAddr>,
 }
@@ -401,6 +413,15 @@ pub struct PortRow {
     pub name: PortName,
     /// Its number.
     pub number: u16,
+}
+
+/// A custom name of [`InstanceRow`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FqdnRow {
+    /// The name.
+    pub fqdn: Fqdn,
+    /// Whether it is answered here: inside `dns.fqdn_suffixes`, behind the short name, and disputed by no other service.
+    pub answered: bool,
 }
 
 /// The answer to `GET /v1/resolve`.
@@ -449,6 +470,9 @@ pub struct Status {
     pub node: StatusNode,
     /// Where it answers DNS.
     pub dns: SocketAddr,
+    /// The zones, suffixes and aliases that it answers for, without reverse zones.
+    #[serde(default)]
+    pub dns_names: Vec<String>,
     /// Where mesh traffic arrives.
     pub mesh_listen: SocketAddr,
     /// Addresses it tells others to dial.
@@ -505,6 +529,9 @@ pub struct WaitingRow {
     pub quarantined: Vec<String>,
     /// Records outside the node's claims.
     pub outside_claims: usize,
+    /// FQDNs outside the node's certified suffixes.
+    #[serde(default)]
+    pub outside_suffixes: usize,
 }
 
 /// The mesh in [`Status`].

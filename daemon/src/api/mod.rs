@@ -85,8 +85,8 @@ pub struct ApiState {
     pub relay: Arc<dyn Flows>,
     /// What DNS answers from.
     pub resolver: Arc<dyn gossamer_dns::Directory>,
-    /// The mesh zone.
-    pub zone: Arc<gossamer_dns::Zone>,
+    /// What DNS answers for.
+    pub zone: Arc<gossamer_dns::Zones>,
     /// Tokens; refused where this node is no issuer.
     pub issuer: IssuerHandle,
     /// Statements and issuers.

@@ -72,7 +72,9 @@ impl From<JsonRejection> for Refusal {
 impl From<ExposeError> for Refusal {
     fn from(error: ExposeError) -> Self {
         match error {
-            ExposeError::NotAllowed { .. } | ExposeError::Owned { .. } => Self::denied(error),
+            ExposeError::NotAllowed { .. }
+            | ExposeError::FqdnNotAllowed { .. }
+            | ExposeError::Owned { .. } => Self::denied(error),
             ExposeError::NoPort { .. } | ExposeError::Record(_) | ExposeError::Target { .. } => {
                 Self::malformed(error)
             }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use gossamer_core::catalog::ServiceView;
 use gossamer_core::vip::{Pool, PortState, VipName};
-use gossamer_dns::{Directory, InstanceEntry, ServiceEntry, Target, VipAnswer, Zone};
+use gossamer_dns::{CustomTarget, Directory, InstanceEntry, ServiceEntry, Target, VipAnswer, Zone};
 use gossamer_wire::token::Claims;
 use gossamer_wire::{GroupName, InstanceName, MeshId, NodeId, NodeName, ServiceName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -89,6 +89,10 @@ impl Directory for Orders {
 
     fn has_group(&self, _: &GroupName) -> bool {
         false
+    }
+
+    fn custom(&self, _: &str) -> Option<CustomTarget> {
+        None
     }
 
     fn pointer(&self, _: Ipv4Addr) -> Option<Target> {
@@ -216,7 +220,9 @@ impl Daemon {
             vips: Arc::new(Stolen),
             relay: Arc::new(Echo),
             resolver: Arc::new(Orders),
-            zone: Arc::new(Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16).expect("a zone")),
+            zone: Arc::new(
+                Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16).expect("a zone").into(),
+            ),
             issuer,
             authority,
             live,
@@ -255,6 +261,7 @@ fn expose(service: &str) -> Expose {
         target: None,
         to: messages::Audience::All,
         metadata: BTreeMap::new(),
+        fqdns: Vec::new(),
         weight: 100,
     }
 }

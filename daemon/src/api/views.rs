@@ -9,10 +9,13 @@ use std::sync::Arc;
 use gossamer_core::catalog::{InstanceView, Nearness, ServiceView, Waiting};
 use gossamer_core::membership::MemberState;
 use gossamer_core::vip::{PortState, VipName};
-use gossamer_wire::{DecodeError, GroupName, NodeId, ServiceName};
+use gossamer_dns::Zones;
+use gossamer_wire::{DecodeError, Fqdn, GroupName, NodeId, ServiceName};
 use time::OffsetDateTime;
 
-use super::messages::{Audience, Finding, InstanceRow, NodeRow, PortRow, ServiceRow, VipRow, WaitingRow};
+use super::messages::{
+    Audience, Finding, FqdnRow, InstanceRow, NodeRow, PortRow, ServiceRow, VipRow, WaitingRow,
+};
 use crate::app::About;
 use crate::authority::Known;
 use crate::catalog::Holdings;
@@ -53,6 +56,7 @@ pub(super) fn node_row(summary: &NodeSummary, this: NodeId, holdings: &Holdings,
         held,
         quarantined: view.map_or(0, |view| view.quarantined),
         outside_claims: view.map_or(0, |view| view.outside_claims),
+        outside_suffixes: view.map_or(0, |view| view.outside_suffixes),
         certificate_ends: view.map(|view| view.not_after),
         claims: view.map(|view| view.claims.clone()),
         has_statements: is_this || view.and_then(|view| view.statement_digest) == Some(known.digest),
@@ -80,6 +84,7 @@ pub(super) fn waiting_row(of: &Waiting, name_of: impl Fn(NodeId) -> String) -> W
         held_because: (of.held > 0).then(|| held_because(of).to_owned()),
         quarantined: of.quarantined.iter().map(fragment).collect(),
         outside_claims: of.outside_claims,
+        outside_suffixes: of.outside_suffixes,
     }
 }
 
@@ -113,6 +118,17 @@ pub(super) fn waiting_findings(of: &Waiting, name_of: impl Fn(NodeId) -> String)
             fix: format!("withdraw them there, or let {name} join with a token whose --allow-service fits"),
         });
     }
+    if of.outside_suffixes > 0 {
+        findings.push(Finding {
+            text: format!(
+                "{} FQDNs of node {name} lie outside its certificate and are not answered",
+                of.outside_suffixes
+            ),
+            fix: format!(
+                "expose without them there, or let {name} join with a token whose --allow-fqdn fits"
+            ),
+        });
+    }
     if of.held > 0 && of.has_card {
         findings.push(Finding {
             text: format!("{} adverts of node {name} wait: {}", of.held, held_because(of)),
@@ -130,15 +146,29 @@ pub(super) fn members_alive(nodes: &[Arc<NodeSummary>], this: NodeId) -> usize {
     1 + nodes.iter().filter(lives).count()
 }
 
-pub(super) fn service_row(view: &ServiceView, with_hidden: bool) -> ServiceRow {
-    let hidden = view.hidden.iter().filter(|_| with_hidden);
-    ServiceRow {
-        service: view.service.clone(),
-        instances: view.instances.iter().chain(hidden).map(instance_row).collect(),
+/// Which custom names are answered here.
+pub(super) struct Answered<'a> {
+    pub(super) zones: &'a Zones,
+    /// Names that several services claim with the same right.
+    pub(super) disputed: Vec<(Fqdn, Vec<ServiceName>)>,
+}
+
+impl Answered<'_> {
+    fn row(&self, fqdn: &Fqdn, counts: bool) -> FqdnRow {
+        let is_disputed = self.disputed.iter().any(|(disputed, _)| disputed == fqdn);
+        FqdnRow { fqdn: fqdn.clone(), answered: counts && !is_disputed && self.zones.admits(fqdn) }
     }
 }
 
-fn instance_row(view: &InstanceView) -> InstanceRow {
+pub(super) fn service_row(view: &ServiceView, with_hidden: bool, answered: &Answered<'_>) -> ServiceRow {
+    let hidden = view.hidden.iter().filter(|_| with_hidden);
+    ServiceRow {
+        service: view.service.clone(),
+        instances: view.instances.iter().chain(hidden).map(|found| instance_row(found, answered)).collect(),
+    }
+}
+
+fn instance_row(view: &InstanceView, answered: &Answered<'_>) -> InstanceRow {
     let port = |port: &gossamer_wire::Port| PortRow { name: port.name.clone(), number: port.number };
     InstanceRow {
         instance: view.instance.clone(),
@@ -156,6 +186,7 @@ fn instance_row(view: &InstanceView) -> InstanceRow {
         .to_owned(),
         visible: view.visible,
         imported: view.imported,
+        fqdns: view.fqdns.iter().map(|fqdn| answered.row(fqdn, view.visible && view.imported)).collect(),
         address: view.addresses.first().copied(),
     }
 }
@@ -385,6 +416,21 @@ fn time_words(at: u64) -> String {
     let time = i64::try_from(at).ok().and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
     let time = time.and_then(|time| time.format(&time::format_description::well_known::Rfc3339).ok());
     time.unwrap_or_else(|| at.to_string())
+}
+
+/// Names the custom names inside this node's suffixes that several services claim with the same right.
+pub(super) fn disputed_findings(disputed: &[(Fqdn, Vec<ServiceName>)], zones: &Zones) -> Vec<Finding> {
+    let here = disputed.iter().filter(|(fqdn, _)| zones.admits(fqdn));
+    let finding = |(fqdn, services): &(Fqdn, Vec<ServiceName>)| {
+        let names: Vec<_> = services.iter().map(ServiceName::as_str).collect();
+        Finding {
+            text: format!("{fqdn} is not answered: {} claim it with the same right", names.join(" and ")),
+            fix: format!(
+                "expose all but one of them without --fqdn {fqdn}, or set an alias for the name here"
+            ),
+        }
+    };
+    here.map(finding).collect()
 }
 
 fn loser_finding((loser, winner): (&VipName, &VipName)) -> Finding {

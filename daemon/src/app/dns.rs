@@ -9,7 +9,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use tokio::net::{TcpListener, UdpSocket};
 
-use gossamer_dns::{DnsMetrics, DnsServer, Zone};
+use gossamer_dns::{DnsMetrics, DnsServer, Zones};
 
 use crate::resolver::Resolver;
 use crate::supervise::Stage;
@@ -99,7 +99,7 @@ async fn bind_both(address: SocketAddr, fallback: Option<String>) -> io::Result<
 pub(super) fn start(
     stage: &Stage,
     sockets: Sockets,
-    (resolver, zone, metrics): (Arc<Resolver>, Arc<Zone>, Arc<DnsMetrics>),
+    (resolver, zone, metrics): (Arc<Resolver>, Arc<Zones>, Arc<DnsMetrics>),
 ) {
     let stop = stage.stopping().clone();
     stage.spawn("dns", async move {

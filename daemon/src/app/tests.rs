@@ -149,6 +149,7 @@ fn expose(port: u16) -> ExposeRequest {
         target: None,
         visibility: Visibility::Own,
         metadata: Vec::new(),
+        fqdns: Vec::new(),
         weight: 100,
         owner: Owner::Operator,
     }

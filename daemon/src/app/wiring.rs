@@ -9,7 +9,7 @@ use quinn::Connection;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use gossamer_dns::{DnsMetrics, Zone};
+use gossamer_dns::DnsMetrics;
 use gossamer_wire::{RegionName, ServiceRecord, ZoneName};
 
 use super::mesh::{self, MeshParts};
@@ -53,7 +53,7 @@ impl<'a> Wiring<'a> {
     /// Starts all parts. Everything that can be refused is bound before anything is said to others.
     pub(super) async fn start(&self, stop: &CancellationToken) -> Result<Ready, RunError> {
         let (network, prefix) = self.settings.vip_pool.network();
-        let zone = Arc::new(Zone::new(&self.settings.dns_zone, network, prefix)?);
+        let zone = Arc::new(self.settings.zones().map_err(|(_, error)| error)?);
         let operators = self.settings.operators.clone();
         let callers = Stage::blocking(move || api::policy_blocking(&operators)).await?;
         let api_listener = api::bind(&self.settings.socket).await?;

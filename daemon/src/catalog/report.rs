@@ -32,6 +32,12 @@ pub(super) fn line(event: CatalogEvent, names: &IndexReader) -> Event {
                 owner.map_or_else(|| "an advert".to_owned(), |owner| format!("advert of {}", name(owner)));
             entry(who, ("received", "refused"), &format!("{why:?}"), name(from))
         }
+        CatalogEvent::FqdnsDropped { node, count } => entry(
+            format!("names of node {}", name(node)),
+            ("received", "dropped"),
+            &format!("{count} FQDNs are outside the suffixes its certificate allows"),
+            this(),
+        ),
         CatalogEvent::Forgotten { node } => entry(
             format!("node {}", name(node)),
             ("silent", "forgotten"),

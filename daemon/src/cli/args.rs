@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use gossamer_wire::{FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, ServiceName};
+use gossamer_wire::{Fqdn, FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, ServiceName};
 
 use super::name_port::{ForwardSpec, LocalAddress, NamePort, OwnName, PortSpec, TargetSpec};
 use super::name_port::{audience, certified, pair};
@@ -375,6 +375,9 @@ pub(super) struct Expose {
     /// Groups that may see it beside the own one, or all
     #[arg(long, value_name = "GROUP,..|all", value_parser = audience)]
     pub(super) to: Option<Audience>,
+    /// Name outside the mesh zones that it is called by as well, or *.SUFFIX; must lie below an --allow-fqdn of this node
+    #[arg(long, value_name = "FQDN")]
+    pub(super) fqdn: Vec<Fqdn>,
     /// Pairs shown in TXT
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     pub(super) meta: Vec<(String, String)>,

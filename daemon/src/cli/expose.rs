@@ -40,6 +40,10 @@ fn lines(exposed: &Exposed) -> Vec<String> {
             exposed.holders.min(exposed.members)
         ),
     ];
+    if !exposed.fqdns.is_empty() {
+        let names: Vec<_> = exposed.fqdns.iter().map(ToString::to_string).collect();
+        lines.push(format!("also named  {}, where dns.fqdn_suffixes hold that", names.join(", ")));
+    }
     lines.extend(exposed.warnings.iter().map(|warning| format!("warning: {warning}")));
     lines
 }
@@ -77,6 +81,7 @@ fn base(asked: args::Expose) -> Expose {
         target: asked.target.and_then(|target| target.ip),
         to: asked.to.unwrap_or_default(),
         metadata: asked.meta.into_iter().collect(),
+        fqdns: asked.fqdn,
         weight: asked.weight,
     }
 }
@@ -95,6 +100,7 @@ pub(super) fn from_variable(text: &str) -> Result<Vec<Expose>, Failure> {
             target: None,
             to: crate::api::messages::Audience::Own,
             metadata: std::collections::BTreeMap::new(),
+            fqdns: Vec::new(),
             weight: 100,
         })
     })
@@ -168,6 +174,7 @@ mod tests {
             service: "db".parse().expect("name"),
             instance: "vm-b".parse().expect("name"),
             name: "db.mesh.internal".to_owned(),
+            fqdns: vec!["pg.corp.example".parse().expect("name")],
             ports: Vec::new(),
             check: "TCP connect each 5 s".to_owned(),
             visibility: "groups east, west".to_owned(),
@@ -180,6 +187,7 @@ mod tests {
         for words in [
             "TCP connect each 5 s",
             "groups east, west",
+            "also named  pg.corp.example, where dns.fqdn_suffixes",
             "going to    2 other members, 2 of them connected",
             "warning: nobody listens",
         ] {

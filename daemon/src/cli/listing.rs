@@ -6,7 +6,7 @@ use super::args::{Services, Shape};
 use super::failure::Failure;
 use super::{output, token};
 use crate::api::Client;
-use crate::api::messages::{InstanceRow, NodeRow, ServiceRow};
+use crate::api::messages::{FqdnRow, InstanceRow, NodeRow, ServiceRow};
 
 pub(super) async fn nodes(client: &Client, shape: Shape) -> Result<(), Failure> {
     let rows: Vec<NodeRow> = client.get("/v1/nodes").await?;
@@ -41,8 +41,12 @@ fn node_notes(row: &NodeRow) -> Vec<String> {
         let by = row.by.as_ref().map(|by| format!(" (says {by})")).unwrap_or_default();
         notes.push(format!("{reason}{by}"));
     }
-    let counts =
-        [(row.held, "held"), (row.quarantined, "quarantined"), (row.outside_claims, "outside its claims")];
+    let counts = [
+        (row.held, "held"),
+        (row.quarantined, "quarantined"),
+        (row.outside_claims, "outside its claims"),
+        (row.outside_suffixes, "FQDNs outside its suffixes"),
+    ];
     notes
         .extend(counts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")));
     if row.lease_seconds == Some(0) {
@@ -66,10 +70,14 @@ fn instance_cells(row: &ServiceRow, instance: &InstanceRow) -> Vec<String> {
         if port.name.as_str() == number { number } else { format!("{}:{number}", port.name) }
     };
     let note = match (instance.visible, instance.imported) {
-        (false, _) => "hidden",
-        (true, false) => "not imported",
-        (true, true) => "",
+        (false, _) => Some("hidden".to_owned()),
+        (true, false) => Some("not imported".to_owned()),
+        (true, true) => None,
     };
+    let named = |row: &FqdnRow| {
+        if row.answered { row.fqdn.to_string() } else { format!("{} not answered", row.fqdn) }
+    };
+    let notes: Vec<_> = note.into_iter().chain(instance.fqdns.iter().map(named)).collect();
     vec![
         row.service.to_string(),
         instance.instance.to_string(),
@@ -78,7 +86,7 @@ fn instance_cells(row: &ServiceRow, instance: &InstanceRow) -> Vec<String> {
         instance.ports.iter().map(port).collect::<Vec<_>>().join(","),
         instance.state.clone(),
         instance.nearness.clone(),
-        note.to_owned(),
+        notes.join(", "),
     ]
 }
 
@@ -108,6 +116,7 @@ mod tests {
             held: 0,
             quarantined: 0,
             outside_claims: 0,
+            outside_suffixes: 0,
             certificate_ends: None,
             has_statements: false,
             claims: None,
@@ -147,13 +156,16 @@ mod tests {
             nearness: "any".to_owned(),
             visible: true,
             imported: false,
+            fqdns: [("pg.corp.example", true), ("*.debian.org", false)]
+                .map(|(fqdn, answered)| FqdnRow { fqdn: fqdn.parse().expect("name"), answered })
+                .into(),
             address: None,
         };
         let row = ServiceRow { service: "db".parse().expect("name"), instances: vec![instance.clone()] };
         let cells = instance_cells(&row, &instance);
         assert_eq!(cells[4], "5432,admin:80");
-        assert_eq!(cells[7], "not imported");
-        let hidden = InstanceRow { visible: false, ..instance };
+        assert_eq!(cells[7], "not imported, pg.corp.example, *.debian.org not answered");
+        let hidden = InstanceRow { visible: false, fqdns: Vec::new(), ..instance };
         assert_eq!(instance_cells(&row, &hidden)[7], "hidden");
     }
 }

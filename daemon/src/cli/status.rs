@@ -46,7 +46,7 @@ fn lines(status: &Status) -> Vec<String> {
         line("services", &status.services),
         line("issuers", &format_args!("{issuers}{root}")),
         line("claims", &claims),
-        line("dns", &status.dns),
+        line("dns", &format_args!("{} for {}", status.dns, status.dns_names.join(" "))),
         line("mesh port", &format_args!("udp {}, advertised {}", status.mesh_listen, advertised.join(" "))),
         line("socket", &status.socket.display()),
         line("state", &status.state_dir.display()),
@@ -54,10 +54,11 @@ fn lines(status: &Status) -> Vec<String> {
     for of in &status.waiting {
         let held = of.held_because.as_ref().map(|why| format!(", {why}")).unwrap_or_default();
         let counts = format!(
-            "{} held{held}; {} quarantined; {} outside its claims",
+            "{} held{held}; {} quarantined; {} outside its claims; {} FQDNs outside its suffixes",
             of.held,
             of.quarantined.len(),
-            of.outside_claims
+            of.outside_claims,
+            of.outside_suffixes
         );
         lines.push(line("not served", &format_args!("of {}: {counts}", of.node)));
     }
@@ -109,6 +110,7 @@ mod tests {
                 region: None,
             },
             dns: "127.241.0.53:4653".parse().expect("address"),
+            dns_names: vec!["mesh.internal".to_owned(), "corp.example".to_owned()],
             mesh_listen: "[::]:4687".parse().expect("address"),
             advertised: vec!["192.0.2.1:4687".parse().expect("address")],
             socket: "/run/gossamer/gossamer-1.sock".into(),
@@ -124,6 +126,7 @@ mod tests {
                 held_because: Some("its card has not come".to_owned()),
                 quarantined: vec!["fragment 1: no port".to_owned()],
                 outside_claims: 0,
+                outside_suffixes: 0,
             }],
             services: 2,
             vips: vec![VipRow {
@@ -154,7 +157,7 @@ mod tests {
             "not served  of vm-x: 2 held, its card has not come; 1 quarantined; 0 outside its claims",
             "issuers     vm-a, vm-b; the root key is on this machine",
             "claims      service web-*",
-            "dns         127.241.0.53:4653",
+            "dns         127.241.0.53:4653 for mesh.internal corp.example",
             "vip         127.241.3.4:5432 db stolen by postgres",
         ] {
             assert!(text.contains(words), "{words} is missing in\n{text}");

@@ -91,7 +91,15 @@ fn entry(path: &Path, name: &str, value: &Value) -> Result<Given, Fault> {
                 || fault("the list holds something else than text".to_owned(), "quote each item".to_owned()),
             )?,
         ),
-        Value::Float(_) | Value::Boolean(_) | Value::Datetime(_) | Value::Table(_) => {
+        Value::Boolean(flag) => Raw::Flag(*flag),
+        Value::Table(pairs) if name == "alias" => {
+            let pair = |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_owned()));
+            Raw::Pairs(pairs.iter().map(pair).collect::<Option<_>>().ok_or_else(|| {
+                let fix = "quote both sides, for example \"pg.corp.example\" = \"orders-db\"".to_owned();
+                fault("a line is no pair of texts".to_owned(), fix)
+            })?)
+        }
+        Value::Float(_) | Value::Datetime(_) | Value::Table(_) => {
             return Err(fault(
                 format!("a {} stands where text, a number or a list is expected", value.type_str()),
                 "quote the value".to_owned(),

@@ -5,11 +5,15 @@
 use super::{Flags, Host};
 
 /// Every key of the configuration, sorted. Each is also a variable: `dns.zone` is `GOSSAMER_DNS_ZONE`.
-pub const KEYS: [&str; 16] = [
+pub const KEYS: [&str; 20] = [
     "advertise",
+    "alias",
     "api.operators",
     "dns.address",
+    "dns.clusterset",
+    "dns.fqdn_suffixes",
     "dns.zone",
+    "dns.zones",
     "import",
     "listen",
     "log.format",
@@ -30,6 +34,9 @@ pub(super) enum Raw {
     Text(String),
     List(Vec<String>),
     Number(i64),
+    Flag(bool),
+    /// Of a table whose keys are the operator's.
+    Pairs(Vec<(String, String)>),
 }
 
 /// A value with its key and where it stands.

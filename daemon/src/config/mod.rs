@@ -10,6 +10,7 @@ mod fault;
 mod file;
 mod host;
 mod keys;
+mod names;
 mod remembered;
 mod slot;
 mod values;
@@ -20,11 +21,12 @@ use std::path::{Path, PathBuf};
 
 use gossamer_core::catalog::Imports;
 use gossamer_core::vip::Pool;
-use gossamer_wire::{RegionName, ZoneName};
+use gossamer_wire::{FqdnSuffix, RegionName, ZoneName};
 
 pub use fault::{ConfigError, Fault, nearest};
 pub use host::Host;
 pub use keys::{KEYS, flag_of};
+pub use names::{Alias, AliasTarget, target_of};
 pub use remembered::{REMEMBERED_FILE, Remembered, remember};
 pub use slot::{Slot, SlotChoice};
 pub use values::{LogFormat, Operator};
@@ -79,6 +81,14 @@ pub struct Settings {
     pub region: Option<RegionName>,
     /// The mesh zone, lower case, without a final dot. Default `mesh.internal`.
     pub dns_zone: String,
+    /// Further mesh zones with the same names. Default none.
+    pub dns_zones: Vec<String>,
+    /// Suffixes below which custom names of services are answered here. Default none.
+    pub fqdn_suffixes: Vec<FqdnSuffix>,
+    /// Names that stand for services here. Default none.
+    pub aliases: Vec<Alias>,
+    /// Whether the names of the Kubernetes multi-cluster services API are answered. Default no.
+    pub clusterset: bool,
     /// Where DNS is answered; `None`: `<pool>.0.53`, port 53, else 4653.
     pub dns_address: Option<SocketAddr>,
     /// The pool of virtual addresses. Default 127.(240 + slot).0.0/16.
@@ -120,6 +130,9 @@ impl Config {
         let mut config = Self { values, sources, remembered, host: host.clone(), file: path };
         config.check_paths(&mut faults);
         config.read_remembered(&mut faults);
+        if faults.is_empty() {
+            config.check_names(&mut faults);
+        }
         if faults.is_empty() { Ok(config) } else { Err(ConfigError { faults }) }
     }
 
@@ -158,6 +171,10 @@ impl Config {
             zone: values.zone.clone(),
             region: values.region.clone(),
             dns_zone: values.dns_zone.clone().unwrap_or_else(|| "mesh.internal".to_owned()),
+            dns_zones: values.dns_zones.clone(),
+            fqdn_suffixes: values.fqdn_suffixes.clone(),
+            aliases: values.aliases.clone(),
+            clusterset: values.clusterset.unwrap_or(false),
             dns_address: values.dns_address.map(|address| address.or_port(53)),
             vip_pool: values.vip_pool.unwrap_or_else(|| Pool::of_slot(slot.number())),
             log_level: values.log_level.unwrap_or(tracing::Level::INFO),
@@ -216,6 +233,17 @@ impl Config {
         self.host.runtime_dir().unwrap_or_else(|| state_dir.to_owned()).join(name)
     }
 
+    /// Checks that all that is answered can stand beside each other.
+    fn check_names(&self, faults: &mut Vec<Fault>) {
+        if let Err((key, error)) = self.settings(Slot::FIRST).zones() {
+            faults.push(Fault {
+                place: self.sources.get(key).cloned().unwrap_or_else(|| key.to_owned()),
+                why: error.to_string(),
+                fix: "correct or remove it".to_owned(),
+            });
+        }
+    }
+
     /// Checks what can only be known once all sources are merged.
     fn check_paths(&self, faults: &mut Vec<Fault>) {
         let Some(state_dir) = self.state_dir(Slot::LAST) else {
@@ -257,12 +285,21 @@ impl Settings {
         let quote = |text: &dyn std::fmt::Display| format!("\"{text}\"");
         let list = |items: Vec<String>| format!("[{}]", items.join(", "));
         let option = |value: Option<String>| value.unwrap_or_else(|| "\"\"".to_owned());
+        let alias = |alias: &Alias| format!("\"{}\" = \"{}\"", alias.name, alias.target);
+        let aliases: Vec<_> = self.aliases.iter().map(alias).collect();
         let dns = self.dns_candidates().first().map(|address| quote(address));
         vec![
             ("advertise", list(self.advertise.iter().map(|address| quote(address)).collect())),
+            (
+                "alias",
+                if aliases.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", aliases.join(", ")) },
+            ),
             ("api.operators", list(self.operators.iter().map(|operator| quote(operator)).collect())),
             ("dns.address", option(dns)),
+            ("dns.clusterset", self.clusterset.to_string()),
+            ("dns.fqdn_suffixes", list(self.fqdn_suffixes.iter().map(|suffix| quote(suffix)).collect())),
             ("dns.zone", quote(&self.dns_zone)),
+            ("dns.zones", list(self.dns_zones.iter().map(|zone| quote(zone)).collect())),
             ("import", list(self.import.0.iter().map(|import| quote(import)).collect())),
             ("listen", quote(&self.listen)),
             ("log.format", quote(&self.log_format)),

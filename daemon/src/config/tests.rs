@@ -235,3 +235,77 @@ fn what_is_shown_can_be_written_to_the_file() {
     let again = with_file(&text, Flags::default(), user()).expect(&text).settings(Slot::FIRST);
     assert_eq!(again, first);
 }
+
+#[test]
+fn names_beside_the_zone_come_from_the_file_or_the_environment() {
+    let text = "[dns]\nzones = [\"Mesh.example.\"]\nfqdn_suffixes = [\"corp.example\", \"test\"]\nclusterset = true\n\
+                [alias]\n\"pg.corp.example\" = \"orders-db\"\n\"x.y\" = \"vm-b.orders-db.west\"\n";
+    let settings = with_file(text, Flags::default(), user()).expect("valid").settings(Slot::FIRST);
+    assert_eq!(settings.dns_zones, ["mesh.example"]);
+    assert!(settings.clusterset);
+    let zones = settings.zones().expect("they stand beside each other");
+    let all = [
+        "mesh.internal",
+        "mesh.example",
+        "clusterset.local",
+        "corp.example",
+        "test",
+        "pg.corp.example",
+        "x.y",
+    ];
+    assert_eq!(zones.routed(), all);
+
+    // What is shown can be written back.
+    let shown: String = settings
+        .entries()
+        .iter()
+        .filter(|(key, _)| *key == "alias" || key.starts_with("dns."))
+        .map(|(key, value)| format!("{key} = {value}\n"))
+        .collect();
+    let again = with_file(&shown, Flags::default(), user()).expect("valid").settings(Slot::FIRST);
+    assert_eq!((again.aliases, again.fqdn_suffixes), (settings.aliases, settings.fqdn_suffixes));
+
+    let mut host = user();
+    for (name, value) in [("DNS_CLUSTERSET", "true"), ("ALIAS", "pg.corp.example=orders-db, a.b=c")] {
+        host.variables.insert(format!("GOSSAMER_{name}"), value.to_owned());
+    }
+    let settings = Config::load(&Flags::default(), &host).expect("valid").settings(Slot::FIRST);
+    assert_eq!((settings.clusterset, settings.aliases.len()), (true, 2));
+}
+
+#[test]
+fn names_of_others_and_names_that_meet_are_refused_with_the_reason() {
+    for (text, words) in [
+        (
+            "[dns]\nzone = \"local\"",
+            "dns.zone: \"local\" cannot be a mesh zone: it belongs to mDNS, multicast DNS",
+        ),
+        ("[dns]\nzone = \"internal\"", "shared by every private network"),
+        ("[dns]\nzone = \"cluster.local\"", "it belongs to Kubernetes"),
+        (
+            "[dns]\nzones = [\"10.in-addr.arpa\"]",
+            "dns.zones: \"10.in-addr.arpa\" cannot be a mesh zone: it holds the reverse",
+        ),
+        (
+            "[dns]\nzones = [\"a.mesh.internal\"]",
+            "dns.zones: \"a.mesh.internal\" lies in the zone \"mesh.internal\"",
+        ),
+        (
+            "[dns]\nfqdn_suffixes = [\"local\"]",
+            "dns.fqdn_suffixes: \"local\" cannot be one of dns.fqdn_suffixes",
+        ),
+        ("[dns]\nfqdn_suffixes = [\"*.corp\"]", "dns.fqdn_suffixes: "),
+        ("[dns]\nclusterset = \"maybe\"", "none of true, false"),
+        ("[dns]\nclusterset = true\nzones = [\"x.clusterset.local\"]", "dns.clusterset: "),
+        (
+            "[alias]\n\"pg.mesh.internal\" = \"db\"",
+            "alias: \"pg.mesh.internal\" cannot be an alias: it lies in the zone",
+        ),
+        ("[alias]\n\"pg.corp.example\" = \"a.b.c.d\"", "SERVICE.GROUP"),
+        ("[alias]\npg.corp.example = \"db\"", "quote both sides"),
+        ("[alias]\n\"*.corp.example\" = \"db\"", "a-z"),
+    ] {
+        let [fault] = &faults(text)[..] else { panic!("{text}: one fault") };
+        assert!(fault.contains(words) && fault.contains("; "), "{text}: {fault}");
+    }
+}

@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use gossamer_core::catalog::Imports;
 use gossamer_core::vip::{Pool, PoolError};
+use gossamer_dns::{Zone, ZoneError};
 use gossamer_wire::limits::MAX_ADDRESSES;
-use gossamer_wire::{Label, RegionName, ZoneName};
+use gossamer_wire::{FqdnSuffix, RegionName, ZoneName};
 
 use super::fault::nearest;
 use super::keys::Raw;
+use super::names::Alias;
 use super::slot::SlotChoice;
 use crate::duration;
 
@@ -56,6 +58,10 @@ pub(super) struct Values {
     pub(super) zone: Option<ZoneName>,
     pub(super) region: Option<RegionName>,
     pub(super) dns_zone: Option<String>,
+    pub(super) dns_zones: Vec<String>,
+    pub(super) fqdn_suffixes: Vec<FqdnSuffix>,
+    pub(super) aliases: Vec<Alias>,
+    pub(super) clusterset: Option<bool>,
     pub(super) dns_address: Option<HostPort>,
     pub(super) vip_pool: Option<Pool>,
     pub(super) log_level: Option<tracing::Level>,
@@ -109,11 +115,19 @@ impl Values {
     pub(super) fn assign(&mut self, key: &str, raw: &Raw) -> Result<(), Wrong> {
         match key {
             "advertise" => self.advertise = addresses(raw)?,
+            "alias" => self.aliases = aliases(raw)?,
             "api.operators" => {
                 self.operators = list(raw)?.iter().map(|item| operator(item)).collect::<Result<_, _>>()?;
             }
             "dns.address" => self.dns_address = Some(text(raw).and_then(host_port)?),
+            "dns.clusterset" => self.clusterset = Some(flag(raw)?),
+            "dns.fqdn_suffixes" => {
+                self.fqdn_suffixes = list(raw)?.iter().map(|item| parsed(item)).collect::<Result<_, _>>()?;
+            }
             "dns.zone" => self.dns_zone = Some(text(raw).and_then(dns_zone)?),
+            "dns.zones" => {
+                self.dns_zones = list(raw)?.iter().map(|item| dns_zone(item)).collect::<Result<_, _>>()?;
+            }
             "import" => {
                 let patterns = list(raw)?;
                 self.import = Imports(patterns.iter().map(|item| parsed(item)).collect::<Result<_, _>>()?);
@@ -154,7 +168,44 @@ fn text(raw: &Raw) -> Result<&str, Wrong> {
         Raw::Number(number) => {
             Err((format!("the number {number} stands where text is expected"), "quote the value".to_owned()))
         }
+        Raw::Flag(flag) => Err((
+            format!("the boolean {flag} stands where text is expected"),
+            "write text in quotes".to_owned(),
+        )),
+        Raw::Pairs(_) => {
+            Err(("a table stands where text is expected".to_owned(), "write one value".to_owned()))
+        }
     }
+}
+
+fn flag(raw: &Raw) -> Result<bool, Wrong> {
+    match raw {
+        Raw::Flag(flag) => Ok(*flag),
+        // The environment has text only.
+        raw => word(raw, &[("true", true), ("false", false)]),
+    }
+}
+
+/// Pairs are `NAME=TARGET,..` where the source has text only.
+fn aliases(raw: &Raw) -> Result<Vec<Alias>, Wrong> {
+    let pairs = match raw {
+        Raw::Pairs(pairs) => pairs.clone(),
+        raw => {
+            let pair = |item: &String| {
+                item.split_once('=').map(|(name, target)| (name.to_owned(), target.to_owned()))
+            };
+            let pairs = list(raw)?.iter().map(pair).collect::<Option<_>>();
+            pairs.ok_or_else(|| {
+                ("an alias has no `=`".to_owned(), "write for example pg.corp.example=orders-db".to_owned())
+            })?
+        }
+    };
+    let alias = |(name, target): (String, String)| {
+        let target =
+            target.parse().map_err(|why| (format!("{name:?}: {why}"), "correct the value".to_owned()))?;
+        Ok(Alias { name, target })
+    };
+    pairs.into_iter().map(alias).collect()
 }
 
 /// Lists are comma-separated where the source has text only.
@@ -162,8 +213,8 @@ fn list(raw: &Raw) -> Result<Vec<String>, Wrong> {
     match raw {
         Raw::List(items) => Ok(items.clone()),
         Raw::Text(text) => Ok(text.split(',').map(|item| item.trim().to_owned()).collect()),
-        Raw::Number(_) => {
-            Err(("a number stands where a list is expected".to_owned(), "write [\"..\"]".to_owned()))
+        Raw::Number(_) | Raw::Flag(_) | Raw::Pairs(_) => {
+            Err(("something else stands where a list is expected".to_owned(), "write [\"..\"]".to_owned()))
         }
     }
 }
@@ -204,24 +255,18 @@ fn host_port(text: &str) -> Result<HostPort, Wrong> {
 }
 
 fn dns_zone(text: &str) -> Result<String, Wrong> {
-    let zone = text.trim_end_matches('.').to_ascii_lowercase();
     let fix = || "write a zone of your own, for example mesh.internal".to_owned();
-    if ["local", "internal", "cluster.local"].contains(&zone.as_str()) {
-        return Err((format!("{zone} belongs to others (mDNS, ICANN, Kubernetes)"), fix()));
-    }
-    if zone.len() > 100 {
-        return Err(("the zone is longer than 100 characters, no name would fit below it".to_owned(), fix()));
-    }
-    for label in zone.split('.') {
-        label.parse::<Label>().map_err(|error| (error.to_string(), fix()))?;
-    }
-    Ok(zone)
+    Zone::check_name(text).map_err(|error| match error {
+        ZoneError::Reserved { name, why } => (format!("{name:?} cannot be a mesh zone: {why}"), fix()),
+        ZoneError::Malformed { why, .. } => (why, fix()),
+        error => (error.to_string(), fix()),
+    })
 }
 
 fn slot(raw: &Raw) -> Result<SlotChoice, Wrong> {
     let text = match raw {
         Raw::Number(number) => number.to_string(),
-        Raw::Text(_) | Raw::List(_) => text(raw)?.to_owned(),
+        Raw::Text(_) | Raw::List(_) | Raw::Flag(_) | Raw::Pairs(_) => text(raw)?.to_owned(),
     };
     parsed(&text)
 }

@@ -93,6 +93,34 @@ fn a_group_exists_while_a_service_has_a_visible_instance_in_it() {
 }
 
 #[test]
+fn a_custom_name_is_held_while_an_instance_behind_the_short_name_claims_it() {
+    let mut writer = IndexWriter::default();
+    let reader = writer.reader();
+    let claiming = |group: &str, rank: u16, fqdns: &[&str]| InstanceView {
+        rank,
+        fqdns: fqdns.iter().map(|fqdn| fqdn.parse().expect("FQDN")).collect(),
+        ..instance("n1", group)
+    };
+    let found = |name: &str| match reader.custom(name) {
+        Some(CustomTarget::Service(service)) => service.to_string(),
+        other => format!("{other:?}"),
+    };
+    let own = || claiming("east", 0, &["pg.test", "*.test"]);
+    writer.set_service(&service("db"), view("db", vec![own(), claiming("west", 2, &["pg.test", "b.test"])]));
+    writer.set_service(&service("web"), view("web", vec![claiming("west", 1, &["pg.test", "b.test"])]));
+    assert_eq!([found("pg.test"), found("b.test"), found("x.test")], ["db", "web", "db"]);
+    let foreign = InstanceView { imported: false, ..own() };
+    writer.set_service(&service("db"), view("db", vec![foreign.clone()]));
+    assert_eq!([found("pg.test"), found("x.test")], ["web".to_owned(), "None".to_owned()]);
+    writer.set_service(&service("db"), view("db", vec![foreign, claiming("west", 1, &["pg.test"])]));
+    assert!(matches!(reader.custom("pg.test"), Some(CustomTarget::Disputed(_))));
+    assert_eq!(reader.disputed(), [("pg.test".parse().expect("FQDN"), vec![service("db"), service("web")])]);
+    writer.set_service(&service("db"), None);
+    writer.set_service(&service("web"), None);
+    assert_eq!(reader.custom("pg.test"), None);
+}
+
+#[test]
 fn followers_are_told_of_differences_only_and_an_equal_view_stays_the_same_one() {
     let mut writer = IndexWriter::default();
     let reader = writer.reader();

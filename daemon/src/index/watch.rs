@@ -67,7 +67,8 @@ pub enum WatchLine {
         was: String,
         /// The state after; equal when only the content changed.
         now: String,
-        /// What of the content changed: `ports`, `weight`, `metadata`, `address`, `place`, `visibility`.
+        /// What of the content changed: `ports`, `weight`, `metadata`, `address`, `place`, `fqdns`,
+        /// `visibility`.
         changed: Vec<String>,
         /// Ports clients may use.
         ports: Vec<WatchPort>,
@@ -234,6 +235,7 @@ fn differences(was: &InstanceView, now: &InstanceView) -> Vec<String> {
         ("metadata", was.metadata != now.metadata),
         ("address", was.addresses != now.addresses || was.tries != now.tries),
         ("place", place(was) != place(now)),
+        ("fqdns", was.fqdns != now.fqdns),
         ("visibility", (was.visible, was.imported, was.stale) != (now.visible, now.imported, now.stale)),
     ];
     parts.into_iter().filter(|(_, differs)| *differs).map(|(part, _)| part.to_owned()).collect()

@@ -117,7 +117,11 @@ impl Book {
             }
             match service.spec.check(&book.rules) {
                 Ok(()) => book.insert(service.spec.into(), service.tries, &service.wildcard_ports),
-                Err(fault @ (ExposeError::NotAllowed { .. } | ExposeError::Target { .. })) => {
+                Err(
+                    fault @ (ExposeError::NotAllowed { .. }
+                    | ExposeError::FqdnNotAllowed { .. }
+                    | ExposeError::Target { .. }),
+                ) => {
                     book.barred.insert(key.clone(), service);
                     faults.push((key, fault));
                 }

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use gossamer_core::callers::Owner;
 use gossamer_wire::limits::{MAX_FRAGMENTS, MAX_OWN_RECORDS};
-use gossamer_wire::{InstanceName, PortName, ServiceName, ServiceRecord, Transport, Visibility};
+use gossamer_wire::{Fqdn, InstanceName, PortName, ServiceName, ServiceRecord, Transport, Visibility};
 
 use super::target::Denial;
 use crate::store::StoreError;
@@ -30,6 +30,8 @@ pub struct ExposeRequest {
     pub visibility: Visibility,
     /// Free pairs, shown in TXT.
     pub metadata: Vec<(String, String)>,
+    /// Names outside the mesh zones it wants to be called by.
+    pub fqdns: Vec<Fqdn>,
     /// Share of traffic among equal instances; 0 takes none.
     pub weight: u16,
     /// Whose it is from then on.
@@ -76,6 +78,17 @@ pub enum ExposeError {
         /// The name.
         service: ServiceName,
         /// The patterns of the certificate, in words.
+        allowed: String,
+    },
+    /// The issuer's decision: no suffix of the certificate covers a name. Nothing changed.
+    #[error(
+        "this node may not export the name {fqdn}: {allowed}; join again with a token made by `gossamer token create \
+         --allow-fqdn SUFFIX`, where the name is below SUFFIX"
+    )]
+    FqdnNotAllowed {
+        /// The name.
+        fqdn: Fqdn,
+        /// What the certificate allows, in words.
         allowed: String,
     },
     /// The caller's fault. Nothing changed.

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use gossamer_core::callers::Owner;
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
-    DecodeError, Health, InstanceName, NodeName, Port, PortName, ServiceName, ServiceRecord, Transport,
-    Tries, Visibility,
+    DecodeError, Fqdn, FqdnSuffix, Health, InstanceName, NodeName, Port, PortName, ServiceName,
+    ServiceRecord, Transport, Tries, Visibility,
 };
 
 use super::request::{ExposeError, ExposeRequest, PortRequest};
@@ -41,6 +41,9 @@ pub(super) struct Spec {
     pub(super) visibility: Visibility,
     pub(super) weight: u16,
     pub(super) metadata: Vec<(String, String)>,
+    /// Absent in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) fqdns: Vec<Fqdn>,
     /// Who registered it; absent when an operator did, as in files of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) user: Option<u32>,
@@ -64,6 +67,9 @@ impl Spec {
             groups.sort();
             groups.dedup();
         }
+        let mut fqdns = request.fqdns;
+        fqdns.sort();
+        fqdns.dedup();
         let port = |port: PortRequest| PortSpec {
             name: port.name.unwrap_or_else(|| port.number.into()),
             number: port.number,
@@ -78,6 +84,7 @@ impl Spec {
             visibility,
             weight: request.weight,
             metadata: request.metadata,
+            fqdns,
             user: request.owner.user(),
         };
         spec.check(rules)?;
@@ -90,6 +97,14 @@ impl Spec {
         if !rules.claims.allow_service(self.service.as_str()) {
             let allowed = rules.claims.services.join(", ");
             return Err(ExposeError::NotAllowed { service: service(), allowed });
+        }
+        if let Some(fqdn) = self.fqdns.iter().find(|fqdn| !rules.claims.allow_fqdn(fqdn)) {
+            let suffixes: Vec<_> = rules.claims.fqdn_suffixes.iter().map(FqdnSuffix::as_str).collect();
+            let allowed = match suffixes.is_empty() {
+                true => "its certificate allows none".to_owned(),
+                false => format!("its certificate allows names below {}", suffixes.join(", ")),
+            };
+            return Err(ExposeError::FqdnNotAllowed { fqdn: fqdn.clone(), allowed });
         }
         if self.ports.is_empty() {
             return Err(ExposeError::NoPort { service: service() });
@@ -143,6 +158,7 @@ impl Spec {
             weight: self.weight,
             tries,
             metadata: self.metadata.clone(),
+            fqdns: self.fqdns.clone(),
         }
     }
 }
@@ -188,6 +204,30 @@ mod tests {
         let record = spec.record(Health::Failing, Tries::default());
         assert_eq!(record.ports[0].name.as_str(), "5432");
         assert_eq!(record.health, Health::Failing);
+    }
+
+    #[test]
+    fn a_name_of_its_own_must_lie_below_a_certified_suffix() {
+        let named = |fqdn: &str| ExposeRequest {
+            fqdns: vec![fqdn.parse().expect("FQDN"); 2],
+            ..request("orders", 5432)
+        };
+        let certified = Rules {
+            claims: Claims {
+                fqdn_suffixes: vec!["corp.example".parse().expect("suffix")],
+                ..Claims::default()
+            },
+            ..rules()
+        };
+        let spec = Spec::of(named("*.corp.example"), &certified).expect("certified");
+        assert_eq!(spec.record(Health::Passing, Tries::default()).fqdns.len(), 1, "each name once");
+        for (fqdn, rules, words) in [
+            ("pg.corp.example", &rules(), "its certificate allows none"),
+            ("*.debian.org", &certified, "names below corp.example"),
+        ] {
+            let error = Spec::of(named(fqdn), rules).expect_err(fqdn).to_string();
+            assert!(error.contains(words) && error.contains("--allow-fqdn"), "{error}");
+        }
     }
 
     #[test]

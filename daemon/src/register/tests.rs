@@ -30,6 +30,7 @@ pub(super) fn request(service: &str, port: u16) -> ExposeRequest {
         target: None,
         visibility: Visibility::Own,
         metadata: Vec::new(),
+        fqdns: Vec::new(),
         weight: 100,
         owner: Owner::Operator,
     }

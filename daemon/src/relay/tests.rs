@@ -53,6 +53,8 @@ pub(crate) fn instance(name: &str, group: &str) -> InstanceView {
         tries: Tries::default(),
         visible: true,
         imported: true,
+        rank: 0,
+        fqdns: Vec::new(),
         stale: false,
     }
 }
@@ -74,6 +76,7 @@ pub(crate) fn local_service(name: &str, instance: &str, port: u16, addr: SocketA
             weight: 100,
             tries: Tries::default(),
             metadata: Vec::new(),
+            fqdns: Vec::new(),
         },
         targets: vec![Target {
             addr,

@@ -17,7 +17,16 @@ fn ask(name: &str, kind: RecordType) -> Answer {
     ask_of(&mesh(), name, kind, 0)
 }
 
-fn data(records: &[Record]) -> Vec<String> {
+/// Types of every sort: with data somewhere, without, and all.
+pub(super) fn kinds() -> [RecordType; 5] {
+    [RecordType::A, RecordType::AAAA, RecordType::SRV, RecordType::ANY, RecordType::TXT]
+}
+
+pub(super) fn ends_in(data: &[String], suffix: &str) -> bool {
+    !data.is_empty() && data.iter().all(|text| text.ends_with(suffix))
+}
+
+pub(super) fn data(records: &[Record]) -> Vec<String> {
     records.iter().map(|record| record.data.to_string()).collect()
 }
 
@@ -50,7 +59,7 @@ fn assert_nodata(name: &str, kind: RecordType) {
 
 #[track_caller]
 fn assert_nxdomain(name: &str) {
-    for kind in [RecordType::A, RecordType::AAAA, RecordType::SRV, RecordType::ANY, RecordType::TXT] {
+    for kind in kinds() {
         assert_negative(name, kind, ResponseCode::NXDomain);
     }
 }
@@ -354,7 +363,7 @@ fn the_case_of_the_question_comes_back_in_the_owner() {
 fn an_instance_whose_name_would_be_too_long_is_left_out() {
     let long = "x".repeat(63);
     let mesh = Scripted::default().with(&long, vip(1), vec![instance(&long, &long, &long)]);
-    let zone = Zone::new(&"z".repeat(63), Ipv4Addr::new(127, 240, 0, 0), 16).expect("valid");
+    let zone = Zones::from(Zone::new(&"z".repeat(63), Ipv4Addr::new(127, 240, 0, 0), 16).expect("valid"));
     let name = Name::from_ascii(format!("_pg._tcp.{long}.{}.", "z".repeat(63))).expect("fits");
     let answer = answer(&Question { name, record_type: RecordType::SRV }, &mesh, &zone, 0);
     assert_eq!((answer.rcode, answer.answers.len()), (ResponseCode::NoError, 0));

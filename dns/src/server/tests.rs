@@ -266,6 +266,10 @@ impl Directory for Slow {
         self.mesh.has_group(group)
     }
 
+    fn custom(&self, name: &str) -> Option<crate::CustomTarget> {
+        self.mesh.custom(name)
+    }
+
     fn pointer(&self, vip: Ipv4Addr) -> Option<Target> {
         self.mesh.pointer(vip)
     }

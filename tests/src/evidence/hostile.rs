@@ -221,5 +221,6 @@ fn record(service: &str) -> Result<ServiceRecord> {
         weight: 100,
         tries: Tries::default(),
         metadata: Vec::new(),
+        fqdns: Vec::new(),
     })
 }

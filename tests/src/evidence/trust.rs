@@ -298,5 +298,6 @@ fn record(service: &str) -> ServiceRecord {
         weight: 100,
         tries: Tries::default(),
         metadata: Vec::new(),
+        fqdns: Vec::new(),
     }
 }

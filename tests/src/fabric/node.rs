@@ -239,6 +239,7 @@ fn record(node: usize, number: usize) -> ServiceRecord {
         weight: 100,
         tries: Tries::default(),
         metadata: Vec::new(),
+        fqdns: Vec::new(),
     }
 }
 

@@ -271,6 +271,7 @@ pub(super) fn record(service: ServiceName, instance: InstanceName) -> ServiceRec
         weight: 100,
         tries: Tries::default(),
         metadata: vec![("version".to_owned(), "15".to_owned())],
+        fqdns: Vec::new(),
     }
 }
 

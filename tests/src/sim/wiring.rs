@@ -201,6 +201,7 @@ impl Process {
             catalog::Output::Event(
                 CatalogEvent::Withdrawn { .. }
                 | CatalogEvent::Quarantined { .. }
+                | CatalogEvent::FqdnsDropped { .. }
                 | CatalogEvent::Forgotten { .. }
                 | CatalogEvent::NotPublished { .. }
                 | CatalogEvent::CardRefused { .. },

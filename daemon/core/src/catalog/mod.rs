@@ -40,6 +40,7 @@ use gossamer_wire::{
 use rand::rngs::SmallRng;
 
 use self::held::Route;
+use self::owner::Owner;
 use self::tree::Interval;
 use crate::outputs::trimmed;
 use crate::time::Now;
@@ -194,6 +195,14 @@ pub enum CatalogEvent {
         /// The reason.
         why: Refusal,
     },
+    /// A node publishes FQDNs outside its certified suffixes; its records are served without them. Said when there
+    /// are more of them than before.
+    FqdnsDropped {
+        /// The node.
+        node: NodeId,
+        /// How many there are.
+        count: usize,
+    },
     /// A silent node was forgotten.
     Forgotten {
         /// The node.
@@ -226,6 +235,8 @@ pub struct Counters {
     pub quarantined: u64,
     /// Records outside the claims of their node, not served.
     pub outside_claims: u64,
+    /// FQDNs outside the certified suffixes of their node, dropped.
+    pub outside_suffixes: u64,
     /// Adverts of others taken, those restored included.
     pub accepted: u64,
     /// Copies of what was stored already.
@@ -418,6 +429,7 @@ impl Catalog {
             counters.adverts += owner.adverts().count() as u64;
             counters.quarantined += owner.quarantined().count() as u64;
             counters.outside_claims += owner.outside_claims() as u64;
+            counters.outside_suffixes += owner.outside_suffixes() as u64;
             counters.unread += owner.unread() as u64;
         }
         counters
@@ -425,7 +437,13 @@ impl Catalog {
 
     /// Brings what readers see of one node up to date and notes what changed.
     fn settle(&mut self, node: NodeId, now: Now) {
+        let dropped = |catalog: &Self| catalog.store.owner(node).map_or(0, Owner::outside_suffixes);
+        let before = dropped(self);
         let changes = self.store.settle(node, now);
+        let count = dropped(self);
+        if count > before {
+            self.event(CatalogEvent::FqdnsDropped { node, count });
+        }
         for (service, instance) in changes.accepted {
             self.event(CatalogEvent::Accepted { service, instance, node });
         }

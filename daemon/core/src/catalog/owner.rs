@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use gossamer_wire::advert::{Advert, AdvertId, Card, Head, Kind, Slot, Version};
 use gossamer_wire::limits::{LEASE, MAX_FRAGMENTS, OLD_EPOCH_GRACE};
-use gossamer_wire::{DecodeError, InstanceName, ServiceName, ServiceRecord};
+use gossamer_wire::{DecodeError, Fqdn, InstanceName, ServiceName, ServiceRecord};
 
 use super::age::{Age, Patience};
 use super::receive::{Content, Records};
@@ -83,6 +83,8 @@ pub(super) struct Owner {
     /// Records that count, without those outside the claims, in the order of their keys.
     served: Vec<Arc<ServiceRecord>>,
     outside_claims: usize,
+    /// FQDNs of served records that were dropped.
+    outside_suffixes: usize,
     gate: Gate,
     /// An advert differs from those that `places` was made of.
     has_new_places: bool,
@@ -91,6 +93,13 @@ pub(super) struct Owner {
     wake: Option<Instant>,
     /// Said once that the identity runs twice.
     pub(super) is_doubled: bool,
+}
+
+/// What the fragments hold, judged by the claims of the certificate.
+struct Counted {
+    served: Vec<Arc<ServiceRecord>>,
+    outside_claims: usize,
+    outside_suffixes: usize,
 }
 
 /// What changed since the owner was settled last.
@@ -137,6 +146,7 @@ impl Owner {
             has_new_records: true,
             served: Vec::new(),
             outside_claims: 0,
+            outside_suffixes: 0,
             gate: Gate::default(),
             has_new_places: true,
             places: Vec::new(),
@@ -236,9 +246,9 @@ impl Owner {
 
     /// Counts the records again. Returns what came, what went, and the services that differ.
     fn settle_records(&mut self) -> (Vec<Key>, Vec<Key>, BTreeSet<ServiceName>) {
-        let (served, outside) = self.count_records();
+        let Counted { served, outside_claims, outside_suffixes } = self.count_records();
         let before = std::mem::replace(&mut self.served, served);
-        self.outside_claims = outside;
+        (self.outside_claims, self.outside_suffixes) = (outside_claims, outside_suffixes);
         let is_in = |list: &[Arc<ServiceRecord>], record: &ServiceRecord| place_in(list, record).is_ok();
         let key = |record: &Arc<ServiceRecord>| (record.service.clone(), record.instance.clone());
         let accepted: Vec<_> = self.served.iter().filter(|record| !is_in(&before, record)).map(key).collect();
@@ -391,6 +401,10 @@ impl Owner {
         self.outside_claims
     }
 
+    pub(super) const fn outside_suffixes(&self) -> usize {
+        self.outside_suffixes
+    }
+
     /// Returns the fragments whose content does not decode.
     pub(super) fn quarantined(&self) -> impl Iterator<Item = (AdvertId, &DecodeError)> {
         let fault = |fragment: &'_ StoredFragment| fragment.stored.advert.id();
@@ -469,23 +483,31 @@ impl Owner {
         fragments.chain(self.later.values()).any(|stored| stored.advert.id().version.epoch < epoch)
     }
 
-    /// Returns the records that count, lower fragments first, and how many lie outside the claims.
-    fn count_records(&self) -> (Vec<Arc<ServiceRecord>>, usize) {
+    /// Returns the records that count, lower fragments first, without what lies outside the claims.
+    fn count_records(&self) -> Counted {
         let mut served = Vec::new();
-        let mut outside = 0;
+        let (mut outside_claims, mut outside_suffixes) = (0, 0);
         for record in self.fragments.values().filter_map(|fragment| fragment.records.as_ref().ok()).flatten()
         {
-            if self.leaf.claims.allow_service(record.service.as_str()) {
-                served.push(Arc::clone(record));
-            } else {
-                outside += 1;
+            if !self.leaf.claims.allow_service(record.service.as_str()) {
+                outside_claims += 1;
+                continue;
             }
+            let is_allowed = |name: &&Fqdn| self.leaf.claims.allow_fqdn(name);
+            let refused = record.fqdns.iter().filter(|name| !is_allowed(name)).count();
+            served.push(if refused == 0 {
+                Arc::clone(record)
+            } else {
+                outside_suffixes += refused;
+                let fqdns = record.fqdns.iter().filter(is_allowed).cloned().collect();
+                Arc::new(ServiceRecord { fqdns, ..ServiceRecord::clone(record) })
+            });
         }
         // The sort is stable: of two with one key the first counts.
         served.sort_by(|one, two| key_of(one).cmp(&key_of(two)));
         served.dedup_by(|later, first| key_of(later) == key_of(first));
         served.shrink_to_fit();
-        (served, outside)
+        Counted { served, outside_claims, outside_suffixes }
     }
 
     /// Returns when something changes by time alone.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
-    DecodeError, GroupName, Health, InstanceName, NodeId, NodeName, Port, RegionName, ServiceName,
+    DecodeError, Fqdn, GroupName, Health, InstanceName, NodeId, NodeName, Port, RegionName, ServiceName,
     ServiceRecord, Tries, ZoneName,
 };
 
@@ -77,6 +77,11 @@ pub struct InstanceView {
     pub visible: bool,
     /// Whether it is behind the short name: of the own group, or imported.
     pub imported: bool,
+    /// Its place among the groups behind short names: 0 is the own one, then come the imports in the operator's order.
+    /// Says nothing of one that is not imported.
+    pub rank: u16,
+    /// Names outside the mesh zones it wants to be called by, within what its node is certified for.
+    pub fqdns: Vec<Fqdn>,
     /// Known from disk only; no word of its node since the start.
     pub stale: bool,
 }
@@ -105,6 +110,8 @@ pub struct Waiting {
     pub quarantined: Vec<(u16, DecodeError)>,
     /// Records outside the claims of its certificate.
     pub outside_claims: usize,
+    /// FQDNs outside the suffixes of its certificate.
+    pub outside_suffixes: usize,
 }
 
 /// A node as this one sees it.
@@ -144,6 +151,8 @@ pub struct NodeView {
     pub quarantined: usize,
     /// Records outside its claims, which are not served.
     pub outside_claims: usize,
+    /// FQDNs outside its certified suffixes, without which its records are served.
+    pub outside_suffixes: usize,
     /// Whether its certificate is one of the mesh and has not ended, and it is not evicted; else its records are
     /// not served.
     pub trusted: bool,
@@ -199,9 +208,16 @@ impl Catalog {
         for (node, owner) in self.store.owners() {
             let quarantined = owner.quarantined().map(|(id, why)| (id.slot.k, why.clone())).collect();
             let held = held.remove(&node).unwrap_or_default();
-            let of =
-                Waiting { node, held, has_card: true, quarantined, outside_claims: owner.outside_claims() };
-            if held > 0 || !of.quarantined.is_empty() || of.outside_claims > 0 {
+            let of = Waiting {
+                node,
+                held,
+                has_card: true,
+                quarantined,
+                outside_claims: owner.outside_claims(),
+                outside_suffixes: owner.outside_suffixes(),
+            };
+            let has_outside = of.outside_claims > 0 || of.outside_suffixes > 0;
+            if held > 0 || !of.quarantined.is_empty() || has_outside {
                 all.push(of);
             }
         }
@@ -211,6 +227,7 @@ impl Catalog {
             has_card: false,
             quarantined: Vec::new(),
             outside_claims: 0,
+            outside_suffixes: 0,
         }));
         all.sort_by_key(|of| of.node);
         all
@@ -249,6 +266,7 @@ impl Catalog {
             held,
             quarantined: owner.quarantined().count(),
             outside_claims: owner.outside_claims(),
+            outside_suffixes: owner.outside_suffixes(),
             trusted: owner.gate_at(is_own, liveness, now).is_trusted,
             not_after: leaf.not_after,
             issuer: leaf.issuer,
@@ -259,6 +277,8 @@ impl Catalog {
     fn instance(&self, node: NodeId, owner: &Owner, gate: Gate, record: &ServiceRecord) -> InstanceView {
         let group = &owner.leaf().group;
         let own_group = &self.config.group;
+        let import = self.config.imports.rank(&record.service, group).map(|rank| rank + 1);
+        let rank = if group == own_group { Some(0) } else { import };
         InstanceView {
             node,
             node_name: owner.leaf().name.clone(),
@@ -273,7 +293,9 @@ impl Catalog {
             metadata: record.metadata.clone(),
             tries: record.tries,
             visible: record.visibility.admits(group, own_group),
-            imported: group == own_group || self.config.imports.rank(&record.service, group).is_some(),
+            imported: rank.is_some(),
+            rank: rank.and_then(|rank| u16::try_from(rank).ok()).unwrap_or(u16::MAX),
+            fqdns: record.fqdns.clone(),
             stale: owner.is_stale(),
         }
     }

@@ -6,6 +6,8 @@ use gossamer_wire::{Health, Port, Transport, Tries};
 
 use std::time::Duration;
 
+use gossamer_dns::Zone;
+
 use super::*;
 use crate::index::Why;
 
@@ -25,6 +27,8 @@ pub(crate) fn instance(node: &str, group: &str) -> InstanceView {
         tries: Tries::default(),
         visible: true,
         imported: true,
+        rank: 0,
+        fqdns: Vec::new(),
         stale: false,
     }
 }
@@ -49,6 +53,7 @@ pub(crate) fn node(name: &str, id: u8) -> NodeSummary {
         held: 0,
         quarantined: 0,
         outside_claims: 0,
+        outside_suffixes: 0,
         trusted: true,
         not_after: 0,
         issuer: None,
@@ -96,8 +101,10 @@ fn every_state_and_distance_of_an_instance_has_a_word() {
         (InstanceState::Failing, "failing"),
         (InstanceState::Drained, "drained"),
     ];
+    let zones = zones();
+    let answered = Answered { zones: &zones, disputed: Vec::new() };
     for (state, word) in states {
-        assert_eq!(instance_row(&InstanceView { state, ..instance("b", "east") }).state, word);
+        assert_eq!(instance_row(&InstanceView { state, ..instance("b", "east") }, &answered).state, word);
     }
     let distances = [
         (Nearness::SameNode, "node"),
@@ -107,15 +114,48 @@ fn every_state_and_distance_of_an_instance_has_a_word() {
         (Nearness::Any, "any"),
     ];
     for (nearness, word) in distances {
-        assert_eq!(instance_row(&InstanceView { nearness, ..instance("b", "east") }).nearness, word);
+        assert_eq!(
+            instance_row(&InstanceView { nearness, ..instance("b", "east") }, &answered).nearness,
+            word
+        );
     }
 }
 
 #[test]
 fn hidden_instances_are_listed_only_when_asked_for() {
     let view = view(vec![instance("a", "east")], vec![instance("b", "west")]);
-    assert_eq!(service_row(&view, false).instances.len(), 1);
-    assert_eq!(service_row(&view, true).instances.len(), 2);
+    let zones = zones();
+    let answered = Answered { zones: &zones, disputed: Vec::new() };
+    assert_eq!(service_row(&view, false, &answered).instances.len(), 1);
+    assert_eq!(service_row(&view, true, &answered).instances.len(), 2);
+}
+
+/// Consents to `corp.example`.
+fn zones() -> Zones {
+    let zone = Zone::new("mesh.internal", std::net::Ipv4Addr::new(127, 240, 0, 0), 16).expect("valid");
+    Zones::from(zone).with_suffix("corp.example".parse().expect("suffix")).expect("free")
+}
+
+#[test]
+fn a_custom_name_is_answered_inside_a_suffix_behind_the_short_name_and_undisputed() {
+    let zones = zones();
+    let fqdn = |text: &str| text.parse::<Fqdn>().expect(text);
+    let disputed = vec![
+        (fqdn("two.corp.example"), vec!["web".parse().expect("name"), "db".parse().expect("name")]),
+        (fqdn("two.debian.org"), vec!["web".parse().expect("name"), "db".parse().expect("name")]),
+    ];
+    let [finding] = &disputed_findings(&disputed, &zones)[..] else { panic!("one is inside a suffix") };
+    assert_eq!(finding.text, "two.corp.example is not answered: web and db claim it with the same right");
+    assert!(finding.fix.contains("--fqdn two.corp.example"), "{}", finding.fix);
+
+    let answered = Answered { zones: &zones, disputed };
+    let fqdns = ["pg.corp.example", "*.debian.org", "two.corp.example"].map(fqdn);
+    let found = InstanceView { fqdns: fqdns.into(), ..instance("b", "east") };
+    let rows = |found: &InstanceView| {
+        instance_row(found, &answered).fqdns.iter().map(|row| row.answered).collect::<Vec<_>>()
+    };
+    assert_eq!(rows(&found), [true, false, false]);
+    assert_eq!(rows(&InstanceView { imported: false, ..found }), [false; 3]);
 }
 
 #[test]
@@ -255,6 +295,7 @@ fn waiting(has_card: bool) -> Waiting {
         has_card,
         quarantined: vec![(7, DecodeError::Malformed { what: "record", why: "no port".to_owned() })],
         outside_claims: 3,
+        outside_suffixes: 2,
     }
 }
 
@@ -275,9 +316,10 @@ fn what_is_not_served_is_listed_by_node_with_the_reason() {
         );
         all.len()
     };
-    assert_eq!(findings(&waiting(true)), 3);
-    assert_eq!(findings(&waiting(false)), 2, "a card that is on its way is no finding");
-    let fine = Waiting { held: 0, quarantined: Vec::new(), outside_claims: 0, ..waiting(true) };
+    assert_eq!(findings(&waiting(true)), 4);
+    assert_eq!(findings(&waiting(false)), 3, "a card that is on its way is no finding");
+    let fine =
+        Waiting { held: 0, quarantined: Vec::new(), outside_claims: 0, outside_suffixes: 0, ..waiting(true) };
     assert_eq!(findings(&fine), 0);
 }
 

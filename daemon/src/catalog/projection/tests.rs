@@ -77,6 +77,7 @@ fn record(service: &str, version: usize) -> ServiceRecord {
         weight: 100,
         tries: Tries::default(),
         metadata: vec![("version".to_owned(), version.to_string())],
+        fqdns: Vec::new(),
     }
 }
 

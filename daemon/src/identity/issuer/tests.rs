@@ -142,6 +142,7 @@ impl Office {
             issuer: None,
             statement_digest: None,
             outside_claims: 0,
+            outside_suffixes: 0,
             trusted: true,
         };
         for known in self.index.reader().nodes() {

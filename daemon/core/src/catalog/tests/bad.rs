@@ -94,6 +94,28 @@ fn r21_records_outside_the_claims_are_not_served_and_counted() {
 }
 
 #[test]
+fn r21_fqdns_outside_the_certified_suffixes_are_dropped_and_counted() {
+    let mut net = Net::mesh(&["west"]);
+    let key = NodeKey::new();
+    let claims = Claims { fqdn_suffixes: vec!["corp.example".parse().expect("suffix")], ..Claims::default() };
+    let leaf = claimed_leaf(&net.authority, "limited", &claims, &key);
+    let limited = net.add(key, "west", leaf);
+    let mut greedy = record("web", "limited");
+    let names = ["pg.corp.example", "*.debian.org", "corp.example", "login.badcorp.example"];
+    greedy.fqdns = names.map(|name| name.parse().expect("FQDN")).into();
+    net.handle(limited, Input::Publish(vec![greedy]));
+    net.link(0, limited);
+    net.run();
+    let view = net.view(0, "web").expect("the record is served");
+    assert_eq!(view.instances[0].fqdns, ["pg.corp.example".parse().expect("FQDN")]);
+    assert_eq!(net.counters(0).outside_suffixes, 3);
+    let is_said = |event: &&CatalogEvent| matches!(event, CatalogEvent::FqdnsDropped { count: 3, .. });
+    assert_eq!(net.nodes[0].events.iter().filter(is_said).count(), 1);
+    // A node does not believe itself more than others do.
+    assert_eq!(net.view(limited, "web").expect("own").instances[0].fqdns.len(), 1);
+}
+
+#[test]
 fn r17_a_fragment_that_does_not_decode_blocks_nothing_and_is_fetched_once() {
     let mut net = Net::mesh(&["west"; 3]);
     net.publish(0, &["orders"]);

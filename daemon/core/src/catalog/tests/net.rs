@@ -72,6 +72,7 @@ pub(in crate::catalog) fn record(service: &str, instance: &str) -> ServiceRecord
         weight: 100,
         tries: Tries::default(),
         metadata: Vec::new(),
+        fqdns: Vec::new(),
     }
 }
 
