@@ -262,31 +262,43 @@ pub fn open_flow(
 /// # Errors
 /// The harness's own.
 pub fn ask_to_join(server: SocketAddr, source: Ipv4Addr, token: &Token) -> Result<Result<JoinReply, String>> {
-    runtime()?.block_on(async {
-        let connection = match connect_from(source, server, &Credentials::None, join::ALPN).await? {
-            Ok(connection) => connection,
-            Err(why) => return Ok(Err(why)),
-        };
-        let key = NodeKey::generate().context("randomness")?;
-        let answer = ask_issuer(&connection, |binding| {
-            let proof = [join::PROOF_LABEL, token.grant().id.as_bytes(), binding].concat();
-            Ok(Ask::Join(JoinRequest {
-                token: token.reveal().to_owned(),
-                public_key: key.public(),
-                proof: key.sign(&proof).to_vec(),
-                name: "guesser".parse()?,
-            }))
-        })
-        .await;
-        let closed = connection.close_reason().map(|reason| reason.to_string());
-        connection.close(0_u32.into(), b"thanks");
-        // Its task sends that now, or the issuer would keep a seat for it.
-        tokio::task::yield_now().await;
-        match answer {
-            Ok(bytes) => Ok(Ok(JoinReply::decode(&bytes)?)),
-            Err(error) => Ok(Err(closed.unwrap_or_else(|| error.to_string()))),
-        }
+    let key = NodeKey::generate().context("randomness")?;
+    runtime()?.block_on(redeem(server, source, token, &key, "guesser"))
+}
+
+/// As [`ask_to_join`], with this key and for a node of this name.
+///
+/// # Errors
+/// The harness's own.
+pub(crate) async fn redeem(
+    server: SocketAddr,
+    source: Ipv4Addr,
+    token: &Token,
+    key: &NodeKey,
+    name: &str,
+) -> Result<Result<JoinReply, String>> {
+    let connection = match connect_from(source, server, &Credentials::None, join::ALPN).await? {
+        Ok(connection) => connection,
+        Err(why) => return Ok(Err(why)),
+    };
+    let answer = ask_issuer(&connection, |binding| {
+        let proof = [join::PROOF_LABEL, token.grant().id.as_bytes(), binding].concat();
+        Ok(Ask::Join(JoinRequest {
+            token: token.reveal().to_owned(),
+            public_key: key.public(),
+            proof: key.sign(&proof).to_vec(),
+            name: name.parse()?,
+        }))
     })
+    .await;
+    let closed = connection.close_reason().map(|reason| reason.to_string());
+    connection.close(0_u32.into(), b"thanks");
+    // Its task sends that now, or the issuer would keep a seat for it.
+    tokio::task::yield_now().await;
+    match answer {
+        Ok(bytes) => Ok(Ok(JoinReply::decode(&bytes)?)),
+        Err(error) => Ok(Err(closed.unwrap_or_else(|| error.to_string()))),
+    }
 }
 
 /// A client that keeps what servers give it to come back with, without showing its certificate again.
@@ -470,7 +482,7 @@ pub(crate) fn private(key: &KeyPair) -> PrivateKeyDer<'static> {
     PrivatePkcs8KeyDer::from(key.serialize_der()).into()
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 

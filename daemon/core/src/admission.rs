@@ -72,8 +72,7 @@ impl Ledger {
     }
 
     /// Judges a request at issuer `me` of `mesh` at `wall` seconds. Changes nothing. A token of several uses is good at
-    /// every issuer and each counts for itself: with n issuers that do not hear of each other's joins it admits at
-    /// most n times its uses.
+    /// every issuer and each counts for itself: with n issuers it admits at most n times its uses.
     ///
     /// # Errors
     /// The reason to tell the joiner.

@@ -24,7 +24,7 @@ use gossamer_wire::{GroupName, NodeId, NodeName, TokenId};
 
 use super::certificate::LeafSubject;
 use super::credentials::names;
-use super::ledger::{Minted, Tokens};
+use super::ledger::{MAX_TOKENS, Minted, Tokens};
 use super::{Identity, IssuerKey, Lifetimes, Live};
 use crate::authority::AuthorityHandle;
 use crate::clock;
@@ -41,9 +41,6 @@ use reply::statements_that_fit;
 const COMMANDS: usize = 64;
 /// Members named to a joiner: enough to meet one that lives, few enough for the reply's limit.
 const HINTS: usize = 16;
-/// Tokens remembered; expired ones make room.
-const MAX_TOKENS: usize = 4_096;
-
 /// What a token shall grant.
 #[derive(Clone, Debug)]
 pub struct TokenRequest {
@@ -70,7 +67,7 @@ pub struct CreatedToken {
     pub warnings: Vec<String>,
 }
 
-/// A token in the listing.
+/// A token in the listing: one that was minted here, or that a node joined with here.
 #[derive(Clone, Debug)]
 pub struct TokenInfo {
     /// Its id.
@@ -141,7 +138,7 @@ impl IssuerHandle {
         self.call(|reply| Command::Create { request, reply }).await?
     }
 
-    /// Lists the tokens minted here.
+    /// Lists the tokens minted here, and those of other issuers that nodes have joined with here.
     ///
     /// # Errors
     /// The node never was an issuer, or the daemon stops.
@@ -311,19 +308,10 @@ impl Desk {
         let token = Token::build(grant, |bytes| issuer.sign(bytes))
             .map_err(|error| TokenError::TooLong(error.to_string()))?;
         let mut tokens = self.tokens.clone();
-        make_room(&mut tokens.minted)?;
-        let grant = token.grant();
-        tokens.minted.push(Minted {
-            id: grant.id.to_string(),
-            group: grant.group.clone(),
-            uses: grant.uses,
-            not_after: grant.not_after,
-            revoked: false,
-            lifetime: request.ttl.as_secs(),
-            node_pattern: grant.node_pattern.clone(),
-            claims: grant.claims.clone(),
-            addresses: grant.addresses.clone(),
-        });
+        if !tokens.make_room(clock::wall()) {
+            return Err(TokenError::TooMany);
+        }
+        tokens.minted.push(Minted::of(token.grant(), request.ttl.as_secs()));
         self.commit(tokens).await?;
         Ok(CreatedToken { token, warnings })
     }
@@ -443,6 +431,7 @@ impl Desk {
         if verdict == Verdict::New {
             let mut tokens = self.tokens.clone();
             tokens.ledger.record(grant.id, Use { node: *node, name: request.name.clone(), at: wall });
+            tokens.know(grant, wall);
             self.commit(tokens).await.map_err(|error| {
                 tracing::error!(%error, "a join could not be recorded");
                 Refusal::Unavailable
@@ -553,16 +542,6 @@ impl Desk {
         self.tokens = tokens;
         Ok(())
     }
-}
-
-/// Forgets expired tokens when the list is full; their uses stay in the ledger. Others are never forgotten: a
-/// revoked one would be good again.
-fn make_room(minted: &mut Vec<Minted>) -> Result<(), TokenError> {
-    if minted.len() >= MAX_TOKENS {
-        let now = clock::wall();
-        minted.retain(|token| token.not_after >= now);
-    }
-    if minted.len() < MAX_TOKENS { Ok(()) } else { Err(TokenError::TooMany) }
 }
 
 /// Warns when no other machine, or none outside this network, could reach the addresses of a token.

@@ -7,12 +7,14 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use gossamer_core::admission::{Ledger, Use};
-use gossamer_wire::token::Claims;
+use gossamer_wire::token::{Claims, Grant};
 use gossamer_wire::{GroupName, NodeName, TokenId};
 
 use crate::store::{Store, StoreError};
 
 const LEDGER: &str = "tokens.json";
+/// Tokens remembered; expired ones make room.
+pub(super) const MAX_TOKENS: usize = 4_096;
 
 /// A token as its issuer remembers it; the secret text is not kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,6 +33,23 @@ pub(super) struct Minted {
     pub(super) claims: Claims,
     #[serde(default)]
     pub(super) addresses: Vec<SocketAddr>,
+}
+
+impl Minted {
+    /// Returns what is remembered of a token that was made for so many seconds.
+    pub(super) fn of(grant: &Grant, lifetime: u64) -> Self {
+        Self {
+            id: grant.id.to_string(),
+            group: grant.group.clone(),
+            uses: grant.uses,
+            not_after: grant.not_after,
+            revoked: false,
+            lifetime,
+            node_pattern: grant.node_pattern.clone(),
+            claims: grant.claims.clone(),
+            addresses: grant.addresses.clone(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -84,6 +103,25 @@ impl Tokens {
         };
         let uses = self.ledger.all().map(row).collect();
         store.write_json(LEDGER, &File { version: 1, minted: self.minted.clone(), uses })
+    }
+
+    /// Remembers a token of another issuer that a node joins with here at `wall`, unless the list is full of good ones:
+    /// its uses are in the ledger in any case.
+    pub(super) fn know(&mut self, grant: &Grant, wall: u64) {
+        let id = grant.id.to_string();
+        if self.minted.iter().any(|known| known.id == id) || !self.make_room(wall) {
+            return;
+        }
+        self.minted.push(Minted::of(grant, grant.not_after.saturating_sub(wall)));
+    }
+
+    /// Forgets tokens that have expired at `wall` when the list is full; their uses stay in the ledger. Others are never
+    /// forgotten: a revoked one would be good again. Returns whether there is room for one more.
+    pub(super) fn make_room(&mut self, wall: u64) -> bool {
+        if self.minted.len() >= MAX_TOKENS {
+            self.minted.retain(|token| token.not_after >= wall);
+        }
+        self.minted.len() < MAX_TOKENS
     }
 
     /// Returns whether a token was revoked here.

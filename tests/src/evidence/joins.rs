@@ -228,7 +228,7 @@ fn play_mesh(
 }
 
 /// Returns who used a token, by the list of its issuer.
-fn used_by(listed: &serde_json::Value, token: &str) -> Result<Vec<String>> {
+pub(super) fn used_by(listed: &serde_json::Value, token: &str) -> Result<Vec<String>> {
     let mut rows = listed.as_array().into_iter().flatten();
     let row = rows.find(|row| row["id"] == token).with_context(|| format!("token {token} in the list"))?;
     let used = row["used_by"].as_array().into_iter().flatten();
@@ -469,6 +469,6 @@ fn claims(run: &Run) -> Result<String> {
     })
 }
 
-fn whole<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn whole<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

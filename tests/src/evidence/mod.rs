@@ -20,6 +20,7 @@ mod issuers;
 mod joins;
 mod long;
 mod mixed;
+mod redeeming;
 mod restart;
 mod rotation;
 mod scarce;
@@ -103,7 +104,15 @@ pub fn rows() -> Vec<Row> {
     let rows = issue_2.concat().into_iter().chain([shape::ROW, bad::ROW]);
     rows.chain(simulated::ROWS.iter().copied())
         .chain([gossip::ROW, bugs::ROW, mixed::ROW, hostile::ROW, long::ROW, scarce::ROW])
-        .chain(issuers::ROWS.iter().chain(joins::ROWS).chain(evicted::ROWS).chain(rotation::ROWS).copied())
+        .chain(
+            issuers::ROWS
+                .iter()
+                .chain(joins::ROWS)
+                .chain(redeeming::ROWS)
+                .chain(evicted::ROWS)
+                .chain(rotation::ROWS)
+                .copied(),
+        )
         .chain([flood::ROW, secrets::ROW, spiffe::ROW, callers::ROW])
         .collect()
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use gossamer_core::catalog::{MemberLiveness, NodeView};
 use gossamer_core::membership::MemberState;
 use gossamer_core::trust::{Sign as _, TrustBundle};
+use gossamer_wire::MeshId;
 
 use super::*;
 use arc_swap::ArcSwap;
@@ -381,17 +382,41 @@ fn expired_tokens_make_room_and_good_ones_do_not() {
         claims: Claims::default(),
         addresses: Vec::new(),
     };
-    let (past, future) = (clock::wall() - 10, clock::wall() + 1_000);
-    let mut few = vec![minted(past); 5];
-    assert!(make_room(&mut few).is_ok());
-    assert_eq!(few.len(), 5, "nothing is forgotten while there is room");
+    let (past, future) = (90, 1_000);
+    let room = |minted: Vec<Minted>| {
+        let mut tokens = Tokens { minted, ..Tokens::default() };
+        (tokens.make_room(100), tokens.minted.len())
+    };
+    assert_eq!(room(vec![minted(past); 5]), (true, 5), "nothing is forgotten while there is room");
     let mut full = vec![minted(future); MAX_TOKENS - 1];
     full.push(minted(past));
-    assert!(make_room(&mut full).is_ok());
-    assert_eq!(full.len(), MAX_TOKENS - 1);
-    full.push(minted(future));
-    assert!(make_room(&mut full).is_err());
-    assert_eq!(full.len(), MAX_TOKENS, "a good token is never forgotten for a new one");
+    assert_eq!(room(full), (true, MAX_TOKENS - 1));
+    let full = vec![minted(future); MAX_TOKENS];
+    assert_eq!(room(full), (false, MAX_TOKENS), "a good token is never forgotten for a new one");
+}
+
+#[test]
+fn a_token_of_another_issuer_is_listed_where_it_was_used_once() {
+    let grant = |id| Grant {
+        mesh: MeshId::from_bytes([1; 16]),
+        root_pin: [0; 32],
+        id: TokenId::from_bytes([id; 16]),
+        issuer: NodeId::from_bytes([2; 16]),
+        not_after: 1_000,
+        uses: 3,
+        group: "west".parse().expect("name"),
+        node_pattern: Some("job-*".to_owned()),
+        claims: claims(),
+        addresses: Vec::new(),
+    };
+    let mut tokens = Tokens::default();
+    tokens.know(&grant(7), 900);
+    tokens.know(&grant(7), 950);
+    let [known] = &tokens.minted[..] else { panic!("{} are listed", tokens.minted.len()) };
+    assert_eq!((known.uses, known.lifetime, &known.claims), (3, 100, &claims()));
+    tokens.minted = vec![known.clone(); MAX_TOKENS];
+    tokens.know(&grant(8), 900);
+    assert_eq!(tokens.minted.len(), MAX_TOKENS, "one that has no room is not listed");
 }
 
 #[test]
