@@ -65,7 +65,8 @@ impl Answer {
     }
 }
 
-/// Answers a question from what the directory holds. `rotation` decides whose turn it is among equals.
+/// Answers a question from what the directory holds. `rotation` decides the order among equals; 0 leaves that of
+/// the directory.
 pub fn answer(question: &Question, directory: &dyn Directory, zones: &Zones, rotation: u32) -> Answer {
     let transfer = matches!(question.record_type, RecordType::AXFR | RecordType::IXFR);
     let Some(place) = find(&question.name, directory, zones).filter(|_| !transfer) else {
@@ -241,7 +242,7 @@ impl Mesh<'_> {
         }
     }
 
-    /// Returns the usable instances that have the port, with its number, in order.
+    /// Returns the usable instances that have the port, with its number, in order, the first of too many.
     fn listed(
         &self,
         base: &Target,
@@ -252,7 +253,8 @@ impl Mesh<'_> {
             let number = instance.port(port, transport)?;
             Some((instance, number))
         };
-        Some(order::usable(self.instances(base)?, self.rotation).into_iter().filter_map(with_port).collect())
+        let usable = order::usable(self.instances(base)?, self.rotation);
+        Some(usable.into_iter().filter_map(with_port).take(order::MAX_SERVICES).collect())
     }
 
     fn services(&self, base: &Target, transport: Transport, port: &PortName, kind: RecordType) -> Found {

@@ -12,8 +12,8 @@ use hickory_proto::serialize::binary::{BinDecodable, BinDecoder, BinEncoder};
 use hickory_server::net::xfer::Protocol;
 use hickory_server::server::Request;
 
-use crate::request::judge;
-use crate::response::{Reply, UDP_PAYLOAD_BYTES};
+use crate::request::{judge, unreadable};
+use crate::response::{Reply, UDP_PAYLOAD_BYTES, Writer};
 use crate::{
     Answer, CustomTarget, Directory, InstanceEntry, Outcome, ServiceEntry, Target, VipAnswer, Zone, Zones,
     answer,
@@ -27,10 +27,17 @@ pub fn fuzz_query(bytes: &[u8]) {
     let Some(zone) = zones() else { return };
     let rotation = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     for protocol in [Protocol::Udp, Protocol::Tcp] {
-        if let Some(response) = respond(bytes, protocol, &Plenty, &zone, rotation) {
-            check(bytes, &response, protocol);
+        for writer in [Writer::HickoryServer, Writer::Own] {
+            if let Some(response) = respond(bytes, protocol, writer, &Plenty, &zone, rotation) {
+                check(bytes, &response, protocol);
+            }
         }
     }
+    assert_eq!(
+        unreadable(bytes).is_some(),
+        bytes.len() >= 12 && bytes.get(2).is_some_and(|flags| flags & 0x80 == 0),
+        "a whole header that is no response can be answered"
+    );
 }
 
 /// Every kind of name there is.
@@ -54,6 +61,7 @@ pub(crate) struct Response {
 pub(crate) fn respond(
     bytes: &[u8],
     protocol: Protocol,
+    writer: Writer,
     directory: &dyn Directory,
     zone: &Zones,
     rotation: u32,
@@ -67,14 +75,18 @@ pub(crate) fn respond(
         Ok(question) => answer(&question, directory, zone, rotation),
         Err(rcode) => Answer::empty(rcode),
     };
-    match encode(&Reply::new(&request, answer), protocol) {
+    match encode(&Reply::new(&request, answer, writer), protocol, writer) {
         Ok(response) => Some(response),
         Err(error) => panic!("a response that does not encode: {error}"),
     }
 }
 
-/// Encodes with the limit that hickory-server sets: the payload of our OPT.
-pub(crate) fn encode(reply: &Reply<'_>, protocol: Protocol) -> Result<Response, ProtoError> {
+/// Encodes as `writer` does; hickory-server with the limit it sets: the payload of our OPT.
+pub(crate) fn encode(reply: &Reply<'_>, protocol: Protocol, writer: Writer) -> Result<Response, ProtoError> {
+    let sent = |bytes| Response { bytes, outcome: reply.outcome(), truncated: reply.truncated() };
+    if writer == Writer::Own {
+        return reply.to_bytes().map(sent);
+    }
     let message = reply.message();
     let mut bytes = Vec::new();
     let mut encoder = BinEncoder::new(&mut bytes);
@@ -83,7 +95,7 @@ pub(crate) fn encode(reply: &Reply<'_>, protocol: Protocol) -> Result<Response, 
         _ => u16::MAX,
     });
     message.destructive_emit(&mut encoder)?;
-    Ok(Response { bytes, outcome: reply.outcome(), truncated: reply.truncated() })
+    Ok(sent(bytes))
 }
 
 fn check(bytes: &[u8], response: &Response, protocol: Protocol) {

@@ -3,8 +3,9 @@
 //! Owns: checks of opcode, question, EDNS version, class. Must not know: names, sizes, sockets.
 //! Driven by: `server`, once per message that hickory-server could read; `fuzz`.
 
-use hickory_proto::op::{OpCode, Query, ResponseCode};
+use hickory_proto::op::{Header, HeaderCounts, MessageType, Metadata, OpCode, Query, ResponseCode};
 use hickory_proto::rr::DNSClass;
+use hickory_proto::serialize::binary::{BinDecodable, BinDecoder, BinEncodable};
 use hickory_server::server::Request;
 use hickory_server::zone_handler::Queries;
 
@@ -38,7 +39,19 @@ pub(crate) fn only_query(queries: &Queries) -> Option<&Query> {
     (queries.as_bytes().len() == name_bytes + TYPE_AND_CLASS_BYTES).then_some(query)
 }
 
-const TYPE_AND_CLASS_BYTES: usize = 4;
+/// Returns what to send for a message that cannot be read, for loops that read themselves: a format error under
+/// its id, or nothing when it is no whole header, or itself a response (two servers would talk for ever).
+pub(crate) fn unreadable(bytes: &[u8]) -> Option<Vec<u8>> {
+    let header = Header::read(&mut BinDecoder::new(bytes)).ok()?;
+    if header.metadata.message_type == MessageType::Response {
+        return None;
+    }
+    let mut metadata = Metadata::response_from_request(&header.metadata);
+    metadata.response_code = ResponseCode::FormErr;
+    Header { metadata, counts: HeaderCounts::default() }.to_bytes().ok()
+}
+
+pub(crate) const TYPE_AND_CLASS_BYTES: usize = 4;
 
 #[cfg(test)]
 mod tests;

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::request::judge;
-use crate::response::Reply;
+use crate::response::{Reply, Writer};
 use crate::{Answer, Directory, DnsMetrics, Target, Zones, answer, targets};
 
 /// Decides by source address who may ask. Called for every question; must not block.
@@ -118,7 +118,7 @@ impl Desk {
     async fn reply<'a>(&self, request: &'a Request) -> Reply<'a> {
         let question = match judge(request) {
             Ok(question) => question,
-            Err(rcode) => return Reply::new(request, Answer::empty(rcode)),
+            Err(rcode) => return Reply::new(request, Answer::empty(rcode), Writer::HickoryServer),
         };
         let rotation = rand::random();
         let vips = targets(&question, &*self.directory, &self.zone, rotation);
@@ -127,7 +127,7 @@ impl Desk {
         } else {
             Answer::empty(ResponseCode::ServFail)
         };
-        Reply::new(request, answer)
+        Reply::new(request, answer, Writer::HickoryServer)
     }
 
     /// Returns whether the VIPs got ready in time.

@@ -199,14 +199,29 @@ fn an_unnamed_port_is_named_by_its_number() {
 }
 
 #[test]
-fn equally_near_srv_targets_take_turns() {
+fn each_of_three_equally_near_srv_targets_is_first_in_a_third_of_the_answers() {
     let all = ["a", "b", "c"].map(|name| instance("s", "g", name)).to_vec();
     let mesh = Scripted::default().with("s", vip(1), all);
-    let first = |rotation| data(&ask_of(&mesh, "_pg._tcp.s", RecordType::SRV, rotation).answers).remove(0);
-    let firsts = [first(0), first(1), first(2), first(3)];
-    assert_eq!(firsts.map(|text| text.split(' ').nth(3).map(|name| name[..1].to_owned())), {
-        ["a", "b", "c", "a"].map(|name| Some(name.to_owned()))
-    });
+    let mut firsts = std::collections::BTreeMap::new();
+    for rotation in 1..=3_000 {
+        let first = data(&ask_of(&mesh, "_pg._tcp.s", RecordType::SRV, rotation).answers).remove(0);
+        *firsts.entry(first).or_insert(0) += 1;
+    }
+    assert!(firsts.values().all(|count| (840..=1_140).contains(count)), "{firsts:?}");
+    assert_eq!(firsts.len(), 3);
+}
+
+#[test]
+fn of_1500_equal_instances_one_answer_has_500_and_a_few_answers_have_all() {
+    let all: Vec<_> = (0..1_500).map(|number| instance("s", "g", &format!("i{number}"))).collect();
+    let mesh = Scripted::default().with("s", vip(1), all);
+    let mut seen = std::collections::BTreeSet::new();
+    for rotation in 1..=40 {
+        let answer = ask_of(&mesh, "_pg._tcp.s", RecordType::SRV, rotation);
+        assert_eq!(answer.answers.len(), order::MAX_SERVICES);
+        seen.extend(data(&answer.answers));
+    }
+    assert_eq!(seen.len(), 1_500);
 }
 
 #[test]
@@ -249,12 +264,14 @@ fn direct_answers_have_eight_addresses_at_most_nearest_first() {
         ..instance("s", "g", &format!("i{number}"))
     });
     let mesh = Scripted::default().with("s", vip(1), all.collect());
-    for rotation in 0..12 {
+    let mut seen = std::collections::BTreeSet::new();
+    for rotation in 0..100 {
         let addresses = data(&ask_of(&mesh, "s.direct", RecordType::A, rotation).answers);
         assert_eq!(addresses.len(), 8);
         assert_eq!(addresses[0], "10.1.1.11");
-        assert_eq!(addresses[1], format!("10.1.1.{}", rotation % 11));
+        seen.extend(addresses);
     }
+    assert_eq!(seen.len(), 12, "the others take turns");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use hickory_server::net::xfer::Protocol;
 
 use super::*;
 use crate::fuzz::{Response, respond};
+use crate::response::Writer;
 use crate::scripted::{mesh, zone};
 use crate::{Outcome, UDP_PAYLOAD_BYTES};
 
@@ -29,7 +30,7 @@ fn with_edns(mut message: Message, payload: u16, version: u8) -> Message {
 }
 
 fn sent(bytes: &[u8]) -> Option<(Response, Message)> {
-    let response = respond(bytes, Protocol::Udp, &mesh(), &zone(), 0)?;
+    let response = respond(bytes, Protocol::Udp, Writer::HickoryServer, &mesh(), &zone(), 0)?;
     let message = Message::from_vec(&response.bytes).expect("a response decodes");
     Some((response, message))
 }
@@ -180,6 +181,18 @@ fn what_cannot_be_read_is_left_to_hickory() {
     twice.extend(opt);
     twice[11] = 2;
     assert_eq!(sent(&twice), None, "a second OPT");
+}
+
+#[test]
+fn what_cannot_be_read_is_a_format_error_under_its_id_unless_it_is_a_response() {
+    let mut message = orders();
+    message.metadata.op_code = OpCode::Update;
+    let mut bytes = message.to_vec().expect("encodes");
+    bytes.truncate(20);
+    assert_eq!(unreadable(&bytes).expect("answered"), [0x12, 0x34, 0xa9, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(unreadable(&bytes[..11]), None);
+    bytes[2] |= 0x80;
+    assert_eq!(unreadable(&bytes), None, "a response");
 }
 
 #[test]

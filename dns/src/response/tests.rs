@@ -25,7 +25,12 @@ fn udp(payload: u16) -> Client {
 }
 
 /// Answers the question for SRV of `asked` with `answer`.
-fn seal(asked: &Name, (protocol, payload): Client, answer: Answer) -> Response {
+fn seal(asked: &Name, client: Client, answer: Answer) -> Response {
+    seal_by(Writer::HickoryServer, asked, client, answer)
+}
+
+/// As [`seal`], written by `writer`.
+fn seal_by(writer: Writer, asked: &Name, (protocol, payload): Client, answer: Answer) -> Response {
     let mut message = Decoded::new(7, MessageType::Query, OpCode::Query);
     message.add_query(Query::query(asked.clone(), RecordType::SRV));
     if let Some(payload) = payload {
@@ -35,7 +40,7 @@ fn seal(asked: &Name, (protocol, payload): Client, answer: Answer) -> Response {
     }
     let source = SocketAddr::from(([127, 0, 0, 1], 9));
     let request = Request::from_bytes(message.to_vec().expect("encodes"), source, protocol).expect("decodes");
-    encode(&Reply::new(&request, answer), protocol).expect("encodes")
+    encode(&Reply::new(&request, answer, writer), protocol, writer).expect("encodes")
 }
 
 /// `count` SRV records under `asked`, with one A record for each target.
@@ -71,6 +76,7 @@ proptest! {
         glue in 0_usize..40,
         payload in proptest::option::of(0_u16..4096),
         over_tcp: bool,
+        own: bool,
         text in "\\PC{0,200}",
         asked in "[a-zA-Z0-9]{1,60}",
     ) {
@@ -78,7 +84,8 @@ proptest! {
         let extended = Some(ExtendedError { code: 15, text });
         let answer = Answer { extended, ..services(&asked, count, glue.min(count)) };
         let protocol = if over_tcp { Protocol::Tcp } else { Protocol::Udp };
-        let response = seal(&asked, (protocol, payload), answer.clone());
+        let writer = if own { Writer::Own } else { Writer::HickoryServer };
+        let response = seal_by(writer, &asked, (protocol, payload), answer.clone());
 
         let limit = if over_tcp { u16::MAX } else { payload.unwrap_or(512).clamp(512, 1232) };
         prop_assert!(response.bytes.len() <= usize::from(limit));
@@ -104,6 +111,24 @@ proptest! {
         let room_for_names = asked.len() + 1;
         prop_assert!(response.truncated && more + room_for_names > usize::from(payload));
     }
+
+    #[test]
+    fn written_by_us_the_limit_is_met_to_the_byte(count in 1_usize..40, glue in 0_usize..10, less in 1_u16..3) {
+        let asked = name("_pg._tcp.orders.mesh.internal.");
+        let glue = glue.min(count);
+        let seal = |client| seal_by(Writer::Own, &asked, client, services(&asked, count, glue));
+        let all = u16::try_from(seal(TCP).bytes.len()).expect("small");
+        if (512..=1232).contains(&all) {
+            let exact = whole(&seal(udp(all)));
+            prop_assert_eq!((exact.answers.len(), exact.additionals.len()), (count, glue));
+        }
+        if (513..=1232).contains(&all) {
+            let short = seal(udp((all - less).max(512)));
+            let message = whole(&short);
+            prop_assert_eq!(message.answers.len() + message.additionals.len(), count + glue - 1);
+            prop_assert_eq!(short.truncated, glue == 0, "glue goes first, and silently");
+        }
+    }
 }
 
 #[test]
@@ -123,15 +148,17 @@ fn glue_is_dropped_before_answers_and_without_tc() {
 }
 
 #[test]
-fn twenty_six_addresses_fit_512_bytes() {
+fn of_200_addresses_512_bytes_hold_26_and_29_written_by_us() {
     let asked = name("orders.direct.mesh.internal.");
     let address = |last: u8| {
         Record::from_rdata(asked.clone(), 2, records::address(Ipv4Addr::new(10, 0, 0, last).into()))
     };
     let answer = Answer { answers: (0..200).map(address).collect(), ..services(&asked, 0, 0) };
-    let response = seal(&asked, (Protocol::Udp, None), answer);
-    assert!(response.truncated);
-    assert_eq!(whole(&response).answers.len(), 26, "29 if the first owner were a pointer, too");
+    for (writer, count) in [(Writer::HickoryServer, 26), (Writer::Own, 29)] {
+        let response = seal_by(writer, &asked, (Protocol::Udp, None), answer.clone());
+        assert!(response.truncated);
+        assert_eq!(whole(&response).answers.len(), count, "{writer:?}");
+    }
 }
 
 #[test]
@@ -152,12 +179,14 @@ fn seven_hundred_srv_records_fit_a_tcp_message() {
 }
 
 #[test]
-fn more_than_a_tcp_message_holds_is_truncated_cleanly() {
+fn more_than_a_tcp_message_holds_is_left_out_without_tc() {
     let asked = name("_pg._tcp.orders.mesh.internal.");
-    let response = seal(&asked, TCP, services(&asked, 3_000, 16));
-    assert!(response.truncated);
-    let message = whole(&response);
-    assert!(message.answers.len() > 700 && message.edns.is_some());
+    for writer in [Writer::HickoryServer, Writer::Own] {
+        let response = seal_by(writer, &asked, TCP, services(&asked, 3_000, 16));
+        assert!(!response.truncated, "TC would send the client to where it is");
+        let message = whole(&response);
+        assert!(message.answers.len() > 700 && message.edns.is_some());
+    }
 }
 
 #[test]
