@@ -37,6 +37,9 @@ pub struct Answer {
     pub authorities: Vec<Record>,
     /// Addresses of names in `answers`; may be left out freely.
     pub additionals: Vec<Record>,
+    /// Lengths of the runs of `answers` that may stand in any order among themselves. `None`: records or glue
+    /// are a choice among more, which the next answer makes anew.
+    pub ties: Option<Vec<u8>>,
     /// Why nothing was answered, when there is more to say than the code.
     pub extended: Option<ExtendedError>,
 }
@@ -57,7 +60,14 @@ impl ExtendedError {
 
 impl Answer {
     pub(crate) fn empty(rcode: ResponseCode) -> Self {
-        Self { rcode, answers: Vec::new(), authorities: Vec::new(), additionals: Vec::new(), extended: None }
+        Self {
+            rcode,
+            answers: Vec::new(),
+            authorities: Vec::new(),
+            additionals: Vec::new(),
+            ties: Some(Vec::new()),
+            extended: None,
+        }
     }
 
     fn negative(rcode: ResponseCode, apex: &Name, zone: &Zone) -> Self {
@@ -96,6 +106,7 @@ pub fn answer(question: &Question, directory: &dyn Directory, zones: &Zones, rot
     Answer {
         answers: found.data.into_iter().map(record).collect(),
         additionals: found.glue,
+        ties: found.ties,
         ..Answer::empty(ResponseCode::NoError)
     }
 }
@@ -133,13 +144,17 @@ struct Found {
     data: Vec<RData>,
     ttl: u32,
     glue: Vec<Record>,
+    /// As in [`Answer`].
+    ties: Option<Vec<u8>>,
     /// Why `data` is empty although the type belongs to the name.
     blocked: Option<String>,
 }
 
 impl Found {
+    /// Takes data whose order is fixed.
     fn new(data: impl IntoIterator<Item = RData>, ttl: u32) -> Self {
-        Self { data: data.into_iter().collect(), ttl, ..Self::default() }
+        let data: Vec<_> = data.into_iter().collect();
+        Self { ties: Some(vec![1; data.len()]), data, ttl, ..Self::default() }
     }
 }
 
@@ -227,7 +242,8 @@ impl Mesh<'_> {
 
     fn direct(&self, instances: Vec<InstanceEntry>, kind: RecordType) -> Found {
         let usable = order::usable(instances, self.rotation);
-        addresses(usable.iter().flat_map(|instance| &instance.addresses), kind)
+        let found = addresses(usable.iter().flat_map(|instance| &instance.addresses), kind);
+        Found { ties: direct_ties(&usable, &found.data), ..found }
     }
 
     fn instances(&self, base: &Target) -> Option<Vec<InstanceEntry>> {
@@ -263,9 +279,9 @@ impl Mesh<'_> {
         }
         let direct = !base.has_vip();
         let mut found = Found { ttl: LIVE_TTL, ..Found::default() };
-        for (index, (instance, number)) in
-            self.listed(base, transport, port).unwrap_or_default().iter().enumerate()
-        {
+        let listed = self.listed(base, transport, port).unwrap_or_default();
+        let mut priorities = Vec::new();
+        for (index, (instance, number)) in listed.iter().enumerate() {
             let vip = match &instance.vip {
                 _ if direct => None,
                 VipAnswer::Address(vip) => Some(*vip),
@@ -281,10 +297,29 @@ impl Mesh<'_> {
                     None => found.glue.extend(own_addresses(&name, &instance.addresses)),
                 }
             }
+            priorities.push(instance.nearness);
             found.data.push(records::service(instance.nearness, instance.weight, *number, name));
         }
+        // Of more than these it depends on the order whose glue comes along.
+        found.ties = (listed.len() <= MAX_GLUE).then(|| runs(&priorities)).flatten();
         found
     }
+}
+
+/// Returns the runs of equally near instances when each has one of the addresses and none was left out.
+fn direct_ties(usable: &[InstanceEntry], data: &[RData]) -> Option<Vec<u8>> {
+    let one_each = usable.len() == data.len()
+        && usable.iter().zip(data).all(|(instance, data)| {
+            let of_instance = |address: &IpAddr| records::address(*address) == *data;
+            instance.addresses.iter().any(of_instance)
+        });
+    let nearness: Vec<_> = usable.iter().map(|instance| instance.nearness).collect();
+    (one_each || data.is_empty()).then(|| runs(if one_each { &nearness } else { &[] })).flatten()
+}
+
+/// Returns the lengths of the runs of equal values.
+fn runs(values: &[u8]) -> Option<Vec<u8>> {
+    values.chunk_by(|a, b| a == b).map(|run| u8::try_from(run.len()).ok()).collect()
 }
 
 /// Returns a VIP as A data; it has no other types.

@@ -7,6 +7,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use gossamer_wire::{GroupName, InstanceName, NodeName, PortName, ServiceName, Transport};
 
+use crate::Revisions;
+
 /// What DNS may ask the mesh. Every lookup is a read of local state and must not block.
 #[async_trait::async_trait]
 pub trait Directory: Send + Sync + 'static {
@@ -46,6 +48,12 @@ pub trait Directory: Send + Sync + 'static {
 
     /// Returns whom a VIP stands for. Never a direct name.
     fn pointer(&self, vip: Ipv4Addr) -> Option<Target>;
+
+    /// Returns the counters that are bumped when what the lookups return has changed, by [`Subject`](crate::Subject); `None` when
+    /// there are none, then no answer is kept. A prepared VIP stays so for an hour unless its service is bumped.
+    fn revisions(&self) -> Option<&Revisions> {
+        None
+    }
 }
 
 /// What a name stands for.

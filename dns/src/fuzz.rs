@@ -4,19 +4,24 @@
 //! Driven by: the fuzz crate, and the tests below over a seeded corpus.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, OnceLock};
 
 use gossamer_wire::{GroupName, InstanceName, NodeName, ServiceName, Transport};
 use hickory_proto::ProtoError;
 use hickory_proto::op::{Message, MessageType};
+use hickory_proto::rr::Record;
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder, BinEncoder};
 use hickory_server::net::xfer::Protocol;
 use hickory_server::server::Request;
 
+use crate::compiled::MAX_DATAGRAM;
+use crate::kept::Kept;
 use crate::request::{judge, unreadable};
 use crate::response::{Reply, UDP_PAYLOAD_BYTES, Writer};
+use crate::udp::{Datagram, parse};
 use crate::{
-    Answer, CustomTarget, Directory, InstanceEntry, Outcome, ServiceEntry, Target, VipAnswer, Zone, Zones,
-    answer,
+    Answer, CustomTarget, Directory, InstanceEntry, Outcome, Revisions, ServiceEntry, Target, VipAnswer,
+    Zone, Zones, answer,
 };
 
 /// Answers `bytes` over both transports, from a mesh where nearly every name exists.
@@ -26,9 +31,10 @@ use crate::{
 pub fn fuzz_query(bytes: &[u8]) {
     let Some(zone) = zones() else { return };
     let rotation = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    let plenty = plenty();
     for protocol in [Protocol::Udp, Protocol::Tcp] {
         for writer in [Writer::HickoryServer, Writer::Own] {
-            if let Some(response) = respond(bytes, protocol, writer, &Plenty, &zone, rotation) {
+            if let Some(response) = respond(bytes, protocol, writer, &*plenty, &zone, rotation) {
                 check(bytes, &response, protocol);
             }
         }
@@ -46,6 +52,77 @@ fn zones() -> Option<Zones> {
     let zones = Zones::from(zone).with_zone("mesh.example").ok()?.with_suffix("test".parse().ok()?).ok()?;
     let target = Target::Service { service: "aliased".parse().ok()?, group: None, direct: false };
     zones.with_alias("pg.corp.example", target).ok()?.with_clusterset().ok()
+}
+
+/// Answers `bytes` over UDP twice: by the handler, and from kept answers. Returns whether there was a kept one.
+///
+/// # Panics
+/// When the two do not say the same: a bug.
+pub fn fuzz_kept(bytes: &[u8]) -> bool {
+    let Some(zones) = zones().map(Arc::new) else { return false };
+    let directory = plenty();
+    let kept = Kept::new(Arc::<Plenty>::clone(&directory), Arc::clone(&zones));
+    let handled = |protocol, rotation| respond(bytes, protocol, Writer::Own, &*directory, &zones, rotation);
+    let query = match parse(bytes) {
+        Datagram::Query(query) => query,
+        Datagram::Unusual => return false,
+        Datagram::Nothing => {
+            assert_eq!(handled(Protocol::Udp, 0), None, "the short way drops what the handler answers");
+            return false;
+        }
+    };
+    let Ok(request) = request(bytes, Protocol::Udp) else {
+        panic!("the short way reads what hickory does not")
+    };
+    let Ok(question) = judge(&request) else { panic!("the short way reads what the handler refuses") };
+    kept.answer(&question, u32::from(query.kind));
+
+    let mut out = [0; MAX_DATAGRAM];
+    let Some((length, outcome)) = kept.respond(&query, 0, &mut out) else { return false };
+    let short = out.get(..length).unwrap_or_default().to_vec();
+    check(bytes, &Response { bytes: short.clone(), outcome, truncated: false }, Protocol::Udp);
+    let long = handled(Protocol::Tcp, 0).and_then(|found| Message::from_vec(&found.bytes).ok());
+    let (Ok(short), Some(long), Some(fitted)) = (Message::from_vec(&short), long, handled(Protocol::Udp, 0))
+    else {
+        panic!("one of them is no message")
+    };
+    assert_eq!(outcome, fitted.outcome);
+    assert_eq!(short.metadata, long.metadata, "another header");
+    assert_eq!(short.edns, long.edns, "another OPT");
+    assert_eq!(short.authorities, long.authorities);
+    let ties = answer(&question, &*directory, &zones, 0).ties.unwrap_or_default();
+    assert_ties(&short.answers, &long.answers, &ties);
+    assert_glue(&short, &long, &fitted);
+    true
+}
+
+/// Only equals may change places.
+fn assert_ties(short: &[Record], long: &[Record], ties: &[u8]) {
+    assert_eq!(short.len(), long.len(), "answers are missing");
+    let (mut short, mut long) = (short, long);
+    for length in ties.iter().map(|length| usize::from(*length)) {
+        let (Some((ours, short_rest)), Some((theirs, long_rest))) =
+            (short.split_at_checked(length), long.split_at_checked(length))
+        else {
+            panic!("fewer answers than ties")
+        };
+        assert!(ours.iter().all(|record| theirs.contains(record)), "an order that the handler never gives");
+        (short, long) = (short_rest, long_rest);
+    }
+    assert!(short.is_empty(), "more answers than ties");
+}
+
+/// Glue may be left out.
+fn assert_glue(short: &Message, long: &Message, fitted: &Response) {
+    let is_part = |part: &[Record], all: &[Record]| part.iter().all(|record| all.contains(record));
+    assert!(is_part(&short.additionals, &long.additionals), "glue that the handler does not know");
+    let Ok(fitted) = Message::from_vec(&fitted.bytes) else { panic!("not a message") };
+    let missing = fitted.additionals.len().abs_diff(short.additionals.len());
+    assert!(missing <= 1, "more or less glue than the handler sends");
+}
+
+fn request(bytes: &[u8], protocol: Protocol) -> Result<Request, ProtoError> {
+    Request::from_bytes(bytes.to_vec(), SocketAddr::from(([127, 0, 0, 1], 53)), protocol)
 }
 
 /// A response as it is sent.
@@ -66,8 +143,7 @@ pub(crate) fn respond(
     zone: &Zones,
     rotation: u32,
 ) -> Option<Response> {
-    let request =
-        Request::from_bytes(bytes.to_vec(), SocketAddr::from(([127, 0, 0, 1], 53)), protocol).ok()?;
+    let request = request(bytes, protocol).ok()?;
     if request.metadata.message_type == MessageType::Response {
         return None;
     }
@@ -124,7 +200,14 @@ fn check(bytes: &[u8], response: &Response, protocol: Protocol) {
 }
 
 /// A mesh where every service has as many instances as its name has bytes, squared.
-struct Plenty;
+#[derive(Default)]
+struct Plenty(Revisions);
+
+/// Its counters take long to make, and nothing here changes.
+fn plenty() -> Arc<Plenty> {
+    static PLENTY: OnceLock<Arc<Plenty>> = OnceLock::new();
+    Arc::clone(PLENTY.get_or_init(Arc::default))
+}
 
 #[async_trait::async_trait]
 impl Directory for Plenty {
@@ -191,6 +274,10 @@ impl Directory for Plenty {
         let service = format!("s{}", vip.octets()[3]).parse().ok()?;
         Some(Target::Service { service, group: None, direct: false })
     }
+
+    fn revisions(&self) -> Option<&Revisions> {
+        Some(&self.0)
+    }
 }
 
 #[cfg(test)]
@@ -204,7 +291,11 @@ mod tests {
 
     use super::*;
 
-    const NAMES: [&str; 25] = [
+    const NAMES: [&str; 29] = [
+        "_80._tcp.orde.mesh.internal.",
+        "_80._tcp.Abc.direct.mesh.internal.",
+        "ab.direct.mesh.internal.",
+        "i5.orders.WEST.mesh.internal.",
         "orders.mesh.example.",
         "_80._tcp.orders-of-all-the-world.mesh.example.",
         "test.",
@@ -275,18 +366,36 @@ mod tests {
     fn damaged_questions_do_no_harm() {
         let mut random = StdRng::seed_from_u64(2);
         for _ in 0..20_000 {
-            let mut bytes = query(&mut random);
-            for _ in 0..random.random_range(1..6) {
-                let at = random.random_range(0..bytes.len());
-                match random.random_range(0..4) {
-                    0 => bytes[at] = random.random(),
-                    1 => bytes[at] ^= 1 << random.random_range(0..8),
-                    2 => bytes.truncate(at.max(1)),
-                    _ => bytes.insert(at, random.random()),
-                }
-            }
-            fuzz_query(&bytes);
+            fuzz_query(&damaged(&mut random, 6));
         }
+    }
+
+    fn damaged(random: &mut StdRng, most: usize) -> Vec<u8> {
+        let mut bytes = query(random);
+        for _ in 0..random.random_range(1..most) {
+            let at = random.random_range(0..bytes.len());
+            match random.random_range(0..4) {
+                0 => bytes[at] = random.random(),
+                1 => bytes[at] ^= 1 << random.random_range(0..8),
+                2 => bytes.truncate(at.max(1)),
+                _ => bytes.insert(at, random.random()),
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn both_ways_say_the_same_to_every_question() {
+        let mut random = StdRng::seed_from_u64(5);
+        let kept = (0..6_000).filter(|_| fuzz_kept(&query(&mut random))).count();
+        assert!(kept > 1_500, "only {kept} of 6,000 were kept");
+    }
+
+    #[test]
+    fn both_ways_say_the_same_to_damaged_questions() {
+        let mut random = StdRng::seed_from_u64(6);
+        let kept = (0..20_000).filter(|_| fuzz_kept(&damaged(&mut random, 3))).count();
+        assert!(kept > 500, "only {kept} of 20,000 were kept");
     }
 
     #[test]

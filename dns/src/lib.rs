@@ -11,34 +11,46 @@
 //!         -> response (records -> those that fit);        server: hickory's handler, deadlines
 //! ```
 //!
+//! In front of it over UDP, for what was asked before and has not changed since:
+//!
+//! ```text
+//! udp (datagrams, sockets) -> kept (name and type -> compiled answer);   recorder, revision: what it was read from
+//! ```
+//!
 //! Start reading at [`answer()`]; [`resolve()`] is the same without a wire.
 
 mod answer;
+mod compiled;
 mod customs;
 mod directory;
 mod fuzz;
+mod kept;
 mod metrics;
 mod order;
 mod place;
+mod recorder;
 mod records;
 mod request;
 mod resolve;
 mod response;
+mod revision;
 #[cfg(test)]
 mod scripted;
 mod server;
+mod udp;
 mod zone;
 mod zones;
 
 pub use answer::{Answer, ExtendedError, Question, answer, is_ours, targets};
 pub use customs::CustomNames;
 pub use directory::{CustomTarget, Directory, InstanceEntry, ServiceEntry, Target, VipAnswer};
-pub use fuzz::fuzz_query;
+pub use fuzz::{fuzz_kept, fuzz_query};
 pub use hickory_proto::op::ResponseCode;
 pub use hickory_proto::rr::{Name, RData, Record, RecordType};
-pub use metrics::{DnsCounts, DnsMetrics, Outcome};
+pub use metrics::{DnsCounts, DnsMetrics, DnsTraffic, LATENCY_BOUNDS, Latency, Outcome, TYPES};
 pub use resolve::{Resolution, ResolveError, ResolvedRecord, parse_question, resolve};
 pub use response::UDP_PAYLOAD_BYTES;
+pub use revision::{Revisions, Subject};
 pub use server::{DnsServer, SourceRule};
 pub use zone::{Zone, ZoneError};
 pub use zones::Zones;

@@ -1,10 +1,18 @@
 //! Counters of the DNS part.
 //!
-//! Owns: what is counted. Must not know: metric names, exporters. Driven by: `server`, once per message.
+//! Owns: what is counted. Must not know: metric names, exporters. Driven by: `server`, once per message it
+//! answers, and `udp`, once per batch.
+
+mod traffic;
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
+
+pub(crate) use traffic::Tally;
+use traffic::Traffic;
+pub use traffic::{DnsTraffic, LATENCY_BOUNDS, Latency, TYPES};
 
 /// How a question ended. One word per class of answer, finer than the response code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,6 +61,7 @@ pub struct DnsMetrics {
     truncated: AtomicU64,
     dropped: AtomicU64,
     refused_source: AtomicU64,
+    traffic: Traffic,
 }
 
 /// One reading of [`DnsMetrics`]. Fields are read one after the other, not at one instant.
@@ -68,7 +77,7 @@ pub struct DnsCounts {
     pub refused: u64,
     /// Responses that say we failed.
     pub servfail: u64,
-    /// Responses to what is not one question. What is no message is answered by hickory-server, uncounted.
+    /// Responses to what is not one question. What is no message at all counts over UDP only.
     pub formerr: u64,
     /// Responses to opcodes and EDNS versions not spoken here.
     pub notimp: u64,
@@ -98,8 +107,36 @@ impl DnsMetrics {
         }
     }
 
-    pub(crate) fn count(&self, outcome: Outcome, truncated: bool) {
-        add(match outcome {
+    /// Reads types, ways and latencies.
+    pub fn traffic(&self) -> DnsTraffic {
+        self.traffic.read()
+    }
+
+    /// Counts a response of the handler: how it ended, the type asked for, how long it took.
+    pub(crate) fn count(&self, outcome: Outcome, truncated: bool, kind: Option<u16>, took: Duration) {
+        add(self.of(outcome));
+        if truncated {
+            add(&self.truncated);
+        }
+        self.traffic.count_handled(kind, took);
+    }
+
+    /// Takes over what one batch of kept answers counted. They shared the time it took.
+    pub(crate) fn add(&self, tally: &mut Tally, took: Duration) {
+        for (outcome, count) in tally.outcomes() {
+            self.of(outcome).fetch_add(count, Ordering::Relaxed);
+        }
+        self.traffic.add(tally, took);
+        *tally = Tally::default();
+    }
+
+    /// Counts the refusal of what is no message.
+    pub(crate) fn count_malformed(&self) {
+        add(&self.formerr);
+    }
+
+    fn of(&self, outcome: Outcome) -> &AtomicU64 {
+        match outcome {
             Outcome::NoError => &self.noerror,
             Outcome::NoData => &self.nodata,
             Outcome::NxDomain => &self.nxdomain,
@@ -107,9 +144,6 @@ impl DnsMetrics {
             Outcome::ServFail => &self.servfail,
             Outcome::FormErr => &self.formerr,
             Outcome::NotImp => &self.notimp,
-        });
-        if truncated {
-            add(&self.truncated);
         }
     }
 
@@ -141,13 +175,13 @@ mod tests {
     #[test]
     fn each_outcome_has_its_own_counter() {
         let metrics = DnsMetrics::default();
-        metrics.count(Outcome::NoError, true);
-        metrics.count(Outcome::NoData, false);
-        metrics.count(Outcome::NxDomain, false);
-        metrics.count(Outcome::Refused, false);
-        metrics.count(Outcome::ServFail, false);
-        metrics.count(Outcome::FormErr, false);
-        metrics.count(Outcome::NotImp, false);
+        metrics.count(Outcome::NoError, true, None, Duration::ZERO);
+        metrics.count(Outcome::NoData, false, None, Duration::ZERO);
+        metrics.count(Outcome::NxDomain, false, None, Duration::ZERO);
+        metrics.count(Outcome::Refused, false, None, Duration::ZERO);
+        metrics.count(Outcome::ServFail, false, None, Duration::ZERO);
+        metrics.count(Outcome::FormErr, false, None, Duration::ZERO);
+        metrics.count(Outcome::NotImp, false, None, Duration::ZERO);
         metrics.count_dropped();
         metrics.count_refused_source();
         let once = DnsCounts {

@@ -130,6 +130,11 @@ fn opt(asked: &Edns, extended: Option<&ExtendedError>) -> Edns {
     edns
 }
 
+/// Returns the bytes of our OPT for a client that asks for nothing special.
+pub(crate) fn plain_opt(extended: Option<&ExtendedError>) -> Option<Vec<u8>> {
+    opt(&Edns::new(), extended).to_bytes().ok()
+}
+
 /// Takes records away until the message without its OPT has at most `room` bytes. Returns whether all required
 /// records stay.
 fn fit(answer: &mut Answer, queries: &Queries, room: usize, writer: Writer) -> bool {
@@ -184,7 +189,8 @@ fn cut(text: &str, limit: usize) -> &str {
     if text.len() <= limit { text } else { text.get(..end).unwrap_or_default() }
 }
 
-const HEADER_BYTES: usize = 12;
+/// The header of a message (RFC 1035 4.1.1).
+pub(crate) const HEADER_BYTES: usize = 12;
 
 /// The EDNS option of extended errors (RFC 8914 2).
 const EXTENDED_ERROR_OPTION: u16 = 15;

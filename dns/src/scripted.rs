@@ -7,7 +7,8 @@ use std::sync::Mutex;
 use gossamer_wire::{GroupName, InstanceName, NodeName, ServiceName, Transport};
 
 use crate::{
-    CustomNames, CustomTarget, Directory, InstanceEntry, ServiceEntry, Target, VipAnswer, Zone, Zones,
+    CustomNames, CustomTarget, Directory, InstanceEntry, Revisions, ServiceEntry, Target, VipAnswer, Zone,
+    Zones,
 };
 
 /// Answers from a table; remembers what was prepared.
@@ -19,6 +20,7 @@ pub(crate) struct Scripted {
     pointers: BTreeMap<Ipv4Addr, Target>,
     customs: CustomNames,
     pub(crate) prepared: Mutex<Vec<Target>>,
+    pub(crate) revisions: Revisions,
 }
 
 impl Scripted {
@@ -102,6 +104,10 @@ impl Directory for Scripted {
 
     fn pointer(&self, vip: Ipv4Addr) -> Option<Target> {
         self.pointers.get(&vip).cloned()
+    }
+
+    fn revisions(&self) -> Option<&Revisions> {
+        Some(&self.revisions)
     }
 }
 

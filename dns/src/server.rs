@@ -1,8 +1,9 @@
-//! The server: hickory-server between the bound sockets and the answers.
+//! The server: the desk that answers every request, and the sockets in front of it.
 //!
 //! Owns: who may ask, deadlines, how many questions wait at once. Must not know: names, records, sizes.
-//! Driven by: the daemon, which binds the sockets, says who may ask, and cancels `stop`. What hickory-server
-//! does before and after us, and what it leaves open: `docs/adr/0009-hickory-serves-dns.md`.
+//! Driven by: the daemon, which binds the sockets, says who may ask, and cancels `stop`. TCP is hickory-server's:
+//! what it does before and after us, and what it leaves open: `docs/adr/0009-hickory-serves-dns.md`. UDP is read by
+//! our own workers: `docs/adr/0023-own-udp-loop.md`.
 
 use std::fmt;
 use std::io;
@@ -17,12 +18,15 @@ use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::kept::Kept;
 use crate::request::judge;
 use crate::response::{Reply, Writer};
-use crate::{Answer, Directory, DnsMetrics, Target, Zones, answer, targets};
+use crate::udp::Worker;
+use crate::{Answer, Directory, DnsMetrics, Question, Target, Zones, targets};
 
 /// Decides by source address who may ask. Called for every question; must not block.
 pub type SourceRule = Arc<dyn Fn(IpAddr) -> bool + Send + Sync>;
@@ -32,52 +36,59 @@ pub type SourceRule = Arc<dyn Fn(IpAddr) -> bool + Send + Sync>;
 pub struct DnsServer;
 
 impl DnsServer {
-    /// Answers on both sockets until `stop` is cancelled; questions that still wait are then dropped.
+    /// Answers on all sockets until `stop` is cancelled; questions that still wait are then dropped. Each UDP
+    /// socket has a worker of its own: several are bound to one address with `SO_REUSEPORT`.
     ///
     /// Questions of sources that `allow` refuses get no byte, not even an error, so that a forged source cannot
     /// be hit.
     ///
     /// # Errors
-    /// A socket failed for good (the machine's fault); both are closed by then. Bind again to retry.
+    /// A socket failed for good (the machine's fault); all are closed by then. Bind again to retry.
     ///
     /// # Cancel safety
     /// Dropping the future closes the sockets and ends every task.
     pub async fn serve(
         directory: Arc<dyn Directory>,
         zone: Arc<Zones>,
-        udp: UdpSocket,
+        udp: Vec<UdpSocket>,
         tcp: TcpListener,
         metrics: Arc<DnsMetrics>,
         allow: SourceRule,
         stop: CancellationToken,
     ) -> io::Result<()> {
-        let desk = Desk { directory, zone, metrics, allow, waiting: Arc::new(Semaphore::new(MAX_WAITING)) };
-        // One server per socket: a server of two goes on in silence when one of them fails.
-        let (mut over_udp, mut over_tcp) = (Server::new(desk.clone()), Server::new(desk));
-        over_udp.register_socket(udp);
+        let kept = Arc::new(Kept::new(Arc::clone(&directory), Arc::clone(&zone)));
+        let waiting = Arc::new(Semaphore::new(MAX_WAITING));
+        let desk = Desk { directory, zone, metrics, allow, waiting, kept };
+        let mut workers = JoinSet::new();
+        for socket in udp {
+            workers.spawn(Worker::new(socket, desk.clone()).run(stop.child_token()));
+        }
+        let mut over_tcp = Server::new(desk);
         over_tcp.register_listener(tcp, IDLE_DEADLINE, RESPONSE_BUFFER);
 
         let ended = tokio::select! {
             biased;
             () = stop.cancelled() => Ok(()),
-            ended = over_udp.block_until_done() => ended,
-            ended = over_tcp.block_until_done() => ended,
+            Some(ended) = workers.join_next() => ended.unwrap_or_else(|error| Err(io::Error::other(error))),
+            ended = over_tcp.block_until_done() => ended.map_err(io::Error::other),
         };
         // Waits until the sockets are closed. What this says about one that has failed is known already.
-        let _ = tokio::join!(over_udp.shutdown_gracefully(), over_tcp.shutdown_gracefully());
-        ended.map_err(io::Error::other)
+        let _ = tokio::join!(workers.shutdown(), over_tcp.shutdown_gracefully());
+        ended
     }
 }
 
 /// What every question needs for its answer.
 #[derive(Clone)]
-struct Desk {
-    directory: Arc<dyn Directory>,
-    zone: Arc<Zones>,
-    metrics: Arc<DnsMetrics>,
-    allow: SourceRule,
+pub(crate) struct Desk {
+    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) zone: Arc<Zones>,
+    pub(crate) metrics: Arc<DnsMetrics>,
+    pub(crate) allow: SourceRule,
     /// Turns of questions that wait for their VIPs.
-    waiting: Arc<Semaphore>,
+    pub(crate) waiting: Arc<Semaphore>,
+    /// Answers that can be sent again.
+    pub(crate) kept: Arc<Kept>,
 }
 
 impl fmt::Debug for Desk {
@@ -96,8 +107,7 @@ impl RequestHandler for Desk {
         if !self.admits(request.src()) {
             return unsent(request);
         }
-        let reply = self.reply(request).await;
-        self.metrics.count(reply.outcome(), reply.truncated());
+        let reply = self.reply(request, Writer::HickoryServer).await;
         client.send_response(reply.message()).await.unwrap_or_else(|error| {
             tracing::debug!(err = %error, "answer not sent");
             self.metrics.count_dropped();
@@ -107,7 +117,8 @@ impl RequestHandler for Desk {
 }
 
 impl Desk {
-    fn admits(&self, source: SocketAddr) -> bool {
+    /// Returns whether a source may ask; counts those that may not.
+    pub(crate) fn admits(&self, source: SocketAddr) -> bool {
         let admitted = (self.allow)(source.ip().to_canonical());
         if !admitted {
             self.metrics.count_refused_source();
@@ -115,19 +126,36 @@ impl Desk {
         admitted
     }
 
-    async fn reply<'a>(&self, request: &'a Request) -> Reply<'a> {
-        let question = match judge(request) {
-            Ok(question) => question,
-            Err(rcode) => return Reply::new(request, Answer::empty(rcode), Writer::HickoryServer),
+    /// Answers a request that came over UDP; `None` when its source may not ask.
+    pub(crate) async fn datagram(&self, request: &Request) -> Option<Vec<u8>> {
+        if !self.admits(request.src()) {
+            return None;
+        }
+        let written = self.reply(request, Writer::Own).await.to_bytes();
+        written.inspect_err(|error| tracing::debug!(err = %error, "answer not written")).ok()
+    }
+
+    /// Answers a request, and counts it.
+    async fn reply<'a>(&self, request: &'a Request, writer: Writer) -> Reply<'a> {
+        let began = Instant::now();
+        let answer = match judge(request) {
+            Ok(question) => self.answer(&question).await,
+            Err(rcode) => Answer::empty(rcode),
         };
+        let reply = Reply::new(request, answer, writer);
+        let kind = request.queries.queries().first().map(|query| query.query_type().into());
+        self.metrics.count(reply.outcome(), reply.truncated(), kind, began.elapsed());
+        reply
+    }
+
+    async fn answer(&self, question: &Question) -> Answer {
         let rotation = rand::random();
-        let vips = targets(&question, &*self.directory, &self.zone, rotation);
-        let answer = if vips.is_empty() || self.prepare(&vips).await {
-            answer(&question, &*self.directory, &self.zone, rotation)
+        let vips = targets(question, &*self.directory, &self.zone, rotation);
+        if vips.is_empty() || self.prepare(&vips).await {
+            self.kept.answer(question, rotation)
         } else {
             Answer::empty(ResponseCode::ServFail)
-        };
-        Reply::new(request, answer, Writer::HickoryServer)
+        }
     }
 
     /// Returns whether the VIPs got ready in time.
@@ -148,8 +176,7 @@ fn unsent(request: &Request) -> ResponseInfo {
     Header { metadata, counts: HeaderCounts::default() }.into()
 }
 
-/// Questions whose VIPs are being opened. hickory-server starts a task per datagram without a bound; more than
-/// these get SERVFAIL at once, so that no flood can pile up. Each waits [`PREPARE_DEADLINE`] at most.
+/// Questions whose VIPs are being opened. More than these get SERVFAIL at once, so that no flood can pile up. Each waits [`PREPARE_DEADLINE`] at most.
 const MAX_WAITING: usize = 1024;
 
 /// Longest wait for VIP listeners. Stub resolvers give up after 5 s; SERVFAIL before that says whose fault

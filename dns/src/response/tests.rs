@@ -53,6 +53,7 @@ fn services(asked: &Name, count: usize, glue: usize) -> Answer {
         Record::from_rdata(target(number), 30, records::address(Ipv4Addr::new(127, 240, high, low).into()))
     };
     Answer {
+        ties: None,
         rcode: ResponseCode::NoError,
         answers: (0..count).map(service).collect(),
         authorities: Vec::new(),

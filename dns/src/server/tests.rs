@@ -39,7 +39,7 @@ impl Bench {
         let served = DnsServer::serve(
             directory,
             Arc::new(zone()),
-            udp,
+            vec![udp],
             tcp,
             Arc::clone(&metrics),
             allow,
@@ -188,7 +188,7 @@ async fn malformed_messages_do_not_end_the_server() {
     bench.send(&[0x01; 4000]).await;
     assert_eq!(bench.receive().await.metadata.response_code, ResponseCode::FormErr);
     assert_eq!(bench.ask(&good).await.answers.len(), 1);
-    assert_eq!(bench.stop().await, DnsCounts { noerror: 1, ..DnsCounts::default() });
+    assert_eq!(bench.stop().await, DnsCounts { noerror: 1, formerr: 2, ..DnsCounts::default() });
 }
 
 #[tokio::test]
@@ -289,6 +289,7 @@ async fn a_question_that_waits_for_its_vip_does_not_hold_up_others() {
 /// Asks for the VIP of `orders` without a socket; returns the code of the reply.
 async fn ask_desk(directory: Arc<dyn Directory>, turns: usize) -> ResponseCode {
     let desk = Desk {
+        kept: Arc::new(Kept::new(Arc::clone(&directory), Arc::new(zone()))),
         directory,
         zone: Arc::new(zone()),
         metrics: Arc::new(DnsMetrics::default()),
@@ -298,7 +299,7 @@ async fn ask_desk(directory: Arc<dyn Directory>, turns: usize) -> ResponseCode {
     let bytes = question(1, "orders.mesh.internal.", RecordType::A).to_vec().expect("encodes");
     let source = SocketAddr::from(([127, 0, 0, 1], 9));
     let request = Request::from_bytes(bytes, source, Protocol::Udp).expect("decodes");
-    desk.reply(&request).await.message().metadata().response_code
+    desk.reply(&request, Writer::HickoryServer).await.message().metadata().response_code
 }
 
 #[tokio::test(start_paused = true)]
