@@ -18,7 +18,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use gossamer_core::vip::Pool;
-use gossamer_dns::ZoneError;
+use gossamer_dns::{UpstreamError, ZoneError};
 use gossamer_wire::{GroupName, MeshId, MeshName, NodeId, NodeName, RegionName, ZoneName};
 
 use crate::authority::AuthorityHandle;
@@ -106,6 +106,9 @@ pub enum RunError {
     /// The DNS port: the operator's fault.
     #[error(transparent)]
     Dns(#[from] dns::BindError),
+    /// A server that cannot be asked for names of others: the operator's fault.
+    #[error("dns.upstream: {0}")]
+    Upstream(#[from] UpstreamError),
     /// The mesh zone: the operator's fault.
     #[error(transparent)]
     Zone(#[from] ZoneError),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use gossamer_core::catalog::{Counters, Refusal};
-use gossamer_dns::DnsCounts;
+use gossamer_dns::{DnsCounts, ForwardCounts, MAX_UPSTREAMS, UpstreamState, UpstreamStatus};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -51,6 +51,8 @@ pub struct Metrics {
 pub struct Readings {
     /// The DNS part.
     pub dns: DnsCounts,
+    /// The forwarder and its servers, when names of others are forwarded.
+    pub forwarding: Option<(ForwardCounts, Vec<UpstreamStatus>)>,
     /// How many members are in each state.
     pub members: Vec<(&'static str, u64)>,
     /// How many instances are registered on this node, by health.
@@ -306,7 +308,8 @@ impl Collector for Sources {
         page.gauges("registrations", "Instances on this node by health", "health", &readings.registrations)?;
         page.gauges("vip_ports", "Ports of virtual addresses by state", "state", &readings.vip_ports)?;
         page.flows(&readings.flows)?;
-        page.dns(&readings.dns)
+        page.dns(&readings.dns)?;
+        readings.forwarding.as_ref().map_or(Ok(()), |(counts, upstreams)| page.forwarding(counts, upstreams))
     }
 }
 
@@ -396,6 +399,38 @@ impl Page<'_> {
         self.counter("dns_refused_sources", "Clients that may not ask", dns.refused_source)
     }
 
+    fn forwarding(&mut self, counts: &ForwardCounts, upstreams: &[UpstreamStatus]) -> fmt::Result {
+        let outcomes = [
+            ("cached", counts.cached),
+            ("answered", counts.answered),
+            ("unanswered", counts.unanswered),
+            ("overflowed", counts.overflowed),
+            ("mesh_data", counts.mesh_data),
+            ("private", counts.private),
+        ];
+        self.counters("dns_forwarded", "Questions about names of others by outcome", "outcome", &outcomes)?;
+        let dropped = [
+            ("wrong_id", counts.wrong_id),
+            ("wrong_question", counts.wrong_question),
+            ("malformed", counts.malformed),
+        ];
+        let help = "Messages of upstream servers that answer no question";
+        self.counters("dns_upstream_dropped", help, "reason", &dropped)?;
+        self.counter("dns_upstream_truncated", "Answers asked for again over TCP", counts.truncated)?;
+        self.counter("dns_upstream_came_back", "Own probes that came back", counts.came_back)?;
+        // By place in the configuration: labels are words of this program.
+        let by_place = |value: fn(&UpstreamStatus) -> u64| -> Vec<_> {
+            PLACES.into_iter().zip(upstreams.iter().map(value)).collect()
+        };
+        let place = "upstream";
+        let answered = by_place(|upstream| upstream.answered);
+        self.counters("dns_upstream_answers", "Answers by upstream server", place, &answered)?;
+        let failed = by_place(|upstream| upstream.failed);
+        self.counters("dns_upstream_failures", "Tries without an answer", place, &failed)?;
+        let usable = by_place(|upstream| u64::from(upstream.state == UpstreamState::Up));
+        self.gauges("dns_upstream_up", "Whether the server answers and does not loop", place, &usable)
+    }
+
     fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         self.single(name, help, &ConstGauge::new(clamped(value)))
     }
@@ -434,6 +469,9 @@ impl Page<'_> {
         Ok(())
     }
 }
+
+/// Places of upstream servers.
+const PLACES: [&str; MAX_UPSTREAMS] = ["1", "2", "3", "4"];
 
 fn sentence(help: &str) -> String {
     format!("{help}.")
@@ -477,6 +515,15 @@ mod tests {
     fn readings() -> Readings {
         Readings {
             dns: DnsCounts { nodata: 7, dropped: 1, ..DnsCounts::default() },
+            forwarding: Some((
+                ForwardCounts { cached: 5, wrong_id: 6, ..ForwardCounts::default() },
+                vec![UpstreamStatus {
+                    address: "192.0.2.53:53".parse().expect("address"),
+                    state: UpstreamState::Looping,
+                    answered: 2,
+                    failed: 1,
+                }],
+            )),
             members: vec![("alive", 3), ("suspect", 0)],
             registrations: vec![("passing", 2)],
             vip_ports: vec![("bound", 4), ("stolen", 1)],
@@ -604,6 +651,10 @@ mod tests {
             ("gossamer_flow_bytes_total{direction=\"in\"}", 70_000),
             ("gossamer_dns_responses_total{outcome=\"nodata\"}", 7),
             ("gossamer_dns_dropped_total", 1),
+            ("gossamer_dns_forwarded_total{outcome=\"cached\"}", 5),
+            ("gossamer_dns_upstream_dropped_total{reason=\"wrong_id\"}", 6),
+            ("gossamer_dns_upstream_answers_total{upstream=\"1\"}", 2),
+            ("gossamer_dns_upstream_up{upstream=\"1\"}", 0),
         ] {
             assert_eq!(shown.get(name), Some(&value), "{name} in {shown:#?}");
         }

@@ -29,7 +29,7 @@ pub struct Question {
 /// The answer to one [`Question`], before it is fitted to a message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// NOERROR, NXDOMAIN or REFUSED.
+    /// NOERROR, NXDOMAIN or REFUSED; of upstream any.
     pub rcode: ResponseCode,
     /// Records of the asked name and type, best first. Empty with NOERROR means NODATA.
     pub answers: Vec<Record>,
@@ -42,6 +42,8 @@ pub struct Answer {
     pub ties: Option<Vec<u8>>,
     /// Why nothing was answered, when there is more to say than the code.
     pub extended: Option<ExtendedError>,
+    /// Whether others said so and not the mesh: then we are no authority for it.
+    pub forwarded: bool,
 }
 
 /// An extended DNS error (RFC 8914).
@@ -56,6 +58,10 @@ pub struct ExtendedError {
 impl ExtendedError {
     /// The info code for a VIP that must not be answered: "Blocked", RFC 8914 4.16.
     pub const BLOCKED: u16 = 15;
+    /// The info code while too many questions wait: "Not Ready", RFC 8914 4.15.
+    pub const NOT_READY: u16 = 14;
+    /// The info code when no upstream server answers: "No Reachable Authority", RFC 8914 4.23.
+    pub const NO_REACHABLE_AUTHORITY: u16 = 22;
 }
 
 impl Answer {
@@ -67,6 +73,7 @@ impl Answer {
             additionals: Vec::new(),
             ties: Some(Vec::new()),
             extended: None,
+            forwarded: false,
         }
     }
 

@@ -34,6 +34,25 @@ pub(crate) struct Compiled {
     opt: Option<Box<[u8]>>,
 }
 
+/// What every response of this server says.
+#[derive(Debug)]
+pub(crate) struct Ours {
+    /// Our OPT when there is nothing special to say.
+    opt: Box<[u8]>,
+    /// The RA bit, where a header has it.
+    recursion_available: u8,
+}
+
+impl Ours {
+    /// `recursion` says whether names of others are answered too.
+    pub(crate) fn new(recursion: bool) -> Self {
+        Self {
+            opt: plain_opt(None).unwrap_or_default().into(),
+            recursion_available: if recursion { RA } else { 0 },
+        }
+    }
+}
+
 /// One record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Piece {
@@ -85,17 +104,16 @@ impl Compiled {
         self.runs.iter().any(|run| *run > 1)
     }
 
-    /// Writes the response to a query for its name and type. `plain_opt` is our OPT when there is nothing special
-    /// to say, `turn` decides whose turn it is. Returns its length; `None` when not all required records fit:
+    /// Writes the response to a query for its name and type. `turn` decides whose turn it is. Returns its length; `None` when not all required records fit:
     /// which of them are sent is for `response` to say.
     pub(crate) fn write(
         &self,
         query: &Query<'_>,
-        plain_opt: &[u8],
+        ours: &Ours,
         turn: u32,
         out: &mut [u8; MAX_DATAGRAM],
     ) -> Option<usize> {
-        let opt = query.edns.map(|offer| (self.opt.as_deref().unwrap_or(plain_opt), offer.dnssec_ok));
+        let opt = query.edns.map(|offer| (self.opt.as_deref().unwrap_or(&ours.opt), offer.dnssec_ok));
         let room = query.limit().checked_sub(opt.map_or(0, |(opt, _)| opt.len()))?;
         let body = HEADER_BYTES + query.question.len();
         if body + usize::from(self.required) > room {
@@ -124,7 +142,7 @@ impl Compiled {
             }
             extra += 1;
         }
-        self.write_header(query, extra, out)?;
+        self.write_header(query, ours, extra, out)?;
         Some(end)
     }
 
@@ -157,7 +175,14 @@ impl Compiled {
         Some(written)
     }
 
-    fn write_header(&self, query: &Query<'_>, extra: u16, out: &mut [u8; MAX_DATAGRAM]) -> Option<()> {
+    fn write_header(
+        &self,
+        query: &Query<'_>,
+        ours: &Ours,
+        extra: u16,
+        out: &mut [u8; MAX_DATAGRAM],
+    ) -> Option<()> {
+        let second = ours.recursion_available | query.checking_disabled;
         let [i, d] = query.id;
         let first = QR | AA | query.recursion_desired;
         let [answers_high, answers_low] = u16::try_from(self.answers.len()).ok()?.to_be_bytes();
@@ -165,7 +190,7 @@ impl Compiled {
         let [extra_high, extra_low] = extra.to_be_bytes();
         let rest = [answers_high, answers_low, 0, authority, extra_high, extra_low];
         let [q, r, s, t, u, v] = rest;
-        *out.first_chunk_mut()? = [i, d, first, query.checking_disabled, 0, 1, q, r, s, t, u, v];
+        *out.first_chunk_mut()? = [i, d, first, second, 0, 1, q, r, s, t, u, v];
         Some(())
     }
 
@@ -302,6 +327,7 @@ const MAX_GLUE: usize = 128;
 
 const QR: u8 = 0x80;
 const AA: u8 = 0x04;
+const RA: u8 = 0x80;
 const DNSSEC_OK: u8 = 0x80;
 const POINTER: u16 = 0xc000;
 

@@ -61,7 +61,7 @@ fn zones() -> Option<Zones> {
 pub fn fuzz_kept(bytes: &[u8]) -> bool {
     let Some(zones) = zones().map(Arc::new) else { return false };
     let directory = plenty();
-    let kept = Kept::new(Arc::<Plenty>::clone(&directory), Arc::clone(&zones));
+    let kept = Kept::new(Arc::<Plenty>::clone(&directory), Arc::clone(&zones), false);
     let handled = |protocol, rotation| respond(bytes, protocol, Writer::Own, &*directory, &zones, rotation);
     let query = match parse(bytes) {
         Datagram::Query(query) => query,

@@ -16,9 +16,8 @@ use dashmap::DashMap;
 use hickory_proto::rr::{Name, RecordType};
 use tokio::time::Instant;
 
-use crate::compiled::{Compiled, MAX_DATAGRAM};
+use crate::compiled::{Compiled, MAX_DATAGRAM, Ours};
 use crate::recorder::Recorder;
-use crate::response::plain_opt;
 use crate::revision::Basis;
 use crate::udp::Query;
 use crate::{Answer, Directory, Outcome, Question, Zones, answer};
@@ -28,7 +27,7 @@ pub(crate) struct Kept {
     directory: Arc<dyn Directory>,
     zone: Arc<Zones>,
     began: Instant,
-    plain_opt: Box<[u8]>,
+    ours: Ours,
     /// std's hasher, which is seeded: names come from outside.
     entries: DashMap<Box<[u8]>, Entry>,
     bytes: AtomicUsize,
@@ -63,12 +62,13 @@ impl fmt::Debug for Kept {
 }
 
 impl Kept {
-    pub(crate) fn new(directory: Arc<dyn Directory>, zone: Arc<Zones>) -> Self {
+    /// `recursion` says whether names of others are answered too, which each response tells (RA).
+    pub(crate) fn new(directory: Arc<dyn Directory>, zone: Arc<Zones>, recursion: bool) -> Self {
         Self {
             directory,
             zone,
             began: Instant::now(),
-            plain_opt: plain_opt(None).unwrap_or_default().into(),
+            ours: Ours::new(recursion),
             entries: DashMap::new(),
             bytes: AtomicUsize::new(0),
             limits: LIMITS,
@@ -97,7 +97,7 @@ impl Kept {
             return None;
         }
         let turn = if compiled.takes_turns() { rand::random() } else { 0 };
-        Some((compiled.write(query, &self.plain_opt, turn, out)?, compiled.outcome()))
+        Some((compiled.write(query, &self.ours, turn, out)?, compiled.outcome()))
     }
 
     /// Answers a question from the directory, and keeps the answer when that can be done.

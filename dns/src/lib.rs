@@ -2,7 +2,8 @@
 //!
 //! Data in: bound sockets, and what a [`Directory`] knows about services, instances and nodes. Data out:
 //! responses; hickory-server receives, reads, writes and sends the messages. The crate does not know gossip, adverts,
-//! access rules or how a VIP listener is opened, and it forwards nothing: names of others are refused at once.
+//! access rules or how a VIP listener is opened. Names of others are refused at once, or asked of the upstream servers
+//! that the daemon names (`forward`).
 //!
 //! A question passes these modules in this order; all but the last are pure:
 //!
@@ -23,6 +24,7 @@ mod answer;
 mod compiled;
 mod customs;
 mod directory;
+mod forward;
 mod fuzz;
 mod kept;
 mod metrics;
@@ -44,6 +46,10 @@ mod zones;
 pub use answer::{Answer, ExtendedError, Question, answer, is_ours, targets};
 pub use customs::CustomNames;
 pub use directory::{CustomTarget, Directory, InstanceEntry, ServiceEntry, Target, VipAnswer};
+pub use forward::{
+    Asked, ForwardCounters, ForwardCounts, ForwardSettings, Forwarder, MAX_UPSTREAMS, UpstreamChange,
+    UpstreamError, UpstreamState, UpstreamStatus, check_upstream,
+};
 pub use fuzz::{fuzz_kept, fuzz_query};
 pub use hickory_proto::op::ResponseCode;
 pub use hickory_proto::rr::{Name, RData, Record, RecordType};
@@ -51,6 +57,6 @@ pub use metrics::{DnsCounts, DnsMetrics, DnsTraffic, LATENCY_BOUNDS, Latency, Ou
 pub use resolve::{Resolution, ResolveError, ResolvedRecord, parse_question, resolve};
 pub use response::UDP_PAYLOAD_BYTES;
 pub use revision::{Revisions, Subject};
-pub use server::{DnsServer, SourceRule};
+pub use server::{DnsServer, Service, SourceRule};
 pub use zone::{Zone, ZoneError};
 pub use zones::Zones;

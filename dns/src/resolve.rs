@@ -10,7 +10,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, RecordType};
 use thiserror::Error;
 
-use crate::{Directory, ExtendedError, Outcome, Question, Zones, answer};
+use crate::{Answer, Directory, ExtendedError, Outcome, Question, Zones, answer};
 
 /// What DNS would answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct Resolution {
     pub additionals: Vec<ResolvedRecord>,
     /// Why a name that exists has no answer.
     pub extended: Option<ExtendedError>,
+    /// Whether upstream was asked.
+    pub forwarded: bool,
 }
 
 /// One record as people read it.
@@ -115,20 +117,28 @@ pub fn resolve(
 ) -> Result<Resolution, ResolveError> {
     let question = parse_question(name, record_type, zones)?;
     let answer = answer(&question, directory, zones, rotation);
-    let read = |record: &crate::Record| ResolvedRecord {
-        name: record.name.to_ascii(),
-        ttl: record.ttl,
-        record_type: record.record_type().to_string(),
-        data: record.data.to_string(),
-    };
-    Ok(Resolution {
-        name: question.name.to_ascii(),
-        rcode: answer.rcode,
-        outcome: Outcome::of(answer.rcode, !answer.answers.is_empty()),
-        answers: answer.answers.iter().map(read).collect(),
-        additionals: answer.additionals.iter().map(read).collect(),
-        extended: answer.extended,
-    })
+    Ok(Resolution::new(&question, answer))
+}
+
+impl Resolution {
+    /// Reads an answer, of the mesh or of upstream.
+    pub fn new(question: &Question, answer: Answer) -> Self {
+        let read = |record: &crate::Record| ResolvedRecord {
+            name: record.name.to_ascii(),
+            ttl: record.ttl,
+            record_type: record.record_type().to_string(),
+            data: record.data.to_string(),
+        };
+        Self {
+            name: question.name.to_ascii(),
+            rcode: answer.rcode,
+            outcome: Outcome::of(answer.rcode, !answer.answers.is_empty()),
+            answers: answer.answers.iter().map(read).collect(),
+            additionals: answer.additionals.iter().map(read).collect(),
+            extended: answer.extended,
+            forwarded: answer.forwarded,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -62,8 +62,8 @@ impl<'a> Reply<'a> {
             answer,
         };
         reply.metadata.response_code = reply.answer.rcode;
-        reply.metadata.authoritative =
-            matches!(reply.answer.rcode, ResponseCode::NoError | ResponseCode::NXDomain);
+        reply.metadata.authoritative = !reply.answer.forwarded
+            && matches!(reply.answer.rcode, ResponseCode::NoError | ResponseCode::NXDomain);
 
         let opt_bytes = reply.edns.as_ref().and_then(|edns| edns.to_bytes().ok()).unwrap_or_default().len();
         let room = usize::from(limit(request.protocol(), request.edns.as_ref())).saturating_sub(opt_bytes);
@@ -71,6 +71,12 @@ impl<'a> Reply<'a> {
         let fits = fit(&mut reply.answer, queries, room, writer);
         reply.metadata.truncation = !fits && request.protocol() == Protocol::Udp;
         reply
+    }
+
+    /// Says whether names of others are answered here too (RA).
+    pub(crate) fn offering(mut self, recursion: bool) -> Self {
+        self.metadata.recursion_available = recursion;
+        self
     }
 
     /// Returns the message for hickory-server to send.

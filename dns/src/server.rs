@@ -22,14 +22,36 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::forward::Asked;
 use crate::kept::Kept;
 use crate::request::judge;
 use crate::response::{Reply, Writer};
 use crate::udp::Worker;
-use crate::{Answer, Directory, DnsMetrics, Question, Target, Zones, targets};
+use crate::{Answer, Directory, DnsMetrics, Forwarder, Question, Target, Zones, targets};
 
 /// Decides by source address who may ask. Called for every question; must not block.
 pub type SourceRule = Arc<dyn Fn(IpAddr) -> bool + Send + Sync>;
+
+/// What answers are made of.
+#[derive(Clone)]
+pub struct Service {
+    /// What the mesh holds.
+    pub directory: Arc<dyn Directory>,
+    /// What is answered for.
+    pub zone: Arc<Zones>,
+    /// Whom names of others are asked of; `None`: they are refused.
+    pub forwarder: Option<Arc<Forwarder>>,
+    /// What counts.
+    pub metrics: Arc<DnsMetrics>,
+    /// Who may ask.
+    pub allow: SourceRule,
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service").field("zone", &self.zone).finish_non_exhaustive()
+    }
+}
 
 /// The DNS server of a node.
 #[derive(Debug)]
@@ -39,8 +61,8 @@ impl DnsServer {
     /// Answers on all sockets until `stop` is cancelled; questions that still wait are then dropped. Each UDP
     /// socket has a worker of its own: several are bound to one address with `SO_REUSEPORT`.
     ///
-    /// Questions of sources that `allow` refuses get no byte, not even an error, so that a forged source cannot
-    /// be hit.
+    /// Questions of sources that [`Service::allow`] refuses get no byte, not even an error, so that a forged
+    /// source cannot be hit.
     ///
     /// # Errors
     /// A socket failed for good (the machine's fault); all are closed by then. Bind again to retry.
@@ -48,17 +70,12 @@ impl DnsServer {
     /// # Cancel safety
     /// Dropping the future closes the sockets and ends every task.
     pub async fn serve(
-        directory: Arc<dyn Directory>,
-        zone: Arc<Zones>,
+        service: Service,
         udp: Vec<UdpSocket>,
         tcp: TcpListener,
-        metrics: Arc<DnsMetrics>,
-        allow: SourceRule,
         stop: CancellationToken,
     ) -> io::Result<()> {
-        let kept = Arc::new(Kept::new(Arc::clone(&directory), Arc::clone(&zone)));
-        let waiting = Arc::new(Semaphore::new(MAX_WAITING));
-        let desk = Desk { directory, zone, metrics, allow, waiting, kept };
+        let desk = Desk::new(service, MAX_WAITING);
         let mut workers = JoinSet::new();
         for socket in udp {
             workers.spawn(Worker::new(socket, desk.clone()).run(stop.child_token()));
@@ -79,22 +96,13 @@ impl DnsServer {
 }
 
 /// What every question needs for its answer.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Desk {
-    pub(crate) directory: Arc<dyn Directory>,
-    pub(crate) zone: Arc<Zones>,
-    pub(crate) metrics: Arc<DnsMetrics>,
-    pub(crate) allow: SourceRule,
+    pub(crate) service: Service,
     /// Turns of questions that wait for their VIPs.
-    pub(crate) waiting: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
     /// Answers that can be sent again.
     pub(crate) kept: Arc<Kept>,
-}
-
-impl fmt::Debug for Desk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Desk").field("zone", &self.zone).finish_non_exhaustive()
-    }
 }
 
 #[async_trait]
@@ -110,18 +118,24 @@ impl RequestHandler for Desk {
         let reply = self.reply(request, Writer::HickoryServer).await;
         client.send_response(reply.message()).await.unwrap_or_else(|error| {
             tracing::debug!(err = %error, "answer not sent");
-            self.metrics.count_dropped();
+            self.service.metrics.count_dropped();
             unsent(request)
         })
     }
 }
 
 impl Desk {
+    fn new(service: Service, turns: usize) -> Self {
+        let kept =
+            Kept::new(Arc::clone(&service.directory), Arc::clone(&service.zone), service.forwarder.is_some());
+        Self { service, waiting: Arc::new(Semaphore::new(turns)), kept: Arc::new(kept) }
+    }
+
     /// Returns whether a source may ask; counts those that may not.
     pub(crate) fn admits(&self, source: SocketAddr) -> bool {
-        let admitted = (self.allow)(source.ip().to_canonical());
+        let admitted = (self.service.allow)(source.ip().to_canonical());
         if !admitted {
-            self.metrics.count_refused_source();
+            self.service.metrics.count_refused_source();
         }
         admitted
     }
@@ -139,23 +153,30 @@ impl Desk {
     async fn reply<'a>(&self, request: &'a Request, writer: Writer) -> Reply<'a> {
         let began = Instant::now();
         let answer = match judge(request) {
-            Ok(question) => self.answer(&question).await,
+            Ok(question) => self.answer(&question, asked(request)).await,
             Err(rcode) => Answer::empty(rcode),
         };
-        let reply = Reply::new(request, answer, writer);
+        let reply = Reply::new(request, answer, writer).offering(self.service.forwarder.is_some());
         let kind = request.queries.queries().first().map(|query| query.query_type().into());
-        self.metrics.count(reply.outcome(), reply.truncated(), kind, began.elapsed());
+        self.service.metrics.count(reply.outcome(), reply.truncated(), kind, began.elapsed());
         reply
     }
 
-    async fn answer(&self, question: &Question) -> Answer {
+    async fn answer(&self, question: &Question, asked: Asked) -> Answer {
         let rotation = rand::random();
-        let vips = targets(question, &*self.directory, &self.zone, rotation);
-        if vips.is_empty() || self.prepare(&vips).await {
+        let vips = targets(question, &*self.service.directory, &self.service.zone, rotation);
+        let found = if vips.is_empty() || self.prepare(&vips).await {
             self.kept.answer(question, rotation)
         } else {
             Answer::empty(ResponseCode::ServFail)
+        };
+        if found.rcode == ResponseCode::Refused
+            && let Some(forwarder) = &self.service.forwarder
+            && let Some(forwarded) = forwarder.forward(question, asked).await
+        {
+            return forwarded;
         }
+        found
     }
 
     /// Returns whether the VIPs got ready in time.
@@ -163,10 +184,19 @@ impl Desk {
         let Ok(_turn) = self.waiting.try_acquire() else { return false };
         let prepared = timeout(PREPARE_DEADLINE, async {
             for target in vips {
-                self.directory.prepare(target).await;
+                self.service.directory.prepare(target).await;
             }
         });
         prepared.await.is_ok()
+    }
+}
+
+/// Returns what of a question goes along to upstream.
+fn asked(request: &Request) -> Asked {
+    Asked {
+        recursion_desired: request.metadata.recursion_desired,
+        dnssec_ok: request.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok),
+        checking_disabled: request.metadata.checking_disabled,
     }
 }
 

@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use gossamer_core::admission::Use;
 use gossamer_core::callers::{Caller, Owner};
-use gossamer_dns::Outcome;
+use gossamer_dns::{Asked, Outcome, Resolution};
 use gossamer_wire::{Transport, Visibility};
 
 use super::messages::{
@@ -278,17 +278,29 @@ pub(super) async fn resolve(
     for target in gossamer_dns::targets(&question, directory, zone, 0) {
         directory.prepare(&target).await;
     }
-    let found = gossamer_dns::resolve(&name, record_type.as_deref(), directory, zone, 0)
+    let mut found = gossamer_dns::resolve(&name, record_type.as_deref(), directory, zone, 0)
         .map_err(Refusal::malformed)?;
+    let asked = Asked { recursion_desired: true, ..Asked::default() };
+    if found.outcome == Outcome::Refused
+        && let Some(forwarder) = &api.state.forwarder
+        && let Some(answer) = forwarder.forward(&question, asked).await
+    {
+        found = Resolution::new(&question, answer);
+    }
     let row = |record: gossamer_dns::ResolvedRecord| RecordRow {
         name: record.name,
         ttl: record.ttl,
         record_type: record.record_type,
         data: record.data,
     };
-    let absence = if found.outcome == Outcome::NxDomain { why_absent(&api, &found.name) } else { None };
+    let absence = if found.outcome == Outcome::NxDomain && !found.forwarded {
+        why_absent(&api, &found.name)
+    } else {
+        None
+    };
     let blocked = found.extended.map(|extended| extended.text);
     Ok(Json(Resolved {
+        forwarded: found.forwarded,
         hidden: absence.as_ref().is_some_and(|(hidden, _)| *hidden),
         reason: absence.map(|(_, reason)| reason).or(blocked),
         outcome: outcome_word(found.outcome).to_owned(),
@@ -352,6 +364,8 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
     findings.extend(views::trust_findings(&live, clock::wall()));
     findings.extend(views::disputed_findings(&state.index.disputed(), &state.zone));
     findings.extend(views::findings(about, &nodes, &own, &vips, &state.vips.losers()));
+    let upstreams = state.forwarder.as_ref().map(|forwarder| forwarder.status()).unwrap_or_default();
+    findings.extend(views::upstream_findings(&upstreams));
     findings.extend(holdings.waiting.iter().flat_map(|of| views::waiting_findings(of, name_of)));
     findings.extend(views::only_issuer_finding(&live, nodes.len()));
     Json(Status {
@@ -371,6 +385,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         oldest_head_seconds: holdings.oldest_head.as_secs(),
         waiting: holdings.waiting.iter().map(|of| views::waiting_row(of, name_of)).collect(),
         services: state.index.count_services(),
+        upstreams: upstreams.iter().map(views::upstream_row).collect(),
         findings,
         vips: vips.into_iter().map(views::vip_row).collect(),
         counters: state.metrics.snapshot(),

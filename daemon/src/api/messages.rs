@@ -439,6 +439,9 @@ pub struct Resolved {
     pub reason: Option<String>,
     /// The service exists, but not for this node's group.
     pub hidden: bool,
+    /// The name is none of the mesh: upstream was asked.
+    #[serde(default)]
+    pub forwarded: bool,
 }
 
 /// A record of [`Resolved`].
@@ -496,6 +499,9 @@ pub struct Status {
     pub services: usize,
     /// Ports of virtual addresses that were used.
     pub vips: Vec<VipRow>,
+    /// Servers that are asked for names of others.
+    #[serde(default)]
+    pub upstreams: Vec<UpstreamRow>,
     /// What is wrong, worst first.
     pub findings: Vec<Finding>,
     /// Counters since the start, summed over their labels.
@@ -571,6 +577,19 @@ pub struct VipRow {
     pub state: String,
     /// Who has a stolen port, when it can be read.
     pub program: Option<String>,
+}
+
+/// A server that is asked for names of others, in [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpstreamRow {
+    /// Its address.
+    pub address: SocketAddr,
+    /// `up`, `failing` or `looping`.
+    pub state: String,
+    /// Answers since the start.
+    pub answered: u64,
+    /// Tries without an answer since the start.
+    pub failed: u64,
 }
 
 /// Something that is wrong, in [`Status`].

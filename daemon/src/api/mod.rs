@@ -87,6 +87,8 @@ pub struct ApiState {
     pub resolver: Arc<dyn gossamer_dns::Directory>,
     /// What DNS answers for.
     pub zone: Arc<gossamer_dns::Zones>,
+    /// Who asks for names of others, when anybody does.
+    pub forwarder: Option<Arc<gossamer_dns::Forwarder>>,
     /// Tokens; refused where this node is no issuer.
     pub issuer: IssuerHandle,
     /// Statements and issuers.

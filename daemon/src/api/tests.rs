@@ -223,6 +223,7 @@ impl Daemon {
             zone: Arc::new(
                 Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16).expect("a zone").into(),
             ),
+            forwarder: None,
             issuer,
             authority,
             live,

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use gossamer_core::catalog::{InstanceView, Nearness, ServiceView, Waiting};
 use gossamer_core::membership::MemberState;
 use gossamer_core::vip::{PortState, VipName};
-use gossamer_dns::Zones;
+use gossamer_dns::{UpstreamState, UpstreamStatus, Zones};
 use gossamer_wire::{DecodeError, Fqdn, GroupName, NodeId, ServiceName};
 use time::OffsetDateTime;
 
 use super::messages::{
-    Audience, Finding, FqdnRow, InstanceRow, NodeRow, PortRow, ServiceRow, VipRow, WaitingRow,
+    Audience, Finding, FqdnRow, InstanceRow, NodeRow, PortRow, ServiceRow, UpstreamRow, VipRow, WaitingRow,
 };
 use crate::app::About;
 use crate::authority::Known;
@@ -287,6 +287,40 @@ pub(super) fn findings(
     findings
         .extend(nodes.iter().filter(|node| node.node != about.node).filter_map(|node| node_finding(node)));
     findings
+}
+
+/// Makes the row of an upstream server.
+pub(super) fn upstream_row(upstream: &UpstreamStatus) -> UpstreamRow {
+    let UpstreamStatus { address, state, answered, failed } = *upstream;
+    UpstreamRow { address, state: state.word().to_owned(), answered, failed }
+}
+
+/// Names the upstream servers that loop or fail.
+pub(super) fn upstream_findings(upstreams: &[UpstreamStatus]) -> Vec<Finding> {
+    let finding = |upstream: &UpstreamStatus| {
+        let address = upstream.address;
+        match upstream.state {
+            UpstreamState::Up => None,
+            UpstreamState::Looping => Some(Finding {
+                text: format!(
+                    "upstream {address} asks this daemon what this daemon asks it, so names of others are not asked there"
+                ),
+                fix: format!(
+                    "let {address} send only the mesh zone here, or name the server behind it in dns.upstream; \
+                     it is used again within 10 s"
+                ),
+            }),
+            UpstreamState::Failing => Some(Finding {
+                text: format!("upstream {address} does not answer"),
+                fix: format!(
+                    "check it with dig @{} -p {} example.com, or name another in dns.upstream",
+                    address.ip(),
+                    address.port()
+                ),
+            }),
+        }
+    };
+    upstreams.iter().filter_map(finding).collect()
 }
 
 /// Lists certificates that end: of this node, when it was not renewed, and of issuers. `now` is seconds since the Unix

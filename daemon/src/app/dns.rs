@@ -1,6 +1,6 @@
-//! The DNS listener: which port it gets, and the task that serves it.
+//! The DNS listener: which port it gets, whom it may ask itself, and the tasks of both.
 //!
-//! Owns: binding and the rule for sources. Must not know: answers. Driven by: `app`.
+//! Owns: binding, the rule for sources, the events of upstream servers. Must not know: answers. Driven by: `app`.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -9,9 +9,12 @@ use std::sync::Arc;
 use thiserror::Error;
 use tokio::net::{TcpListener, UdpSocket};
 
-use gossamer_dns::{DnsMetrics, DnsServer, Zones};
+use gossamer_dns::{
+    DnsServer, ForwardSettings, Forwarder, Name, Service, UpstreamChange, UpstreamError, UpstreamState, Zones,
+};
 
-use crate::resolver::Resolver;
+use crate::config::Settings;
+use crate::events::{Event, EventLog};
 use crate::supervise::Stage;
 
 /// The port of DNS, and the one taken when that is denied or in use (design section 7).
@@ -95,16 +98,58 @@ async fn bind_both(address: SocketAddr, fallback: Option<String>) -> io::Result<
     Ok(Sockets { address, fallback, udp, tcp })
 }
 
+/// Makes the forwarder for names of others, if there is anybody to ask.
+///
+/// # Errors
+/// One of the servers would send names back to us.
+pub(super) fn forwarder(
+    settings: &Settings,
+    zones: &Arc<Zones>,
+    own: SocketAddr,
+    events: EventLog,
+) -> Result<Option<Arc<Forwarder>>, UpstreamError> {
+    if settings.upstreams.is_empty() {
+        return Ok(None);
+    }
+    let is_own = |address: SocketAddr| {
+        let everywhere = own.ip().is_unspecified() && address.port() == own.port();
+        address == own || everywhere && is_this_host(address.ip())
+    };
+    let report = move |change: UpstreamChange| events.push(&event(change));
+    let suffixes =
+        settings.rebind_allow.iter().filter_map(|suffix| Name::from_ascii(format!("{suffix}.")).ok());
+    let forwarding = ForwardSettings {
+        upstreams: settings.upstreams.clone(),
+        rebind_allow: settings.rebind_protection.then(|| suffixes.collect()),
+    };
+    Ok(Some(Arc::new(Forwarder::new(forwarding, Arc::clone(zones), is_own, report)?)))
+}
+
+fn event(UpstreamChange { address, now }: UpstreamChange) -> Event {
+    let (was, cause) = match now {
+        UpstreamState::Looping => ("up", "it asks this daemon what this daemon asks it; it is asked no more"),
+        UpstreamState::Up | UpstreamState::Failing => ("looping", "it no longer asks this daemon"),
+    };
+    Event {
+        who: format!("upstream {address}"),
+        was,
+        now: now.word(),
+        cause: cause.to_owned(),
+        by: "self".to_owned(),
+    }
+}
+
 /// Starts to answer.
-pub(super) fn start(
-    stage: &Stage,
-    sockets: Sockets,
-    (resolver, zone, metrics): (Arc<Resolver>, Arc<Zones>, Arc<DnsMetrics>),
-) {
+pub(super) fn start(stage: &Stage, sockets: Sockets, service: Service) {
+    if let Some(forwarder) = service.forwarder.clone() {
+        let stop = stage.stopping().clone();
+        stage.spawn("upstream probes", async move {
+            let _ = stop.run_until_cancelled(forwarder.watch()).await;
+        });
+    }
     let stop = stage.stopping().clone();
     stage.spawn("dns", async move {
-        let allow = Arc::new(is_this_host);
-        let served = DnsServer::serve(resolver, zone, sockets.udp, sockets.tcp, metrics, allow, stop).await;
+        let served = DnsServer::serve(service, sockets.udp, sockets.tcp, stop).await;
         if let Err(error) = served {
             tracing::error!(%error, "the DNS sockets failed");
         }
@@ -112,7 +157,7 @@ pub(super) fn start(
 }
 
 /// Whether a source is an address of this host: only those may ask (design section 8).
-fn is_this_host(source: IpAddr) -> bool {
+pub(super) fn is_this_host(source: IpAddr) -> bool {
     source.is_loopback() || std::net::UdpSocket::bind((source, 0)).is_ok()
 }
 
@@ -134,6 +179,33 @@ mod tests {
         let sockets = bind(Some(any), Ipv4Addr::LOCALHOST).await.expect("binds");
         assert_eq!(sockets.tcp.local_addr().expect("bound"), sockets.address);
         assert!(sockets.listening().fallback.is_none());
+    }
+
+    #[test]
+    fn the_own_listener_is_no_upstream_server() {
+        let zone = Arc::new(Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16).expect("a zone"));
+        let flags =
+            crate::config::Flags { config: None, keys: vec![("dns.upstream", "127.0.0.9:5353".to_owned())] };
+        let host = crate::config::Host { is_root: true, ..crate::config::Host::default() };
+        let config = crate::config::Config::load(&flags, &host).expect("loads");
+        let settings = config.settings(crate::config::Slot::FIRST);
+        let made = |own: &str| {
+            forwarder(&settings, &zone, own.parse().expect("address"), EventLog::default())
+                .map(|made| made.is_some())
+        };
+        assert_eq!(made("127.240.0.53:53"), Ok(true));
+        for own in ["127.0.0.9:5353", "0.0.0.0:5353", "[::]:5353"] {
+            assert!(made(own).expect_err(own).to_string().contains("this daemon answers DNS"));
+        }
+    }
+
+    #[test]
+    fn an_event_says_what_became_of_an_upstream_server() {
+        let change = |now| UpstreamChange { address: "192.0.2.53:53".parse().expect("address"), now };
+        let began = event(change(UpstreamState::Looping));
+        assert_eq!((began.who.as_str(), began.was, began.now), ("upstream 192.0.2.53:53", "up", "looping"));
+        let ended = event(change(UpstreamState::Up));
+        assert_eq!((ended.was, ended.now), ("looping", "up"));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gossamer_dns::DnsMetrics;
+use gossamer_dns::{DnsMetrics, Forwarder};
 use gossamer_wire::Health;
 
 use crate::clock;
@@ -20,6 +20,7 @@ use crate::relay::{Relay, Vips};
 /// Read handles of the parts that count for themselves.
 pub(super) struct Readers {
     pub(super) dns: Arc<DnsMetrics>,
+    pub(super) forwarder: Option<Arc<Forwarder>>,
     pub(super) index: IndexReader,
     pub(super) targets: TargetsReader,
     pub(super) relay: Relay,
@@ -38,6 +39,7 @@ impl Readers {
         let live = self.live.load();
         Readings {
             dns: self.dns.counts(),
+            forwarding: self.forwarder.as_ref().map(|forwarder| (forwarder.counts(), forwarder.status())),
             members: count(self.index.nodes().iter().filter_map(|node| node.state).map(state_word)),
             registrations: count(self.targets.all().iter().map(|local| health(local.record.health))),
             vip_ports: count(self.vips.ports().iter().map(|port| port.state.word())),

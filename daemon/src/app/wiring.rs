@@ -9,7 +9,7 @@ use quinn::Connection;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use gossamer_dns::DnsMetrics;
+use gossamer_dns::{DnsMetrics, Forwarder, Service};
 use gossamer_wire::{RegionName, ServiceRecord, ZoneName};
 
 use super::mesh::{self, MeshParts};
@@ -59,6 +59,7 @@ impl<'a> Wiring<'a> {
         let api_listener = api::bind(&self.settings.socket).await?;
         let dns_sockets = dns::bind(self.settings.dns_address, self.settings.vip_pool.dns()).await?;
         let listening = dns_sockets.listening();
+        let forwarder = dns::forwarder(&self.settings, &zone, listening.address, self.events.clone())?;
 
         let (joiners_in, joiners) = mpsc::channel(JOINERS);
         let mesh = mesh::start(&self.stages.mesh(), self.mesh(joiners_in))?;
@@ -69,12 +70,18 @@ impl<'a> Wiring<'a> {
         let (relay, vips) = self.relay(deny, mesh.flows, &reader, &registry, &peers);
         let resolver = Arc::new(Resolver::new(reader.clone(), vips.clone()));
         let dns_metrics = Arc::new(DnsMetrics::default());
-        let names = (Arc::clone(&resolver), Arc::clone(&zone), Arc::clone(&dns_metrics));
+        let names = Service {
+            directory: resolver.clone(),
+            zone: Arc::clone(&zone),
+            forwarder: forwarder.clone(),
+            metrics: Arc::clone(&dns_metrics),
+            allow: Arc::new(dns::is_this_host),
+        };
         dns::start(&self.stages.dns, dns_sockets, names);
         let issuer =
             self.issuer(&reader, &advertised, joiners, (&mesh.live, &mesh.trust, &mesh.authority))?;
 
-        self.read_metrics(dns_metrics, &reader, &registry, &relay, &vips, &mesh.live);
+        self.read_metrics((dns_metrics, forwarder.clone()), &reader, &registry, &relay, &vips, &mesh.live);
         let about = Arc::new(self.about(mesh.listen, advertised, listening));
         let state = ApiState {
             about: Arc::clone(&about),
@@ -86,6 +93,7 @@ impl<'a> Wiring<'a> {
             relay: Arc::new(relay.clone()),
             resolver,
             zone,
+            forwarder,
             issuer: issuer.clone(),
             authority: mesh.authority.clone(),
             live: mesh.live,
@@ -198,7 +206,7 @@ impl<'a> Wiring<'a> {
 
     fn read_metrics(
         &self,
-        dns: Arc<DnsMetrics>,
+        (dns, forwarder): (Arc<DnsMetrics>, Option<Arc<Forwarder>>),
         index: &IndexReader,
         registry: &Registry,
         relay: &Relay,
@@ -207,6 +215,7 @@ impl<'a> Wiring<'a> {
     ) {
         let readers = Readers {
             dns,
+            forwarder,
             index: index.clone(),
             targets: registry.targets(),
             relay: relay.clone(),

@@ -19,6 +19,9 @@ pub(super) async fn run(client: &Client, asked: &Resolve) -> Result<(), Failure>
     } else {
         lines(&resolved).iter().for_each(output::data);
     }
+    if resolved.forwarded {
+        output::note(format!("{} is no name of this mesh: upstream was asked", resolved.name));
+    }
     verdict(&resolved)
 }
 
@@ -54,11 +57,14 @@ fn verdict(resolved: &Resolved) -> Result<(), Failure> {
             Ok(())
         }
         _ if resolved.hidden => Err(Failure::new(Exit::Denied, text)),
+        "NXDOMAIN" if resolved.forwarded => Err(Failure::new(Exit::NotFound, text)),
         "NXDOMAIN" if resolved.reason.is_none() => {
             Err(Failure::new(Exit::NotFound, text + "; gossamer services lists what there is"))
         }
         "NXDOMAIN" => Err(Failure::new(Exit::NotFound, text)),
-        "REFUSED" => Err(Failure::failed(text + "; only names of the mesh zone are answered")),
+        "REFUSED" if !resolved.forwarded => Err(Failure::failed(
+            text + "; only names of the mesh zone are answered, set dns.upstream to forward others",
+        )),
         _ => Err(Failure::failed(text + "; look at gossamer status")),
     }
 }
@@ -75,6 +81,7 @@ mod tests {
             additionals: Vec::new(),
             reason: reason.map(str::to_owned),
             hidden,
+            forwarded: false,
         }
     }
 

@@ -8,7 +8,7 @@ use super::args::Shape;
 use super::failure::Failure;
 use super::{output, token};
 use crate::api::Client;
-use crate::api::messages::Status;
+use crate::api::messages::{Status, UpstreamRow};
 
 pub(super) async fn run(client: &Client, shape: Shape) -> Result<(), Failure> {
     let status: Status = client.get("/v1/status").await?;
@@ -61,6 +61,13 @@ fn lines(status: &Status) -> Vec<String> {
             of.outside_suffixes
         );
         lines.push(line("not served", &format_args!("of {}: {counts}", of.node)));
+    }
+    for upstream in &status.upstreams {
+        let UpstreamRow { address, state, answered, failed } = upstream;
+        lines.push(line(
+            "upstream",
+            &format_args!("{address} {state}, {answered} answers, {failed} failures"),
+        ));
     }
     for vip in &status.vips {
         let program = vip.program.as_ref().map(|program| format!(" by {program}")).unwrap_or_default();
@@ -136,6 +143,12 @@ mod tests {
                 state: "stolen".to_owned(),
                 program: Some("postgres".to_owned()),
             }],
+            upstreams: vec![UpstreamRow {
+                address: "192.0.2.53:53".parse().expect("address"),
+                state: "up".to_owned(),
+                answered: 12,
+                failed: 1,
+            }],
             findings: vec![Finding { text: "port 53 is denied".to_owned(), fix: "setcap it".to_owned() }],
             counters: std::collections::BTreeMap::new(),
             issuer: true,
@@ -158,6 +171,7 @@ mod tests {
             "issuers     vm-a, vm-b; the root key is on this machine",
             "claims      service web-*",
             "dns         127.241.0.53:4653 for mesh.internal corp.example",
+            "upstream    192.0.2.53:53 up, 12 answers, 1 failures",
             "vip         127.241.3.4:5432 db stolen by postgres",
         ] {
             assert!(text.contains(words), "{words} is missing in\n{text}");

@@ -5,13 +5,16 @@
 use super::{Flags, Host};
 
 /// Every key of the configuration, sorted. Each is also a variable: `dns.zone` is `GOSSAMER_DNS_ZONE`.
-pub const KEYS: [&str; 20] = [
+pub const KEYS: [&str; 23] = [
     "advertise",
     "alias",
     "api.operators",
     "dns.address",
     "dns.clusterset",
     "dns.fqdn_suffixes",
+    "dns.rebind_allow",
+    "dns.rebind_protection",
+    "dns.upstream",
     "dns.zone",
     "dns.zones",
     "import",

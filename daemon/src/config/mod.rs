@@ -91,6 +91,12 @@ pub struct Settings {
     pub clusterset: bool,
     /// Where DNS is answered; `None`: `<pool>.0.53`, port 53, else 4653.
     pub dns_address: Option<SocketAddr>,
+    /// Whom names outside of the mesh are asked of, best first. Default nobody: they are refused.
+    pub upstreams: Vec<SocketAddr>,
+    /// Whether names outside of the mesh may have no private addresses. Default no.
+    pub rebind_protection: bool,
+    /// The suffixes for which that does not count, lower case. Default none.
+    pub rebind_allow: Vec<String>,
     /// The pool of virtual addresses. Default 127.(240 + slot).0.0/16.
     pub vip_pool: Pool,
     /// Most detailed log level that is written. Default `info`.
@@ -176,6 +182,9 @@ impl Config {
             aliases: values.aliases.clone(),
             clusterset: values.clusterset.unwrap_or(false),
             dns_address: values.dns_address.map(|address| address.or_port(53)),
+            upstreams: values.upstreams.clone(),
+            rebind_protection: values.rebind_protection,
+            rebind_allow: values.rebind_allow.clone(),
             vip_pool: values.vip_pool.unwrap_or_else(|| Pool::of_slot(slot.number())),
             log_level: values.log_level.unwrap_or(tracing::Level::INFO),
             log_format: values.log_format.unwrap_or(LogFormat::Text),
@@ -298,6 +307,9 @@ impl Settings {
             ("dns.address", option(dns)),
             ("dns.clusterset", self.clusterset.to_string()),
             ("dns.fqdn_suffixes", list(self.fqdn_suffixes.iter().map(|suffix| quote(suffix)).collect())),
+            ("dns.rebind_allow", list(self.rebind_allow.iter().map(|suffix| quote(suffix)).collect())),
+            ("dns.rebind_protection", self.rebind_protection.to_string()),
+            ("dns.upstream", list(self.upstreams.iter().map(|address| quote(address)).collect())),
             ("dns.zone", quote(&self.dns_zone)),
             ("dns.zones", list(self.dns_zones.iter().map(|zone| quote(zone)).collect())),
             ("import", list(self.import.0.iter().map(|import| quote(import)).collect())),

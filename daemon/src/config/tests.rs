@@ -167,6 +167,16 @@ fn values_of_the_wrong_shape_are_refused() {
         ("import = [\"Or ders@west\"]", "not a service pattern"),
         ("import = [\"orders@West\"]", "a-z"),
         ("listen = ", "not TOML"),
+        ("[dns]\nupstream = [\"127.0.0.53\"]", "systemd-resolved"),
+        ("[dns]\nupstream = [\"127.0.0.54:53\"]", "resolvectl dns"),
+        ("[dns]\nupstream = [\"0.0.0.0\"]", "no address of a server"),
+        ("[dns]\nupstream = [\"dns.example\"]", "no IP address"),
+        (
+            "[dns]\nupstream = [\"9.9.9.1\", \"9.9.9.2\", \"9.9.9.3\", \"9.9.9.4\", \"9.9.9.5\"]",
+            "more than 4",
+        ),
+        ("[dns]\nrebind_protection = \"maybe\"", "true, false"),
+        ("[dns]\nrebind_allow = [\"corp example\"]", "corp.example"),
     ] {
         let all = faults(text);
         assert!(all.len() == 1 && all[0].contains(words), "{text}: {all:?}");
@@ -214,6 +224,16 @@ fn addresses_take_the_mesh_port_when_they_name_none() {
     let advertised: Vec<_> = settings.advertise.iter().map(ToString::to_string).collect();
     assert_eq!(advertised, ["203.0.113.7:5000", "[2001:db8::7]:9", "[::1]:5000"]);
     assert_eq!(settings.dns_candidates(), ["127.0.0.1:53".parse().expect("an address")]);
+}
+
+#[test]
+fn upstream_servers_take_the_port_of_dns_and_are_asked_once() {
+    let text = "[dns]\nupstream = [\"192.0.2.53\", \"[2001:db8::53]:5353\", \"192.0.2.53:53\"]\n\
+                rebind_protection = true\nrebind_allow = [\"Corp.Example.\"]";
+    let settings = with_file(text, Flags::default(), user()).expect("loads").settings(Slot::FIRST);
+    let upstreams: Vec<_> = settings.upstreams.iter().map(ToString::to_string).collect();
+    assert_eq!(upstreams, ["192.0.2.53:53", "[2001:db8::53]:5353"]);
+    assert_eq!((settings.rebind_protection, settings.rebind_allow), (true, vec!["corp.example".to_owned()]));
 }
 
 #[test]

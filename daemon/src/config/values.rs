@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use gossamer_core::catalog::Imports;
 use gossamer_core::vip::{Pool, PoolError};
-use gossamer_dns::{Zone, ZoneError};
+use gossamer_dns::{MAX_UPSTREAMS, Zone, ZoneError, check_upstream};
 use gossamer_wire::limits::MAX_ADDRESSES;
 use gossamer_wire::{FqdnSuffix, RegionName, ZoneName};
 
@@ -63,6 +63,9 @@ pub(super) struct Values {
     pub(super) aliases: Vec<Alias>,
     pub(super) clusterset: Option<bool>,
     pub(super) dns_address: Option<HostPort>,
+    pub(super) upstreams: Vec<SocketAddr>,
+    pub(super) rebind_protection: bool,
+    pub(super) rebind_allow: Vec<String>,
     pub(super) vip_pool: Option<Pool>,
     pub(super) log_level: Option<tracing::Level>,
     pub(super) log_format: Option<LogFormat>,
@@ -124,6 +127,11 @@ impl Values {
             "dns.fqdn_suffixes" => {
                 self.fqdn_suffixes = list(raw)?.iter().map(|item| parsed(item)).collect::<Result<_, _>>()?;
             }
+            "dns.rebind_allow" => {
+                self.rebind_allow = list(raw)?.iter().map(|item| suffix(item)).collect::<Result<_, _>>()?;
+            }
+            "dns.rebind_protection" => self.rebind_protection = flag(raw)?,
+            "dns.upstream" => self.upstreams = upstreams(raw)?,
             "dns.zone" => self.dns_zone = Some(text(raw).and_then(dns_zone)?),
             "dns.zones" => {
                 self.dns_zones = list(raw)?.iter().map(|item| dns_zone(item)).collect::<Result<_, _>>()?;
@@ -156,6 +164,7 @@ const LOG_LEVELS: [(&str, tracing::Level); 5] = [
     ("debug", tracing::Level::DEBUG),
     ("trace", tracing::Level::TRACE),
 ];
+
 
 const LOG_FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
 
@@ -251,6 +260,41 @@ fn host_port(text: &str) -> Result<HostPort, Wrong> {
             format!("{text:?} is no IP address with an optional port"),
             "write for example 192.0.2.7:4677 or [2001:db8::7]:4677".to_owned(),
         )),
+    }
+}
+
+fn upstreams(raw: &Raw) -> Result<Vec<SocketAddr>, Wrong> {
+    let items = list(raw)?;
+    if items.len() > MAX_UPSTREAMS {
+        return Err((
+            format!("{} upstream servers are more than {MAX_UPSTREAMS}", items.len()),
+            "keep the best ones, best first".to_owned(),
+        ));
+    }
+    let mut addresses = Vec::new();
+    for item in items {
+        let address = host_port(&item)?.or_port(53);
+        // The error holds cause and fix in one sentence, for the start knows no faults.
+        check_upstream(address).map_err(|error| split(&error.to_string()))?;
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
+}
+
+/// Splits a text into the cause and the remedy after its semicolon.
+fn split(text: &str) -> Wrong {
+    let (why, fix) = text.split_once("; ").unwrap_or((text, "name another server"));
+    (why.to_owned(), fix.to_owned())
+}
+
+/// A suffix of names of others: labels of letters, digits, hyphens and underscores.
+fn suffix(text: &str) -> Result<String, Wrong> {
+    let suffix = text.trim_matches('.').to_ascii_lowercase();
+    match suffix.parse::<FqdnSuffix>() {
+        Ok(_) => Ok(suffix),
+        Err(error) => Err((format!("{text:?}: {error}"), "write for example corp.example".to_owned())),
     }
 }
 

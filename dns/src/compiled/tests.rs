@@ -29,7 +29,7 @@ fn query(question: &Question, opt: &[u8]) -> Vec<u8> {
 fn ask(compiled: &Compiled, query: &[u8], turn: u32) -> Option<(Message, usize)> {
     let Datagram::Query(query) = parse(query) else { panic!("ordinary") };
     let mut out = [0; MAX_DATAGRAM];
-    let length = compiled.write(&query, &plain_opt(None).expect("encodes"), turn, &mut out)?;
+    let length = compiled.write(&query, &Ours::new(false), turn, &mut out)?;
     Some((Message::from_vec(&out[..length]).expect("decodes"), length))
 }
 

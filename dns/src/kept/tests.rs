@@ -90,7 +90,7 @@ fn ask(kept: &Kept, question: &Question) -> Option<Outcome> {
 }
 
 fn kept(directory: &Arc<Changing>) -> Kept {
-    Kept::new(Arc::<Changing>::clone(directory), Arc::new(zone()))
+    Kept::new(Arc::<Changing>::clone(directory), Arc::new(zone()), false)
 }
 
 #[test]

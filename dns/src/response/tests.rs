@@ -59,6 +59,7 @@ fn services(asked: &Name, count: usize, glue: usize) -> Answer {
         authorities: Vec::new(),
         additionals: (0..glue).map(address).collect(),
         extended: None,
+        forwarded: false,
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::scripted::{Scripted, instance, mesh, vip, zone};
-use crate::{DnsCounts, InstanceEntry, ServiceEntry};
+use crate::{DnsCounts, ForwardSettings, InstanceEntry, ServiceEntry};
 
 /// A running server and a client of it.
 struct Bench {
@@ -27,6 +27,14 @@ struct Bench {
 
 impl Bench {
     async fn start(directory: Arc<dyn Directory>, allow: SourceRule) -> Self {
+        Self::forwarding(directory, allow, None).await
+    }
+
+    async fn forwarding(
+        directory: Arc<dyn Directory>,
+        allow: SourceRule,
+        forwarder: Option<Arc<Forwarder>>,
+    ) -> Self {
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
         let (udp_address, tcp_address) = (udp.local_addr().expect("bound"), tcp.local_addr().expect("bound"));
@@ -36,16 +44,9 @@ impl Bench {
         let metrics = Arc::new(DnsMetrics::default());
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        let served = DnsServer::serve(
-            directory,
-            Arc::new(zone()),
-            vec![udp],
-            tcp,
-            Arc::clone(&metrics),
-            allow,
-            stop.clone(),
-        );
-        tasks.spawn(served);
+        let service =
+            Service { directory, zone: Arc::new(zone()), forwarder, metrics: Arc::clone(&metrics), allow };
+        tasks.spawn(DnsServer::serve(service, vec![udp], tcp, stop.clone()));
         Self { tasks, udp: client, tcp: tcp_address, metrics, stop }
     }
 
@@ -288,14 +289,14 @@ async fn a_question_that_waits_for_its_vip_does_not_hold_up_others() {
 
 /// Asks for the VIP of `orders` without a socket; returns the code of the reply.
 async fn ask_desk(directory: Arc<dyn Directory>, turns: usize) -> ResponseCode {
-    let desk = Desk {
-        kept: Arc::new(Kept::new(Arc::clone(&directory), Arc::new(zone()))),
+    let service = Service {
         directory,
         zone: Arc::new(zone()),
+        forwarder: None,
         metrics: Arc::new(DnsMetrics::default()),
         allow: Arc::new(|_| true),
-        waiting: Arc::new(Semaphore::new(turns)),
     };
+    let desk = Desk::new(service, turns);
     let bytes = question(1, "orders.mesh.internal.", RecordType::A).to_vec().expect("encodes");
     let source = SocketAddr::from(([127, 0, 0, 1], 9));
     let request = Request::from_bytes(bytes, source, Protocol::Udp).expect("decodes");
@@ -348,4 +349,45 @@ async fn many_clients_at_once_are_all_answered() {
         ended.expect("no panic");
     }
     assert_eq!(bench.stop().await.noerror, 800);
+}
+
+#[tokio::test]
+async fn names_of_others_are_forwarded_without_authority_when_that_is_wanted() {
+    let upstream = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
+    let settings =
+        ForwardSettings { upstreams: vec![upstream.local_addr().expect("bound")], rebind_allow: None };
+    let forwarder = Forwarder::new(settings, Arc::new(zone()), |_| false, |_| ()).expect("may be asked");
+    let bench = Bench::forwarding(Arc::new(mesh()), Arc::new(|_| true), Some(Arc::new(forwarder))).await;
+    let wanting = |id, name| {
+        let mut message = question(id, name, RecordType::TXT);
+        message.metadata.recursion_desired = true;
+        message
+    };
+
+    let answering = async {
+        let mut buffer = [0; 1500];
+        let (length, from) = upstream.recv_from(&mut buffer).await.expect("asked");
+        let query = Message::from_vec(&buffer[..length]).expect("decodes");
+        assert!(query.metadata.recursion_desired && query.metadata.id != 9, "the client's id stays here");
+        let mut reply = Message::response(query.metadata.id, OpCode::Query);
+        reply.queries.clone_from(&query.queries);
+        reply.metadata.response_code = ResponseCode::NXDomain;
+        reply.metadata.authoritative = true;
+        reply.metadata.authentic_data = true;
+        upstream.send_to(&reply.to_vec().expect("encodes"), from).await.expect("sent");
+    };
+    let asked = wanting(9, "Www.Example.");
+    let (reply, ()) = tokio::join!(bench.ask(&asked), answering);
+    assert_eq!((reply.metadata.id, reply.metadata.response_code), (9, ResponseCode::NXDomain));
+    assert_eq!(reply.queries[0].name.to_ascii(), "Www.Example.");
+    let flags = |reply: &Message| (reply.metadata.authoritative, reply.metadata.recursion_available);
+    assert_eq!((flags(&reply), reply.metadata.authentic_data), ((false, true), false));
+
+    let ours = bench.ask(&wanting(10, "orders.mesh.internal.")).await;
+    assert_eq!(flags(&ours), (true, true));
+    let unasked = bench.ask(&question(11, "www.example.", RecordType::A)).await;
+    assert_eq!((unasked.metadata.response_code, flags(&unasked)), (ResponseCode::Refused, (false, true)));
+    let transfer = question(12, "mesh.internal.", RecordType::AXFR);
+    assert_eq!(bench.ask(&transfer).await.metadata.response_code, ResponseCode::Refused);
+    assert_eq!(flags(&Bench::of(mesh()).await.ask(&wanting(13, "www.example.")).await), (false, false));
 }

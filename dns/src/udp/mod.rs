@@ -96,7 +96,7 @@ impl Worker {
                 }
             }
         }
-        self.desk.metrics.add(&mut self.tally, began.elapsed());
+        self.desk.service.metrics.add(&mut self.tally, began.elapsed());
         result
     }
 
@@ -120,7 +120,7 @@ impl Worker {
         }
         self.tally.count(outcome, kind);
         let Some(response) = self.outbox.get(..length) else { return };
-        send(&self.socket, response, from, &self.desk.metrics).await;
+        send(&self.socket, response, from, &self.desk.service.metrics).await;
     }
 
     /// Hands a datagram to the handler.
@@ -135,7 +135,7 @@ impl Worker {
         let (desk, socket) = (self.desk.clone(), Arc::clone(&self.socket));
         let mut handling = Box::pin(async move {
             if let Some(response) = desk.datagram(&request).await {
-                send(&socket, &response, from, &desk.metrics).await;
+                send(&socket, &response, from, &desk.service.metrics).await;
             }
         });
         // When it has to wait it is asked again by its task, with a waker.
@@ -146,7 +146,7 @@ impl Worker {
         if self.tasks.len() < MAX_TASKS {
             self.tasks.spawn(handling);
         } else {
-            self.desk.metrics.count_dropped();
+            self.desk.service.metrics.count_dropped();
         }
     }
 
@@ -158,7 +158,7 @@ impl Worker {
         {
             // Who sends what is no message can wait for the answer in vain.
             let _ = self.socket.try_send_to(&refusal, from);
-            self.desk.metrics.count_malformed();
+            self.desk.service.metrics.count_malformed();
         }
     }
 }

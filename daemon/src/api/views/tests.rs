@@ -207,6 +207,25 @@ fn a_port_finding_names_the_program_and_a_way_around() {
 }
 
 #[test]
+fn an_upstream_server_that_loops_or_fails_is_a_finding() {
+    let upstream = |state| UpstreamStatus {
+        address: "192.0.2.53:53".parse().expect("address"),
+        state,
+        answered: 3,
+        failed: 4,
+    };
+    let found = upstream_findings(&[
+        upstream(UpstreamState::Looping),
+        upstream(UpstreamState::Up),
+        upstream(UpstreamState::Failing),
+    ]);
+    let [looping, failing] = &found[..] else { panic!("two: {found:?}") };
+    assert!(looping.text.contains("192.0.2.53:53 asks this daemon") && looping.fix.contains("dns.upstream"));
+    assert!(failing.text.contains("does not answer") && failing.fix.contains("dig @192.0.2.53 -p 53"));
+    assert_eq!(upstream_row(&upstream(UpstreamState::Failing)).state, "failing");
+}
+
+#[test]
 fn a_certificate_that_is_not_renewed_is_warned_of_in_its_last_tenth() {
     // 2027-01-15T08:00:00Z
     let ends = 1_800_000_000;
