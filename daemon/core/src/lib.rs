@@ -13,6 +13,7 @@ pub mod doorway;
 pub mod fuzz;
 pub mod guard;
 pub mod membership;
+pub mod orders;
 mod outputs;
 pub mod renewal;
 pub mod select;

@@ -1,12 +1,17 @@
-//! When a node renews its certificate.
+//! When a node renews its certificate, and at whom.
 //!
-//! Owns: the moments, and which share of the life has been reported. Must not know: who is asked, what a certificate
-//! says. Driven by: the daemon's authority task, with time and what came of each try.
+//! Owns: the moments, whom to ask, and which share of the life has been reported. Must not know: how one asks, what a
+//! certificate says. Driven by: the daemon's authority task, with time and what came of each try.
 //!
 //! From a third of the life on, with jitter: the nodes of a mesh may all have been admitted at once. Two clocks: the
 //! one that is even decides, and the wall clock where that stood still in a suspend.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+
+use gossamer_wire::NodeId;
+use gossamer_wire::join::PeerHint;
+use rand::seq::SliceRandom as _;
 
 use crate::time::Now;
 
@@ -132,6 +137,35 @@ impl Renewal {
     }
 }
 
+/// Most issuers asked in one try.
+const ASKED: usize = 4;
+
+/// Who may renew the certificate: an issuer's key at a node that can be dialled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Hash of the issuer's key; any of the mesh when `None`.
+    pub id: Option<NodeId>,
+    /// Where its node may be dialled.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// Returns whom to ask in one try, in order: issuers whose node is up (`true`) first, each as likely as the other, so that
+/// the load is shared; where none is known those this node joined by.
+pub fn whom_to_ask(
+    mut issuers: Vec<(bool, Asked)>,
+    joined_by: &[PeerHint],
+    random: &mut impl rand::Rng,
+) -> Vec<Asked> {
+    issuers.shuffle(random);
+    issuers.sort_by_key(|(is_up, _)| !is_up);
+    let mut asked: Vec<_> = issuers.into_iter().map(|(_, issuer)| issuer).collect();
+    if asked.is_empty() {
+        asked.extend(joined_by.iter().map(|seed| Asked { id: None, addresses: seed.addresses.clone() }));
+    }
+    asked.truncate(ASKED);
+    asked
+}
+
 /// Returns the mean pause between two tries.
 fn pause_of(life: Duration) -> Duration {
     (life / TRIES).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
@@ -139,6 +173,9 @@ fn pause_of(life: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use rand::SeedableRng as _;
+    use rand::rngs::SmallRng;
+
     use super::*;
 
     const DAY: u64 = 86_400;
@@ -256,5 +293,35 @@ mod tests {
         assert_eq!(renewal.look_at(clock.now()), clock.now().mono + SOON);
         renewal.look();
         assert_eq!(renewal.look_at(clock.now()), clock.now().mono);
+    }
+
+    #[test]
+    fn live_issuers_are_asked_first_in_any_order_and_at_most_four() {
+        let issuer = |number: u8| Asked {
+            id: Some(NodeId::from_bytes([number; 16])),
+            addresses: vec![([192, 0, 2, number], 4_677).into()],
+        };
+        let issuers: Vec<_> = (0..6).map(|number| (number >= 3, issuer(number))).collect();
+        let is_live = |asked: &Asked| (3..6).any(|number| issuer(number) == *asked);
+        let mut random = SmallRng::seed_from_u64(7);
+        let mut first = Vec::new();
+        for _ in 0..100 {
+            let asked = whom_to_ask(issuers.clone(), &[], &mut random);
+            assert_eq!(asked.len(), ASKED);
+            assert!(asked[..3].iter().all(is_live) && !is_live(&asked[3]));
+            first.push(asked[0].clone());
+        }
+        assert!((3..6).all(|number| first.contains(&issuer(number))), "the load is shared");
+    }
+
+    #[test]
+    fn who_knows_no_issuer_asks_those_it_joined_by() {
+        let seed =
+            PeerHint { node: NodeId::from_bytes([1; 16]), addresses: vec![([192, 0, 2, 1], 4_677).into()] };
+        let expected = [Asked { id: None, addresses: seed.addresses.clone() }];
+        assert_eq!(whom_to_ask(Vec::new(), &[seed.clone()], &mut SmallRng::seed_from_u64(7)), expected);
+        let known = Asked { id: Some(seed.node), addresses: Vec::new() };
+        let asked = whom_to_ask(vec![(false, known.clone())], &[seed], &mut SmallRng::seed_from_u64(7));
+        assert_eq!(asked, [known]);
     }
 }

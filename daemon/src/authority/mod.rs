@@ -205,40 +205,8 @@ pub(crate) enum Command {
         from: NodeId,
         frame: Frame,
     },
-    Evict {
-        node: NodeId,
-        name: String,
-        reply: Reply<()>,
-    },
-    AddIssuer {
-        node: NodeId,
-        name: String,
-        groups: Vec<GroupName>,
-        reply: Reply<u64>,
-    },
-    RemoveIssuer {
-        node: NodeId,
-        name: String,
-        stolen: bool,
-        reply: Reply<()>,
-    },
-    Grant {
-        node: NodeId,
-        name: String,
-        numbers: u64,
-        reply: Reply<()>,
-    },
-    RevokeToken {
-        token: TokenId,
-        reply: Reply<()>,
-    },
-    AddRoot(Reply<NodeId>),
-    RetireRoot {
-        root: NodeId,
-        members: Vec<Member>,
-        force: bool,
-        reply: Reply<()>,
-    },
+    /// An order that makes a statement.
+    Order(Order),
     ExportRoot {
         passphrase: Zeroizing<String>,
         reply: Reply<Zeroizing<String>>,
@@ -256,6 +224,18 @@ pub(crate) enum Command {
     List(oneshot::Sender<Vec<IssuerInfo>>),
     /// The end of a renewal that was under way.
     Renewed(renewal::Outcome),
+}
+
+/// What an operator wants said: a new statement, or several.
+#[derive(Debug)]
+pub(crate) enum Order {
+    Evict { node: NodeId, name: String, reply: Reply<()> },
+    AddIssuer { node: NodeId, name: String, groups: Vec<GroupName>, reply: Reply<u64> },
+    RemoveIssuer { node: NodeId, name: String, stolen: bool, reply: Reply<()> },
+    Grant { node: NodeId, name: String, numbers: u64, reply: Reply<()> },
+    RevokeToken { token: TokenId, reply: Reply<()> },
+    AddRoot(Reply<NodeId>),
+    RetireRoot { root: NodeId, members: Vec<Member>, force: bool, reply: Reply<()> },
 }
 
 type Reply<T> = oneshot::Sender<Result<T, AuthorityError>>;
@@ -311,7 +291,7 @@ impl AuthorityHandle {
     /// # Errors
     /// See [`AuthorityError`].
     pub async fn evict(&self, node: NodeId, name: String) -> Result<(), AuthorityError> {
-        self.order(|reply| Command::Evict { node, name, reply }).await
+        self.say(|reply| Order::Evict { node, name, reply }).await
     }
 
     /// Makes a node an issuer for these groups, all when there are none. Returns the end of its certificate, seconds
@@ -325,7 +305,7 @@ impl AuthorityHandle {
         name: String,
         groups: Vec<GroupName>,
     ) -> Result<u64, AuthorityError> {
-        self.order(|reply| Command::AddIssuer { node, name, groups, reply }).await
+        self.say(|reply| Order::AddIssuer { node, name, groups, reply }).await
     }
 
     /// Takes a node's power to admit; of its certificates and statements only the present ones go on counting, and
@@ -339,7 +319,7 @@ impl AuthorityHandle {
         name: String,
         stolen: bool,
     ) -> Result<(), AuthorityError> {
-        self.order(|reply| Command::RemoveIssuer { node, name, stolen, reply }).await
+        self.say(|reply| Order::RemoveIssuer { node, name, stolen, reply }).await
     }
 
     /// Lets a node's issuer make so many statements in all.
@@ -347,7 +327,7 @@ impl AuthorityHandle {
     /// # Errors
     /// See [`AuthorityError`].
     pub async fn grant(&self, node: NodeId, name: String, numbers: u64) -> Result<(), AuthorityError> {
-        self.order(|reply| Command::Grant { node, name, numbers, reply }).await
+        self.say(|reply| Order::Grant { node, name, numbers, reply }).await
     }
 
     /// Lets no issuer admit with a token any more.
@@ -355,7 +335,7 @@ impl AuthorityHandle {
     /// # Errors
     /// See [`AuthorityError`].
     pub async fn revoke_token(&self, token: TokenId) -> Result<(), AuthorityError> {
-        self.order(|reply| Command::RevokeToken { token, reply }).await
+        self.say(|reply| Order::RevokeToken { token, reply }).await
     }
 
     /// Adds a root, whose key is made here, and lets it name all issuers as well. Returns its id.
@@ -363,7 +343,7 @@ impl AuthorityHandle {
     /// # Errors
     /// See [`AuthorityError`].
     pub async fn add_root(&self) -> Result<NodeId, AuthorityError> {
-        self.order(Command::AddRoot).await
+        self.say(Order::AddRoot).await
     }
 
     /// Retires a root, unless one of the members that live would be cut off, or `force`.
@@ -376,7 +356,7 @@ impl AuthorityHandle {
         members: Vec<Member>,
         force: bool,
     ) -> Result<(), AuthorityError> {
-        self.order(|reply| Command::RetireRoot { root, members, force, reply }).await
+        self.say(|reply| Order::RetireRoot { root, members, force, reply }).await
     }
 
     /// Returns the root keys of this machine under a passphrase, PEM.
@@ -425,6 +405,10 @@ impl AuthorityHandle {
             return Vec::new();
         }
         list.await.unwrap_or_default()
+    }
+
+    async fn say<T>(&self, order: impl FnOnce(Reply<T>) -> Order) -> Result<T, AuthorityError> {
+        self.order(|reply| Command::Order(order(reply))).await
     }
 
     async fn order<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, AuthorityError> {

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use gossamer_core::orders::{Company, ScopeFault, check_scope};
 use gossamer_core::statements::NumberError;
 use gossamer_wire::frame::Frame;
 use gossamer_wire::issuer::IssuerClaims;
@@ -15,12 +16,9 @@ use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::{GroupName, NodeId, TokenId};
 
 use super::task::Task;
-use super::{AuthorityError, KEY_WITHIN, Reply};
+use super::{AuthorityError, KEY_WITHIN, Order, Reply};
 use crate::clock;
 use crate::identity::{IssuerKey, RootKey, credentials};
-
-/// How long after its start a node that knows others waits for a connection before it says something by itself.
-const LISTEN: Duration = Duration::from_secs(5);
 
 /// A node that was asked to show an issuer's key.
 pub(super) struct Wanted {
@@ -121,23 +119,18 @@ impl Task {
 
     /// Refuses a scope that would make the issuer useless, or certificates that are out worthless.
     fn check_scope(&self, node: NodeId, name: &str, groups: &[GroupName]) -> Result<(), AuthorityError> {
-        let name = || name.to_owned();
+        let name = name.to_owned();
         let own = node == self.parts.identity.node();
         let known =
             self.parts.index.node(node).and_then(|known| known.view.as_ref().map(|view| view.group.clone()));
         let group = if own { Some(self.parts.identity.group().clone()) } else { known };
-        // Joiners believe an issuer by the certificate it made for itself.
-        if let Some(group) = group.filter(|group| !groups.is_empty() && !groups.contains(group)) {
-            return Err(AuthorityError::OwnGroup { name: name(), group });
-        }
         let issuers = self.statements.standing().issuers.values();
         let of_node =
             issuers.filter_map(|issuer| issuer.facts.claims.as_ref()).filter(|claims| claims.node == node);
-        let is_narrower = |old: &IssuerClaims| {
-            !groups.is_empty()
-                && (old.groups.is_empty() || !old.groups.iter().all(|group| groups.contains(group)))
-        };
-        if of_node.into_iter().any(is_narrower) { Err(AuthorityError::Narrower(name())) } else { Ok(()) }
+        check_scope(groups, group.as_ref(), of_node).map_err(|fault| match fault {
+            ScopeFault::OwnGroup(group) => AuthorityError::OwnGroup { name, group },
+            ScopeFault::Narrower => AuthorityError::Narrower(name),
+        })
     }
 
     /// Makes the owner of a key an issuer, if it was asked for the key.
@@ -226,7 +219,7 @@ impl Task {
         if due.is_empty() || self.root().await.is_err() {
             return false;
         }
-        if self.must_listen() {
+        if self.listens_until().is_some() {
             return true;
         }
         for (public_key, claims) in due {
@@ -271,14 +264,44 @@ impl Task {
         key.ok_or_else(|| AuthorityError::NoRoot(self.parts.store.dir().display().to_string()))
     }
 
-    /// Whether to hear others first: this directory could be an older copy, and two statements under one number end the
-    /// root's powers. Where nobody answers for a while everything may be off, and waits for this node.
-    fn must_listen(&self) -> bool {
+    /// Returns when to look again while others are heard first.
+    pub(super) fn listens_until(&self) -> Option<Instant> {
         let me = self.parts.identity.node();
         let knows_others =
             !self.seeds.is_empty() || self.parts.index.nodes().iter().any(|known| known.node != me);
-        let is_new = clock::now().mono < self.started + LISTEN;
-        knows_others && is_new && self.parts.peers.connected() == 0
+        let is_connected = self.parts.peers.connected() > 0;
+        Company { started: self.started, knows_others, is_connected }.listens_until(clock::now().mono)
+    }
+
+    /// Carries out an order, or keeps it until others were heard.
+    pub(super) async fn order(&mut self, order: Order) {
+        if self.listens_until().is_some() {
+            return self.waiting.push(order);
+        }
+        match order {
+            Order::Evict { node, name, reply } => drop(reply.send(self.evict(node, name).await)),
+            Order::AddIssuer { node, name, groups, reply } => {
+                self.add_issuer(node, name, groups, reply).await;
+            }
+            Order::RemoveIssuer { node, name, stolen, reply } => {
+                drop(reply.send(self.remove_issuer(node, name, stolen).await));
+            }
+            Order::Grant { node, name, numbers, reply } => {
+                drop(reply.send(self.grant(node, name, numbers).await));
+            }
+            Order::RevokeToken { token, reply } => drop(reply.send(self.revoke_token(token).await)),
+            Order::AddRoot(reply) => drop(reply.send(self.add_root().await)),
+            Order::RetireRoot { root, members, force, reply } => {
+                drop(reply.send(self.retire_root(root, members, force).await));
+            }
+        }
+    }
+
+    /// Carries out the orders that waited for others to be heard, in their order.
+    pub(super) async fn give_waiting(&mut self) {
+        for order in std::mem::take(&mut self.waiting) {
+            self.order(order).await;
+        }
     }
 
     /// Signs a change under the author's next number and takes it.

@@ -1,28 +1,27 @@
 //! Renewal of the own certificate: from a third of its life on, at any issuer.
 //!
-//! Owns: at whom, and what is said when it does not succeed. Must not know: when (`core::renewal`), the exchange
-//! (`identity::renew`).
+//! Owns: what is known of the issuers, and what is said when it does not succeed. Must not know: when and at whom
+//! (`core::renewal`), the exchange (`identity::renew`).
 //! Driven by: the authority task.
 
 use std::sync::Arc;
 
 use gossamer_core::membership::MemberState;
-use gossamer_core::renewal::Certificate;
+use gossamer_core::renewal::{Asked, Certificate, whom_to_ask};
 use gossamer_core::trust::{not_after, read_issuer, validity_of};
 use gossamer_wire::NodeId;
 use gossamer_wire::join::PeerHint;
 use rand::RngExt as _;
-use rand::seq::SliceRandom as _;
 
 use super::Command;
 use super::task::Task;
 use crate::catalog;
 use crate::events::Event;
-use crate::identity::{Credentials, Issuer, credentials, renew, renew_here};
+use crate::identity::{Credentials, credentials, renew, renew_here};
 use crate::store::Store;
 
-/// Most issuers asked in one try.
-const ASKED: usize = 4;
+/// Most certificates of issuers that are kept with the own one.
+const SHOWN: usize = 8;
 
 /// What came of a try.
 pub(crate) type Outcome = Result<Box<gossamer_wire::join::Admitted>, String>;
@@ -59,8 +58,8 @@ impl Task {
         });
     }
 
-    /// Returns the issuers' nodes with their addresses: live ones first, in a random order, so that the load is shared.
-    fn issuers_to_ask(&mut self) -> Vec<Issuer> {
+    /// Returns the issuers whose nodes can be dialled, in the order in which they are asked.
+    fn issuers_to_ask(&mut self) -> Vec<Asked> {
         let me = self.parts.identity.node();
         let standing = self.statements.standing();
         let group = self.parts.identity.group();
@@ -75,23 +74,14 @@ impl Task {
         let is_up = |node: NodeId| {
             self.parts.index.node(node).and_then(|known| known.state).is_some_and(MemberState::is_up)
         };
-        let mut issuers: Vec<_> = holders
+        let issuers = holders
             .filter(|(_, claims)| claims.node != me)
             .filter_map(|(id, claims)| {
-                let issuer = Issuer { id: Some(id), addresses: addresses(claims.node)? };
-                Some((!is_up(claims.node), issuer))
+                let issuer = Asked { id: Some(id), addresses: addresses(claims.node)? };
+                Some((is_up(claims.node), issuer))
             })
             .collect();
-        issuers.shuffle(&mut self.rng);
-        issuers.sort_by_key(|(is_down, _)| *is_down);
-        let mut issuers: Vec<_> = issuers.into_iter().map(|(_, issuer)| issuer).collect();
-        // A node that was started without a word of anybody asks those it joined by.
-        if issuers.is_empty() {
-            let seeds = self.seeds.iter();
-            issuers.extend(seeds.map(|seed| Issuer { id: None, addresses: seed.addresses.clone() }));
-        }
-        issuers.truncate(ASKED);
-        issuers
+        whom_to_ask(issuers, &self.seeds, &mut self.rng)
     }
 
     pub(super) async fn renewed(&mut self, outcome: Outcome) {
@@ -126,7 +116,7 @@ impl Task {
     /// Takes a new certificate into use: on disk first, then in handshakes, then in the card.
     async fn take_certificate(&mut self, leaf: Vec<u8>, mut came: Vec<Vec<u8>>) {
         self.renewal.failed();
-        came.truncate(ASKED * 2);
+        came.truncate(SHOWN);
         let shown: Vec<_> = came.iter().map(|der| der.as_slice().into()).collect();
         let read = match self.parts.trust.load().verify_certificate(&leaf, &shown, self.parts.clock.wall()) {
             Ok(read) => read,

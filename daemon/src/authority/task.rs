@@ -18,7 +18,7 @@ use gossamer_wire::frame::{Frame, issuer_key_proof};
 use gossamer_wire::join::PeerHint;
 
 use super::orders::Wanted;
-use super::{AuthorityError, Command, IssuerInfo, Known, Parts, Queue};
+use super::{AuthorityError, Command, IssuerInfo, Known, Order, Parts, Queue};
 use crate::events::Event;
 use crate::identity::{Credentials, credentials};
 use crate::store::Store;
@@ -34,6 +34,8 @@ pub(super) struct Task {
     pub(super) came: Vec<Vec<u8>>,
     /// Nodes that were asked to show an issuer's key.
     pub(super) wanted: BTreeMap<NodeId, Wanted>,
+    /// Orders that wait until others were heard; as many as the local API serves at once.
+    pub(super) waiting: Vec<Order>,
     pub(super) renewal: Renewal,
     /// Why the last try to renew came to nothing.
     pub(super) not_renewed: Option<String>,
@@ -54,6 +56,7 @@ impl Task {
             statements: parts.identity.statements.clone(),
             came: parts.identity.issuers.clone(),
             wanted: BTreeMap::new(),
+            waiting: Vec::new(),
             renewal: Renewal::default(),
             not_renewed: None,
             started: clock::now().mono,
@@ -94,6 +97,7 @@ impl Task {
     /// Does what time asks for.
     async fn tend(&mut self) {
         self.give_up_waiting();
+        self.give_waiting().await;
         let waits = self.tend_issuers().await;
         self.tend_certificate().await;
         if waits {
@@ -103,10 +107,9 @@ impl Task {
 
     fn next_deadline(&self) -> Instant {
         let wanted = self.wanted.values().map(|wanted| wanted.until);
-        wanted
-            .chain([self.renewal.look_at(self.parts.clock.now())])
-            .min()
-            .unwrap_or_else(|| clock::now().mono)
+        let now = clock::now().mono;
+        let waiting = (!self.waiting.is_empty()).then(|| self.listens_until().unwrap_or(now));
+        wanted.chain([self.renewal.look_at(self.parts.clock.now())]).chain(waiting).min().unwrap_or(now)
     }
 
     async fn handle(&mut self, command: Command) {
@@ -125,22 +128,8 @@ impl Task {
                 }
             }
             Command::Frame { .. } => {}
-            Command::Evict { node, name, reply } => drop(reply.send(self.evict(node, name).await)),
-            Command::AddIssuer { node, name, groups, reply } => {
-                self.add_issuer(node, name, groups, reply).await;
-            }
-            Command::RemoveIssuer { node, name, stolen, reply } => {
-                drop(reply.send(self.remove_issuer(node, name, stolen).await));
-            }
-            Command::Grant { node, name, numbers, reply } => {
-                drop(reply.send(self.grant(node, name, numbers).await));
-            }
-            Command::RevokeToken { token, reply } => drop(reply.send(self.revoke_token(token).await)),
+            Command::Order(order) => self.order(order).await,
             Command::List(reply) => drop(reply.send(self.list())),
-            Command::AddRoot(reply) => drop(reply.send(self.add_root().await)),
-            Command::RetireRoot { root, members, force, reply } => {
-                drop(reply.send(self.retire_root(root, members, force).await));
-            }
             Command::ExportRoot { passphrase, reply } => {
                 drop(reply.send(self.export_root(passphrase).await));
             }

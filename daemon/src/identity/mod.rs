@@ -34,7 +34,7 @@ pub use credentials::{Credentials, KnownIssuer, Live};
 pub use init::{InitError, InitRequest, init};
 pub use join::{JoinError, JoinRequest, join};
 pub use key::NodeKey;
-pub(crate) use renew::{Issuer, renew, renew_here};
+pub(crate) use renew::{renew, renew_here};
 
 /// Present as soon as a state directory holds an identity; written last.
 pub const IDENTITY_FILE: &str = "identity.json";

@@ -13,6 +13,7 @@ use futures_util::stream::FuturesUnordered;
 use thiserror::Error;
 use tokio::time::timeout;
 
+use gossamer_core::renewal::Asked;
 use gossamer_core::trust::{Sign as _, TrustBundle, not_after, read_issuer, spki_hash};
 use gossamer_wire::join::{Admitted, Ask, JoinReply, RENEW_LABEL, Refusal, RenewRequest};
 use gossamer_wire::{MeshId, NodeId};
@@ -26,15 +27,6 @@ use crate::clock::Clock;
 const STAGGER: Duration = Duration::from_millis(250);
 /// Longest exchange with one address.
 const ADDRESS_WITHIN: Duration = Duration::from_secs(5);
-
-/// An issuer that may be asked.
-#[derive(Clone, Debug)]
-pub(crate) struct Issuer {
-    /// Hash of its key; any of the mesh when `None`.
-    pub(crate) id: Option<NodeId>,
-    /// Where its node may be dialled.
-    pub(crate) addresses: Vec<SocketAddr>,
-}
 
 /// One exchange that may be tried.
 struct Target {
@@ -67,7 +59,7 @@ pub(crate) async fn renew(
     trust: &TrustBundle,
     credentials: &Credentials,
     key: &NodeKey,
-    issuers: &[Issuer],
+    issuers: &[Asked],
     clock: &Clock,
 ) -> Result<Admitted, RenewError> {
     let pins: Vec<_> = trust.roots().iter().filter_map(|root| spki_hash(root).ok()).collect();

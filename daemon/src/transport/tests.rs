@@ -23,6 +23,7 @@ use gossamer_wire::token::Token;
 
 mod hostile;
 mod limits;
+mod orders;
 mod pool;
 mod raw;
 mod rotation;
