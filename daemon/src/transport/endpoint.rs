@@ -50,7 +50,7 @@ pub(super) const GREETING_WINDOW: u32 = 16 << 10;
 const DATA_STREAM_WINDOW: u32 = 1 << 20;
 pub(super) const DATA_WINDOW: u32 = 3_584 << 10;
 /// Unread and unsent datagrams of a connection; the oldest make room.
-const DATAGRAM_BUFFER: usize = 64 << 10;
+pub(super) const DATAGRAM_BUFFER: usize = 64 << 10;
 
 /// One peer pins no more unread bytes, whatever it opens.
 const _: () = assert!(

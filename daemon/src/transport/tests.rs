@@ -21,6 +21,8 @@ use crate::supervise::Stage;
 use gossamer_wire::join::Refusal;
 use gossamer_wire::token::Token;
 
+mod door;
+mod first;
 mod hostile;
 mod limits;
 mod orders;

@@ -102,7 +102,7 @@ impl Raw {
 }
 
 /// Begins to dial with these TLS settings.
-fn begin(from: &quinn::Endpoint, to: SocketAddr, tls: ClientConfig) -> quinn::Connecting {
+pub(super) fn begin(from: &quinn::Endpoint, to: SocketAddr, tls: ClientConfig) -> quinn::Connecting {
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).expect("TLS 1.3");
     from.connect_with(quinn::ClientConfig::new(Arc::new(crypto)), to, "test").expect("dials")
 }
