@@ -15,6 +15,7 @@ pub mod config;
 mod duration;
 pub mod entropy;
 pub mod events;
+pub mod host;
 pub mod identity;
 pub mod index;
 mod listeners;

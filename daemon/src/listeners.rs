@@ -10,7 +10,7 @@ mod diag;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,12 @@ impl Listeners {
 
 /// Finds the program that holds a socket; `None` when it belongs to somebody whose files we may not see.
 pub(crate) fn program_blocking(inode: u64) -> Option<String> {
+    let name = fs::read_to_string(process_blocking(inode)?.join("comm")).ok()?;
+    Some(name.trim().chars().filter(|char| !char.is_control()).collect())
+}
+
+/// Finds the process that holds a socket, as its directory below `/proc`.
+pub(crate) fn process_blocking(inode: u64) -> Option<PathBuf> {
     let wanted = format!("socket:[{inode}]");
     let holds = |process: &Path| {
         let files = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
@@ -75,9 +81,7 @@ pub(crate) fn program_blocking(inode: u64) -> Option<String> {
             .any(|link| link.as_os_str() == wanted.as_str())
     };
     let mut processes = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path());
-    let process = processes.find(|process| is_process(process) && holds(process))?;
-    let name = fs::read_to_string(process.join("comm")).ok()?;
-    Some(name.trim().chars().filter(|char| !char.is_control()).collect())
+    processes.find(|process| is_process(process) && holds(process))
 }
 
 fn is_process(path: &Path) -> bool {

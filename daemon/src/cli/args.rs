@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use gossamer_wire::{Fqdn, FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, ServiceName};
 
+use super::host::HostCommand;
 use super::name_port::{ForwardSpec, LocalAddress, NamePort, OwnName, PortSpec, TargetSpec};
 use super::name_port::{audience, certified, pair};
 use crate::api::messages::Audience;
@@ -92,6 +93,9 @@ pub(super) enum Command {
     Watch(Watch),
     /// Leave the mesh and stop the daemon; the identity stays
     Leave,
+    /// Let the resolver of this machine send questions for mesh names to the daemon; needs root
+    #[command(subcommand)]
+    Host(HostCommand),
     /// Check or show the configuration
     #[command(subcommand)]
     Config(ConfigCommand),

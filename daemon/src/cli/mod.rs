@@ -11,6 +11,7 @@ mod events;
 mod expose;
 mod failure;
 mod forward;
+mod host;
 mod identity;
 mod issuer;
 mod listing;
@@ -94,6 +95,9 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Events(events) => done(events::run(&client(&global)?, &events).await),
         Command::Watch(watch) => done(watch::run(&client(&global)?, &watch).await),
         Command::Leave => done(start::leave(&client(&global)?).await),
+        Command::Host(command) => {
+            done(host::run(&load(host::flags(global.flags(), &command))?, command).await)
+        }
         Command::Config(command) => done(config::run(&load(global.flags())?, &command)),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -1,0 +1,234 @@
+//! `host check`: the way of a mesh name through this machine, hop by hop.
+//!
+//! Owns: the hops, in the order in which a question passes them, and what mends each. Must not know: how a host is
+//! set up. Driven by: `cli::host`.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::{RData, RecordType};
+use serde::Serialize;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::super::failure::Failure;
+use super::super::output;
+use super::{ask, probe, refuses};
+use crate::api::Client;
+use crate::api::messages::{ServiceRow, Status};
+use crate::config::Settings;
+use crate::host::domains::dns_domains;
+use crate::host::facts::Facts;
+use crate::host::files::Entry;
+use crate::host::journal::{self, DIRECTORY, Standing};
+use crate::host::plan::{Wanted, resolver};
+
+/// How long a program's look-up may take: libc asks again after 5 s.
+const LOOKUP_WITHIN: Duration = Duration::from_secs(15);
+const SETUP: &str = "sudo gossamer host setup";
+
+/// A part of the way.
+#[derive(Debug, Serialize)]
+struct Hop {
+    hop: &'static str,
+    ok: bool,
+    detail: String,
+    /// What mends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fix: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Checked {
+    dns: SocketAddr,
+    hops: Vec<Hop>,
+    /// The first hop that is broken.
+    broken: Option<&'static str>,
+}
+
+impl Hop {
+    fn ok(hop: &'static str, detail: impl Into<String>) -> Self {
+        Self { hop, ok: true, detail: detail.into(), fix: None }
+    }
+
+    fn broken(hop: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { hop, ok: false, detail: detail.into(), fix: Some(fix.into()) }
+    }
+}
+
+pub(super) async fn run(settings: &Settings, dns: SocketAddr, json: bool) -> Result<(), Failure> {
+    let facts = probe::facts();
+    let wanted = Wanted { domains: dns_domains(settings), dns, yes: true, forwards: None };
+    let zone = settings.dns_zone.as_str();
+    let stub = probe::stub_address(&facts);
+    let mut hops = vec![listener(dns, zone).await, host_resolver(&facts, &wanted), record()];
+    hops.push(through(stub, dns, zone).await);
+    hops.push(program(settings, dns).await);
+    hops.push(outside(stub, dns).await);
+
+    let broken = hops.iter().find(|hop| !hop.ok);
+    let failure = broken.map(|hop| {
+        let fix = hop.fix.as_deref().unwrap_or_default();
+        Failure::failed(format_args!("broken here: {}: {}; {fix}", hop.hop, hop.detail))
+    });
+    let broken = broken.map(|hop| hop.hop);
+    let checked = Checked { dns, hops, broken };
+    if json {
+        output::json(&checked)?;
+    } else {
+        checked.hops.iter().map(line).for_each(output::data);
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+fn line(hop: &Hop) -> String {
+    format!("{:<6}  {:<8}  {}", if hop.ok { "ok" } else { "BROKEN" }, hop.hop, hop.detail)
+}
+
+/// The daemon, asked directly.
+async fn listener(dns: SocketAddr, zone: &str) -> Hop {
+    match ask::ask(dns, zone, RecordType::SOA).await {
+        Ok(reply) if has_soa(&reply) => Hop::ok("daemon", format!("{dns} answers for {zone}")),
+        Ok(reply) => Hop::broken(
+            "daemon",
+            format!("{dns} says {} for {zone}", code(&reply)),
+            "another program has the address, or the daemon another zone: see gossamer status, or pass --dns ADDRESS",
+        ),
+        Err(error) => Hop::broken(
+            "daemon",
+            format!("nothing answers at {dns}: {error}"),
+            "start the daemon: gossamer run; gossamer status says where it answers",
+        ),
+    }
+}
+
+fn host_resolver(facts: &Facts, wanted: &Wanted) -> Hop {
+    let first = facts.resolv_conf.first();
+    match resolver(facts, wanted) {
+        Ok(resolver) => Hop::ok("resolver", format!("programs ask {first}: {}", resolver.name())),
+        Err(refusal) => Hop::broken("resolver", refusal.why, refusal.fix),
+    }
+}
+
+fn record() -> Hop {
+    let record = match journal::read(Path::new(DIRECTORY)) {
+        Ok(Some(record)) => record,
+        Ok(None) => return Hop::ok("setup", "none by gossamer host setup"),
+        // Without root the record cannot be read.
+        Err(error) => return Hop::ok("setup", format!("not known: {error}")),
+    };
+    let path = record.path.display().to_string();
+    match Entry::read(&record.path).map(|now| record.standing(&now)) {
+        Ok(Standing::After) if record.taken => Hop::ok("setup", path),
+        Ok(Standing::After) => {
+            Hop::broken("setup", format!("{path} was written, and the resolver not told"), SETUP)
+        }
+        Ok(Standing::Before) => Hop::broken("setup", format!("{path} was taken back"), SETUP),
+        Ok(Standing::Changed) => Hop::ok("setup", format!("{path}, which somebody changed afterwards")),
+        Err(error) => Hop::broken("setup", format!("{path}: {error}"), "look at what it is"),
+    }
+}
+
+/// The host's resolver, asked as libc asks it.
+async fn through(stub: SocketAddr, dns: SocketAddr, zone: &str) -> Hop {
+    match ask::ask(stub, zone, RecordType::SOA).await {
+        Ok(reply) if has_soa(&reply) => Hop::ok("zone", format!("{stub} passes questions for {zone} on")),
+        Ok(reply) => Hop::broken(
+            "zone",
+            format!("{stub} says {} for {zone} and does not ask {dns}", code(&reply)),
+            SETUP,
+        ),
+        Err(error) => Hop::broken(
+            "zone",
+            format!("the resolver at {stub} does not answer: {error}"),
+            "start the host's resolver",
+        ),
+    }
+}
+
+/// A name as any program resolves it.
+async fn program(settings: &Settings, dns: SocketAddr) -> Hop {
+    let Some(name) = some_name(settings).await else {
+        return Hop::ok("program", "no service and no daemon to take a name of; not tried");
+    };
+    let expected: BTreeSet<IpAddr> = match ask::ask(dns, &name, RecordType::A).await {
+        Ok(reply) => ask::addresses(&reply).into_iter().collect(),
+        Err(_) => BTreeSet::new(),
+    };
+    if expected.is_empty() {
+        return Hop::ok("program", format!("{name} has no address at present; not tried"));
+    }
+    match getent(&name).await {
+        Ok(found) if found.is_subset(&expected) && !found.is_empty() => {
+            Hop::ok("program", format!("{name} is {}", list(&found)))
+        }
+        Ok(found) if found.is_empty() => Hop::broken(
+            "program",
+            format!("programs do not find {name}, which is {} at {dns}", list(&expected)),
+            "look at `hosts:` in /etc/nsswitch.conf: dns or resolve must stand there",
+        ),
+        Ok(found) => Hop::broken(
+            "program",
+            format!("{name} is {} for programs and {} at {dns}", list(&found), list(&expected)),
+            "something answers before the resolver: look at /etc/hosts and `hosts:` in /etc/nsswitch.conf",
+        ),
+        Err(error) => Hop::ok("program", format!("not tried: getent: {error}")),
+    }
+}
+
+/// A name that is none of the mesh: it must not come to nothing because of us. What other servers say is theirs.
+async fn outside(stub: SocketAddr, dns: SocketAddr) -> Hop {
+    match ask::ask(stub, ".", RecordType::NS).await {
+        Ok(reply) if stub == dns && refuses(&reply) => Hop::broken(
+            "outside",
+            format!("all questions go to {dns} first, which refuses names outside the mesh"),
+            "set dns.upstream, or `sudo gossamer host undo`",
+        ),
+        Ok(reply) => Hop::ok("outside", format!("{stub} says {} for the root", code(&reply))),
+        Err(error) => Hop::ok("outside", format!("{stub} says nothing for the root: {error}")),
+    }
+}
+
+/// Returns the name of a service that can be used here, else of this node.
+async fn some_name(settings: &Settings) -> Option<String> {
+    let client = Client::new(&settings.socket);
+    let zone = &settings.dns_zone;
+    let rows: Vec<ServiceRow> = client.get("/v1/services?all=false").await.ok()?;
+    let usable = rows.iter().find(|row| row.instances.iter().any(|instance| instance.imported));
+    if let Some(row) = usable {
+        return Some(format!("{}.{zone}", row.service));
+    }
+    let status: Status = client.get("/v1/status").await.ok()?;
+    Some(format!("{}.node.{zone}", status.node.name))
+}
+
+/// Asks as programs do, in a program of the host's own libc: ours may be linked with another.
+async fn getent(name: &str) -> std::io::Result<BTreeSet<IpAddr>> {
+    let asked = Command::new("getent").args(["ahosts", name]).kill_on_drop(true).output();
+    let said =
+        timeout(LOOKUP_WITHIN, asked).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    Ok(said.lines().filter_map(|line| line.split_ascii_whitespace().next()?.parse().ok()).collect())
+}
+
+fn has_soa(reply: &Message) -> bool {
+    reply.answers.iter().any(|record| matches!(record.data, RData::SOA(_)))
+}
+
+fn code(reply: &Message) -> String {
+    match reply.metadata.response_code {
+        ResponseCode::NoError if reply.answers.is_empty() => "NODATA".to_owned(),
+        ResponseCode::NoError => "NOERROR".to_owned(),
+        ResponseCode::NXDomain => "NXDOMAIN".to_owned(),
+        ResponseCode::ServFail => "SERVFAIL".to_owned(),
+        ResponseCode::Refused => "REFUSED".to_owned(),
+        other => format!("response code {}", u16::from(other)),
+    }
+}
+
+fn list(addresses: &BTreeSet<IpAddr>) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

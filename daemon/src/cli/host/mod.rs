@@ -1,0 +1,228 @@
+//! `host setup|undo|check`: the one privileged step.
+//!
+//! Owns: its flags, its words, what is asked of the daemon for it. Must not know: resolvers; `crate::host` does.
+//! Driven by: `cli`.
+
+mod apply;
+mod ask;
+mod check;
+mod probe;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use clap::{Args, Subcommand};
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::RecordType;
+use serde::Serialize;
+
+use super::failure::{Exit, Failure};
+use super::{output, settings_of};
+use crate::api::Client;
+use crate::api::messages::Status;
+use crate::config::{Config, Flags, Settings};
+use crate::host::domains::dns_domains;
+use crate::host::plan::{Plan, Planned, Refusal, Snippet, Wanted, plan};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum HostCommand {
+    /// Tell the resolver of this machine; may be repeated
+    Setup(Setup),
+    /// Put back what setup found
+    Undo(Undo),
+    /// Resolve a mesh name as any program does, and say where that breaks
+    Check(Check),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Setup {
+    /// Print what would be written and run, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Also where every question of this machine would go to the daemon first (plain /etc/resolv.conf)
+    #[arg(long)]
+    yes: bool,
+    /// Where the daemon answers DNS; asked of the running daemon unless given
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Undo {
+    /// Print what would be done, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Check {
+    /// Where the daemon answers DNS; asked of the running daemon unless given
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints of a setup or an undo.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    resolver: String,
+    /// Whether anything was, or with `--dry-run` would be, changed.
+    changed: bool,
+    path: String,
+    /// What the file says then; `null` for an undo.
+    text: Option<String>,
+    /// Whether it is gone then.
+    removed: bool,
+    commands: Vec<String>,
+    notes: Vec<String>,
+}
+
+/// Returns the flags with those of the command.
+pub(super) fn flags(mut flags: Flags, command: &HostCommand) -> Flags {
+    let dns = match command {
+        HostCommand::Setup(setup) => setup.dns.as_ref(),
+        HostCommand::Check(check) => check.dns.as_ref(),
+        HostCommand::Undo(_) => None,
+    };
+    flags.keys.extend(dns.map(|dns| ("dns.address", dns.clone())));
+    flags
+}
+
+pub(super) async fn run(config: &Config, command: HostCommand) -> Result<(), Failure> {
+    let settings = settings_of(config)?;
+    match command {
+        HostCommand::Setup(command) => setup(&settings, &command).await,
+        HostCommand::Undo(command) => {
+            needs_root(command.dry_run, "undo")?;
+            let report = apply::undo(command.dry_run).await?;
+            show(&report, command.dry_run, command.json, "as before `gossamer host setup`")
+        }
+        HostCommand::Check(command) => {
+            let dns = dns_address(&settings).await?;
+            check::run(&settings, dns, command.json).await
+        }
+    }
+}
+
+async fn setup(settings: &Settings, command: &Setup) -> Result<(), Failure> {
+    needs_root(command.dry_run, "setup")?;
+    let dns = dns_address(settings).await?;
+    let wanted =
+        Wanted { domains: dns_domains(settings), dns, yes: command.yes, forwards: forwards(dns).await };
+    let facts = probe::facts();
+    match plan(&facts, &wanted)? {
+        Planned::Snippet(snippet) => Err(by_hand(&snippet)),
+        Planned::Change(plan) => {
+            let report = apply::setup(&facts, &wanted, &plan, command.dry_run).await?;
+            let done = format!(
+                "questions for {} go to {dns}; `gossamer host check` looks",
+                wanted.domains.join(", ")
+            );
+            show(&report, command.dry_run, command.json, &done)
+        }
+    }
+}
+
+/// Prints lines for an owner that is told by hand.
+fn by_hand(snippet: &Snippet) -> Failure {
+    output::data(snippet.text.trim_end());
+    Failure::failed(format_args!(
+        "{} writes the settings of this machine's resolver, so nothing was changed; put the lines above into {}, {}",
+        snippet.owner, snippet.path, snippet.then
+    ))
+}
+
+fn show(report: &Report, is_dry: bool, json: bool, done: &str) -> Result<(), Failure> {
+    if json {
+        return output::json(report);
+    }
+    if is_dry {
+        lines(report).iter().for_each(output::data);
+    }
+    report.notes.iter().for_each(|note| output::note(format_args!("note: {note}")));
+    if is_dry {
+        output::note("nothing was changed (--dry-run)");
+    } else if report.changed {
+        output::note(format_args!("{}: {done}", report.resolver));
+    } else if report.resolver.is_empty() {
+        output::note("there is nothing to undo");
+    } else {
+        output::note(format_args!("{} is set up already; nothing was changed", report.resolver));
+    }
+    Ok(())
+}
+
+/// What a dry run prints: each file with its lines, each command as it would be run.
+fn lines(report: &Report) -> Vec<String> {
+    if !report.changed {
+        return Vec::new();
+    }
+    let mut lines = match &report.text {
+        Some(text) => {
+            let write = format!("write {}", report.path);
+            std::iter::once(write).chain(text.lines().map(|line| format!("    {line}"))).collect()
+        }
+        None if report.removed => vec![format!("remove {}", report.path)],
+        None => vec![format!("restore {}", report.path)],
+    };
+    lines.extend(report.commands.iter().map(|command| format!("run {command}")));
+    lines
+}
+
+fn needs_root(is_dry: bool, command: &str) -> Result<(), Failure> {
+    if is_dry || nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    let text = format!("the settings of this machine's resolver are root's; sudo gossamer host {command}");
+    Err(Failure::new(Exit::Denied, text))
+}
+
+/// Returns where DNS is answered: as configured, else as the daemon says.
+async fn dns_address(settings: &Settings) -> Result<SocketAddr, Failure> {
+    let address = match settings.dns_address {
+        Some(address) => address,
+        None => {
+            let asked: Result<Status, _> = Client::new(&settings.socket).get("/v1/status").await;
+            let hint = "; or say where it answers: --dns ADDRESS";
+            asked
+                .map_err(Failure::from)
+                .map_err(|failure| Failure { text: failure.text + hint, ..failure })?
+                .dns
+        }
+    };
+    let here = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    Ok(SocketAddr::new(here(address.ip()), address.port()))
+}
+
+/// Asks the daemon for a name that is none of the mesh: it refuses unless it has servers to ask.
+async fn forwards(dns: SocketAddr) -> Option<bool> {
+    Some(!refuses(&ask::ask(dns, ".", RecordType::NS).await.ok()?))
+}
+
+/// Whether a server refuses by itself: one that asks others says that recursion is available, also where they refuse.
+fn refuses(reply: &Message) -> bool {
+    reply.metadata.response_code == ResponseCode::Refused && !reply.metadata.recursion_available
+}
+
+/// The commands of a plan, in their order.
+fn commands(plan: &Plan) -> Vec<String> {
+    let validate = plan.validate.iter().map(|words| words.join(" "));
+    validate.chain(plan.reload.iter().map(ToString::to_string)).collect()
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::failed(refusal)
+    }
+}
