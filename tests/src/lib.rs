@@ -15,6 +15,7 @@ pub mod fabric;
 pub mod fake;
 pub mod flood;
 pub mod forge;
+pub mod host;
 pub mod middle;
 pub mod needles;
 pub mod netns;
