@@ -87,7 +87,8 @@ impl Settings {
         for Alias { name, target } in &self.aliases {
             zones = zones.with_alias(name, target_of(target.0.clone())).map_err(at("alias"))?;
         }
-        Ok(zones)
+        // What nobody of the mesh holds below a suffix is then asked for upstream (ADR 18).
+        Ok(if self.upstreams.is_empty() { zones } else { zones.with_upstream() })
     }
 }
 

@@ -165,7 +165,6 @@ const LOG_LEVELS: [(&str, tracing::Level); 5] = [
     ("trace", tracing::Level::TRACE),
 ];
 
-
 const LOG_FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
 
 fn text(raw: &Raw) -> Result<&str, Wrong> {

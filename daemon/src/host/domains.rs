@@ -6,16 +6,21 @@
 use std::net::Ipv4Addr;
 
 use gossamer_core::vip::Pool;
+use gossamer_dns::ZoneError;
 
 use crate::config::Settings;
 
-/// Returns the mesh zones, then the reverse zones of the pool; lower case, without final dots, each once.
-pub fn dns_domains(settings: &Settings) -> Vec<String> {
-    let mut domains = vec![settings.dns_zone.clone()];
+/// Returns the mesh zones, the suffixes of custom names and the aliases, then the reverse zones of the pool; lower case,
+/// without final dots, each once.
+///
+/// # Errors
+/// Two of the configured names cannot stand beside each other.
+pub fn dns_domains(settings: &Settings) -> Result<Vec<String>, ZoneError> {
+    let mut domains = settings.zones().map_err(|(_, error)| error)?.routed();
     domains.extend(reverse_zones(settings.vip_pool));
     let mut seen = std::collections::BTreeSet::new();
     domains.retain(|domain| seen.insert(domain.clone()));
-    domains
+    Ok(domains)
 }
 
 /// Returns the zones below `in-addr.arpa` that together are the pool: one to 128 of them.

@@ -61,7 +61,8 @@ impl Hop {
 
 pub(super) async fn run(settings: &Settings, dns: SocketAddr, json: bool) -> Result<(), Failure> {
     let facts = probe::facts();
-    let wanted = Wanted { domains: dns_domains(settings), dns, yes: true, forwards: None };
+    let domains = dns_domains(settings).map_err(Failure::usage)?;
+    let wanted = Wanted { domains, dns, yes: true, forwards: None };
     let zone = settings.dns_zone.as_str();
     let stub = probe::stub_address(&facts);
     let mut hops = vec![listener(dns, zone).await, host_resolver(&facts, &wanted), record()];

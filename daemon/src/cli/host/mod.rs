@@ -114,8 +114,8 @@ pub(super) async fn run(config: &Config, command: HostCommand) -> Result<(), Fai
 async fn setup(settings: &Settings, command: &Setup) -> Result<(), Failure> {
     needs_root(command.dry_run, "setup")?;
     let dns = dns_address(settings).await?;
-    let wanted =
-        Wanted { domains: dns_domains(settings), dns, yes: command.yes, forwards: forwards(dns).await };
+    let domains = dns_domains(settings).map_err(Failure::usage)?;
+    let wanted = Wanted { domains, dns, yes: command.yes, forwards: forwards(dns).await };
     let facts = probe::facts();
     match plan(&facts, &wanted)? {
         Planned::Snippet(snippet) => Err(by_hand(&snippet)),
