@@ -49,7 +49,7 @@ pub(super) fn init(
     ));
     if known.is_none() {
         output::note(format_args!(
-            "the root key is {}; keep a copy away from this machine",
+            "the root key is {}; take it off this machine: gossamer root export FILE, then gossamer root remove",
             settings.state_dir.join("root.key").display()
         ));
     }
