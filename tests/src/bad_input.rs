@@ -39,6 +39,7 @@ pub const CASES: &[Case] = &[
     ("one-state-directory-twice", one_state_directory_twice),
     ("one-pool-twice", one_pool_twice),
     ("unknown-key", unknown_key),
+    ("zone-of-others", zone_of_others),
     ("name-that-is-no-label", name_that_is_no_label),
     ("nobody-listens", nobody_listens),
     ("stolen-port", stolen_port),
@@ -213,6 +214,29 @@ fn unknown_key(lab: &Lab) -> Result<()> {
     let finished = node.cli(&["init", "--group", "west", "--node", "typo"])?;
     refused(&finished, USAGE, &["listn", "listen", "gossamer.toml"])?;
     untouched(&node)
+}
+
+/// Zones, suffixes and aliases that would take names from others.
+fn zone_of_others(lab: &Lab) -> Result<()> {
+    let node = lab.node("zoned")?;
+    for (setting, place, why) in [
+        ("[dns]\nzone = \"local\"", "dns.zone", "mDNS"),
+        ("[dns]\nzone = \"internal\"", "dns.zone", "every private network"),
+        ("[dns]\nzone = \"cluster.local\"", "dns.zone", "Kubernetes"),
+        ("[dns]\nzone = \"localhost\"", "dns.zone", "this machine"),
+        ("[dns]\nzones = [\"240.127.in-addr.arpa\"]", "dns.zones", "reverse names"),
+        ("[dns]\nzones = [\"a.mesh.internal\"]", "dns.zones", "lies in the zone \"mesh.internal\""),
+        ("[dns]\nfqdn_suffixes = [\"local\"]", "dns.fqdn_suffixes", "mDNS"),
+        ("[dns]\nfqdn_suffixes = [\"west.mesh.internal\"]", "dns.fqdn_suffixes", "zone mesh.internal"),
+        ("[alias]\n\"pg.mesh.internal\" = \"db\"", "alias", "zone mesh.internal"),
+        ("[alias]\n\"*.corp.example\" = \"db\"", "alias", "a-z"),
+    ] {
+        fs::write(node.config_file(), format!("{setting}\n"))?;
+        let finished = node.cli(&["init", "--group", "west", "--node", "zoned"])?;
+        refused(&finished, USAGE, &["gossamer.toml", place, why]).with_context(|| setting.to_owned())?;
+        untouched(&node)?;
+    }
+    Ok(())
 }
 
 fn name_that_is_no_label(lab: &Lab) -> Result<()> {

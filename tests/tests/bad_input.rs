@@ -43,6 +43,7 @@ cases! {
     a_state_directory_serves_one_daemon: "one-state-directory-twice",
     a_pool_serves_one_daemon: "one-pool-twice",
     an_unknown_key_is_refused_with_the_nearest_one: "unknown-key",
+    zones_and_names_of_others_are_refused_with_the_reason: "zone-of-others",
     names_are_single_labels: "name-that-is-no-label",
     exporting_a_port_nobody_listens_on_warns: "nobody-listens",
     a_stolen_port_takes_the_name_out_of_dns_and_says_why: "stolen-port",

@@ -138,12 +138,22 @@ fn memory_kib(node: &Node) -> Result<u64> {
 }
 
 /// The member.
-struct Hostile(Identity);
+pub(super) struct Hostile(pub(super) Identity);
 
 impl Hostile {
-    /// Returns what it sends: card and head, one of each fault, and fragments with so many records in all.
-    fn frames(&self, records: usize) -> Result<Vec<Frame>> {
-        let card = Card {
+    /// Returns what it sends to publish one record, as if it had just started.
+    pub(super) fn publishing(&self, record: &ServiceRecord) -> Result<Frame> {
+        let head = Head { n: 1, lease_seconds: 3_600, statement_digest: [0; 16], roles: 0 };
+        let body = Fragment::of(std::slice::from_ref(record))?.encode()?;
+        Ok(frame(&[
+            self.sign((Kind::Card, 0), (1, 1), &self.card().encode()?),
+            self.sign((Kind::Records, 0), (1, 1), &body),
+            self.sign((Kind::Head, 0), (1, 1), &head.encode()?),
+        ]))
+    }
+
+    fn card(&self) -> Card {
+        Card {
             leaf: self.0.leaf_der.clone(),
             addresses: Vec::new(),
             zone: None,
@@ -152,7 +162,12 @@ impl Hostile {
             relays: Vec::new(),
             protocol: (1, 1),
             capabilities: 0,
-        };
+        }
+    }
+
+    /// Returns what it sends: card and head, one of each fault, and fragments with so many records in all.
+    fn frames(&self, records: usize) -> Result<Vec<Frame>> {
+        let card = self.card();
         let head = Head { n: MAX_FRAGMENTS, lease_seconds: 3_600, statement_digest: [0; 16], roles: 0 };
         let introduction = vec![
             self.sign((Kind::Card, 0), (1, 1), &card.encode()?),
@@ -211,7 +226,7 @@ fn fragment(services: &[&str]) -> Result<Vec<u8>> {
     Ok(Fragment::of(&records?)?.encode()?)
 }
 
-fn record(service: &str) -> Result<ServiceRecord> {
+pub(super) fn record(service: &str) -> Result<ServiceRecord> {
     Ok(ServiceRecord {
         service: service.parse()?,
         instance: "hostile".parse()?,

@@ -9,6 +9,7 @@
 mod bad;
 mod bugs;
 mod callers;
+mod consent;
 mod decoders;
 mod demo;
 mod detection;
@@ -103,19 +104,14 @@ pub fn rows() -> Vec<Row> {
     let issue_2 =
         [demo::ROWS, vms::ROWS, trust::ROWS, detection::ROWS, restart::ROWS, visible::ROWS, decoders::ROWS];
     let rows = issue_2.concat().into_iter().chain([shape::ROW, bad::ROW]);
+    let issue_4 = [issuers::ROWS, joins::ROWS, redeeming::ROWS, evicted::ROWS, rotation::ROWS];
+    let issue_5 = [resolvers::ROWS];
     rows.chain(simulated::ROWS.iter().copied())
         .chain([gossip::ROW, bugs::ROW, mixed::ROW, hostile::ROW, long::ROW, scarce::ROW])
-        .chain(
-            issuers::ROWS
-                .iter()
-                .chain(joins::ROWS)
-                .chain(redeeming::ROWS)
-                .chain(evicted::ROWS)
-                .chain(rotation::ROWS)
-                .copied(),
-        )
+        .chain(issue_4.concat())
         .chain([flood::ROW, secrets::ROW, spiffe::ROW, callers::ROW])
-        .chain(resolvers::ROWS.iter().copied())
+        .chain(issue_5.concat())
+        .chain([consent::ROW])
         .collect()
 }
 
