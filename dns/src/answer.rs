@@ -234,6 +234,8 @@ impl Mesh<'_> {
                 Some(match kind {
                     RecordType::TXT => Found::new(records::text(&entry.metadata), LIVE_TTL),
                     _ if *direct => self.direct(vec![entry], kind),
+                    // The name exists while an advert has it, and has no address to offer.
+                    _ if !entry.usable => Found::default(),
                     _ => vip(entry.vip, kind),
                 })
             }

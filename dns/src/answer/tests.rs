@@ -78,8 +78,9 @@ fn a_service_with_nothing_alive_still_answers_its_vip() {
 }
 
 #[test]
-fn an_instance_name_exists_while_an_advert_names_it() {
-    assert_eq!(positive("db-3.orders.west", RecordType::A, 30).len(), 1);
+fn an_instance_name_exists_while_an_advert_names_it_and_has_an_address_while_it_is_usable() {
+    assert_nodata("db-3.orders.west", RecordType::A);
+    assert_eq!(positive("db-3.orders.west", RecordType::TXT, 2), ["role=primary"]);
     assert_nxdomain("db-9.orders.west");
 }
 
