@@ -39,6 +39,8 @@ mod revision;
 #[cfg(test)]
 mod scripted;
 mod server;
+#[cfg(test)]
+mod table;
 mod udp;
 mod zone;
 mod zones;

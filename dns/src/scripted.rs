@@ -157,6 +157,48 @@ pub(crate) fn mesh() -> Scripted {
         .with_node("n6", &["fd00::6"])
 }
 
+/// The mesh of `tests/dns/table.txt`, as its node db-a sees it.
+pub(crate) fn table_mesh() -> Scripted {
+    let of = |service: &str, group: &str, name: &str, number: u16| {
+        let last = if group == "west" { 10 } else { 11 };
+        InstanceEntry {
+            addresses: vec![IpAddr::from([10, 77, 0, last]), format!("fd77::{last}").parse().expect("valid")],
+            ports: vec![(number.into(), Transport::Tcp, number)],
+            metadata: Vec::new(),
+            ..instance(service, group, name)
+        }
+    };
+    let first = InstanceEntry {
+        ports: vec![
+            (5432.into(), Transport::Tcp, 5432),
+            ("pg".parse().expect("valid"), Transport::Tcp, 5433),
+        ],
+        metadata: vec![("role".to_owned(), "primary".to_owned())],
+        ..of("orders", "west", "db-a", 5432)
+    };
+    let idle = InstanceEntry { usable: false, ..of("idle", "west", "db-a", 80) };
+    let many = (10..70).map(|number| of("many", "west", &format!("i-{number}"), 80)).collect();
+    let shop = vec![of("shop", "east", "far", 80)];
+    let mut mesh = Scripted::default()
+        .with("orders", vip(9), vec![first.clone(), of("orders", "west", "db-b", 5432)])
+        .with("many", vip(10), many)
+        .with("idle", vip(11), vec![idle])
+        .with_entry("shop", Some("east".parse().expect("valid")), vip(12), shop.clone())
+        .with_node("db-a", &["10.77.0.10", "fd77::10"])
+        .with_node("far", &["10.77.0.11", "fd77::11"]);
+    for ((service, _), entry) in &mut mesh.services {
+        if service.as_str() != "orders" {
+            entry.metadata.clear();
+        }
+    }
+    let Target::Instance { service, group, .. } = shop[0].target(false) else { unreachable!("an instance") };
+    let group = Some(group);
+    mesh.pointers.insert([127, 240, 100, 12].into(), Target::Service { service, group, direct: false });
+    let VipAnswer::Address(own) = first.vip else { unreachable!("it has one") };
+    mesh.pointers.insert(own, first.target(false));
+    mesh
+}
+
 /// The VIP `127.240.100.<last>`.
 pub(crate) fn vip(last: u8) -> VipAnswer {
     VipAnswer::Address(Ipv4Addr::new(127, 240, 100, last))

@@ -6,6 +6,7 @@
 //! Each check can be sabotaged: the same steps with the feature broken from outside, which must make it fail. A
 //! check that cannot fail does not count.
 
+mod answers;
 mod bad;
 mod bugs;
 mod callers;
@@ -105,7 +106,7 @@ pub fn rows() -> Vec<Row> {
         [demo::ROWS, vms::ROWS, trust::ROWS, detection::ROWS, restart::ROWS, visible::ROWS, decoders::ROWS];
     let rows = issue_2.concat().into_iter().chain([shape::ROW, bad::ROW]);
     let issue_4 = [issuers::ROWS, joins::ROWS, redeeming::ROWS, evicted::ROWS, rotation::ROWS];
-    let issue_5 = [resolvers::ROWS];
+    let issue_5 = [answers::ROWS, resolvers::ROWS];
     rows.chain(simulated::ROWS.iter().copied())
         .chain([gossip::ROW, bugs::ROW, mixed::ROW, hostile::ROW, long::ROW, scarce::ROW])
         .chain(issue_4.concat())
