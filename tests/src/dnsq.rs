@@ -221,7 +221,7 @@ pub fn first_accepted(
 ) -> Result<Vec<Duration>> {
     let mut found = vec![None; servers.len()];
     let mut last = vec![String::from("nothing"); servers.len()];
-    poll(servers, name, kind, Instant::now() + limit, |server, answer, at| {
+    poll(servers, name, kind, (Instant::now() + limit, POLL), |server, answer, at| {
         last[server] = answer.to_string();
         if accept(&answer) {
             found[server].get_or_insert_with(|| at.duration_since(since));
@@ -235,7 +235,7 @@ pub fn first_accepted(
     found.into_iter().enumerate().map(at).collect()
 }
 
-/// Asks all servers the same question each millisecond, until none has given an answer that `names` for
+/// Asks all servers the same question `every` so often, until none has given an answer that `names` for
 /// `quiet`. Returns when the last such answer came, counted from `since`; zero when none came.
 ///
 /// # Errors
@@ -245,12 +245,12 @@ pub fn last_naming(
     name: &str,
     kind: RecordType,
     since: Instant,
-    (limit, quiet): (Duration, Duration),
+    (limit, quiet, every): (Duration, Duration, Duration),
     names: impl Fn(&Answer) -> bool,
 ) -> Result<Duration> {
     let mut last = since;
     let mut answered = vec![since; servers.len()];
-    poll(servers, name, kind, since + limit, |server, answer, at| {
+    poll(servers, name, kind, (since + limit, every), |server, answer, at| {
         answered[server] = at;
         if names(&answer) {
             last = last.max(at);
@@ -262,12 +262,12 @@ pub fn last_naming(
     Ok(last.duration_since(since))
 }
 
-/// Asks every server each millisecond and hands over the answers, until `done` returns true or the time ends.
+/// Asks every server `every` so often and hands over the answers, until `done` returns true or the time ends.
 fn poll(
     servers: &[Resolver],
     name: &str,
     kind: RecordType,
-    end: Instant,
+    (end, every): (Instant, Duration),
     mut done: impl FnMut(usize, Answer, Instant) -> bool,
 ) -> Result<()> {
     for server in servers {
@@ -280,7 +280,7 @@ fn poll(
     let mut next = Instant::now();
     while !finished && Instant::now() < end {
         if Instant::now() >= next {
-            next += POLL;
+            next += every;
             for server in servers {
                 // A full buffer or an ICMP error of an earlier question: the next millisecond asks again.
                 let _ = server.socket.send(&question);
@@ -294,7 +294,7 @@ fn poll(
                 finished |= done(index, Answer(message), Instant::now());
             }
         }
-        sleep(POLL / 5);
+        sleep(every / 5);
     }
     for server in servers {
         server.socket.set_nonblocking(false)?;
@@ -302,7 +302,8 @@ fn poll(
     Ok(())
 }
 
-const POLL: Duration = Duration::from_millis(1);
+/// A thousand times a second.
+pub const POLL: Duration = Duration::from_millis(1);
 
 impl Resolver {
     /// Takes what has arrived, without waiting.

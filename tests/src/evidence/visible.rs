@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::detection::mesh;
 use super::{Ci, Needs, Row, Run};
-use crate::dnsq::{RecordType, Resolver, first_accepted, last_naming};
+use crate::dnsq::{POLL, RecordType, Resolver, first_accepted, last_naming};
 use crate::netns::{Namespace, Segment};
 use crate::process::{Lab, Node};
 use crate::report::Samples;
@@ -60,7 +60,7 @@ fn measure(run: &Run, segment: &Segment, lab: &Lab) -> Result<String> {
 }
 
 /// Plays while a program listens on [`PORT`] of each machine: what nobody listens on is not healthy.
-fn while_serving_on<T>(machines: &[Namespace], play: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn while_serving_on<T>(machines: &[Namespace], play: impl FnOnce() -> Result<T>) -> Result<T> {
     let listen = || Target::at(([127, 0, 0, 1], PORT).into(), Manner::Greets("served"));
     let targets = machines.iter().map(|machine| machine.enter(listen)?).collect::<Result<Vec<_>>>()?;
     serve_all(&targets, play)
@@ -101,7 +101,7 @@ fn kill_once(nodes: &mut [Node], repeat: usize) -> Result<Duration> {
     }
     let killed = Instant::now();
     nodes[victim].kill9()?;
-    let last = last_naming(&others, &name, RecordType::SRV, killed, (GONE, QUIET), |answer| {
+    let last = last_naming(&others, &name, RecordType::SRV, killed, (GONE, QUIET, POLL), |answer| {
         answer.targets().iter().any(|target| target.starts_with(&dead))
     })?;
     nodes[victim].run()?;
