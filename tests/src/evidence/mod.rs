@@ -10,6 +10,7 @@ mod answers;
 mod bad;
 mod bugs;
 mod callers;
+mod clients;
 mod consent;
 mod decoders;
 mod demo;
@@ -107,7 +108,7 @@ pub fn rows() -> Vec<Row> {
         [demo::ROWS, vms::ROWS, trust::ROWS, detection::ROWS, restart::ROWS, visible::ROWS, decoders::ROWS];
     let rows = issue_2.concat().into_iter().chain([shape::ROW, bad::ROW]);
     let issue_4 = [issuers::ROWS, joins::ROWS, redeeming::ROWS, evicted::ROWS, rotation::ROWS];
-    let issue_5 = [answers::ROWS, resolvers::ROWS, gone::ROWS];
+    let issue_5 = [answers::ROWS, clients::ROWS, resolvers::ROWS, gone::ROWS];
     rows.chain(simulated::ROWS.iter().copied())
         .chain([gossip::ROW, bugs::ROW, mixed::ROW, hostile::ROW, long::ROW, scarce::ROW])
         .chain(issue_4.concat())
