@@ -227,6 +227,12 @@ fn without_stub(facts: &Facts, wanted: &Wanted) -> Result<Found, Refusal> {
                 "start it with `docker run --dns ADDRESS`, where ADDRESS is one this container can reach on port 53; {CONTAINERS}"
             ),
         )),
+        Some(Manager::SystemdResolved) => Err(refusal(
+            format!(
+                "programs ask the servers that systemd-resolved wrote into {RESOLV_CONF}, and not systemd-resolved"
+            ),
+            "let them ask it: ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf",
+        )),
         Some(Manager::Other(manager)) => Err(refusal(
             format!("{manager} writes {RESOLV_CONF} and would undo a change of it"),
             format!(

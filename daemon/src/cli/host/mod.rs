@@ -226,3 +226,78 @@ impl From<Refusal> for Failure {
         Self::failed(refusal)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        Report {
+            resolver: "dnsmasq".to_owned(),
+            changed: true,
+            path: "/etc/dnsmasq.d/gossamer.conf".to_owned(),
+            text: Some("# a\nserver=/x/127.0.0.1\n".to_owned()),
+            commands: vec!["dnsmasq --test".to_owned(), "systemctl restart dnsmasq".to_owned()],
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn a_dry_run_shows_each_file_and_each_command() {
+        show(&report(), true, false, "done").expect("shows");
+        let (data, words) = output::take();
+        let lines = [
+            "write /etc/dnsmasq.d/gossamer.conf",
+            "    # a",
+            "    server=/x/127.0.0.1",
+            "run dnsmasq --test",
+            "run systemctl restart dnsmasq",
+        ];
+        assert_eq!(data, lines.join("\n"));
+        assert!(words.contains("nothing was changed"), "{words}");
+        let undo = Report { text: None, removed: true, ..report() };
+        assert_eq!(super::lines(&undo)[0], "remove /etc/dnsmasq.d/gossamer.conf");
+        assert_eq!(
+            super::lines(&Report { removed: false, ..undo })[0],
+            "restore /etc/dnsmasq.d/gossamer.conf"
+        );
+    }
+
+    #[test]
+    fn what_was_not_needed_is_said() {
+        show(&Report::default(), false, false, "done").expect("shows");
+        assert_eq!(output::take().1, "there is nothing to undo");
+        show(&Report { changed: false, ..report() }, false, false, "done").expect("shows");
+        assert!(output::take().1.contains("nothing was changed"));
+    }
+
+    #[test]
+    fn lines_for_others_are_data_and_the_exit_is_one() {
+        let snippet =
+            Snippet { owner: "NetworkManager", path: "/x", text: "server=/a/b\n".to_owned(), then: "reload" };
+        let failure = by_hand(&snippet);
+        assert_eq!(failure.exit, Exit::Failed);
+        assert!(failure.text.contains("nothing was changed") && failure.text.contains("/x"), "{failure}");
+        assert_eq!(output::take().0, "server=/a/b");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_asks_others_says_so_whatever_they_answer() {
+        let server = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
+        let address = server.local_addr().expect("bound");
+        let answer = async {
+            for recursion in [false, true] {
+                let mut buffer = [0; 512];
+                let (length, from) = server.recv_from(&mut buffer).await.expect("a question");
+                let mut reply = Message::from_vec(&buffer[..length]).expect("a message");
+                assert!(reply.metadata.recursion_desired);
+                reply.metadata.response_code = ResponseCode::Refused;
+                reply.metadata.recursion_available = recursion;
+                server.send_to(b"noise", from).await.expect("sends");
+                server.send_to(&reply.to_vec().expect("bytes"), from).await.expect("sends");
+            }
+        };
+        let (_, seen) = tokio::join!(answer, async { [forwards(address).await, forwards(address).await] });
+        assert_eq!(seen, [Some(false), Some(true)]);
+    }
+}
