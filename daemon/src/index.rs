@@ -19,7 +19,7 @@ use tokio::sync::broadcast;
 
 use gossamer_core::catalog::{NodeView, ServiceView};
 use gossamer_core::membership::MemberState;
-use gossamer_dns::{CustomNames, CustomTarget};
+use gossamer_dns::{CustomNames, CustomTarget, Revisions, Subject};
 use gossamer_wire::{Fqdn, GroupName, NodeId, NodeName, ServiceName};
 
 pub use addresses::{AddressReader, AddressWriter};
@@ -75,6 +75,8 @@ struct Shared {
     /// Custom names that services behind short names claim.
     customs: RwLock<CustomNames>,
     changes: broadcast::Sender<ServiceName>,
+    /// What answers read from here are checked against.
+    revisions: Revisions,
     feed: Feed,
     services_written: AtomicU64,
     nodes_written: AtomicU64,
@@ -102,6 +104,7 @@ impl Default for IndexWriter {
             groups: DashMap::new(),
             customs: RwLock::default(),
             changes: broadcast::Sender::new(CHANGES),
+            revisions: Revisions::default(),
             feed: Feed::default(),
             services_written: AtomicU64::new(0),
             nodes_written: AtomicU64::new(0),
@@ -123,6 +126,7 @@ impl IndexWriter {
             Some(view) => drop(self.0.services.insert(service.clone(), Arc::clone(view))),
             None => drop(self.0.services.remove(service)),
         }
+        self.0.revisions.bump(Subject::Service(service));
         self.count_groups(before.as_deref(), after.as_deref());
         self.claim_customs(service, before.as_deref(), after.as_deref());
         // Without readers there is nobody to tell.
@@ -145,10 +149,14 @@ impl IndexWriter {
             }
         }
         self.0.feed.node(before.as_deref(), &after, |id| self.name_of(id));
+        let names = [before.as_deref().and_then(name).cloned(), name(&after).cloned()];
         if after.view.is_none() && !after.state.is_some_and(MemberState::is_up) {
             self.0.nodes.remove(&node);
         } else {
             self.0.nodes.insert(node, Arc::new(after));
+        }
+        for name in names.iter().flatten() {
+            self.0.revisions.bump(Subject::Node(name));
         }
     }
 
@@ -191,6 +199,8 @@ impl IndexWriter {
         for (fqdn, rank) in after {
             customs.claim(fqdn, service, rank);
         }
+        drop(customs);
+        self.0.revisions.bump(Subject::CustomNames);
     }
 
     fn count_groups(&self, before: Option<&ServiceView>, after: Option<&ServiceView>) {
@@ -203,6 +213,9 @@ impl IndexWriter {
         }
         for group in after.difference(&before) {
             *self.0.groups.entry((*group).clone()).or_default() += 1;
+        }
+        for group in before.symmetric_difference(&after) {
+            self.0.revisions.bump(Subject::Group(group));
         }
     }
 }
@@ -276,6 +289,11 @@ impl IndexReader {
     /// Returns the names of services from their next change on, for one who must follow.
     pub fn changes(&self) -> broadcast::Receiver<ServiceName> {
         self.0.changes.subscribe()
+    }
+
+    /// Returns the counters that are bumped with each change, after it can be seen and before it is told.
+    pub fn revisions(&self) -> &Revisions {
+        &self.0.revisions
     }
 
     /// Returns a line for each change from now on, as it becomes visible here.

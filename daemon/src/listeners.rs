@@ -8,6 +8,7 @@
 
 mod diag;
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -26,33 +27,43 @@ impl Listener {
     }
 }
 
-/// The listening TCP sockets of this network namespace at one moment.
+/// The listening TCP sockets of this network namespace at one moment; some thousands may be ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Listeners(Vec<Listener>);
+pub(crate) struct Listeners {
+    by_address: HashMap<SocketAddr, Listener>,
+    /// One by port of those on the wildcard of either family.
+    wildcards: HashMap<u16, Listener>,
+}
+
+impl FromIterator<Listener> for Listeners {
+    fn from_iter<I: IntoIterator<Item = Listener>>(all: I) -> Self {
+        let mut listeners = Self::default();
+        for listener in all {
+            listeners.by_address.entry(listener.address).or_insert(listener);
+            if listener.is_wildcard() {
+                listeners.wildcards.entry(listener.address.port()).or_insert(listener);
+            }
+        }
+        listeners
+    }
+}
 
 impl Listeners {
     /// Asks the kernel; where it may not be asked, its tables are read, and what cannot be read is left out.
     pub(crate) fn read_blocking() -> Self {
-        Self(diag::listening().unwrap_or_else(|_| read_tables()))
+        diag::listening().unwrap_or_else(|_| read_tables()).into_iter().collect()
     }
 
     /// Returns who would receive a connection to `vip`, on which this daemon does not listen itself.
     ///
     /// An IPv6 wildcard counts: whether it takes IPv4 too is in no table, and nearly all do.
     pub(crate) fn holder(&self, vip: SocketAddr) -> Option<Listener> {
-        let on_port = || self.0.iter().filter(|listener| listener.address.port() == vip.port());
-        on_port()
-            .find(|listener| listener.address == vip)
-            .or_else(|| on_port().find(|l| l.is_wildcard()))
-            .copied()
+        self.by_address.get(&vip).or_else(|| self.wildcards.get(&vip.port())).copied()
     }
 
     /// Returns whether what answers on `target` listens on the wildcard; `None` when nobody answers there.
     pub(crate) fn is_wildcard(&self, target: SocketAddr) -> Option<bool> {
-        let listens = |ip: IpAddr| {
-            let address = SocketAddr::new(ip, target.port());
-            self.0.iter().any(|listener| listener.address == address)
-        };
+        let listens = |ip: IpAddr| self.by_address.contains_key(&SocketAddr::new(ip, target.port()));
         let ip = target.ip().to_canonical();
         // A specific listener gets the connection before a wildcard one.
         if listens(ip) {
@@ -155,19 +166,22 @@ mod tests {
     fn the_listener_on_the_vip_itself_gets_the_connection_before_the_wildcard() {
         let listener = |text, inode| Listener { address: address(text), inode };
         let vip = address("127.240.3.4:80");
-        let mut listeners = Listeners(vec![listener("0.0.0.0:80", 1), listener("127.0.0.1:80", 2)]);
+        let mut all = vec![listener("0.0.0.0:80", 1), listener("127.0.0.1:80", 2)];
+        let listeners: Listeners = all.iter().copied().collect();
         assert_eq!(listeners.holder(vip).map(|found| found.inode), Some(1));
-        listeners.0.push(listener("127.240.3.4:80", 3));
+        all.push(listener("127.240.3.4:80", 3));
+        let listeners: Listeners = all.into_iter().collect();
         assert_eq!(listeners.holder(vip).map(|found| found.inode), Some(3));
         assert_eq!(listeners.holder(address("127.240.3.4:81")), None);
-        assert_eq!(Listeners(vec![listener("[::]:80", 4)]).holder(vip).map(|found| found.inode), Some(4));
+        let v6 = Listeners::from_iter([listener("[::]:80", 4)]);
+        assert_eq!(v6.holder(vip).map(|found| found.inode), Some(4));
     }
 
     #[test]
     fn wildcard_and_specific_targets_are_told_apart() {
         let listener = |text| Listener { address: address(text), inode: 1 };
         let bound = ["127.0.0.1:5432", "0.0.0.0:80", "[::]:22", "[::1]:631"];
-        let listeners = Listeners(bound.map(listener).into());
+        let listeners: Listeners = bound.map(listener).into_iter().collect();
         for (target, wildcard) in [
             ("127.0.0.1:5432", Some(false)),
             ("127.0.0.2:5432", None),
@@ -208,6 +222,9 @@ mod tests {
             found.into_iter().find(|one| one.address == address).map(|listener| listener.inode)
         };
         assert!(inode(read_tables()).is_some());
-        assert_eq!(inode(read_tables()), inode(Listeners::read_blocking().0));
+        assert_eq!(
+            inode(read_tables()),
+            inode(Listeners::read_blocking().by_address.into_values().collect())
+        );
     }
 }

@@ -6,6 +6,8 @@
 //!
 //! Label values are words of this program, never names, addresses or texts of a peer: `&'static str` says so.
 
+mod dns;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -13,7 +15,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use gossamer_core::catalog::{Counters, Refusal};
-use gossamer_dns::{DnsCounts, ForwardCounts, MAX_UPSTREAMS, UpstreamState, UpstreamStatus};
+use gossamer_dns::{DnsCounts, DnsTraffic, ForwardCounts, UpstreamStatus};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -51,6 +53,8 @@ pub struct Metrics {
 pub struct Readings {
     /// The DNS part.
     pub dns: DnsCounts,
+    /// What it was asked, and how long that took.
+    pub dns_traffic: DnsTraffic,
     /// The forwarder and its servers, when names of others are forwarded.
     pub forwarding: Option<(ForwardCounts, Vec<UpstreamStatus>)>,
     /// How many members are in each state.
@@ -309,6 +313,7 @@ impl Collector for Sources {
         page.gauges("vip_ports", "Ports of virtual addresses by state", "state", &readings.vip_ports)?;
         page.flows(&readings.flows)?;
         page.dns(&readings.dns)?;
+        page.dns_traffic(&readings.dns_traffic)?;
         readings.forwarding.as_ref().map_or(Ok(()), |(counts, upstreams)| page.forwarding(counts, upstreams))
     }
 }
@@ -392,45 +397,6 @@ impl Page<'_> {
         )
     }
 
-    fn dns(&mut self, dns: &DnsCounts) -> fmt::Result {
-        self.counters("dns_responses", "DNS responses by outcome", "outcome", &outcomes(dns))?;
-        self.counter("dns_truncated", "DNS responses that did not fit", dns.truncated)?;
-        self.counter("dns_dropped", "DNS messages without a response", dns.dropped)?;
-        self.counter("dns_refused_sources", "Clients that may not ask", dns.refused_source)
-    }
-
-    fn forwarding(&mut self, counts: &ForwardCounts, upstreams: &[UpstreamStatus]) -> fmt::Result {
-        let outcomes = [
-            ("cached", counts.cached),
-            ("answered", counts.answered),
-            ("unanswered", counts.unanswered),
-            ("overflowed", counts.overflowed),
-            ("mesh_data", counts.mesh_data),
-            ("private", counts.private),
-        ];
-        self.counters("dns_forwarded", "Questions about names of others by outcome", "outcome", &outcomes)?;
-        let dropped = [
-            ("wrong_id", counts.wrong_id),
-            ("wrong_question", counts.wrong_question),
-            ("malformed", counts.malformed),
-        ];
-        let help = "Messages of upstream servers that answer no question";
-        self.counters("dns_upstream_dropped", help, "reason", &dropped)?;
-        self.counter("dns_upstream_truncated", "Answers asked for again over TCP", counts.truncated)?;
-        self.counter("dns_upstream_came_back", "Own probes that came back", counts.came_back)?;
-        // By place in the configuration: labels are words of this program.
-        let by_place = |value: fn(&UpstreamStatus) -> u64| -> Vec<_> {
-            PLACES.into_iter().zip(upstreams.iter().map(value)).collect()
-        };
-        let place = "upstream";
-        let answered = by_place(|upstream| upstream.answered);
-        self.counters("dns_upstream_answers", "Answers by upstream server", place, &answered)?;
-        let failed = by_place(|upstream| upstream.failed);
-        self.counters("dns_upstream_failures", "Tries without an answer", place, &failed)?;
-        let usable = by_place(|upstream| u64::from(upstream.state == UpstreamState::Up));
-        self.gauges("dns_upstream_up", "Whether the server answers and does not loop", place, &usable)
-    }
-
     fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         self.single(name, help, &ConstGauge::new(clamped(value)))
     }
@@ -470,28 +436,12 @@ impl Page<'_> {
     }
 }
 
-/// Places of upstream servers.
-const PLACES: [&str; MAX_UPSTREAMS] = ["1", "2", "3", "4"];
-
 fn sentence(help: &str) -> String {
     format!("{help}.")
 }
 
 fn clamped(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// Response codes in words; an answer without records of the asked type has its own.
-const fn outcomes(counts: &DnsCounts) -> [(&'static str, u64); 7] {
-    [
-        ("noerror", counts.noerror),
-        ("nodata", counts.nodata),
-        ("nxdomain", counts.nxdomain),
-        ("refused", counts.refused),
-        ("servfail", counts.servfail),
-        ("formerr", counts.formerr),
-        ("notimp", counts.notimp),
-    ]
 }
 
 const fn word(refusal: Refusal) -> &'static str {
@@ -510,11 +460,18 @@ const fn word(refusal: Refusal) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use gossamer_dns::Latency;
+
     use super::*;
 
     fn readings() -> Readings {
         Readings {
             dns: DnsCounts { nodata: 7, dropped: 1, ..DnsCounts::default() },
+            dns_traffic: DnsTraffic {
+                types: [4, 0, 5, 0, 0, 0, 1],
+                kept: Latency { buckets: [1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 3], nanoseconds: 2_000_000_000 },
+                ..DnsTraffic::default()
+            },
             forwarding: Some((
                 ForwardCounts { cached: 5, wrong_id: 6, ..ForwardCounts::default() },
                 vec![UpstreamStatus {
@@ -651,6 +608,10 @@ mod tests {
             ("gossamer_flow_bytes_total{direction=\"in\"}", 70_000),
             ("gossamer_dns_responses_total{outcome=\"nodata\"}", 7),
             ("gossamer_dns_dropped_total", 1),
+            ("gossamer_dns_queries_total{type=\"SRV\"}", 5),
+            ("gossamer_dns_response_seconds_bucket{le=\"0.00001\",path=\"kept\"}", 1),
+            ("gossamer_dns_response_seconds_bucket{le=\"+Inf\",path=\"kept\"}", 6),
+            ("gossamer_dns_response_seconds_count{path=\"kept\"}", 6),
             ("gossamer_dns_forwarded_total{outcome=\"cached\"}", 5),
             ("gossamer_dns_upstream_dropped_total{reason=\"wrong_id\"}", 6),
             ("gossamer_dns_upstream_answers_total{upstream=\"1\"}", 2),

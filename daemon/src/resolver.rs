@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use gossamer_core::catalog::{InstanceState, InstanceView, Nearness};
 use gossamer_core::vip::VipName;
-use gossamer_dns::{CustomTarget, Directory, InstanceEntry, ServiceEntry, Target};
+use gossamer_dns::{CustomTarget, Directory, InstanceEntry, Revisions, ServiceEntry, Target};
 use gossamer_wire::{GroupName, InstanceName, NodeName, ServiceName};
 
 use crate::config::target_of;
@@ -105,6 +105,10 @@ impl Directory for Resolver {
 
     fn pointer(&self, vip: Ipv4Addr) -> Option<Target> {
         self.vips.pointer(vip).map(target_of)
+    }
+
+    fn revisions(&self) -> Option<&Revisions> {
+        Some(self.index.revisions())
     }
 }
 

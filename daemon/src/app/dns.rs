@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::net::{TcpListener, UdpSocket};
 
@@ -16,6 +17,13 @@ use gossamer_dns::{
 use crate::config::Settings;
 use crate::events::{Event, EventLog};
 use crate::supervise::Stage;
+
+/// Most UDP sockets. Each has a worker; one answers more than a machine's programs ask, a second keeps a burst of
+/// one client from delaying others.
+const MAX_WORKERS: usize = 2;
+
+/// Two thousand datagrams of the usual size, with what the kernel adds: no burst of stub resolvers is lost.
+const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 
 /// The port of DNS, and the one taken when that is denied or in use (design section 7).
 const PORTS: [u16; 2] = [53, 4653];
@@ -46,7 +54,7 @@ pub enum BindError {
 pub(super) struct Sockets {
     pub(super) address: SocketAddr,
     fallback: Option<String>,
-    udp: UdpSocket,
+    udp: Vec<UdpSocket>,
     tcp: TcpListener,
 }
 
@@ -91,10 +99,12 @@ pub(super) async fn bind(chosen: Option<SocketAddr>, ip: Ipv4Addr) -> Result<Soc
 }
 
 async fn bind_both(address: SocketAddr, fallback: Option<String>) -> io::Result<Sockets> {
-    let udp = UdpSocket::bind(address).await?;
-    // With port 0 both protocols must get the same one.
-    let address = udp.local_addr()?;
+    // Not shared, and first, so that a second daemon of this user is refused before it takes a question away.
     let tcp = TcpListener::bind(address).await?;
+    // With port 0 all must get the same one.
+    let address = tcp.local_addr()?;
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
+    let udp = (0..workers).map(|_| bind_udp(address)).collect::<io::Result<_>>()?;
     Ok(Sockets { address, fallback, udp, tcp })
 }
 
@@ -137,6 +147,19 @@ fn event(UpstreamChange { address, now }: UpstreamChange) -> Event {
         cause: cause.to_owned(),
         by: "self".to_owned(),
     }
+}
+
+/// Binds a socket that shares its address with others of this user: the kernel spreads clients over them.
+fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    // Less is granted to who is no root; what arrives in a burst waits there.
+    if let Err(error) = socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES) {
+        tracing::debug!(err = %error, "the receive buffer of DNS stays as it is");
+    }
+    socket.bind(&SockAddr::from(address))?;
+    UdpSocket::from_std(socket.into())
 }
 
 /// Starts to answer.

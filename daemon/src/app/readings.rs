@@ -39,6 +39,7 @@ impl Readers {
         let live = self.live.load();
         Readings {
             dns: self.dns.counts(),
+            dns_traffic: self.dns.traffic(),
             forwarding: self.forwarder.as_ref().map(|forwarder| (forwarder.counts(), forwarder.status())),
             members: count(self.index.nodes().iter().filter_map(|node| node.state).map(state_word)),
             registrations: count(self.targets.all().iter().map(|local| health(local.record.health))),

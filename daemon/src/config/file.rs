@@ -86,7 +86,6 @@ fn entry(path: &Path, name: &str, value: &Value) -> Result<Given, Fault> {
     let raw = match value {
         Value::String(text) => Raw::Text(text.clone()),
         Value::Integer(number) => Raw::Number(*number),
-        Value::Boolean(choice) => Raw::Boolean(*choice),
         Value::Array(items) => Raw::List(
             items.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<_>>().ok_or_else(
                 || fault("the list holds something else than text".to_owned(), "quote each item".to_owned()),

@@ -232,3 +232,23 @@ fn a_line_is_about_its_service_or_its_node_by_name_or_id() {
     assert!(json.starts_with("{\"kind\":\"node\",\"at_us\":1,"), "{json}");
     assert_eq!(serde_json::from_str::<WatchLine>(&json).expect("parses"), line);
 }
+
+#[test]
+fn a_change_ends_what_was_read_before_it_and_an_equal_view_does_not() {
+    let mut writer = IndexWriter::default();
+    let revisions = writer.reader().revisions().clone();
+    let (orders, west) = (service("orders"), group("west"));
+    let vm: NodeName = "vm-a".parse().expect("name");
+    let is_read_again = |subject: Subject<'_>, change: &mut dyn FnMut()| {
+        let basis = revisions.basis(subject);
+        change();
+        !revisions.is_current(basis)
+    };
+    let with_one = || view("orders", vec![instance("db-1", "west")]);
+    assert!(is_read_again(Subject::Service(&orders), &mut || writer.set_service(&orders, with_one())));
+    assert!(!is_read_again(Subject::Service(&orders), &mut || writer.set_service(&orders, with_one())));
+    assert!(!is_read_again(Subject::Group(&west), &mut || writer.set_service(&orders, with_one())));
+    assert!(is_read_again(Subject::Group(&west), &mut || writer.set_service(&orders, None)));
+    assert!(is_read_again(Subject::Node(&vm), &mut || write(&mut writer, &node("vm-a", 1))));
+    assert!(is_read_again(Subject::Node(&vm), &mut || write(&mut writer, &node("vm-b", 1))));
+}

@@ -9,12 +9,13 @@
 mod owner;
 mod raises;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
+use dashmap::DashMap;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -24,7 +25,7 @@ use gossamer_core::vip::{Pool, PortState, VipName};
 use gossamer_dns::VipAnswer;
 use gossamer_wire::{GroupName, MeshId};
 
-use super::scope::{attempt, behind};
+use super::scope::{attempt, behind, tcp_ports};
 use super::{LocalTargets, Relay, RelayCounters};
 use crate::index::{AddressReader, AddressWriter, IndexReader};
 use crate::register::Raise;
@@ -64,7 +65,8 @@ struct Shared {
     pool: Pool,
     index: IndexReader,
     began: Instant,
-    open: ArcSwap<BTreeMap<VipName, Arc<OpenVip>>>,
+    /// Written name by name: tens of thousands may be in use.
+    open: DashMap<VipName, Arc<OpenVip>>,
     /// The name each address stands for, of all names of the catalog.
     names: AddressReader,
     /// Names that are not answered because another name has their address.
@@ -72,12 +74,11 @@ struct Shared {
 }
 
 /// A name that is in use here.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct OpenVip {
     address: Ipv4Addr,
-    /// The view its ports were taken from.
-    view: Arc<ServiceView>,
-    ports: BTreeMap<u16, PortState>,
+    /// Sorted by number.
+    ports: Box<[(u16, PortState)]>,
     used: Arc<Usage>,
 }
 
@@ -118,7 +119,7 @@ impl Vips {
             pool: parts.pool,
             index: parts.index.clone(),
             began: Instant::now(),
-            open: ArcSwap::default(),
+            open: DashMap::new(),
             names: names.reader(),
             losers: ArcSwap::default(),
         });
@@ -135,8 +136,8 @@ impl Vips {
     /// Cancel safe; the name may be opened all the same.
     pub async fn open(&self, name: &VipName) {
         let Some(view) = self.shared.index.service(name.service()) else { return };
-        if let Some(open) = self.shared.open.load().get(name)
-            && Arc::ptr_eq(&open.view, &view)
+        if let Some(open) = self.shared.open(name)
+            && open.is_as(self.shared.address(&view, name), &tcp_ports(&view, name))
         {
             return open.used.touch(self.shared.began);
         }
@@ -159,8 +160,7 @@ impl Vips {
                 "{name} has the same virtual address as {winner}; its exporters are about to give it another one"
             ));
         }
-        let blocked = |open: &Arc<OpenVip>| open.blocked();
-        if let Some(reason) = self.shared.open.load().get(name).and_then(blocked) {
+        if let Some(reason) = self.shared.open(name).and_then(|open| open.blocked()) {
             return VipAnswer::Blocked(reason);
         }
         VipAnswer::Address(self.shared.address_at(name, attempt))
@@ -177,16 +177,17 @@ impl Vips {
 
     /// Returns the ports of all names in use, by name and port.
     pub fn ports(&self) -> Vec<VipPort> {
-        let open = self.shared.open.load();
-        let of_name = |(name, open): (&VipName, &Arc<OpenVip>)| {
-            let port = |(port, state): (&u16, &PortState)| VipPort {
+        let mut all = Vec::new();
+        for entry in &self.shared.open {
+            let (name, open) = entry.pair();
+            all.extend(open.ports.iter().map(|(port, state)| VipPort {
                 name: name.clone(),
                 address: SocketAddrV4::new(open.address, *port),
                 state: state.clone(),
-            };
-            open.ports.iter().map(port).collect::<Vec<_>>()
-        };
-        open.iter().flat_map(of_name).collect()
+            }));
+        }
+        all.sort_by(|a, b| (&a.name, a.address.port()).cmp(&(&b.name, b.address.port())));
+        all
     }
 
     /// Returns the names that are not answered because another name has their address, with that name.
@@ -196,6 +197,10 @@ impl Vips {
 }
 
 impl Shared {
+    fn open(&self, name: &VipName) -> Option<Arc<OpenVip>> {
+        self.open.get(name).map(|entry| Arc::clone(entry.value()))
+    }
+
     fn address(&self, view: &ServiceView, name: &VipName) -> Ipv4Addr {
         self.address_at(name, attempt(view, name))
     }
@@ -206,6 +211,11 @@ impl Shared {
 }
 
 impl OpenVip {
+    /// Returns whether it has this address and these ports: then a new view of its service changes nothing here.
+    fn is_as(&self, address: Ipv4Addr, ports: &BTreeSet<u16>) -> bool {
+        self.address == address && self.ports.iter().map(|(port, _)| port).eq(ports)
+    }
+
     /// Returns why the name must not be answered: port, program and what to do, the first port that matters.
     fn blocked(&self) -> Option<String> {
         self.ports.iter().find_map(|(port, state)| match state {

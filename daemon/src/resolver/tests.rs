@@ -194,3 +194,61 @@ async fn a_name_nobody_holds_is_prepared_without_harm() {
     assert_eq!(resolver.service(&service("nothing"), None), None);
     assert_eq!(resolver.instance(&service("nothing"), &group("west"), &named("x")), None);
 }
+
+#[tokio::test]
+async fn a_question_after_a_change_gets_no_answer_from_before_it() {
+    use gossamer_dns::{DnsServer, Zone};
+    use tokio::net::{TcpListener, UdpSocket};
+
+    let Fixture { resolver, mut index } = fixture();
+    let udp = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
+    let client = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
+    client.connect(udp.local_addr().expect("bound")).await.expect("connects");
+    let tcp = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let (network, prefix) = POOL.network();
+    let zone = Arc::new(Zone::new("mesh.internal", network, prefix).expect("valid"));
+    let stop = tokio_util::sync::CancellationToken::new();
+    let metrics = Arc::<gossamer_dns::DnsMetrics>::default();
+    let served = DnsServer::serve(
+        Arc::new(resolver),
+        zone,
+        vec![udp],
+        tcp,
+        Arc::clone(&metrics),
+        Arc::new(|_| true),
+        stop.clone(),
+    );
+    let asked = async {
+        // `_80._tcp.orders.west.direct.mesh.internal`, SRV.
+        let labels = ["_80", "_tcp", "orders", "west", "direct", "mesh", "internal"];
+        let name: Vec<u8> =
+            labels.iter().flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat()).collect();
+        let query = [&[0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], &name, &[0, 0, 33, 0, 1]].concat();
+        let mut reply = [0; 512];
+        for round in 0..50_u16 {
+            let mut changed = service_view("orders", vec![instance("near", "west")]);
+            changed.instances.iter_mut().for_each(|found| found.weight = round);
+            changed.instances.iter_mut().for_each(|found| {
+                found.ports.iter_mut().for_each(|port| {
+                    port.number = 80;
+                    port.name = 80.into();
+                })
+            });
+            index.set_service(&service("orders"), Some(changed));
+            for _ in 0..3 {
+                client.send(&query).await.expect("sent");
+                let length = client.recv(&mut reply).await.expect("answered");
+                assert_eq!(reply[7], 1, "one record");
+                // Owner, in full or as a pointer, type, class, TTL, length, priority: then the weight.
+                let owner = if reply[query.len()] < 0xc0 { name.len() + 1 } else { 2 };
+                let weight = query.len() + owner + 12;
+                assert_eq!(reply[weight..weight + 2], round.to_be_bytes(), "of {length} bytes");
+            }
+        }
+    };
+    tokio::select! {
+        served = served => panic!("the server ended: {served:?}"),
+        () = asked => {}
+    }
+    assert_eq!(metrics.traffic().kept.count(), 100, "two of three were kept answers");
+}

@@ -12,12 +12,13 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use gossamer_core::catalog::ServiceView;
 use gossamer_core::vip::{
     BindOutcome, Holder, LocalTarget, PortState, Step, Table, VipName, judge, must_release,
 };
+use gossamer_dns::Subject;
 use gossamer_wire::{ServiceName, Transport};
 
 use super::{OpenVip, Shared, Usage, VipsParts, raises};
@@ -26,7 +27,7 @@ use crate::listeners::{Listeners, program_blocking};
 use crate::register::{LocalService, Target};
 use crate::relay::RelayCounters;
 use crate::relay::listener::{Accepting, Listening, bind, is_local};
-use crate::relay::scope::{attempts, tcp_ports};
+use crate::relay::scope::{attempt, attempts, tcp_ports};
 use crate::supervise::Stage;
 
 /// Asks for a name to be opened.
@@ -77,7 +78,13 @@ pub(super) struct Owner {
     targets: Arc<Vec<LocalService>>,
     /// Programs by socket.
     programs: BTreeMap<u64, Option<String>>,
+    /// Ports of this machine's programs: for others nobody here need be asked.
+    local_ports: BTreeSet<u16>,
+    /// One clone for each listener.
+    listeners: Arc<()>,
     max_listeners: usize,
+    /// The sockets as of [`RECENT`] ago at most, for names that get no listener anyway.
+    recent: (Pass, Instant),
 }
 
 impl fmt::Debug for Owner {
@@ -90,16 +97,17 @@ impl fmt::Debug for Owner {
 #[derive(Debug)]
 struct Name {
     address: std::net::Ipv4Addr,
-    view: Arc<ServiceView>,
-    ports: BTreeMap<u16, Port>,
+    attempt: u8,
+    /// Sorted by number. Most names have one port, and there may be tens of thousands of names.
+    ports: Vec<(u16, Port)>,
     used: Arc<Usage>,
 }
 
 #[derive(Debug)]
 struct Port {
     state: PortState,
-    /// There while the state is [`PortState::Bound`].
-    listening: Option<Listening>,
+    /// There while the state is [`PortState::Bound`]; counted by its part of [`Owner::listeners`].
+    listening: Option<(Listening, Arc<()>)>,
 }
 
 enum Input {
@@ -118,9 +126,11 @@ impl Owner {
         counters: Arc<RelayCounters>,
         take: Take,
     ) -> Self {
+        let targets = parts.targets.all();
         Self {
             table: Table::new(parts.mesh, parts.pool),
-            targets: parts.targets.all(),
+            local_ports: ports_of(&targets),
+            targets,
             changes: parts.index.changes(),
             parts,
             shared,
@@ -132,7 +142,9 @@ impl Owner {
             is_table_new: false,
             unsettled: BTreeSet::new(),
             programs: BTreeMap::new(),
+            listeners: Arc::default(),
             max_listeners: max_listeners(),
+            recent: (Pass::default(), Instant::now()),
         }
     }
 
@@ -158,7 +170,7 @@ impl Owner {
                     if !self.is_current(&name) {
                         self.place(name.service());
                         self.refresh(&name, true, &mut Pass::default()).await;
-                        self.publish();
+                        self.publish(&name);
                     }
                     let _ = done.send(());
                 }
@@ -166,6 +178,8 @@ impl Owner {
                     self.place_changed(first);
                     self.publish_addresses();
                     self.raise();
+                    // A service that starts here is such a change.
+                    self.handle_tick(false).await;
                 }
                 Input::Tick => {
                     let is_sweep = ticks.is_multiple_of(pace.sweep_ticks);
@@ -180,6 +194,9 @@ impl Owner {
     async fn handle_tick(&mut self, is_sweep: bool) {
         let targets = self.parts.targets.all();
         let is_changed = !Arc::ptr_eq(&targets, &self.targets);
+        if is_changed {
+            self.local_ports = ports_of(&targets);
+        }
         self.targets = targets;
         if is_sweep {
             self.programs.clear();
@@ -191,16 +208,20 @@ impl Owner {
             let mut pass = Pass::default();
             for name in self.names.keys().cloned().collect::<Vec<_>>() {
                 self.refresh(&name, false, &mut pass).await;
+                self.publish(&name);
             }
-            self.publish();
+            self.publish_addresses();
         }
     }
 
     /// Returns whether a name is open and its ports are those of the service as it is known.
     fn is_current(&self, name: &VipName) -> bool {
         let view = self.parts.index.service(name.service());
-        let open = self.names.get(name);
-        view.zip(open).is_some_and(|(view, open)| Arc::ptr_eq(&view, &open.view))
+        let open = self.shared.open(name);
+        let is_as = |(view, open): (Arc<ServiceView>, Arc<OpenVip>)| {
+            open.is_as(self.shared.address(&view, name), &tcp_ports(&view, name))
+        };
+        view.zip(open).is_some_and(is_as)
     }
 
     /// Brings one name up to date: its address, its ports, the state of each. Closes it when it is gone, idle,
@@ -214,7 +235,12 @@ impl Owner {
         let (Some(view), false) = (view, is_over || is_lost || ports.is_empty()) else {
             return self.close(name).await;
         };
-        let address = self.shared.address(&view, name);
+        let attempt = attempt(&view, name);
+        // The hash of every name at every look would be most of the work.
+        let address = match self.names.get(name) {
+            Some(open) if open.attempt == attempt => open.address,
+            _ => self.shared.address_at(name, attempt),
+        };
         if self.names.get(name).is_some_and(|open| open.address != address) {
             self.close(name).await;
         }
@@ -223,22 +249,23 @@ impl Owner {
         if is_asked {
             used.touch(self.shared.began);
         }
-        let mut after = BTreeMap::new();
+        let mut after = Vec::with_capacity(ports.len());
         for number in ports {
             let vip = SocketAddrV4::new(address, number);
-            let port = self.look(name, vip, before.remove(&number), &used, pass).await;
-            after.insert(number, port);
+            let known = before.iter().position(|(known, _)| *known == number);
+            let known = known.map(|index| before.swap_remove(index).1);
+            after.push((number, self.look(name, vip, known, &used, pass).await));
         }
-        for listening in before.into_values().filter_map(|port| port.listening) {
+        for (listening, _) in before.into_iter().filter_map(|(_, port)| port.listening) {
             listening.close().await;
         }
-        self.names.insert(name.clone(), Name { address, view, ports: after, used });
+        self.names.insert(name.clone(), Name { address, attempt, ports: after, used });
     }
 
     async fn close(&mut self, name: &VipName) {
         let Some(open) = self.names.remove(name) else { return };
         tracing::debug!(%name, address = %open.address, "VIP closed");
-        for listening in open.ports.into_values().filter_map(|port| port.listening) {
+        for (listening, _) in open.ports.into_iter().filter_map(|(_, port)| port.listening) {
             listening.close().await;
         }
     }
@@ -255,10 +282,10 @@ impl Owner {
         let was = before.as_ref().map(|port| port.state.clone());
         let targets = self.local_targets(name, vip.port(), pass).await;
         if let Some(port) = before
-            && let Some(listening) = port.listening
+            && let Some((listening, counted)) = port.listening
         {
             if !must_release(&targets) {
-                return Port { state: PortState::Bound, listening: Some(listening) };
+                return Port { state: PortState::Bound, listening: Some((listening, counted)) };
             }
             listening.close().await;
             *pass = Pass::default();
@@ -274,11 +301,18 @@ impl Owner {
             Step::Bind => match self.bind(vip) {
                 Ok(listener) => {
                     let listening = self.listen(listener, name.clone(), vip.port(), Arc::clone(used));
-                    Port { state: PortState::Bound, listening: Some(listening) }
+                    Port {
+                        state: PortState::Bound,
+                        listening: Some((listening, Arc::clone(&self.listeners))),
+                    }
                 }
                 Err(outcome) => {
-                    *pass = Pass::default();
-                    let holder = self.holder(vip, pass).await;
+                    let holder = if self.is_full() {
+                        self.recent_holder(vip).await
+                    } else {
+                        *pass = Pass::default();
+                        self.holder(vip, pass).await
+                    };
                     let state = match judge(holder.as_ref(), &targets, Some(outcome)) {
                         Step::Be(state) => state,
                         Step::Bind => PortState::Waiting,
@@ -296,6 +330,9 @@ impl Owner {
     /// Returns the registered targets of this machine on a port, as the rules want them.
     async fn local_targets(&self, name: &VipName, port: u16, pass: &mut Pass) -> Vec<LocalTarget> {
         let mut found = Vec::new();
+        if !self.local_ports.contains(&port) {
+            return found;
+        }
         for local in self.targets.iter() {
             for target in local.targets.iter().filter(|target| wants(target, port)) {
                 let listens = pass.listeners().await.is_wildcard(target.addr);
@@ -336,9 +373,25 @@ impl Owner {
         Some(Holder { wildcard: listener.is_wildcard(), program })
     }
 
+    /// Returns what [`Self::holder`] does, as of a moment ago. Nobody listens for us on the port, so that only who
+    /// holds it at the next look counts; reading all sockets for each name beyond the limit would stop us.
+    async fn recent_holder(&mut self, vip: SocketAddrV4) -> Option<Holder> {
+        let (mut recent, mut read) = std::mem::replace(&mut self.recent, (Pass::default(), Instant::now()));
+        if read.elapsed() > RECENT {
+            (recent, read) = (Pass::default(), Instant::now());
+        }
+        let holder = self.holder(vip, &mut recent).await;
+        self.recent = (recent, read);
+        holder
+    }
+
+    /// Returns whether there are as many listeners as there may be.
+    fn is_full(&self) -> bool {
+        Arc::strong_count(&self.listeners) > self.max_listeners
+    }
+
     fn bind(&self, vip: SocketAddrV4) -> Result<TcpListener, BindOutcome> {
-        let ports = self.names.values().flat_map(|open| open.ports.values());
-        if ports.filter(|port| port.listening.is_some()).count() >= self.max_listeners {
+        if self.is_full() {
             return Err(BindOutcome::Failed(format!(
                 "the limit of {} listeners is reached",
                 self.max_listeners
@@ -416,15 +469,27 @@ impl Owner {
         }
     }
 
-    /// Lets readers see the state.
-    fn publish(&mut self) {
-        let open = |(name, open): (&VipName, &Name)| {
-            let ports = open.ports.iter().map(|(number, port)| (*number, port.state.clone())).collect();
-            let (view, used) = (Arc::clone(&open.view), Arc::clone(&open.used));
-            (name.clone(), Arc::new(OpenVip { address: open.address, view, ports, used }))
+    /// Lets readers see the state of a name.
+    fn publish(&mut self, name: &VipName) {
+        let before = self.shared.open(name);
+        let Some(open) = self.names.get(name) else {
+            if self.shared.open.remove(name).is_some() {
+                self.bump(name);
+            }
+            return;
         };
-        self.shared.open.store(Arc::new(self.names.iter().map(open).collect()));
-        self.publish_addresses();
+        let ports: Box<[_]> = open.ports.iter().map(|(number, port)| (*number, port.state.clone())).collect();
+        let is_same = before.is_some_and(|shown| shown.address == open.address && shown.ports == ports);
+        if !is_same {
+            let shown = OpenVip { address: open.address, ports, used: Arc::clone(&open.used) };
+            self.shared.open.insert(name.clone(), Arc::new(shown));
+            self.bump(name);
+        }
+    }
+
+    /// Ends kept answers with a name's VIP.
+    fn bump(&self, name: &VipName) {
+        self.parts.index.revisions().bump(Subject::Service(name.service()));
     }
 
     fn publish_addresses(&mut self) {
@@ -433,11 +498,22 @@ impl Owner {
         }
         for address in self.table.take_changed() {
             self.addresses.set(address, self.table.holder(address).cloned());
+            self.parts.index.revisions().bump(Subject::Vip(address));
         }
-        if **self.shared.losers.load() != *self.table.losers() {
+        let before = self.shared.losers.load_full();
+        if *before != *self.table.losers() {
             self.shared.losers.store(Arc::new(self.table.losers().clone()));
+            let (gone, new) = (before.iter(), self.table.losers().iter());
+            let changed = gone.filter(|(name, winner)| self.table.losers().get(*name) != Some(*winner));
+            let changed = changed.chain(new.filter(|(name, winner)| before.get(*name) != Some(*winner)));
+            changed.for_each(|(name, _)| self.bump(name));
         }
     }
+}
+
+/// Returns the ports that programs of this machine are registered on.
+fn ports_of(targets: &[LocalService]) -> BTreeSet<u16> {
+    targets.iter().flat_map(|local| &local.targets).map(|target| target.addr.port()).collect()
 }
 
 fn changed_of(received: Result<ServiceName, RecvError>) -> Input {
@@ -477,6 +553,9 @@ fn max_listeners() -> usize {
 
 /// Most listeners. Each costs 1 KiB here and 3.4 KiB in the kernel (measured): 36 MiB together.
 const MAX_LISTENERS: usize = 8_192;
+
+/// Age of a look at the sockets that is good enough for a name without a listener; all are looked at every 5 s.
+const RECENT: Duration = Duration::from_secs(1);
 
 /// How long a name stays open after its last use (design section 8).
 const IDLE: Duration = Duration::from_secs(3_600);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
+use gossamer_dns::{Basis, Subject};
 use gossamer_wire::{Port, Transport};
 
 use crate::index::IndexWriter;
@@ -70,6 +71,14 @@ impl Host {
     fn answer(&self) -> VipAnswer {
         let view = self.vips.shared.index.service(&service("orders")).expect("offered");
         self.vips.answer(&view, &orders())
+    }
+
+    fn basis(&self) -> Basis {
+        self.index.reader().revisions().basis(Subject::Service(&service("orders")))
+    }
+
+    fn is_current(&self, basis: Basis) -> bool {
+        self.index.reader().revisions().is_current(basis)
     }
 
     fn address(&self) -> Ipv4Addr {
@@ -173,8 +182,10 @@ async fn a_port_of_another_program_silences_the_name_and_names_the_program() {
     );
     assert_eq!(host.state(port), Some(PortState::Stolen { program: own_program() }));
 
+    let silenced = host.basis();
     drop(program);
     host.becomes(port, &PortState::Bound).await;
+    assert!(!host.is_current(silenced), "a kept answer ends with the state of the port");
     assert_eq!(greeting(host.address(), port).await, format!("orders:{port}"));
 }
 
@@ -248,6 +259,8 @@ async fn names_that_meet_are_answered_for_one_of_them_only() {
     host.offer(&[port]);
     let mut remote = instance("db-9", "west");
     remote.ports = vec![Port { name: port.into(), number: port, transport: Transport::Tcp }];
+    host.open().await;
+    let alone = host.basis();
     host.index.set_service(&service(&other), Some(service_view(&other, vec![remote])));
 
     let names = [orders(), VipName::Service(service(&other))];
@@ -261,6 +274,23 @@ async fn names_that_meet_are_answered_for_one_of_them_only() {
     let blocked = answers.iter().filter(|answer| matches!(answer, VipAnswer::Blocked(_))).count();
     assert_eq!(blocked, 1, "{answers:?}");
     assert_eq!(host.vips.losers().len(), 1);
+    let is_loser = host.vips.losers().contains_key(&orders());
+    assert_eq!(host.is_current(alone), !is_loser, "a kept answer ends when the name loses its address");
+}
+
+#[tokio::test]
+async fn a_new_view_with_the_same_ports_asks_nothing_of_the_owner() {
+    let (mut host, port) = (Host::new(15), free_port());
+    host.offer(&[port]);
+    host.open().await;
+    host.offer(&[]);
+    host.offer(&[port]);
+    let before = host.basis();
+    let name = orders();
+    let mut open = std::pin::pin!(host.vips.open(&name));
+    let polled = open.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+    assert!(polled.is_ready());
+    assert!(host.is_current(before));
 }
 
 #[tokio::test]
