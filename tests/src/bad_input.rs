@@ -4,7 +4,7 @@
 //! Driven by: `tests/tests/bad_input.rs` (without root) and the row `2.0-bad-input`.
 
 use std::fs;
-use std::net::{TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub const CASES: &[Case] = &[
     ("joined-elsewhere", joined_elsewhere),
     ("mesh-port-in-use", mesh_port_in_use),
     ("dns-port-taken", dns_port_taken),
+    ("both-dns-ports-taken", both_dns_ports_taken),
+    ("upstream-that-comes-back", upstream_that_comes_back),
     ("loose-state-directory", loose_state_directory),
     ("one-state-directory-twice", one_state_directory_twice),
     ("one-pool-twice", one_pool_twice),
@@ -179,6 +181,35 @@ fn dns_port_taken(lab: &Lab) -> Result<()> {
     let finding = status["findings"].to_string();
     promise!(finding.contains("53") && finding.contains("DNS"), "status does not say so: {finding}");
     node.resolver()?.ask("mesh.internal", RecordType::SOA).map(drop)
+}
+
+fn both_dns_ports_taken(lab: &Lab) -> Result<()> {
+    let node = lab.node("named")?;
+    // Port 53 may be denied to this user, which is as good as taken.
+    let ip = dns_ip(&node)?;
+    let (_first, _second) = (UdpSocket::bind((ip, 53)), UdpSocket::bind((ip, 4_653))?);
+    let finished = node.cli(&["init", "--group", "west", "--node", "named"])?;
+    refused(&finished, FAILED, &["neither on port 53 nor on 4653", "--dns"])
+}
+
+fn upstream_that_comes_back(lab: &Lab) -> Result<()> {
+    let node = lab.node("circle")?;
+    let own = dns_ip(&node)?.to_string();
+    for (upstream, code, words) in [
+        ("127.0.0.53", USAGE, &["dns.upstream", "systemd-resolved", "resolvectl dns"][..]),
+        ("127.0.0.54:53", USAGE, &["dns.upstream", "systemd-resolved", "resolvectl dns"]),
+        (&own, FAILED, &["dns.upstream", "names would go in a circle", "DNS server of your network"]),
+    ] {
+        fs::write(node.config_file(), format!("[dns]\nupstream = [\"{upstream}\"]\n"))?;
+        refused(&node.cli(&["init", "--group", "west", "--node", "circle"])?, code, words)?;
+    }
+    Ok(())
+}
+
+/// Returns where a node on loopback answers DNS.
+fn dns_ip(node: &Node) -> Result<Ipv4Addr> {
+    let pool = node.environment().into_iter().find(|(name, _)| name == "GOSSAMER_VIP_POOL");
+    Ok(pool.context("a pool")?.1.replace(".0.0/16", ".0.53").parse()?)
 }
 
 fn loose_state_directory(lab: &Lab) -> Result<()> {

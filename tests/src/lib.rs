@@ -26,5 +26,6 @@ pub mod report;
 pub mod scenario;
 pub mod sim;
 pub mod targets;
+pub mod upstream;
 pub mod wait;
 pub mod world;

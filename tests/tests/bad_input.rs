@@ -38,6 +38,8 @@ cases! {
     an_issuer_of_another_mesh_is_not_believed: "token-of-another-root",
     a_node_of_a_mesh_does_not_join_another: "joined-elsewhere",
     a_mesh_port_in_use_is_named: "mesh-port-in-use",
+    two_dns_ports_in_use_are_named: "both-dns-ports-taken",
+    a_server_that_would_ask_back_is_no_upstream_server: "upstream-that-comes-back",
     a_taken_dns_port_moves_dns_and_is_a_finding: "dns-port-taken",
     a_loose_state_directory_is_refused_with_the_command_that_mends_it: "loose-state-directory",
     a_state_directory_serves_one_daemon: "one-state-directory-twice",

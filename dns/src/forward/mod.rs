@@ -26,8 +26,8 @@ use std::time::Duration;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use thiserror::Error;
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, timeout};
 
 use crate::{Answer, ExtendedError, Question, Zones};
 use cache::{Cache, Key};
@@ -128,6 +128,8 @@ pub struct Forwarder {
     /// Turns of questions that are out.
     out: Semaphore,
     metrics: ForwardMetrics,
+    /// A loop was found: probes come sooner from now on.
+    looped: Notify,
     report: Box<dyn Fn(UpstreamChange) + Send + Sync>,
 }
 
@@ -177,6 +179,7 @@ impl Forwarder {
             waiting: Semaphore::new(MAX_WAITING),
             out: Semaphore::new(MAX_OUT),
             metrics: ForwardMetrics::default(),
+            looped: Notify::new(),
             report: Box::new(report),
         })
     }
@@ -209,12 +212,12 @@ impl Forwarder {
     /// A probe is a random name that nobody has. When it is asked of us, the server asks us what we ask of it.
     pub async fn watch(&self) {
         loop {
-            let before = self.status();
-            for upstream in &before {
+            for upstream in self.status() {
                 self.probe(upstream.address).await;
             }
             let well = self.status().iter().all(|upstream| upstream.state == UpstreamState::Up);
-            sleep(if well { PROBE_EVERY } else { RETRY_EVERY }).await;
+            let pause = if well { PROBE_EVERY } else { RETRY_EVERY };
+            let _ = timeout(pause, self.looped.notified()).await;
         }
     }
 
@@ -256,6 +259,7 @@ impl Forwarder {
         let Some((address, is_news)) = self.upstreams().came_back(name) else { return false };
         self.metrics.came_back();
         if is_news {
+            self.looped.notify_one();
             (self.report)(UpstreamChange { address, now: UpstreamState::Looping });
         }
         true

@@ -17,6 +17,7 @@ mod demo;
 mod detection;
 mod evicted;
 mod flood;
+mod forwarding;
 mod gone;
 mod gossip;
 mod hostile;
@@ -108,7 +109,7 @@ pub fn rows() -> Vec<Row> {
         [demo::ROWS, vms::ROWS, trust::ROWS, detection::ROWS, restart::ROWS, visible::ROWS, decoders::ROWS];
     let rows = issue_2.concat().into_iter().chain([shape::ROW, bad::ROW]);
     let issue_4 = [issuers::ROWS, joins::ROWS, redeeming::ROWS, evicted::ROWS, rotation::ROWS];
-    let issue_5 = [answers::ROWS, clients::ROWS, resolvers::ROWS, gone::ROWS];
+    let issue_5 = [answers::ROWS, clients::ROWS, resolvers::ROWS, gone::ROWS, forwarding::ROWS];
     rows.chain(simulated::ROWS.iter().copied())
         .chain([gossip::ROW, bugs::ROW, mixed::ROW, hostile::ROW, long::ROW, scarce::ROW])
         .chain(issue_4.concat())
