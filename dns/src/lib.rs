@@ -50,7 +50,7 @@ pub use customs::CustomNames;
 pub use directory::{CustomTarget, Directory, InstanceEntry, ServiceEntry, Target, VipAnswer};
 pub use forward::{
     Asked, ForwardCounters, ForwardCounts, ForwardSettings, Forwarder, MAX_UPSTREAMS, UpstreamChange,
-    UpstreamError, UpstreamState, UpstreamStatus, check_upstream,
+    UpstreamError, UpstreamState, UpstreamStatus, check_upstream, fuzz_upstream,
 };
 pub use fuzz::{fuzz_kept, fuzz_query};
 pub use hickory_proto::op::ResponseCode;

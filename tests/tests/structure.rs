@@ -164,9 +164,15 @@ const RULES: &[Rule] = &[
         ],
     },
     Rule {
-        what: "datagram sockets: QUIC, DNS, and what asks DNS",
+        what: "datagram sockets: QUIC, DNS, and what asks DNS (ADR 21)",
         calls: &["UdpSocket::bind", "UnixDatagram::bind"],
-        homes: &["daemon/src/transport", "daemon/src/app", "daemon/src/cli", "daemon/src/demo"],
+        homes: &[
+            "daemon/src/transport",
+            "daemon/src/app",
+            "daemon/src/cli",
+            "daemon/src/demo",
+            "dns/src/forward/exchange",
+        ],
     },
     Rule {
         what: "HTTP is served by one module, which lets nothing over TCP past the guard (ADR 14)",

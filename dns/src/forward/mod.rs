@@ -13,6 +13,7 @@
 mod cache;
 mod exchange;
 mod flights;
+mod fuzz;
 mod metrics;
 mod reply;
 mod rules;
@@ -36,6 +37,7 @@ use metrics::ForwardMetrics;
 use rules::{Content, Foreign, Rules};
 use upstreams::Upstreams;
 
+pub use fuzz::fuzz_upstream;
 pub use metrics::{Counters as ForwardCounters, ForwardCounts};
 pub use upstreams::{UpstreamState, UpstreamStatus};
 

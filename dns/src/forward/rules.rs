@@ -102,7 +102,7 @@ impl Rules {
         self.zones.locate(name).is_some_and(|place| !matches!(place.spot, Spot::Custom(..)))
     }
 
-    fn is_foreign(&self, record: &Record) -> bool {
+    pub(super) fn is_foreign(&self, record: &Record) -> bool {
         let pool = |address| matches!(address, IpAddr::V4(address) if self.zones.primary().contains(address));
         self.is_ours(&record.name)
             || targets(record).iter().any(|target| self.is_ours(target))
