@@ -476,7 +476,7 @@ mod tests {
                 ForwardCounts { cached: 5, wrong_id: 6, ..ForwardCounts::default() },
                 vec![UpstreamStatus {
                     address: "192.0.2.53:53".parse().expect("address"),
-                    state: UpstreamState::Looping,
+                    state: gossamer_dns::UpstreamState::Looping,
                     answered: 2,
                     failed: 1,
                 }],
@@ -530,10 +530,12 @@ mod tests {
                 ["#", "EOF"] => {}
                 [sample, value] => {
                     let name = sample.split('{').next().expect("a name");
-                    let family = name.strip_suffix("_total").unwrap_or(name);
+                    let ends = ["_total", "_bucket", "_count", "_sum"];
+                    let family = ends.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
                     let kind = kinds.get(family).unwrap_or_else(|| panic!("{line} has no type"));
                     assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
-                    assert!(value.parse::<u64>().is_ok(), "{line}");
+                    assert_eq!(kind == "histogram", sample.contains("_seconds_"), "{line}");
+                    assert!(value.parse::<f64>().is_ok(), "{line}");
                 }
                 _ => panic!("{line}"),
             }

@@ -58,7 +58,7 @@ pub use hickory_proto::rr::{Name, RData, Record, RecordType};
 pub use metrics::{DnsCounts, DnsMetrics, DnsTraffic, LATENCY_BOUNDS, Latency, Outcome, TYPES};
 pub use resolve::{Resolution, ResolveError, ResolvedRecord, parse_question, resolve};
 pub use response::UDP_PAYLOAD_BYTES;
-pub use revision::{Revisions, Subject};
+pub use revision::{Basis, Revisions, Subject};
 pub use server::{DnsServer, Service, SourceRule};
 pub use zone::{Zone, ZoneError};
 pub use zones::Zones;

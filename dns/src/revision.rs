@@ -43,7 +43,7 @@ struct Counters {
 
 /// The state of one subject at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Basis {
+pub struct Basis {
     slot: u32,
     seen: u32,
 }
@@ -71,13 +71,13 @@ impl Revisions {
     }
 
     /// Notes the state of a subject that is about to be read.
-    pub(crate) fn basis(&self, subject: Subject<'_>) -> Basis {
+    pub fn basis(&self, subject: Subject<'_>) -> Basis {
         let slot = self.slot(subject);
         Basis { slot: u32::try_from(slot).unwrap_or_default(), seen: self.seen(slot) }
     }
 
     /// Returns whether nothing was bumped since.
-    pub(crate) fn is_current(&self, basis: Basis) -> bool {
+    pub fn is_current(&self, basis: Basis) -> bool {
         self.seen(basis.slot as usize) == basis.seen
     }
 
@@ -105,7 +105,7 @@ mod tests {
         let (of_orders, of_web) =
             (revisions.basis(Subject::Service(&orders)), revisions.basis(Subject::Service(&web)));
         assert!(revisions.is_current(of_orders));
-        revisions.clone().bump(Subject::Service(&orders));
+        revisions.bump(Subject::Service(&orders));
         assert!(!revisions.is_current(of_orders));
         assert!(revisions.is_current(of_web) || of_web.slot == of_orders.slot);
         assert!(revisions.is_current(revisions.basis(Subject::Service(&orders))));

@@ -206,7 +206,8 @@ mod tests {
 
     #[test]
     fn the_own_listener_is_no_upstream_server() {
-        let zone = Arc::new(Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16).expect("a zone"));
+        let zone = gossamer_dns::Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16);
+        let zone = Arc::new(Zones::from(zone.expect("a zone")));
         let flags =
             crate::config::Flags { config: None, keys: vec![("dns.upstream", "127.0.0.9:5353".to_owned())] };
         let host = crate::config::Host { is_root: true, ..crate::config::Host::default() };

@@ -73,7 +73,7 @@ struct Timing<'a>(&'a Latency);
 
 impl EncodeMetric for Timing<'_> {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let bounds = LATENCY_BOUNDS.iter().map(|bound| f64::from(*bound) / 1e6).chain([f64::MAX]);
+        let bounds = LATENCY_BOUNDS.iter().map(|bound| f64::from(*bound) / 1e6).chain([f64::INFINITY]);
         let buckets: Vec<_> = bounds.zip(self.0.buckets).collect();
         let seconds = std::time::Duration::from_nanos(self.0.nanoseconds).as_secs_f64();
         encoder.encode_histogram::<NoLabelSet>(seconds, self.0.count(), &buckets, None)

@@ -197,7 +197,7 @@ async fn a_name_nobody_holds_is_prepared_without_harm() {
 
 #[tokio::test]
 async fn a_question_after_a_change_gets_no_answer_from_before_it() {
-    use gossamer_dns::{DnsServer, Zone};
+    use gossamer_dns::{DnsServer, Service, Zone};
     use tokio::net::{TcpListener, UdpSocket};
 
     let Fixture { resolver, mut index } = fixture();
@@ -206,18 +206,17 @@ async fn a_question_after_a_change_gets_no_answer_from_before_it() {
     client.connect(udp.local_addr().expect("bound")).await.expect("connects");
     let tcp = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let (network, prefix) = POOL.network();
-    let zone = Arc::new(Zone::new("mesh.internal", network, prefix).expect("valid"));
+    let zone = Arc::new(Zone::new("mesh.internal", network, prefix).expect("valid").into());
     let stop = tokio_util::sync::CancellationToken::new();
     let metrics = Arc::<gossamer_dns::DnsMetrics>::default();
-    let served = DnsServer::serve(
-        Arc::new(resolver),
+    let service = Service {
+        directory: Arc::new(resolver),
         zone,
-        vec![udp],
-        tcp,
-        Arc::clone(&metrics),
-        Arc::new(|_| true),
-        stop.clone(),
-    );
+        forwarder: None,
+        metrics: Arc::clone(&metrics),
+        allow: Arc::new(|_| true),
+    };
+    let served = DnsServer::serve(service, vec![udp], tcp, stop.clone());
     let asked = async {
         // `_80._tcp.orders.west.direct.mesh.internal`, SRV.
         let labels = ["_80", "_tcp", "orders", "west", "direct", "mesh", "internal"];

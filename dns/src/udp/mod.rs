@@ -68,7 +68,13 @@ impl Worker {
                 ready = socket.readable() => ready?,
             }
             match self.drain().await {
-                Ok(()) => failures = 0,
+                Ok(is_empty) => {
+                    failures = 0;
+                    // Whoever waits for the socket yields anyway.
+                    if !is_empty {
+                        tokio::task::yield_now().await;
+                    }
+                }
                 // An error of an earlier datagram that the system reports late.
                 Err(error) if failures < MAX_FAILURES => {
                     tracing::debug!(err = %error, "no datagram received");
@@ -77,19 +83,21 @@ impl Worker {
                 Err(error) => return Err(error),
             }
             while self.tasks.try_join_next().is_some() {}
-            tokio::task::yield_now().await;
         }
     }
 
-    /// Answers what has arrived, [`BATCH`] datagrams at most.
-    async fn drain(&mut self) -> io::Result<()> {
+    /// Answers what has arrived, [`BATCH`] datagrams at most. Returns whether that is all.
+    async fn drain(&mut self) -> io::Result<bool> {
         let began = Instant::now();
         let clock = self.desk.kept.clock();
-        let mut result = Ok(());
+        let mut result = Ok(false);
         for _ in 0..BATCH {
             match self.socket.try_recv_from(&mut self.inbox[..]) {
                 Ok((length, from)) => self.take(length, from, clock).await,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    result = Ok(true);
+                    break;
+                }
                 Err(error) => {
                     result = Err(error);
                     break;

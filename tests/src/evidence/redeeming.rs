@@ -149,8 +149,8 @@ impl Race {
         loop {
             let source = Ipv4Addr::new(127, moves, block, last);
             match redeem(server, source, token, &key, &format!("k{number}")).await? {
-                Ok(JoinReply::Admitted(_)) => return Ok(self.judge(Some(key.node().to_string()))),
-                Ok(JoinReply::Refused(Refusal::Used)) => return Ok(self.judge(None)),
+                Ok(JoinReply::Admitted(_)) => return self.judge(Some(key.node().to_string())),
+                Ok(JoinReply::Refused(Refusal::Used)) => return self.judge(None),
                 Ok(JoinReply::Refused(other)) => promise!(false, "key {number} was refused with {other:?}"),
                 Err(why) => moves += u8::from(self.note(&why)),
             }
@@ -165,8 +165,8 @@ impl Race {
         while begin.elapsed() < ALL_JUDGED {
             let (code, said) = join_only(node, token.reveal())?;
             match code {
-                Some(0) => return Ok(self.judge(Some(identity_of(&node.state_dir())?.node().to_string()))),
-                Some(5) if said.contains("has been used") => return Ok(self.judge(None)),
+                Some(0) => return self.judge(Some(identity_of(&node.state_dir())?.node().to_string())),
+                Some(5) if said.contains("has been used") => return self.judge(None),
                 Some(1) => drop(self.note(&said)),
                 code => promise!(false, "join ended with {code:?}: {said}"),
             }
@@ -180,9 +180,10 @@ impl Race {
     }
 
     /// Counts one that has its answer.
-    fn judge(&self, admitted: Option<String>) {
+    fn judge(&self, admitted: Option<String>) -> Result<()> {
         whole(&self.admitted).extend(admitted);
         self.judged.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Counts one that was not judged. Returns whether its source must wait.
