@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 
+mod dns;
 mod gossip;
 mod micro;
 mod report;
@@ -34,6 +35,11 @@ enum Suite {
     Gossip(gossip::Arguments),
     /// The shipped cores in one process, on a virtual clock
     Sim(sim::Options),
+    /// The shipped daemon's DNS beside other servers; needs root and two cores
+    Dns(dns::Arguments),
+    /// A server that `dns` measures beside
+    #[command(hide = true)]
+    DnsReference(dns::reference::Reference),
 }
 
 #[derive(Args)]
@@ -50,6 +56,8 @@ fn main() -> Result<()> {
         Suite::Micro(micro) => micro::run(micro.rounds),
         Suite::Gossip(asked) => gossip::run(&asked),
         Suite::Sim(asked) => sim::run(asked),
+        Suite::Dns(asked) => dns::run(&asked),
+        Suite::DnsReference(asked) => return dns::reference::run(&asked),
     }?;
     println!("{}", report.table());
     if let Some(path) = arguments.json {

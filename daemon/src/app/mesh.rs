@@ -144,6 +144,20 @@ impl CatalogHandle {
 /// # Errors
 /// The port or the state directory; what was started before is stopped with the stages.
 pub fn start(stages: &MeshStages, parts: MeshParts) -> Result<Mesh, RunError> {
+    let (mesh, replica) = start_without_catalog(stages, parts)?;
+    catalog::start(&stages.catalog, replica);
+    Ok(mesh)
+}
+
+/// Starts all parts but the catalog, and returns what that is made of: for a program that plays many nodes and
+/// holds what they know once.
+///
+/// # Errors
+/// Those of [`start`].
+pub fn start_without_catalog(
+    stages: &MeshStages,
+    parts: MeshParts,
+) -> Result<(Mesh, catalog::Parts), RunError> {
     let restored = catalog::restore(&parts.store, &parts.clock)?;
     let (authority, queue) = AuthorityHandle::new(&parts.identity);
     let live: Live = Arc::new(ArcSwap::from_pointee(Credentials::of(&parts.identity)));
@@ -201,9 +215,10 @@ pub fn start(stages: &MeshStages, parts: MeshParts) -> Result<Mesh, RunError> {
         clock: parts.clock,
         events: parts.events,
     };
-    catalog::start(&stages.catalog, replica);
     let (flows, catalog) = (inputs.flows, CatalogHandle(commands_in));
-    Ok(Mesh { peers, listen, advertised, index: reader, records, flows, catalog, authority, live, trust })
+    let mesh =
+        Mesh { peers, listen, advertised, index: reader, records, flows, catalog, authority, live, trust };
+    Ok((mesh, replica))
 }
 
 /// What the transport fills.

@@ -1,0 +1,220 @@
+//! The load: queries from several sockets, so many of them on their way all the time.
+//!
+//! Owns: sending, receiving, the check of each reply's head, latencies. Must not know: who answers.
+//! Driven by: the suite, with the queries. Datagrams go and come in batches (sendmmsg, recvmmsg): a generator that
+//! makes one call per datagram is slower than what it measures.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg};
+
+/// Sockets of one thread.
+pub(super) const SOCKETS: usize = 8;
+/// Queries on their way per socket: 512 together.
+pub(super) const WINDOW: usize = 64;
+/// Longest reply.
+const REPLY: usize = 1_500;
+/// Silence after which what is on its way counts as lost.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// What a run saw.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    pub(super) replies: u64,
+    pub(super) lost: u64,
+    /// SERVFAIL.
+    pub(super) failed: u64,
+    /// NOERROR with another number of records than there are.
+    pub(super) torn: u64,
+    /// Any other code, or truncated.
+    pub(super) other: u64,
+    pub(super) elapsed: Duration,
+    /// Microseconds.
+    pub(super) latencies: Vec<u32>,
+}
+
+impl Seen {
+    pub(super) fn rate(&self) -> f64 {
+        self.replies as f64 / self.elapsed.as_secs_f64()
+    }
+
+    /// Returns the 99th percentile, microseconds.
+    pub(super) fn p99(&mut self) -> f64 {
+        self.latencies.sort_unstable();
+        let index = self.latencies.len() * 99 / 100;
+        self.latencies
+            .get(index.min(self.latencies.len().saturating_sub(1)))
+            .copied()
+            .map_or(f64::NAN, f64::from)
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.replies += other.replies;
+        self.lost += other.lost;
+        self.failed += other.failed;
+        self.torn += other.torn;
+        self.other += other.other;
+        self.elapsed = self.elapsed.max(other.elapsed);
+        self.latencies.extend(other.latencies);
+    }
+
+    fn judge(&mut self, reply: &[u8], records: u16) {
+        let (Some(flags), Some(count)) = (reply.get(2..4), reply.get(6..8)) else {
+            self.other += 1;
+            return;
+        };
+        match flags[1] & 0x0f {
+            2 => self.failed += 1,
+            0 if flags[0] & 0x02 == 0 => {
+                self.torn += u64::from(u16::from_be_bytes([count[0], count[1]]) != records);
+            }
+            _ => self.other += 1,
+        }
+    }
+}
+
+/// Which queries are asked, 80 % of the first half (one record each), 20 % of the second (`srv_records` each).
+#[derive(Clone, Debug)]
+pub(super) struct Questions<'a> {
+    pub(super) queries: &'a [Vec<u8>],
+    pub(super) srv_records: u16,
+    /// Queries on their way per socket, [`WINDOW`] at most.
+    pub(super) window: usize,
+}
+
+struct Wire {
+    socket: UdpSocket,
+    /// By id: when it was sent, how many records it has.
+    sent: Vec<(Instant, u16)>,
+    waiting: usize,
+    heard: Instant,
+}
+
+/// Keeps [`SOCKETS`] times [`WINDOW`] queries on their way for so long.
+pub(super) fn closed_loop(
+    server: SocketAddr,
+    questions: &Questions<'_>,
+    time: Duration,
+    seed: u64,
+) -> Result<Seen> {
+    let began = Instant::now();
+    let mut random = seed | 1;
+    let mut seen = Seen::default();
+    let mut wires = (0..SOCKETS)
+        .map(|_| {
+            let socket = UdpSocket::bind("127.0.0.1:0")?;
+            socket.connect(server)?;
+            socket.set_nonblocking(true)?;
+            Ok(Wire { socket, sent: vec![(began, 0); WINDOW], waiting: 0, heard: began })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut buffers = vec![[0_u8; REPLY]; WINDOW];
+    let all: Vec<u16> = (0..questions.window.min(WINDOW) as u16).collect();
+    for wire in &mut wires {
+        send(wire, &all, questions, &mut random)?;
+    }
+    while began.elapsed() < time {
+        for wire in &mut wires {
+            let free = receive(wire, &mut buffers, &mut seen)?;
+            if !free.is_empty() {
+                send(wire, &free, questions, &mut random)?;
+            } else if wire.waiting > 0 && wire.heard.elapsed() > SILENCE {
+                seen.lost += wire.waiting as u64;
+                wire.waiting = 0;
+                send(wire, &all, questions, &mut random)?;
+            }
+        }
+    }
+    seen.elapsed = began.elapsed();
+    // What comes late is not lost.
+    while wires.iter().any(|wire| wire.waiting > 0 && wire.heard.elapsed() < SILENCE) {
+        for wire in &mut wires {
+            receive(wire, &mut buffers, &mut Seen::default())?;
+        }
+    }
+    seen.lost += wires.iter().map(|wire| wire.waiting as u64).sum::<u64>();
+    Ok(seen)
+}
+
+/// Asks every query once, window by window.
+pub(super) fn once(server: SocketAddr, queries: &[Vec<u8>]) -> Result<()> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    for part in queries.chunks(WINDOW) {
+        for query in part {
+            socket.send(query)?;
+        }
+        for _ in part {
+            socket.recv(&mut [0; REPLY])?;
+        }
+    }
+    Ok(())
+}
+
+fn send(wire: &mut Wire, ids: &[u16], questions: &Questions<'_>, random: &mut u64) -> Result<()> {
+    let half = questions.queries.len() / 2;
+    let now = Instant::now();
+    let mut messages: Vec<Vec<u8>> = Vec::with_capacity(ids.len());
+    for id in ids {
+        *random ^= *random << 13;
+        *random ^= *random >> 7;
+        *random ^= *random << 17;
+        let is_srv = (*random).is_multiple_of(5);
+        let index = (*random >> 20) as usize % half + if is_srv { half } else { 0 };
+        let mut message = questions.queries[index].clone();
+        message[..2].copy_from_slice(&id.to_be_bytes());
+        messages.push(message);
+        wire.sent[usize::from(*id)] = (now, if is_srv { questions.srv_records } else { 1 });
+    }
+    let slices: Vec<[IoSlice<'_>; 1]> = messages.iter().map(|message| [IoSlice::new(message)]).collect();
+    let mut done = 0;
+    while done < slices.len() {
+        let rest = &slices[done..];
+        let mut headers = MultiHeaders::<SockaddrIn>::preallocate(rest.len(), None);
+        let addresses = vec![None; rest.len()];
+        match sendmmsg(wire.socket.as_raw_fd(), &mut headers, rest, &addresses, [], MsgFlags::empty()) {
+            Ok(sent) => done += sent.count(),
+            Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ECONNREFUSED) => std::thread::yield_now(),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    wire.waiting += ids.len();
+    wire.heard = now;
+    Ok(())
+}
+
+/// Receives what is there; returns the ids that are free again.
+fn receive(wire: &mut Wire, buffers: &mut [[u8; REPLY]], seen: &mut Seen) -> Result<Vec<u16>> {
+    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(buffers.len(), None);
+    let lengths: Vec<usize> = {
+        let mut slices: Vec<[IoSliceMut<'_>; 1]> =
+            buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
+        let received =
+            recvmmsg(wire.socket.as_raw_fd(), &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None);
+        match received {
+            Ok(messages) => messages.map(|message| message.bytes).collect(),
+            Err(Errno::EAGAIN | Errno::ECONNREFUSED) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let now = Instant::now();
+    let mut free = Vec::with_capacity(lengths.len());
+    for (buffer, length) in buffers.iter().zip(lengths) {
+        let reply = &buffer[..length.min(REPLY)];
+        let Some(id) = reply.first_chunk().map(|id| u16::from_be_bytes(*id)) else { continue };
+        let Some((sent, records)) = wire.sent.get(usize::from(id)).copied() else { continue };
+        seen.replies += 1;
+        seen.latencies.push(u32::try_from((now - sent).as_micros()).unwrap_or(u32::MAX));
+        seen.judge(reply, records);
+        free.push(id);
+    }
+    wire.waiting = wire.waiting.saturating_sub(free.len());
+    wire.heard = now;
+    Ok(free)
+}
