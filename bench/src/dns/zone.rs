@@ -116,6 +116,7 @@ impl Catalog {
 impl Service {
     pub(super) fn record(&self, instance: usize) -> Result<ServiceRecord> {
         Ok(ServiceRecord {
+            fqdns: Vec::new(),
             service: self.name.parse()?,
             instance: instance_name(instance)?,
             ports: vec![Port { name: "http".parse()?, number: PORT, transport: Transport::Tcp }],

@@ -319,7 +319,10 @@ mod tests {
         let seed =
             PeerHint { node: NodeId::from_bytes([1; 16]), addresses: vec![([192, 0, 2, 1], 4_677).into()] };
         let expected = [Asked { id: None, addresses: seed.addresses.clone() }];
-        assert_eq!(whom_to_ask(Vec::new(), &[seed.clone()], &mut SmallRng::seed_from_u64(7)), expected);
+        assert_eq!(
+            whom_to_ask(Vec::new(), std::slice::from_ref(&seed), &mut SmallRng::seed_from_u64(7)),
+            expected
+        );
         let known = Asked { id: Some(seed.node), addresses: Vec::new() };
         let asked = whom_to_ask(vec![(false, known.clone())], &[seed], &mut SmallRng::seed_from_u64(7));
         assert_eq!(asked, [known]);

@@ -209,14 +209,14 @@ async fn a_question_after_a_change_gets_no_answer_from_before_it() {
     let zone = Arc::new(Zone::new("mesh.internal", network, prefix).expect("valid").into());
     let stop = tokio_util::sync::CancellationToken::new();
     let metrics = Arc::<gossamer_dns::DnsMetrics>::default();
-    let service = Service {
+    let served_names = Service {
         directory: Arc::new(resolver),
         zone,
         forwarder: None,
         metrics: Arc::clone(&metrics),
         allow: Arc::new(|_| true),
     };
-    let served = DnsServer::serve(service, vec![udp], tcp, stop.clone());
+    let served = DnsServer::serve(served_names, vec![udp], tcp, stop.clone());
     let asked = async {
         // `_80._tcp.orders.west.direct.mesh.internal`, SRV.
         let labels = ["_80", "_tcp", "orders", "west", "direct", "mesh", "internal"];

@@ -255,7 +255,7 @@ fn the_vip_of_a_custom_name_is_prepared_like_that_of_its_service() {
     };
     let orders = Target::Service { service: "orders".parse().expect("valid"), group: None, direct: false };
     for name in ["orders.test", "x.wild.corp.test", "pg.corp.example", "orders.mesh.example"] {
-        assert_eq!(vips(name, RecordType::A), [orders.clone()], "{name}");
+        assert_eq!(vips(name, RecordType::A), std::slice::from_ref(&orders), "{name}");
         assert_eq!(vips(&format!("_pg._tcp.{name}"), RecordType::SRV).len(), 2, "{name}");
     }
     for name in ["nothing.test", "two.test", "deep.test", "login.example.com", "test"] {

@@ -77,7 +77,7 @@ fn question(name: &str, record_type: RecordType) -> Question {
 fn ask_at(kept: &Kept, question: &Question, clock: u32) -> Option<Outcome> {
     let mut bytes = vec![0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     let mut name = [0; 255];
-    let length = write_name(&question.name, &mut name).expect("fits");
+    let length = write_name(&question.name, &mut name)?;
     bytes.extend(&name[..length]);
     bytes.extend(u16::from(question.record_type).to_be_bytes());
     bytes.extend([0, 1]);
