@@ -20,6 +20,8 @@ pub const TRUE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const FORGED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 66);
 /// Records of an answer that does not fit a datagram.
 pub const MANY: u32 = 100;
+/// Records of an answer that fits no buffer.
+const HUGE: usize = 3_800;
 /// Later than any client waits.
 const LATE: Duration = Duration::from_millis(4_500);
 const POLL: Duration = Duration::from_millis(20);
@@ -184,7 +186,7 @@ impl Shared {
                     [&id.to_be_bytes()[..], &noise].concat()
                 })
                 .collect(),
-            "huge" => vec![forged(query, |message| message.answers = vec![address(query, FORGED); 3_800])?],
+            "huge" => vec![huge(query)?],
             "mutant" => (0..20).map(|_| mutated(query)).collect::<Result<_>>()?,
             _ => Vec::new(),
         })
@@ -264,6 +266,17 @@ fn forged(query: &Message, change: impl FnOnce(&mut Message)) -> Result<Vec<u8>>
         message.answers = vec![address(query, FORGED)];
         change(message);
     })
+}
+
+/// Returns a forged answer of 60 KB: its one record again and again, for writing so many takes hickory longer than a
+/// client waits.
+fn huge(query: &Message) -> Result<Vec<u8>> {
+    let mut bytes = forged(query, |_| ())?;
+    // A pointer to the question's name, type, class, time to live, length and four bytes.
+    let record = bytes.last_chunk::<16>().context("a record")?.repeat(HUGE - 1);
+    bytes.extend(record);
+    bytes[6..8].copy_from_slice(&u16::try_from(HUGE)?.to_be_bytes());
+    Ok(bytes)
 }
 
 /// Returns a good answer with a few bytes behind the id changed.
