@@ -2,7 +2,7 @@
 //!
 //! Owns: the round trip and what may be seen on it. Must not know: how the host is made. Driven by: `evidence`.
 
-use std::process::{Child, Command, Stdio};
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -75,8 +75,6 @@ struct Before {
     outside: String,
     /// More flags for `host` commands.
     flags: &'static str,
-    /// What stands in for a daemon that forwards.
-    _forwarder: Option<Forwarder>,
 }
 
 impl Before {
@@ -91,16 +89,23 @@ impl Before {
         let mut node = lab.node_in("here", machine.network())?;
         // Also a port that is none of DNS, where the resolver can be told one.
         if answering != Answering::Unbound {
-            node = node.with("GOSSAMER_DNS_ADDRESS", "127.240.0.53:4653");
+            fs::write(node.config_file(), "[dns]\naddress = \"127.240.0.53:4653\"\n")?;
         }
         node.init("default")?;
         node.ok(&["expose", "web:8000"])?;
-        let mut before =
-            Self { machine, node, tree: String::new(), outside: String::new(), flags: "", _forwarder: None };
+        let mut before = Self { machine, node, tree: String::new(), outside: String::new(), flags: "" };
         before.tree = before.inside(TREE)?;
         before.outside = before.inside(OUTSIDE)?;
         ensure!(before.outside.contains("93.184.216.34"), "outside names: {}", before.outside);
         Ok(before)
+    }
+
+    /// Starts the daemon again with other settings.
+    fn restart(&mut self, settings: &str) -> Result<()> {
+        self.node.stop()?;
+        fs::write(self.node.config_file(), settings)?;
+        self.node.run()?;
+        self.node.ok(&["expose", "web:8000"]).map(drop)
     }
 
     /// Runs a line inside and returns what it wrote for programs.
@@ -179,21 +184,17 @@ fn round_trip(run: &Run, answering: Answering) -> Result<String> {
     })
 }
 
-/// The host without a resolver: refused three times, then a daemon that forwards is there.
+/// The host without a resolver: refused three times, then the daemon asks the server outside.
 fn forwarded(host: &mut Before) -> Result<()> {
     let refused = host.host("setup --yes", 1)?;
     promise!(refused.contains("port 53 only"), "on port 4653 it says {refused}");
-    let forwarder = Forwarder::start(host.machine.network())?;
-    host._forwarder = Some(forwarder);
-    let answered =
-        "getent -s dns hosts x >/dev/null; gossamer host check --dns 127.240.0.54 | grep -q 'ok *daemon'";
-    until("the forwarder answering", FORGOTTEN, || {
-        Ok(host.machine.run(&host.node, answered)?.code == Some(0))
-    })?;
-    host.flags = "--dns 127.240.0.54";
+    host.restart("")?;
+    let refused = host.host("setup --yes", 1)?;
+    promise!(refused.contains("dns.upstream"), "without an upstream server it says {refused}");
+    host.restart("[dns]\nupstream = [\"10.9.0.2\"]\n")?;
     let refused = host.host(&host.setup(), 1)?;
     promise!(refused.contains("--yes"), "without --yes it says {refused}");
-    host.flags = "--dns 127.240.0.54 --yes";
+    host.flags = "--yes";
     host.same_tree("after it was refused")
 }
 
@@ -234,32 +235,4 @@ fn killed(run: &Run) -> Result<String> {
         until("outside names", FORGOTTEN, || Ok(host.inside(OUTSIDE)? == host.outside))?;
         Ok(format!("{moments} kills, {half} of them between record and end, {whole} after it; /etc the same each time"))
     })
-}
-
-/// A stand-in for a daemon with `dns.upstream`: mesh names to the daemon, others outside.
-struct Forwarder(Child);
-
-impl Forwarder {
-    fn start(network: &crate::netns::Namespace) -> Result<Self> {
-        let mut command: Command = network.command("dnsmasq");
-        command.args([
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--pid-file=",
-            "--no-hosts",
-            "--no-resolv",
-            "--listen-address=127.240.0.54",
-            "--bind-interfaces",
-            "--server=/mesh.internal/127.240.0.53#4653",
-            "--server=10.9.0.2",
-        ]);
-        Ok(Self(command.stderr(Stdio::null()).spawn()?))
-    }
-}
-
-impl Drop for Forwarder {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
