@@ -91,8 +91,6 @@ impl Choir {
                 member.mesh.peers.learn(*node, vec![*address], Source::Card);
                 member.mesh.peers.certified(*node, until);
             }
-            let card = Input::Card(member.parts.card.clone());
-            member.parts.core.handle(card, self.clock.now());
         }
     }
 
@@ -113,9 +111,8 @@ impl Choir {
                 self.serve(number);
             }
         }
-        for stage in &self.stages {
-            stage.stop(Duration::from_secs(2)).await;
-        }
+        let leaving = self.stages.iter().map(|stage| stage.stop(Duration::from_secs(2)));
+        futures_util::future::join_all(leaving).await;
     }
 
     /// Returns how long nobody has anything to do by the clock; frames are looked for after a millisecond.
@@ -152,6 +149,7 @@ impl Choir {
                     // Pushed, not compared: a publisher does not answer comparisons.
                     let Member { parts, records, .. } = &mut self.members[number];
                     parts.core.handle(Input::Connected(peer), now);
+                    parts.core.handle(Input::Card(parts.card.clone()), now);
                     parts.core.handle(Input::Publish(records.clone()), now);
                 }
                 ToCatalog::Disconnected(peer) if peer == self.daemon => {
