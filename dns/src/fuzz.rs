@@ -75,7 +75,7 @@ pub fn fuzz_kept(bytes: &[u8]) -> bool {
         panic!("the short way reads what hickory does not")
     };
     let Ok(question) = judge(&request) else { panic!("the short way reads what the handler refuses") };
-    kept.answer(&question, u32::from(query.kind));
+    kept.answer(&question, kept.recorder(), u32::from(query.kind));
 
     let mut out = [0; MAX_DATAGRAM];
     let Some((length, outcome)) = kept.respond(&query, 0, &mut out) else { return false };

@@ -100,14 +100,20 @@ impl Kept {
         Some((compiled.write(query, &self.ours, turn, out)?, compiled.outcome()))
     }
 
-    /// Answers a question from the directory, and keeps the answer when that can be done.
-    pub(crate) fn answer(&self, question: &Question, rotation: u32) -> Answer {
-        let key = Key::of_question(question).filter(|_| self.directory.revisions().is_some());
-        let Some(key) = key else { return answer(question, &*self.directory, &self.zone, rotation) };
-        let recorder = Recorder::new(Arc::clone(&self.directory));
+    /// Returns the directory to prepare and answer one question from, which notes what is read.
+    pub(crate) fn recorder(&self) -> Recorder {
+        Recorder::new(Arc::clone(&self.directory))
+    }
+
+    /// Answers a question, and keeps the answer when that can be done. `recorder` is the one its VIPs were prepared
+    /// with: what has changed since then may not be prepared.
+    pub(crate) fn answer(&self, question: &Question, recorder: Recorder, rotation: u32) -> Answer {
         let answer = answer(question, &recorder, &self.zone, rotation);
-        if let Some(compiled) = Compiled::new(question, &answer)
+        if let Some(key) = Key::of_question(question)
+            && let Some(revisions) = self.directory.revisions()
             && let Some(bases) = recorder.bases()
+            && bases.iter().all(|basis| revisions.is_current(*basis))
+            && let Some(compiled) = Compiled::new(question, &answer)
         {
             self.insert(&key, Entry { compiled, bases, learned: self.clock() });
         }

@@ -62,7 +62,11 @@ impl Recorder {
 
 #[async_trait::async_trait]
 impl Directory for Recorder {
+    /// Notes the service first: what is prepared may be another thing when the lookups follow.
     async fn prepare(&self, target: &Target) {
+        if let Target::Service { service, .. } | Target::Instance { service, .. } = target {
+            self.note(Subject::Service(service));
+        }
         self.directory.prepare(target).await;
     }
 

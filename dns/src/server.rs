@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::forward::Asked;
 use crate::kept::Kept;
+use crate::recorder::Recorder;
 use crate::request::judge;
 use crate::response::{Reply, Writer};
 use crate::udp::Worker;
@@ -164,9 +165,10 @@ impl Desk {
 
     async fn answer(&self, question: &Question, asked: Asked) -> Answer {
         let rotation = rand::random();
-        let vips = targets(question, &*self.service.directory, &self.service.zone, rotation);
-        let found = if vips.is_empty() || self.prepare(&vips).await {
-            self.kept.answer(question, rotation)
+        let recorder = self.kept.recorder();
+        let vips = targets(question, &recorder, &self.service.zone, rotation);
+        let found = if vips.is_empty() || self.prepare(&recorder, &vips).await {
+            self.kept.answer(question, recorder, rotation)
         } else {
             Answer::empty(ResponseCode::ServFail)
         };
@@ -180,11 +182,11 @@ impl Desk {
     }
 
     /// Returns whether the VIPs got ready in time.
-    async fn prepare(&self, vips: &[Target]) -> bool {
+    async fn prepare(&self, directory: &Recorder, vips: &[Target]) -> bool {
         let Ok(_turn) = self.waiting.try_acquire() else { return false };
         let prepared = timeout(PREPARE_DEADLINE, async {
             for target in vips {
-                self.service.directory.prepare(target).await;
+                directory.prepare(target).await;
             }
         });
         prepared.await.is_ok()

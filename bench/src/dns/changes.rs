@@ -140,6 +140,8 @@ pub(super) fn watch(socket: &Path) -> Result<BufReader<UnixStream>> {
 /// Returns how many services the daemon knows.
 pub(super) fn services_known(socket: &Path) -> Result<u64> {
     let mut lines = watch(socket)?;
+    // It is busy with what it learns.
+    lines.get_ref().set_read_timeout(Some(PATIENCE))?;
     let mut line = String::new();
     for _ in 0..20 {
         line.clear();

@@ -145,7 +145,7 @@ pub(super) fn closed_loop(
 pub(super) fn once(server: SocketAddr, queries: &[Vec<u8>]) -> Result<()> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     socket.connect(server)?;
-    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.set_read_timeout(Some(Duration::from_secs(30)))?;
     for part in queries.chunks(WINDOW) {
         for query in part {
             socket.send(query)?;

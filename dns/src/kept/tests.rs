@@ -93,6 +93,11 @@ fn kept(directory: &Arc<Changing>) -> Kept {
     Kept::new(Arc::<Changing>::clone(directory), Arc::new(zone()), false)
 }
 
+/// Answers as the server does when nothing is to be prepared.
+fn answered(kept: &Kept, question: &Question, rotation: u32) -> Answer {
+    kept.answer(question, kept.recorder(), rotation)
+}
+
 #[test]
 fn an_answer_is_kept_until_what_it_was_read_from_changes() {
     let directory = Changing::new(mesh());
@@ -111,7 +116,7 @@ fn an_answer_is_kept_until_what_it_was_read_from_changes() {
         (question("9.100.240.127.in-addr.arpa.", RecordType::PTR), Subject::Service(&orders)),
     ] {
         assert_eq!(ask(&kept, &asked), None, "{asked:?} is new");
-        kept.answer(&asked, 3);
+        answered(&kept, &asked, 3);
         assert!(ask(&kept, &asked).is_some(), "{asked:?} is kept");
         directory.revisions.bump(subject);
         assert_eq!(ask(&kept, &asked), None, "{asked:?} has changed");
@@ -123,13 +128,28 @@ fn a_group_that_becomes_a_service_is_no_longer_an_empty_name() {
     let directory = Changing::new(mesh());
     let kept = kept(&directory);
     let asked = question("west.mesh.internal.", RecordType::A);
-    kept.answer(&asked, 0);
+    answered(&kept, &asked, 0);
     assert_eq!(ask(&kept, &asked), Some(Outcome::NoData));
     let west: ServiceName = "west".parse().expect("valid");
     directory.change(mesh().with("west", vip(77), vec![]), &[Subject::Service(&west)]);
     assert_eq!(ask(&kept, &asked), None);
-    assert_eq!(kept.answer(&asked, 0).answers.len(), 1);
+    assert_eq!(answered(&kept, &asked, 0).answers.len(), 1);
     assert_eq!(ask(&kept, &asked), Some(Outcome::NoError));
+}
+
+#[tokio::test]
+async fn what_changes_between_preparing_and_answering_is_not_kept() {
+    let directory = Changing::new(Scripted::default());
+    let kept = kept(&directory);
+    let asked = question("orders.mesh.internal.", RecordType::A);
+    let orders: ServiceName = "orders".parse().expect("valid");
+    let recorder = kept.recorder();
+    recorder.prepare(&Target::Service { service: orders.clone(), group: None, direct: false }).await;
+    directory.change(mesh(), &[Subject::Service(&orders)]);
+    assert_eq!(kept.answer(&asked, recorder, 0).answers.len(), 1, "it is there now");
+    assert_eq!(ask(&kept, &asked), None, "its VIP was not prepared");
+    answered(&kept, &asked, 0);
+    assert!(ask(&kept, &asked).is_some());
 }
 
 #[test]
@@ -155,7 +175,7 @@ fn names_and_types_that_anybody_can_make_up_are_not_kept() {
         question("orders.mesh.internal.", RecordType::ANY),
         question("1.1.240.127.in-addr.arpa.", RecordType::PTR),
     ] {
-        kept.answer(&asked, 0);
+        answered(&kept, &asked, 0);
         assert_eq!(ask(&kept, &asked), None, "{asked:?}");
     }
     assert_eq!((kept.entries.len(), kept.bytes.load(Ordering::Relaxed)), (0, 0));
@@ -166,7 +186,7 @@ fn an_old_answer_takes_the_ordinary_way_once() {
     let directory = Changing::new(mesh());
     let kept = kept(&directory);
     let asked = question("orders.mesh.internal.", RecordType::A);
-    kept.answer(&asked, 0);
+    answered(&kept, &asked, 0);
     assert!(ask_at(&kept, &asked, LIFETIME_SECONDS - 1).is_some());
     assert_eq!(ask_at(&kept, &asked, LIFETIME_SECONDS), None);
 }
@@ -179,12 +199,12 @@ fn what_is_kept_has_bounds() {
     let mut kept = kept(&directory);
     kept.limits = Limits { entries: 10, bytes: 1 << 20 };
     for number in 0..50 {
-        kept.answer(&question(&format!("m{number}.node.mesh.internal."), RecordType::A), 0);
+        answered(&kept, &question(&format!("m{number}.node.mesh.internal."), RecordType::A), 0);
         assert!(kept.entries.len() <= 10);
     }
     kept.limits = Limits { entries: 100, bytes: 2_000 };
     for number in 0..50 {
-        kept.answer(&question(&format!("m{number}.node.mesh.internal."), RecordType::A), 0);
+        answered(&kept, &question(&format!("m{number}.node.mesh.internal."), RecordType::A), 0);
         assert!(kept.bytes.load(Ordering::Relaxed) <= 2_000);
     }
     let counted: usize = kept.entries.iter().map(|entry| entry.value().size(entry.key().len())).sum();
@@ -199,11 +219,11 @@ fn room_is_made_of_what_no_longer_stands_first() {
     let mut kept = kept(&directory);
     kept.limits = Limits { entries: 8, bytes: 1 << 20 };
     let asked = |number: u8| question(&format!("m{number}.node.mesh.internal."), RecordType::A);
-    (0..8).for_each(|number| drop(kept.answer(&asked(number), 0)));
+    (0..8).for_each(|number| drop(answered(&kept, &asked(number), 0)));
     for number in 0..5_u8 {
         directory.revisions.bump(Subject::Node(&format!("m{number}").parse().expect("valid")));
     }
-    kept.answer(&asked(8), 0);
+    answered(&kept, &asked(8), 0);
     assert!(ask(&kept, &asked(7)).is_some());
     assert!(ask(&kept, &asked(8)).is_some());
 }
