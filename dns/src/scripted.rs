@@ -160,7 +160,11 @@ pub(crate) fn mesh() -> Scripted {
 /// The mesh of `tests/dns/table.txt`, as its node db-a sees it.
 pub(crate) fn table_mesh() -> Scripted {
     let of = |service: &str, group: &str, name: &str, number: u16| {
-        let last = if group == "west" { 10 } else { 11 };
+        let last = match (group, service) {
+            ("west", "kuard" | "db-shop") => 12,
+            ("west", _) => 10,
+            _ => 11,
+        };
         InstanceEntry {
             addresses: vec![IpAddr::from([10, 77, 0, last]), format!("fd77::{last}").parse().expect("valid")],
             ports: vec![(number.into(), Transport::Tcp, number)],
@@ -179,15 +183,23 @@ pub(crate) fn table_mesh() -> Scripted {
     let idle = InstanceEntry { usable: false, ..of("idle", "west", "db-a", 80) };
     let many = (10..70).map(|number| of("many", "west", &format!("i-{number}"), 80)).collect();
     let shop = vec![of("shop", "east", "far", 80)];
+    let mut names = CustomNames::default();
+    for fqdn in ["kuard.corp.test", "*.wild.corp.test", "a.b.corp.test", "login.other.test"] {
+        names.claim(&fqdn.parse().expect(fqdn), &"kuard".parse().expect("valid"), 0);
+    }
     let mut mesh = Scripted::default()
         .with("orders", vip(9), vec![first.clone(), of("orders", "west", "db-b", 5432)])
         .with("many", vip(10), many)
         .with("idle", vip(11), vec![idle])
+        .with("kuard", vip(13), vec![of("kuard", "west", "web", 8080)])
+        .with("db-shop", vip(14), vec![of("db-shop", "west", "db-0", 80)])
         .with_entry("shop", Some("east".parse().expect("valid")), vip(12), shop.clone())
+        .with_names(names)
         .with_node("db-a", &["10.77.0.10", "fd77::10"])
+        .with_node("web", &["10.77.0.12", "fd77::12"])
         .with_node("far", &["10.77.0.11", "fd77::11"]);
     for ((service, _), entry) in &mut mesh.services {
-        if service.as_str() != "orders" {
+        if !["orders", "kuard"].contains(&service.as_str()) {
             entry.metadata.clear();
         }
     }
@@ -197,6 +209,25 @@ pub(crate) fn table_mesh() -> Scripted {
     let VipAnswer::Address(own) = first.vip else { unreachable!("it has one") };
     mesh.pointers.insert(own, first.target(false));
     mesh
+}
+
+/// What the node db-a of `tests/dns/table.txt` answers for.
+pub(crate) fn table_zones() -> Zones {
+    let service = |name: &str, group: Option<&str>| Target::Service {
+        service: name.parse().expect("valid"),
+        group: group.map(|group| group.parse().expect("valid")),
+        direct: false,
+    };
+    let zones = zone().with_zone("mesh.example").expect("apart");
+    let zones = zones.with_suffix("corp.test".parse().expect("valid")).expect("free");
+    let zones = zones.with_clusterset().expect("apart");
+    [
+        ("pg.corp.example", service("orders", None)),
+        ("shop.corp.example", service("shop", Some("east"))),
+        ("one.corp.test", instance("orders", "west", "db-a").target(false)),
+    ]
+    .into_iter()
+    .fold(zones, |zones, (name, target)| zones.with_alias(name, target).expect("free"))
 }
 
 /// The VIP `127.240.100.<last>`.

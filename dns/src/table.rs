@@ -6,27 +6,28 @@
 use std::str::FromStr;
 
 use hickory_proto::op::Message;
-use hickory_proto::rr::{RData, RecordType};
+use hickory_proto::rr::rdata::NS;
+use hickory_proto::rr::{RData, Record, RecordType};
 use hickory_server::net::xfer::Protocol;
 
 use crate::fuzz::respond;
 use crate::request::unreadable;
 use crate::response::{UDP_PAYLOAD_BYTES, Writer};
-use crate::scripted::{Scripted, table_mesh, zone};
-use crate::{Name, Question, answer};
+use crate::scripted::{Scripted, table_mesh, table_zones, zone};
+use crate::{Name, Question, Zones, answer};
 
 const TABLE: &str = include_str!("../../tests/dns/table.txt");
 
 #[test]
 fn every_row_of_the_table_holds() {
-    let mesh = table_mesh();
+    let (mesh, zones) = (table_mesh(), table_zones());
     let rows = TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     let mut broken = Vec::new();
     let mut count = 0;
     for line in rows {
         count += 1;
         for writer in [Writer::HickoryServer, Writer::Own] {
-            if let Err(why) = check(line, writer, &mesh) {
+            if let Err(why) = check(line, writer, &mesh, &zones) {
                 broken.push(format!("{line}\n    {writer:?}: {why}"));
             }
         }
@@ -35,7 +36,7 @@ fn every_row_of_the_table_holds() {
     assert!(count >= 80, "{count} rows");
 }
 
-fn check(line: &str, writer: Writer, mesh: &Scripted) -> Result<(), String> {
+fn check(line: &str, writer: Writer, mesh: &Scripted, zones: &Zones) -> Result<(), String> {
     let (query, wanted) = line.split_once("=>").ok_or("no =>")?;
     let words: Vec<&str> = query.split_whitespace().collect();
     let protocol = if words.contains(&"tcp") { Protocol::Tcp } else { Protocol::Udp };
@@ -44,24 +45,48 @@ fn check(line: &str, writer: Writer, mesh: &Scripted) -> Result<(), String> {
         [name, kind, options @ ..] => asked(&full(name, mesh), kind, options),
         _ => return Err("no question".to_owned()),
     };
-    let reply = respond(&bytes, protocol, writer, mesh, &zone(), 7).map(|response| response.bytes);
-    let found = match reply.or_else(|| unreadable(&bytes)) {
+    let reply = respond(&bytes, protocol, writer, mesh, zones, 7).map(|response| response.bytes);
+    let reply = reply.or_else(|| unreadable(&bytes));
+    let found = match &reply {
         None => "drop".to_owned(),
         Some(reply) => {
             let limit = payload.unwrap_or(512).clamp(512, UDP_PAYLOAD_BYTES);
             if protocol == Protocol::Udp && reply.len() > usize::from(limit) {
                 return Err(format!("{} bytes, the client takes {limit}", reply.len()));
             }
-            read(&bytes, &reply)?
+            read(&bytes, reply)?
         }
     };
     let same = |(found, wanted): (&str, &str)| found == wanted || counts_match(found, wanted);
-    let wanted: Vec<_> = wanted.split_whitespace().collect();
+    let (named, wanted): (Vec<_>, Vec<_>) = wanted.split_whitespace().partition(|word| word.contains('='));
     let words: Vec<_> = found.split_whitespace().collect();
     if words.len() != wanted.len() || !words.into_iter().zip(wanted).all(same) {
         return Err(found);
     }
-    Ok(())
+    named.into_iter().try_for_each(|word| check_names(reply.as_deref().unwrap_or_default(), word))
+}
+
+/// Compares names in a reply with a word behind the counts.
+fn check_names(reply: &[u8], word: &str) -> Result<(), String> {
+    let message = Message::from_vec(reply).map_err(|error| error.to_string())?;
+    let (word, name) = word.split_once('=').ok_or("no =")?;
+    let name = Name::from_ascii(name).map_err(|error| error.to_string())?;
+    let owners = |records: &[Record]| records.iter().map(|record| record.name.clone()).collect::<Vec<_>>();
+    let (found, holds) = match word {
+        "soa" => (owners(&message.authorities), owners(&message.authorities) == [name]),
+        "below" => {
+            let targets = message.answers.iter().filter_map(|record| match &record.data {
+                RData::SRV(srv) => Some(srv.target.clone()),
+                RData::NS(NS(server)) => Some(server.clone()),
+                _ => None,
+            });
+            let found: Vec<_> = targets.chain(owners(&message.additionals)).collect();
+            let holds = !found.is_empty() && found.iter().all(|found| name.zone_of(found));
+            (found, holds)
+        }
+        _ => return Err(format!("no word {word}")),
+    };
+    if holds { Ok(()) } else { Err(format!("{word}: {found:?}")) }
 }
 
 fn counts_match(found: &str, wanted: &str) -> bool {

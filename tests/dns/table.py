@@ -17,6 +17,7 @@ from pathlib import Path
 import dns.exception
 import dns.flags
 import dns.message
+import dns.name
 import dns.rcode
 import dns.rdatatype
 import dns.reversename
@@ -41,7 +42,8 @@ class Row:
         query, reply = (part.strip() for part in line.split("=>"))
         words = query.split()
         self.tcp = "tcp" in words
-        self.reply = None if reply == "drop" else reply.split()
+        self.reply = None if reply == "drop" else reply.split()[:4]
+        self.names = [word.split("=") for word in reply.split()[4:]]
         self.raw = words[0] == "bytes"
         if self.raw:
             self.wire = assemble([word for word in words[1:] if word != "tcp"])
@@ -107,6 +109,19 @@ class Row:
         counts[3] -= int(edns)
         read = Reading(dns.rcode.to_text(message.rcode()), set(flag_words(flags)), edns, counts)
         self.compare(read)
+        for word, name in self.names:
+            self.check_names(message, word, dns.name.from_text(name))
+
+    def check_names(self, message, word, name):
+        """Compares names in the reply with a word behind the counts."""
+        if word == "soa":
+            if [found.name for found in message.authority] != [name]:
+                raise Broken(f"the SOA belongs to {message.authority[0].name if message.authority else 'nobody'}")
+            return
+        targets = [getattr(record, "target", None) for found in message.answer for record in found]
+        lying = targets + [found.name for found in message.additional]
+        if word != "below" or not lying or not all(found and found.is_subdomain(name) for found in lying):
+            raise Broken(f"not {word} {name}: {', '.join(map(str, lying))}")
 
     def echoes(self, reply):
         """Returns whether the question is a copy, byte for byte."""

@@ -44,6 +44,17 @@ pub(super) const ROWS: &[Row] = &[
 const PORT: u16 = 7_000;
 /// Instances of the service whose answers do not fit a datagram.
 const MANY: std::ops::Range<u8> = 10..70;
+/// What the node that is asked answers for beside its zone.
+const SETTINGS: &str = r#"[dns]
+zones = ["mesh.example"]
+fqdn_suffixes = ["corp.test"]
+clusterset = true
+
+[alias]
+"pg.corp.example" = "orders"
+"shop.corp.example" = "shop.east"
+"one.corp.test" = "db-a.orders.west"
+"#;
 /// How long the mesh may take until all is usable.
 const READY: Duration = Duration::from_secs(20);
 /// How long all readers of the table may take.
@@ -70,23 +81,37 @@ fn table(run: &Run) -> Result<String> {
 
 /// Plays in the mesh of the head of `tests/dns/table.txt`, with its node db-a.
 fn with_mesh(run: &Run, play: impl FnOnce(&Lab, &mut Node, &Segment) -> Result<String>) -> Result<String> {
-    let segment = Segment::new(2)?;
-    let [west, east] = segment.machines() else { unreachable!("two machines were made") };
-    for (machine, address) in [(west, "fd77::10/64"), (east, "fd77::11/64")] {
+    let segment = Segment::new(3)?;
+    let [west, east, third] = segment.machines() else { unreachable!("three machines were made") };
+    for (machine, address) in [(west, "fd77::10/64"), (east, "fd77::11/64"), (third, "fd77::12/64")] {
         machine.ip(&["addr", "add", address, "dev", "eth0", "nodad"])?;
     }
     let listen = || Target::at(([127, 0, 0, 1], PORT).into(), Manner::Greets("served"));
-    let targets = [west.enter(listen)??, east.enter(listen)??];
+    let targets = [west.enter(listen)??, east.enter(listen)??, third.enter(listen)??];
     serve_all(&targets, || {
         run.scenario(|lab| {
             let mut node = lab.node_in("db-a", west)?;
+            fs::write(node.config_file(), SETTINGS)?;
             node.init("west")?;
             let mut far = lab.node_in("far", east)?;
             far.join(&node.token(&["--group", "east"])?)?;
+            let mut web = lab.node_in("web", third)?;
+            web.join(&node.token(&["--allow-fqdn", "corp.test", "--allow-fqdn", "other.test"])?)?;
+            expose_named(&web)?;
             expose(&node, &far)?;
             play(lab, &mut node, &segment)
         })
     })
+}
+
+/// Exports what has names outside the mesh zone.
+fn expose_named(web: &Node) -> Result<()> {
+    let at = format!("127.0.0.1:{PORT}");
+    let fqdns = ["kuard.corp.test", "*.wild.corp.test", "a.b.corp.test", "login.other.test"];
+    let options: Vec<_> = fqdns.iter().flat_map(|fqdn| ["--fqdn", fqdn]).collect();
+    web.ok(&[&["expose", "kuard:8080", &at, "--meta", "version=1"], &options[..]].concat())?;
+    web.ok(&["expose", "db-shop:80", &at, "--instance", "db-0"])?;
+    Ok(())
 }
 
 fn expose(node: &Node, far: &Node) -> Result<()> {
@@ -101,8 +126,13 @@ fn expose(node: &Node, far: &Node) -> Result<()> {
     }
     far.ok(&["expose", "shop:80", &at, "--to", "all"])?;
     far.ok(&["expose", "secret:80", &at])?;
-    for (name, count) in [("_5432._tcp.orders", 2), ("_80._tcp.many", MANY.len()), ("_80._tcp.shop.east", 1)]
-    {
+    for (name, count) in [
+        ("_5432._tcp.orders", 2),
+        ("_80._tcp.many", MANY.len()),
+        ("_80._tcp.shop.east", 1),
+        ("_80._tcp.db-shop", 1),
+        ("_8080._tcp.kuard.corp.test", 1),
+    ] {
         until(&format!("{count} records of {name}"), READY, || {
             // A name that does not exist yet makes the command fail.
             let said = node.cli(&["resolve", name, "--json"])?.stdout;
