@@ -31,17 +31,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Changes the services, but for the probed ones at the end, until told to stop. Returns how many changes were made.
 pub(super) fn change_all(changes: &mpsc::Sender<Change>, services: usize, stop: &AtomicBool) -> u64 {
     let began = Instant::now();
-    let mut made = 0_u32;
+    let (mut made, mut taken) = (0_u32, 0);
     while !stop.load(Ordering::Relaxed) {
         while began.elapsed() >= Duration::from_secs(1) / RATE * made {
             let service = made as usize % (services - PROBED);
             let weight = WEIGHT + u16::try_from(made % 50).unwrap_or_default();
-            let _ = changes.try_send(Change { service, instance: made as usize % 3, weight });
+            // What the members cannot make in time is not made.
+            taken +=
+                u64::from(changes.try_send(Change { service, instance: made as usize % 3, weight }).is_ok());
             made += 1;
         }
         std::thread::sleep(Duration::from_micros(200));
     }
-    u64::from(made)
+    taken
 }
 
 /// Changes one service after the other and returns how long after the local catalog DNS showed it, milliseconds.
@@ -82,7 +84,10 @@ fn probe_all(
         let asked = query(&["_http", "_tcp", name], 33);
         seen.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         changes.blocking_send(Change { service, instance: sample % 3, weight })?;
-        let shown = shown_at(&client, &asked, weight)?;
+        let shown = shown_at(&client, &asked, weight).with_context(|| {
+            let is_held = seen.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name);
+            format!("{name}, which the daemon {}", if is_held { "knows" } else { "does not know" })
+        })?;
         let end = Instant::now() + PATIENCE;
         let held = loop {
             if let Some(at) = seen.lock().unwrap_or_else(PoisonError::into_inner).get(name) {

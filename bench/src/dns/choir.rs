@@ -44,6 +44,9 @@ pub(super) struct Change {
     pub(super) weight: u16,
 }
 
+/// Changes made before what they say is sent.
+const CHANGES_A_TURN: usize = 8;
+
 /// Longest wait between two looks at timers.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -104,9 +107,12 @@ impl Choir {
                 Ok(None) => break,
                 Err(_) => {}
             }
-            while let Ok(change) = changes.try_recv() {
+            for _ in 0..CHANGES_A_TURN {
+                let Ok(change) = changes.try_recv() else { break };
                 self.change(change);
             }
+            // What was said leaves before more is.
+            tokio::task::yield_now().await;
             for number in 0..self.members.len() {
                 self.serve(number);
             }

@@ -125,7 +125,8 @@ impl Suite<'_> {
         let known = identity_of(&dir.join("state"))?;
         let catalog = Catalog::new(self.asked.services as usize, known.mesh, known.group())?;
         let queries = catalog.queries();
-        let (changes, asked) = mpsc::channel(4_096);
+        // Short: a change that is asked for waits behind these.
+        let (changes, asked) = mpsc::channel(16);
         std::thread::scope(|scope| {
             let members = scope.spawn(|| sing(dir, &catalog, asked));
             let measured = (|| {
