@@ -37,8 +37,9 @@ pub struct Answer {
     pub authorities: Vec<Record>,
     /// Addresses of names in `answers`; may be left out freely.
     pub additionals: Vec<Record>,
-    /// Lengths of the runs of `answers` that may stand in any order among themselves. `None`: records or glue
-    /// are a choice among more, which the next answer makes anew.
+    /// Lengths of the runs of `answers` that may stand in any order among themselves. `None`: the answer must not be
+    /// kept, since records or glue are a choice among more, which the next one makes anew, or since anybody can make up
+    /// names that have this one.
     pub ties: Option<Vec<u8>>,
     /// Why nothing was answered, when there is more to say than the code.
     pub extended: Option<ExtendedError>,
@@ -77,7 +78,7 @@ impl Answer {
         }
     }
 
-    fn negative(rcode: ResponseCode, apex: &Name, zone: &Zone) -> Self {
+    pub(crate) fn negative(rcode: ResponseCode, apex: &Name, zone: &Zone) -> Self {
         Self { authorities: vec![records::soa(apex, zone, NEGATIVE_TTL)], ..Self::empty(rcode) }
     }
 }
@@ -107,13 +108,14 @@ pub fn answer(question: &Question, directory: &dyn Directory, zones: &Zones, rot
     };
     if found.data.is_empty() {
         let extended = found.blocked.map(|text| ExtendedError { code: ExtendedError::BLOCKED, text });
-        return Answer { extended, ..Answer::negative(ResponseCode::NoError, &place.apex, zone) };
+        let ties = (!place.unbounded).then(Vec::new);
+        return Answer { extended, ties, ..Answer::negative(ResponseCode::NoError, &place.apex, zone) };
     }
     let record = |data| Record::from_rdata(question.name.clone(), found.ttl, data);
     Answer {
         answers: found.data.into_iter().map(record).collect(),
         additionals: found.glue,
-        ties: found.ties,
+        ties: found.ties.filter(|_| !place.unbounded),
         ..Answer::empty(ResponseCode::NoError)
     }
 }
@@ -141,8 +143,7 @@ pub fn is_ours(name: &Name, directory: &dyn Directory, zones: &Zones) -> bool {
 
 /// Finds what a name stands for; `None` when it is none of ours.
 fn find<'a>(name: &Name, directory: &dyn Directory, zones: &'a Zones) -> Option<Place<'a>> {
-    let Place { apex, spot, names } = zones.locate(name)?;
-    Some(Place { apex, spot: spot.settled(directory, zones)?, names })
+    zones.locate(name)?.settled(directory, zones)
 }
 
 /// What one name holds of one type.

@@ -67,6 +67,10 @@ impl CustomNames {
         let ends: Vec<_> = key.match_indices('.').map(|(end, _)| end).take(MAX_FQDN_LABELS - 1).collect();
         let bases = ends.iter().rev().filter_map(|end| key.get(..*end));
         let above = bases.filter_map(|base| self.held.get(base)).find_map(|held| target(&held.wildcard));
+        let above = above.map(|found| match found {
+            CustomTarget::Service(service) => CustomTarget::Wildcard(service),
+            other => other,
+        });
         above.or_else(|| (itself.is_some() || self.has_below(&key)).then_some(CustomTarget::Branch))
     }
 
@@ -139,7 +143,7 @@ mod tests {
 
     fn found(names: &CustomNames, name: &str) -> Option<String> {
         names.find(name).map(|target| match target {
-            CustomTarget::Service(service) => service.to_string(),
+            CustomTarget::Service(service) | CustomTarget::Wildcard(service) => service.to_string(),
             CustomTarget::Disputed(_) => "?".to_owned(),
             CustomTarget::Branch => "-".to_owned(),
         })
@@ -162,6 +166,13 @@ mod tests {
         ] {
             assert_eq!(found(&names, name).as_deref(), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn a_name_found_by_a_wildcard_says_so() {
+        let names = names(&[("*.corp.example", "web", 0), ("pg.corp.example", "web", 0)]);
+        assert_eq!(names.find("pg.corp.example"), Some(CustomTarget::Service(service("web"))));
+        assert_eq!(names.find("x.corp.example"), Some(CustomTarget::Wildcard(service("web"))));
     }
 
     #[test]
@@ -248,7 +259,10 @@ mod tests {
         let mut found = of(name, false);
         while let (None, Some((_, rest))) = (&found, above.split_once('.')) {
             above = rest;
-            found = of(rest, true);
+            found = of(rest, true).map(|found| match found {
+                CustomTarget::Service(service) => CustomTarget::Wildcard(service),
+                other => other,
+            });
         }
         let is_branch = |(fqdn, ..): &(Fqdn, ServiceName, u16)| {
             fqdn.as_str().strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))

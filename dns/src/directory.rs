@@ -98,6 +98,8 @@ impl Target {
 pub enum CustomTarget {
     /// The service of the own group and the imported ones, as [`Target::Service`] without a group.
     Service(ServiceName),
+    /// The same, by a wildcard above the name: such names have no end.
+    Wildcard(ServiceName),
     /// Several services hold it with the same right, so it must not be answered. The text names them; its first 120
     /// bytes are sent.
     Disputed(String),

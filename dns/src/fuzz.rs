@@ -265,6 +265,7 @@ impl Directory for Plenty {
         Some(match name.split('.').next()? {
             "none" => return None,
             "branch" => CustomTarget::Branch,
+            "wild" => CustomTarget::Wildcard("orders".parse().ok()?),
             "disputed" => CustomTarget::Disputed("claimed by two ".repeat(20)),
             label => CustomTarget::Service(label.parse().ok()?),
         })

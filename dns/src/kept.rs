@@ -214,8 +214,8 @@ fn write_name(name: &Name, out: &mut [u8]) -> Option<usize> {
 
 const KEY_BYTES: usize = 2 + 255;
 
-/// Types whose answers are kept, the common ones. Only names that exist are kept, so that nobody fills the map by
-/// asking for names he makes up; without this list he could with types.
+/// Types whose answers are kept, the common ones. Only names that exist are kept, and of these none below a wildcard
+/// (ADR 24), so that nobody fills the map by asking for names he makes up; without this list he could with types.
 const KEPT_TYPES: [RecordType; 8] = [
     RecordType::A,
     RecordType::AAAA,

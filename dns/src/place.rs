@@ -20,6 +20,9 @@ pub(crate) struct Place<'a> {
     pub(crate) spot: Spot,
     /// How targets are named in the answer.
     pub(crate) names: Names<'a>,
+    /// Whether such names have no end and yet exist, so that whoever asks can make them up: those below a wildcard, the
+    /// namespaces of the clusterset zone.
+    pub(crate) unbounded: bool,
 }
 
 /// What a name may be.
@@ -41,7 +44,7 @@ pub(crate) enum Spot {
     Pointer(Ipv4Addr),
     /// The version of the names of the multi-cluster services API.
     Version,
-    /// A host name below a suffix, or a name that stands for its ports. Until [`Spot::settled`] only.
+    /// A host name below a suffix, or a name that stands for its ports. Until [`Place::settled`] only.
     Custom(String, Part),
     /// A custom name that must not be answered, and why.
     Withheld(String),
@@ -83,20 +86,24 @@ impl Part {
     }
 }
 
-impl Spot {
-    /// Looks up whom a custom name stands for; every other spot stays as it is. `None`: nobody holds it, and such names
+impl Place<'_> {
+    /// Looks up whom a custom name stands for; every other place stays as it is. `None`: nobody holds it, and such names
     /// are those of others.
-    pub(crate) fn settled(self, directory: &dyn Directory, zones: &Zones) -> Option<Self> {
-        let Self::Custom(name, part) = self else { return Some(self) };
-        match (directory.custom(&name), part) {
-            (Some(CustomTarget::Service(service)), part) => {
-                Some(part.of(Target::Service { service, group: None, direct: false }))
+    pub(crate) fn settled(mut self, directory: &dyn Directory, zones: &Zones) -> Option<Self> {
+        let Spot::Custom(name, part) = &self.spot else { return Some(self) };
+        let found = directory.custom(name);
+        // Two may claim a wildcard.
+        self.unbounded = matches!(found, Some(CustomTarget::Wildcard(_) | CustomTarget::Disputed(_)));
+        self.spot = match (found, part) {
+            (Some(CustomTarget::Service(service) | CustomTarget::Wildcard(service)), part) => {
+                part.clone().of(Target::Service { service, group: None, direct: false })
             }
-            (Some(CustomTarget::Disputed(why)), _) => Some(Self::Withheld(why)),
-            (Some(CustomTarget::Branch) | None, _) if zones.forwards() => None,
-            (Some(CustomTarget::Branch), Part::Itself) => Some(Self::Branch),
-            (Some(CustomTarget::Branch) | None, _) => Some(Self::Absent),
-        }
+            (Some(CustomTarget::Disputed(why)), _) => Spot::Withheld(why),
+            (Some(CustomTarget::Branch) | None, _) if zones.forwards() => return None,
+            (Some(CustomTarget::Branch), Part::Itself) => Spot::Branch,
+            (Some(CustomTarget::Branch) | None, _) => Spot::Absent,
+        };
+        Some(self)
     }
 }
 
@@ -114,13 +121,14 @@ impl Zones {
                     apex: zone.origin().clone(),
                     spot: forward(below),
                     names: Names::Zone(zone),
+                    unbounded: false,
                 });
             }
         }
         match labels.as_slice() {
             [below @ .., "in-addr", "arpa"] => {
                 let (apex, spot) = self.primary().reverse(below)?;
-                Some(Place { apex, spot, names: Names::Zone(self.primary()) })
+                Some(Place { apex, spot, names: Names::Zone(self.primary()), unbounded: false })
             }
             labels => self.clusterset_place(labels).or_else(|| self.custom_place(labels)),
         }
@@ -132,8 +140,12 @@ impl Zones {
         if apex.is_none() && !self.has_aliases() {
             return None;
         }
-        let place =
-            |apex: &Name, spot| Place { apex: apex.clone(), spot, names: Names::Zone(self.primary()) };
+        let place = |apex: &Name, spot| Place {
+            apex: apex.clone(),
+            spot,
+            names: Names::Zone(self.primary()),
+            unbounded: false,
+        };
         let host = Part::split(labels).filter(|(_, host)| host.iter().all(|label| is_ldh(label)));
         let host = host.map(|(part, host)| (part, host, host.join(".")));
         if let Some((part, _, text)) = &host
@@ -158,7 +170,7 @@ impl Zones {
         let apex = self.clusterset()?;
         let below = ends_with(labels, apex)?;
         let zone = self.primary();
-        let place = |spot, names| Some(Place { apex: apex.clone(), spot, names });
+        let place = |spot, names| Some(Place { apex: apex.clone(), spot, names, unbounded: false });
         let found = Part::split(below).and_then(|(part, below)| {
             let (target, service) = clusterset_target(below)?;
             Some((part.of(target), Names::Clusterset { zone, apex, service }))
@@ -171,7 +183,10 @@ impl Zones {
             ["dns-version"] => Spot::Version,
             ["svc"] => Spot::Branch,
             // Services are not listed by namespace; a name that may have some below it must not be denied.
-            [namespace, "svc"] if is_ldh(namespace) => Spot::Branch,
+            [namespace, "svc"] if is_ldh(namespace) => {
+                let found = place(Spot::Branch, Names::Zone(zone));
+                return found.map(|found| Place { unbounded: true, ..found });
+            }
             _ => Spot::Absent,
         };
         place(spot, Names::Zone(zone))

@@ -102,7 +102,7 @@ fn a_custom_name_is_held_while_an_instance_behind_the_short_name_claims_it() {
         ..instance("n1", group)
     };
     let found = |name: &str| match reader.custom(name) {
-        Some(CustomTarget::Service(service)) => service.to_string(),
+        Some(CustomTarget::Service(service) | CustomTarget::Wildcard(service)) => service.to_string(),
         other => format!("{other:?}"),
     };
     let own = || claiming("east", 0, &["pg.test", "*.test"]);

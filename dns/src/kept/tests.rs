@@ -4,11 +4,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Mutex;
 
 use gossamer_wire::{GroupName, InstanceName, NodeName, ServiceName};
+use hickory_proto::op::ResponseCode;
 
 use super::*;
 use crate::scripted::{Scripted, mesh, vip, zone};
 use crate::udp::{Datagram, parse};
-use crate::{CustomTarget, InstanceEntry, Revisions, ServiceEntry, Subject, Target};
+use crate::{CustomNames, CustomTarget, InstanceEntry, Revisions, ServiceEntry, Subject, Target};
 
 /// A mesh that can be replaced by another one.
 struct Changing {
@@ -179,6 +180,37 @@ fn names_and_types_that_anybody_can_make_up_are_not_kept() {
         assert_eq!(ask(&kept, &asked), None, "{asked:?}");
     }
     assert_eq!((kept.entries.len(), kept.bytes.load(Ordering::Relaxed)), (0, 0));
+}
+
+#[test]
+fn names_without_end_are_not_kept_although_they_exist() {
+    let mut names = CustomNames::default();
+    for (fqdn, service) in
+        [("pg.test", "orders"), ("*.wild.test", "orders"), ("*.two.test", "orders"), ("*.two.test", "idle")]
+    {
+        names.claim(&fqdn.parse().expect(fqdn), &service.parse().expect(service), 0);
+    }
+    let directory = Changing::new(mesh().with_names(names));
+    let zones = zone().with_suffix("test".parse().expect("valid")).expect("free");
+    let zones = Arc::new(zones.with_clusterset().expect("apart"));
+    let kept = Kept::new(Arc::<Changing>::clone(&directory), zones, false);
+    for asked in [
+        question("x.wild.test.", RecordType::A),
+        question("x.wild.test.", RecordType::AAAA),
+        question("_pg._tcp.x.wild.test.", RecordType::SRV),
+        question("_tcp.x.wild.test.", RecordType::A),
+        question("x.two.test.", RecordType::A),
+        question("x.svc.clusterset.local.", RecordType::A),
+    ] {
+        assert_eq!(kept.answer(&asked, 0).rcode, ResponseCode::NoError, "{asked:?} exists");
+        assert_eq!(ask(&kept, &asked), None, "{asked:?}");
+    }
+    assert_eq!(kept.entries.len(), 0);
+    for asked in ["pg.test.", "wild.test.", "svc.clusterset.local."] {
+        let asked = question(asked, RecordType::A);
+        kept.answer(&asked, 0);
+        assert!(ask(&kept, &asked).is_some(), "{asked:?} is one of few");
+    }
 }
 
 #[test]
