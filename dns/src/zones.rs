@@ -145,6 +145,11 @@ impl Zones {
         self.suffixes.iter().map(|(_, name)| name).find(holds)
     }
 
+    /// Returns the suffixes, the longest first.
+    pub(crate) fn suffixes(&self) -> impl Iterator<Item = &Name> {
+        self.suffixes.iter().map(|(_, name)| name)
+    }
+
     pub(crate) fn alias(&self, name: &str) -> Option<&(Target, Name)> {
         self.aliases.get(name)
     }

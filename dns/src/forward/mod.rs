@@ -173,9 +173,12 @@ impl Forwarder {
                 return Err(UpstreamError::Pool(*address));
             }
         }
+        let rules = Rules::new(zone, settings.rebind_allow);
+        let suffixes: Vec<_> = rules.suffixes().cloned().collect();
+        let upstreams = Upstreams::new(settings.upstreams.into_iter().take(MAX_UPSTREAMS), &suffixes);
         Ok(Self {
-            rules: Rules::new(zone, settings.rebind_allow),
-            upstreams: Mutex::new(Upstreams::new(settings.upstreams.into_iter().take(MAX_UPSTREAMS))),
+            rules,
+            upstreams: Mutex::new(upstreams),
             cache: Cache::new(),
             flights: Flights::default(),
             waiting: Semaphore::new(MAX_WAITING),
@@ -196,6 +199,12 @@ impl Forwarder {
         if self.is_own_probe(&question.name) || !asked.recursion_desired || !self.rules.may_leave(question) {
             return None;
         }
+        if let Some(suffix) = self.rules.suffix_over(&question.name)
+            && !self.upstreams().plan(None).is_empty()
+            && self.upstreams().plan(Some(suffix)).is_empty()
+        {
+            return Some(self.rules.absent(&question.name, suffix));
+        }
         let key = Key::new(question, asked);
         if let Some(content) = self.cache.get(&key, Instant::now()) {
             self.metrics.cached();
@@ -211,11 +220,14 @@ impl Forwarder {
 
     /// Sends a probe to each server now and each minute, sooner while one loops or fails. Never returns.
     ///
-    /// A probe is a random name that nobody has. When it is asked of us, the server asks us what we ask of it.
+    /// A probe is a random name that nobody has, one below each suffix too. When it is asked of us, the server asks us what
+    /// we ask of it.
     pub async fn watch(&self) {
         loop {
-            for upstream in self.status() {
-                self.probe(upstream.address).await;
+            for suffix in [None].into_iter().chain(self.rules.suffixes().map(Some)) {
+                for upstream in self.status() {
+                    self.probe(upstream.address, suffix).await;
+                }
             }
             let well = self.status().iter().all(|upstream| upstream.state == UpstreamState::Up);
             let pause = if well { PROBE_EVERY } else { RETRY_EVERY };
@@ -233,9 +245,12 @@ impl Forwarder {
         self.metrics.counts()
     }
 
-    async fn probe(&self, address: SocketAddr) {
-        let Ok(name) = Name::from_labels([probe_label().as_bytes(), PROBE_SUFFIX]) else { return };
-        self.upstreams().probing(address, &name);
+    /// Probes a server for all names, or for those below a suffix.
+    async fn probe(&self, address: SocketAddr, suffix: Option<&Name>) {
+        let below = suffix.map_or_else(|| vec![PROBE_SUFFIX], |suffix| suffix.iter().collect());
+        let label = probe_label();
+        let Ok(name) = Name::from_labels([label.as_bytes()].into_iter().chain(below)) else { return };
+        self.upstreams().probing(address, suffix, &name);
         let question = Question { name, record_type: RecordType::A };
         let patience = Upstreams::probe_patience();
         let answer = exchange::ask(address, (&question, Asked::default()), patience, &self.metrics).await;
@@ -244,15 +259,17 @@ impl Forwarder {
             match answer {
                 Ok(_) => {
                     upstreams.answered(address);
-                    upstreams.probed(address)
+                    upstreams.probed(address, suffix)
                 }
                 Err(_) => {
-                    upstreams.failed(address);
+                    if suffix.is_none() {
+                        upstreams.failed(address);
+                    }
                     false
                 }
             }
         };
-        if ended {
+        if ended && suffix.is_none() {
             (self.report)(UpstreamChange { address, now: UpstreamState::Up });
         }
     }
@@ -282,7 +299,8 @@ impl Forwarder {
     /// Asks one server after the other. One that says it will not or cannot answer gives way to the next; the last word
     /// counts.
     async fn ask(&self, question: &Question, asked: Asked) -> Result<Message, Trouble> {
-        let plan = self.upstreams().plan();
+        let suffix = self.rules.suffix_over(&question.name);
+        let plan = self.upstreams().plan(suffix);
         let mut unwilling = None;
         let mut why = "every upstream server sends names back, see gossamer status".to_owned();
         let mut said_no = Vec::new();
@@ -301,7 +319,10 @@ impl Forwarder {
                     unwilling = Some(message);
                 }
                 Err(failure) => {
-                    self.upstreams().failed(server);
+                    // It may have asked us, and what is asked twice waits for itself.
+                    if suffix.is_none() {
+                        self.upstreams().failed(server);
+                    }
                     why = format!("upstream {server} {failure}");
                 }
             }
@@ -338,7 +359,8 @@ fn passed(mut content: Content, question: &Question) -> Answer {
 fn refused(trouble: Trouble) -> Answer {
     let (rcode, code, text) = match trouble {
         Trouble::Foreign(Foreign::Mesh) => {
-            let text = "upstream answered with a name or an address of this mesh";
+            let text =
+                "upstream answered with a name or an address of this mesh, or below one of its suffixes";
             (ResponseCode::ServFail, ExtendedError::BLOCKED, text.to_owned())
         }
         Trouble::Foreign(Foreign::Private) => {

@@ -12,7 +12,8 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
 use crate::place::Spot;
-use crate::{Question, Zones};
+use crate::records::LIVE_TTL;
+use crate::{Answer, Question, Zones};
 
 /// What may pass between this node and its upstream servers.
 #[derive(Clone, Debug)]
@@ -55,6 +56,22 @@ impl Rules {
         !meta && !self.is_ours(&question.name)
     }
 
+    /// Returns the longest suffix that a name is or lies below: there services have names, and hold them from one moment
+    /// to the next.
+    pub(super) fn suffix_over(&self, name: &Name) -> Option<&Name> {
+        self.zones.suffixes().find(|suffix| suffix.zone_of(name))
+    }
+
+    pub(super) fn suffixes(&self) -> impl Iterator<Item = &Name> {
+        self.zones.suffixes()
+    }
+
+    /// Says, as without upstream servers, that a name below a suffix does not exist.
+    pub(super) fn absent(&self, name: &Name, suffix: &Name) -> Answer {
+        let rcode = if name == suffix { ResponseCode::NoError } else { ResponseCode::NXDomain };
+        Answer::negative(rcode, suffix, self.zones.primary())
+    }
+
     /// Takes from an upstream answer what belongs to the question.
     ///
     /// # Errors
@@ -70,7 +87,7 @@ impl Rules {
         answers.retain(|record| belongs(record, &chain));
         let guards_private = self.guards_private(&question.name);
         for record in &answers {
-            if self.is_foreign(record) {
+            if self.is_foreign(question, record) {
                 return Err(Foreign::Mesh);
             }
             if guards_private && addresses(record).any(is_private) {
@@ -82,31 +99,48 @@ impl Rules {
         let mut authorities = message.authorities;
         authorities.retain(|record| {
             let negative = record.record_type() == RecordType::SOA && record.name.zone_of(end);
-            (negative || dnssec_ok && is_proof(record)) && !self.is_foreign(record)
+            (negative || dnssec_ok && is_proof(record)) && !self.is_foreign(question, record)
         });
         let pointed: Vec<Name> = answers.iter().flat_map(targets).collect();
         let mut additionals = message.additionals;
         additionals.retain(|record| {
             let glue = addresses(record).next().is_some() && pointed.contains(&record.name);
-            glue && !self.is_foreign(record) && !(guards_private && addresses(record).any(is_private))
+            let lies = self.is_foreign(question, record);
+            glue && !lies && !(guards_private && addresses(record).any(is_private))
         });
+        let longest = if self.suffix_over(&question.name).is_some() { LIVE_TTL } else { MAX_TTL };
         for record in answers.iter_mut().chain(&mut authorities).chain(&mut additionals) {
-            record.ttl = record.ttl.min(MAX_TTL);
+            record.ttl = record.ttl.min(longest);
+            // Who asks for signatures would find it altered; the time to live bounds an absence as well (RFC 2308 5).
+            if let RData::SOA(data) = &mut record.data
+                && !dnssec_ok
+            {
+                data.minimum = data.minimum.min(longest);
+            }
         }
         Ok(Content { rcode: message.metadata.response_code, answers, authorities, additionals })
     }
 
-    /// The one place that says which names are ours. What lies below a suffix and is asked for here is held by
-    /// nobody of the mesh: such names are others' (ADR 18).
+    /// The one place that says which names are ours. What is asked for here and lies below a suffix is held by
+    /// nobody of the mesh: such names are others' (ADR 18). Of other names there only the mesh knows who holds them: see
+    /// [`Self::strays`].
     fn is_ours(&self, name: &Name) -> bool {
         self.zones.locate(name).is_some_and(|place| !matches!(place.spot, Spot::Custom(..)))
     }
 
-    pub(super) fn is_foreign(&self, record: &Record) -> bool {
+    /// Whether a record of the answer to a question says what upstream may not say.
+    pub(super) fn is_foreign(&self, question: &Question, record: &Record) -> bool {
         let pool = |address| matches!(address, IpAddr::V4(address) if self.zones.primary().contains(address));
         self.is_ours(&record.name)
+            || self.strays(question, &record.name)
+            || alias(record).is_some_and(|target| self.strays(question, &target))
             || targets(record).iter().any(|target| self.is_ours(target))
             || addresses(record).any(pool)
+    }
+
+    /// Whether a name lies below a suffix that the question is not about. The mesh may hold it.
+    fn strays(&self, question: &Question, name: &Name) -> bool {
+        self.suffix_over(name).is_some_and(|suffix| !suffix.zone_of(&question.name))
     }
 
     fn guards_private(&self, name: &Name) -> bool {
@@ -142,6 +176,12 @@ fn belongs(record: &Record, chain: &[Name]) -> bool {
 
 fn is_proof(record: &Record) -> bool {
     [RRSIG, NSEC, NSEC3].contains(&u16::from(record.record_type()))
+}
+
+/// Returns where a record leads all questions about its name, or about what is below it.
+fn alias(record: &Record) -> Option<Name> {
+    let leads = record.record_type() == RecordType::CNAME || u16::from(record.record_type()) == DNAME;
+    targets(record).pop().filter(|_| leads)
 }
 
 /// Returns the names a record sends its reader to.
@@ -202,7 +242,8 @@ fn is_private(address: IpAddr) -> bool {
 /// Most names a chain of CNAMEs leads over; what follows is left out. Resolvers stop between 8 and 16.
 const MAX_CHAIN: usize = 16;
 
-/// Longest time a client may keep what upstream said, seconds: an hour, so that a lie ends some day.
+/// Longest time a client may keep what upstream said, seconds: an hour, so that a lie ends some day. Below a suffix it is
+/// that of what changes with the mesh: a service may hold the name in the next moment.
 const MAX_TTL: u32 = 3600;
 
 // hickory-proto reads these as unknown types.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::OnceLock;
 
 use hickory_proto::op::{Message, OpCode};
-use hickory_proto::rr::rdata::{A, CNAME, NULL};
+use hickory_proto::rr::rdata::{A, CNAME, NULL, SOA};
 use hickory_proto::rr::{RData, Record};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
@@ -364,7 +364,7 @@ async fn a_server_that_asks_us_back_is_suspended_until_it_stops() {
         Arc::new(Forwarder::new(settings, Arc::new(zone()), |_| false, report).expect("may be asked"));
     assert!(back.set(Arc::clone(&forwarder)).is_ok());
 
-    forwarder.probe(fake.address).await;
+    forwarder.probe(fake.address, None).await;
     let change = |now| UpstreamChange { address: fake.address, now };
     assert_eq!(told.try_recv(), Ok(change(UpstreamState::Looping)));
     let answer = ask(&forwarder, "www.example.").await;
@@ -372,7 +372,7 @@ async fn a_server_that_asks_us_back_is_suspended_until_it_stops() {
     assert_eq!(fake.questions(), 1, "only the probe was sent");
 
     looping.store(false, std::sync::atomic::Ordering::Relaxed);
-    forwarder.probe(fake.address).await;
+    forwarder.probe(fake.address, None).await;
     assert_eq!(told.try_recv(), Ok(change(UpstreamState::Up)));
     assert_eq!(code(&ask(&forwarder, "www.example.").await), (ResponseCode::NXDomain, None));
 }
@@ -392,4 +392,87 @@ fn what_cannot_be_an_upstream_server_is_refused_with_the_fix() {
     assert!(refused("192.0.2.7:5353").contains("this daemon answers"));
     assert!(refused("0.0.0.0:53").contains("no address of a server"));
     assert!(refused("192.0.2.7:0").contains("no address of a server"));
+}
+
+/// Zones with the suffix `corp.example`.
+fn suffixed() -> Arc<Zones> {
+    let suffix = "corp.example".parse().expect("valid");
+    Arc::new(zone().with_suffix(suffix).expect("free").with_upstream())
+}
+
+fn forwarder_below(fake: &Fake) -> Arc<Forwarder> {
+    let settings = ForwardSettings { upstreams: vec![fake.address], rebind_allow: None };
+    Arc::new(Forwarder::new(settings, suffixed(), |_| false, |_| ()).expect("may be asked"))
+}
+
+#[tokio::test]
+async fn what_upstream_says_below_a_suffix_is_soon_asked_again() {
+    let fake = Fake::start(Box::new(|_, query| {
+        let name = |text: &str| Name::from_ascii(text).expect("name");
+        let data = SOA::new(name("ns.example."), name("h.example."), 1, 2, 3, 4, 900);
+        vec![reply(query, |m| {
+            m.metadata.response_code = ResponseCode::NXDomain;
+            m.authorities = vec![Record::from_rdata(name("example."), 3_600, RData::SOA(data))];
+        })]
+    }))
+    .await;
+    let forwarder = forwarder_below(&fake);
+    let lasts = |answer: &Answer| match &answer.authorities[0].data {
+        RData::SOA(data) => (answer.authorities[0].ttl, data.minimum),
+        other => panic!("{other}"),
+    };
+    assert_eq!(lasts(&ask(&forwarder, "www.example.").await), (3_600, 900));
+    assert_eq!(lasts(&ask(&forwarder, "pg.corp.example.").await), (2, 2));
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(3)).await;
+    tokio::time::resume();
+    ask(&forwarder, "www.example.").await;
+    assert_eq!(fake.questions(), 2, "it is kept");
+    ask(&forwarder, "pg.corp.example.").await;
+    assert_eq!(fake.questions(), 3, "it is asked again");
+}
+
+#[tokio::test]
+async fn a_suffix_that_upstream_sends_back_here_is_answered_without_it() {
+    let back: Arc<OnceLock<Arc<Forwarder>>> = Arc::default();
+    let asks_back = Arc::clone(&back);
+    // A resolver of the host that has this suffix from us: it waits for our answer, and says then that it has none.
+    let fake = Fake::start(Box::new(move |_, query| {
+        let name = query.queries[0].name.clone();
+        let is_routed = Name::from_ascii("corp.example.").expect("name").zone_of(&name);
+        let came_back = is_routed && asks_back.get().expect("set").is_own_probe(&name);
+        let rcode = if came_back { ResponseCode::ServFail } else { ResponseCode::NXDomain };
+        vec![reply(query, |m| m.metadata.response_code = rcode)]
+    }))
+    .await;
+    let forwarder = forwarder_below(&fake);
+    assert!(back.set(Arc::clone(&forwarder)).is_ok());
+    let suffix = Name::from_ascii("corp.example.").expect("name");
+    forwarder.probe(fake.address, None).await;
+    forwarder.probe(fake.address, Some(&suffix)).await;
+    let absent = ask(&forwarder, "nope.corp.example.").await;
+    assert_eq!(
+        (absent.rcode, absent.authorities[0].ttl, absent.forwarded),
+        (ResponseCode::NXDomain, 1, false)
+    );
+    assert_eq!(absent.authorities[0].name, suffix);
+    assert_eq!(ask(&forwarder, "corp.example.").await.rcode, ResponseCode::NoError);
+    assert_eq!(fake.questions(), 2, "only the probes were sent");
+    assert_eq!(forwarder.status()[0].state, UpstreamState::Up);
+    ask(&forwarder, "www.example.").await;
+    assert_eq!(fake.questions(), 3, "names of others are asked of it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_below_a_suffix_says_nothing_about_the_server() {
+    let fake = Fake::silent().await;
+    let forwarder = forwarder_below(&fake);
+    for name in ["a.corp.example.", "b.corp.example."] {
+        let answer = ask(&forwarder, name).await;
+        assert_eq!(code(&answer), (ResponseCode::ServFail, Some(ExtendedError::NO_REACHABLE_AUTHORITY)));
+    }
+    let [status] = forwarder.status()[..] else { panic!("one server") };
+    assert_eq!((status.state, status.failed), (UpstreamState::Up, 0));
+    ask(&forwarder, "www.example.").await;
+    assert_eq!(forwarder.status()[0].failed, 3);
 }

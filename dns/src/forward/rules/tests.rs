@@ -192,3 +192,45 @@ fn an_allowed_name_may_still_not_speak_for_the_mesh() {
     let pool = vec![a("www.example.", [127, 240, 3, 4])];
     assert_eq!(sifted(&rules(Some(&["example."])), pool), Err(Foreign::Mesh));
 }
+
+#[test]
+fn of_names_below_a_suffix_upstream_says_only_what_it_is_asked() {
+    let zones = zone().with_suffix("corp.example".parse().expect("valid")).expect("free").with_upstream();
+    let rules = Rules::new(Arc::new(zones), None);
+    let about = |asked: &str, answers: Vec<Record>| {
+        rules.sift(&asks(asked), answer(answers), false).map(|content| content.answers.len())
+    };
+    let into = || alias("www.evil.example.", "PG.corp.example.");
+    let forged = a("pg.corp.example.", [6, 6, 6, 6]);
+    assert_eq!(about("www.evil.example.", vec![into(), forged]), Err(Foreign::Mesh));
+    assert_eq!(about("www.evil.example.", vec![into()]), Err(Foreign::Mesh));
+    let dname = RData::Unknown { code: DNAME.into(), rdata: NULL::with(b"\x04corp\x07example\0".to_vec()) };
+    assert_eq!(about("www.evil.example.", vec![record("evil.example.", dname)]), Err(Foreign::Mesh));
+
+    // Names that others have there: of a question about one of them, and as what a record speaks of.
+    let inside = vec![alias("www.corp.example.", "lb.corp.example."), a("lb.corp.example.", [192, 0, 2, 1])];
+    assert_eq!(about("www.corp.example.", inside), Ok(2));
+    let outside = vec![alias("www.corp.example.", "cdn.example."), a("cdn.example.", [192, 0, 2, 1])];
+    assert_eq!(about("www.corp.example.", outside), Ok(2));
+    let reverse = record("1.2.0.192.in-addr.arpa.", RData::PTR(PTR(name("www.corp.example."))));
+    assert_eq!(about("1.2.0.192.in-addr.arpa.", vec![reverse]), Ok(1));
+    let mut message = answer(vec![record("www.example.", RData::MX(MX::new(0, name("mx.corp.example."))))]);
+    message.additionals = vec![a("mx.corp.example.", [6, 6, 6, 6])];
+    let content = rules.sift(&asks("www.example."), message, false).expect("passes");
+    assert_eq!((content.answers.len(), content.additionals.len()), (1, 0));
+}
+
+#[test]
+fn what_signatures_cover_is_not_altered_below_a_suffix() {
+    let zones = zone().with_suffix("corp.example".parse().expect("valid")).expect("free").with_upstream();
+    let rules = Rules::new(Arc::new(zones), None);
+    let minimum = |dnssec_ok| {
+        let mut message = answer(Vec::new());
+        let data = SOA::new(name("ns.example."), name("h.example."), 1, 2, 3, 4, 900);
+        message.authorities = vec![Record::from_rdata(name("example."), 900, RData::SOA(data))];
+        let content = rules.sift(&asks("pg.corp.example."), message, dnssec_ok).expect("passes");
+        let RData::SOA(data) = &content.authorities[0].data else { panic!("a SOA") };
+        (content.authorities[0].ttl, data.minimum)
+    };
+    assert_eq!((minimum(false), minimum(true)), ((2, 2), (2, 900)));
+}
