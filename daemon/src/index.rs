@@ -148,16 +148,17 @@ impl IndexWriter {
                 count.fetch_add(1, Ordering::Relaxed);
             }
         }
-        self.0.feed.node(before.as_deref(), &after, |id| self.name_of(id));
         let names = [before.as_deref().and_then(name).cloned(), name(&after).cloned()];
+        let after = Arc::new(after);
         if after.view.is_none() && !after.state.is_some_and(MemberState::is_up) {
             self.0.nodes.remove(&node);
         } else {
-            self.0.nodes.insert(node, Arc::new(after));
+            self.0.nodes.insert(node, Arc::clone(&after));
         }
         for name in names.iter().flatten() {
             self.0.revisions.bump(Subject::Node(name));
         }
+        self.0.feed.node(before.as_deref(), &after, |id| self.name_of(id));
     }
 
     /// Returns read access.

@@ -1,5 +1,8 @@
 //! Reads after writes, and what one write costs and tells.
 
+use std::sync::atomic::AtomicUsize;
+use std::task::{Context, Poll, Waker};
+
 use gossamer_core::catalog::{InstanceState, InstanceView};
 use tokio::sync::broadcast::error::TryRecvError;
 
@@ -192,6 +195,37 @@ async fn who_watches_gets_a_line_for_each_state_of_a_node_and_for_its_card() {
     assert_eq!(lines(&mut watcher).await, expected);
     let changes = writer.reader().member_changes();
     assert_eq!(changes, [("alive", 1), ("suspect", 0), ("down", 1), ("left", 0)]);
+}
+
+#[test]
+fn who_is_told_of_a_node_sees_it_so() {
+    const TURNS: usize = 2_000;
+    let mut writer = IndexWriter::default();
+    let (reader, mut watcher) = (writer.reader(), writer.reader().watch());
+    let read = AtomicUsize::new(0);
+    let is_late = |turn: usize| {
+        while !watcher.has_more() {
+            std::thread::yield_now();
+        }
+        let seen = node_word(reader.node(id(1)).and_then(|known| known.state));
+        let mut next = std::pin::pin!(watcher.next());
+        let line = next.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let Poll::Ready(Some(line)) = line else { return true };
+        read.store(turn, Ordering::Release);
+        !matches!(&*line, WatchLine::Node { now, .. } if now == seen)
+    };
+    let late = std::thread::scope(|scope| {
+        let reading = scope.spawn(|| (1..=TURNS).map(is_late).filter(|is_late| *is_late).count());
+        for turn in 1..=TURNS {
+            let state = if turn % 2 == 0 { MemberState::Suspect } else { MemberState::Alive };
+            writer.update_node(id(1), |known| known.state = Some(state));
+            while read.load(Ordering::Acquire) < turn {
+                std::thread::yield_now();
+            }
+        }
+        reading.join().expect("reads")
+    });
+    assert_eq!(late, 0, "of {TURNS} lines came before what they tell");
 }
 
 #[tokio::test]

@@ -156,6 +156,8 @@ impl Vips {
     /// Returns what [`Self::answer`] does, given the name's `try`.
     pub fn answer_at(&self, name: &VipName, attempt: u8) -> VipAnswer {
         if let Some(winner) = self.shared.losers.load().get(name) {
+            let winner =
+                if self.shared.sees(winner) { winner.to_string() } else { "another name".to_owned() };
             return VipAnswer::Blocked(format!(
                 "{name} has the same virtual address as {winner}; its exporters are about to give it another one"
             ));
@@ -169,10 +171,7 @@ impl Vips {
     /// Returns the name that an address stands for, in use or not; `None` when this node may not see it. A new
     /// name is known a moment later, unless it is opened.
     pub fn pointer(&self, vip: Ipv4Addr) -> Option<VipName> {
-        let name = self.shared.names.name(vip)?;
-        let view = self.shared.index.service(name.service())?;
-        let is_seen = behind(&view, &name).next().is_some();
-        is_seen.then_some(name)
+        self.shared.names.name(vip).filter(|name| self.shared.sees(name))
     }
 
     /// Returns the ports of all names in use, by name and port.
@@ -199,6 +198,11 @@ impl Vips {
 impl Shared {
     fn open(&self, name: &VipName) -> Option<Arc<OpenVip>> {
         self.open.get(name).map(|entry| Arc::clone(entry.value()))
+    }
+
+    /// Returns whether this node may know of a name.
+    fn sees(&self, name: &VipName) -> bool {
+        self.index.service(name.service()).is_some_and(|view| behind(&view, name).next().is_some())
     }
 
     fn address(&self, view: &ServiceView, name: &VipName) -> Ipv4Addr {

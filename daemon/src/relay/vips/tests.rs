@@ -279,6 +279,34 @@ async fn names_that_meet_are_answered_for_one_of_them_only() {
 }
 
 #[tokio::test]
+async fn a_name_that_lost_to_a_hidden_one_does_not_say_to_which() {
+    let mut host = Host::new(5);
+    let pool = host.vips.shared.pool;
+    let hash = |name: &str| VipName::Service(service(name)).hash(&MESH, 0);
+    let wins =
+        |name: &String| pool.vip(hash(name)) == pool.vip(hash("orders")) && hash(name) < hash("orders");
+    let winner = (0..).map(|at| format!("s{at}")).find(wins).expect("the pool is small");
+    host.offer(&[]);
+    let mut hidden = service_view(&winner, Vec::new());
+    let mut remote = instance("db-9", "west");
+    remote.visible = false;
+    hidden.hidden.push(remote);
+    host.index.set_service(&service(&winner), Some(hidden));
+    let lost = async {
+        while host.vips.losers().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(15), lost).await.expect("it loses");
+    let VipAnswer::Blocked(why) = host.answer() else { panic!("answered") };
+    assert!(why.contains("as another name;"), "{why}");
+
+    host.index.set_service(&service(&winner), Some(service_view(&winner, vec![instance("db-9", "west")])));
+    let VipAnswer::Blocked(why) = host.answer() else { panic!("answered") };
+    assert!(why.contains(&format!("as {winner};")), "{why}");
+}
+
+#[tokio::test]
 async fn a_new_view_with_the_same_ports_asks_nothing_of_the_owner() {
     let (mut host, port) = (Host::new(15), free_port());
     host.offer(&[port]);
