@@ -114,13 +114,21 @@ impl Zones {
         self.zones.iter()
     }
 
-    /// Returns the apexes and aliases that resolvers of the host must send here, lower case and without last dots: mesh
-    /// zones, the clusterset zone, suffixes, aliases. Reverse zones are not among them.
-    pub fn routed(&self) -> Vec<String> {
+    /// Returns all that is answered here, lower case and without last dots: mesh zones, the clusterset zone, suffixes,
+    /// aliases. Reverse zones are not among them.
+    pub fn answered(&self) -> Vec<String> {
         let zones = self.zones.iter().map(Zone::origin).chain(&self.clusterset);
         let zones = zones.map(|name| name.to_ascii().trim_end_matches('.').to_owned());
         let suffixes = self.suffixes.iter().map(|(suffix, _)| suffix.to_string());
         zones.chain(suffixes).chain(self.aliases.keys().cloned()).collect()
+    }
+
+    /// Returns the aliases that resolvers of the host must not send here. Resolvers send all names below an alias too, and
+    /// these are refused when nobody else is asked; below a suffix they are sent here anyway.
+    pub fn unrouted(&self) -> Vec<String> {
+        let is_covered = |alias: &str| self.suffix_over(&alias.split('.').collect::<Vec<_>>()).is_some();
+        let aliases = self.aliases.keys().filter(|alias| !self.forwards && !is_covered(alias));
+        aliases.cloned().collect()
     }
 
     /// Returns whether a custom name, or names of a wildcard, can be answered here.
@@ -321,7 +329,17 @@ mod tests {
         assert_eq!(over("corp.example").as_deref(), Some("corp.example."));
         assert_eq!(over("badcorp.example").as_deref(), Some("example."));
         assert_eq!(over("badexample"), None);
-        assert_eq!(zones.routed(), ["mesh.internal", "corp.example", "example"]);
+        assert_eq!(zones.answered(), ["mesh.internal", "corp.example", "example"]);
+    }
+
+    #[test]
+    fn an_alias_takes_names_below_it_along_only_where_somebody_answers_them() {
+        let mut zones = zones().with_suffix(suffix("corp.example")).expect("valid");
+        for alias in ["pg.corp.example", "corp.example", "example", "pg.other.test"] {
+            zones = zones.with_alias(alias, service()).expect("valid");
+        }
+        assert_eq!(zones.unrouted(), ["example", "pg.other.test"]);
+        assert!(zones.with_upstream().unrouted().is_empty());
     }
 
     #[test]

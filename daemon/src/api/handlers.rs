@@ -375,7 +375,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         mesh: StatusMesh { id: about.mesh.to_string(), name: about.mesh_name.clone() },
         node: this_node(&api),
         dns: about.dns,
-        dns_names: state.zone.routed(),
+        dns_names: state.zone.answered(),
         mesh_listen: about.mesh_listen,
         advertised: about.advertised.clone(),
         socket: about.socket.clone(),

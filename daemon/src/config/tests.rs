@@ -273,7 +273,7 @@ fn names_beside_the_zone_come_from_the_file_or_the_environment() {
         "pg.corp.example",
         "x.y",
     ];
-    assert_eq!(zones.routed(), all);
+    assert_eq!(zones.answered(), all);
 
     // What is shown can be written back.
     let shown: String = settings

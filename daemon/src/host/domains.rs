@@ -3,6 +3,7 @@
 //! Owns: the one list that every resolver's settings, the check and the documents are made of. Must not know: resolvers.
 //! Driven by: `cli::host`.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use gossamer_core::vip::Pool;
@@ -10,17 +11,40 @@ use gossamer_dns::ZoneError;
 
 use crate::config::Settings;
 
-/// Returns the mesh zones, the suffixes of custom names and the aliases, then the reverse zones of the pool; lower case,
-/// without final dots, each once.
+/// What resolvers are told; lower case, without final dots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Domains {
+    /// The mesh zones, the clusterset zone, the suffixes of custom names and the aliases, then the reverse zones of the
+    /// pool; each once.
+    pub asked: Vec<String>,
+    /// Aliases that are not among them.
+    pub left_out: Vec<String>,
+}
+
+impl Domains {
+    /// Returns why aliases are left out and what brings them in, if there are such.
+    pub fn note(&self) -> Option<String> {
+        (!self.left_out.is_empty()).then(|| {
+            format!(
+                "the resolver is not told of [alias] {}: it would send all names below as well, which the daemon refuses \
+                 without dns.upstream; set that, or dns.fqdn_suffixes to a zone that is all yours",
+                self.left_out.join(", ")
+            )
+        })
+    }
+}
+
+/// Returns the domains of a configuration.
 ///
 /// # Errors
 /// Two of the configured names cannot stand beside each other.
-pub fn dns_domains(settings: &Settings) -> Result<Vec<String>, ZoneError> {
-    let mut domains = settings.zones().map_err(|(_, error)| error)?.routed();
-    domains.extend(reverse_zones(settings.vip_pool));
-    let mut seen = std::collections::BTreeSet::new();
-    domains.retain(|domain| seen.insert(domain.clone()));
-    Ok(domains)
+pub fn dns_domains(settings: &Settings) -> Result<Domains, ZoneError> {
+    let zones = settings.zones().map_err(|(_, error)| error)?;
+    let (mut asked, left_out) = (zones.answered(), zones.unrouted());
+    asked.extend(reverse_zones(settings.vip_pool));
+    let mut seen: BTreeSet<_> = left_out.iter().cloned().collect();
+    asked.retain(|domain| seen.insert(domain.clone()));
+    Ok(Domains { asked, left_out })
 }
 
 /// Returns the zones below `in-addr.arpa` that together are the pool: one to 128 of them.
@@ -41,9 +65,36 @@ fn reverse_zones(pool: Pool) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, Flags, Host, Slot};
 
     fn zones(pool: &str) -> Vec<String> {
         reverse_zones(pool.parse().expect("a pool"))
+    }
+
+    fn of(text: &str) -> Domains {
+        let file = tempfile::NamedTempFile::new().expect("scratch");
+        std::fs::write(file.path(), text).expect("writes");
+        let flags = Flags { config: Some(file.path().to_owned()), ..Flags::default() };
+        let home = [("HOME".to_owned(), "/home/u".to_owned())];
+        let host = Host { variables: home.into(), ..Host::default() };
+        let config = Config::load(&flags, &host).expect("loads");
+        dns_domains(&config.settings(Slot::FIRST)).expect("they stand beside each other")
+    }
+
+    #[test]
+    fn an_alias_is_left_out_and_named_where_names_below_it_would_be_refused() {
+        let alias = "[alias]\n\"pg.corp.example\" = \"db\"\n\"x.test\" = \"db\"\n";
+        let alone = of(&format!("[dns]\nfqdn_suffixes = [\"corp.example\"]\n{alias}"));
+        let all = ["mesh.internal", "corp.example", "pg.corp.example", "240.127.in-addr.arpa"];
+        assert_eq!(
+            (alone.asked.as_slice(), alone.left_out.as_slice()),
+            (&all.map(str::to_owned)[..], &["x.test".to_owned()][..])
+        );
+        let note = alone.note().expect("a note");
+        assert!(note.contains("x.test") && note.contains("dns.upstream") && !note.contains("corp"), "{note}");
+        let asking = of(&format!("[dns]\nupstream = [\"192.0.2.53\"]\n{alias}"));
+        assert!(asking.asked.contains(&"x.test".to_owned()));
+        assert_eq!(asking.note(), None);
     }
 
     #[test]

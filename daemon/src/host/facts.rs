@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
+use super::journal::is_plausible;
+
 /// A host as its resolver sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -197,16 +199,18 @@ pub fn unbound_includes(file: &str) -> Vec<String> {
     file.lines().filter_map(value).filter(|pattern| pattern.starts_with('/')).collect()
 }
 
-/// Returns where a file of ours is read, if one of the patterns takes it.
+/// Returns where a file of ours is read, if one of the patterns takes it; rather a path that may be used than another.
 pub fn included(patterns: &[String]) -> Option<PathBuf> {
     let place = |pattern: &String| {
         let path = Path::new(pattern);
         let name = path.file_name()?.to_str()?;
         let takes =
             name == "*" || name == "*.*" || name.strip_prefix('*').is_some_and(|end| OURS.ends_with(end));
-        takes.then(|| path.with_file_name(OURS))
+        let is_one = |directory: &Path| !directory.to_string_lossy().contains(['*', '?', '[']);
+        (takes && path.parent().is_some_and(is_one)).then(|| path.with_file_name(OURS))
     };
-    patterns.iter().find_map(place)
+    let places = || patterns.iter().filter_map(place);
+    places().find(|path| is_plausible(path)).or_else(|| places().next())
 }
 
 /// How files of ours are called.

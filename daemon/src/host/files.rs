@@ -107,13 +107,16 @@ pub fn sweep(directory: &Path) {
     }
 }
 
-/// Makes a directory and those above it that are missing (0755).
+/// Makes a directory and those above it that are missing (0755, whatever the umask is: resolvers are not root).
 ///
 /// # Errors
 /// The system.
 pub fn make_directories(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
+    for directory in missing_directories(path) {
+        fs::create_dir(&directory)?;
+        fs::set_permissions(&directory, Permissions::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
 /// Returns the directories of a path that are missing, outermost first.
@@ -195,6 +198,29 @@ mod tests {
         assert_eq!(missing_directories(&deep), [dir.path().join("a"), deep.clone()]);
         make_directories(&deep).expect("makes");
         assert!(missing_directories(&deep).is_empty());
+    }
+
+    /// The umask is of the whole process, so a process of its own has it.
+    #[test]
+    fn made_directories_can_be_read_by_resolvers_whatever_the_umask_is() {
+        const INSIDE: &str = "GOSSAMER_TEST_HAS_UMASK";
+        if std::env::var_os(INSIDE).is_none() {
+            let name = "host::files::tests::made_directories_can_be_read_by_resolvers_whatever_the_umask_is";
+            let mut again = std::process::Command::new("sh");
+            again
+                .args(["-c", "umask 077; exec \"$0\" --exact \"$1\""])
+                .arg(std::env::current_exe().expect("this"));
+            let said = again.arg(name).env(INSIDE, "1").output().expect("runs");
+            let text = String::from_utf8_lossy(&said.stdout);
+            assert!(said.status.success() && text.contains("1 passed"), "{text}");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("scratch");
+        make_directories(&dir.path().join("a/b")).expect("makes");
+        for made in ["a", "a/b"] {
+            let mode = fs::metadata(dir.path().join(made)).expect("is there").mode();
+            assert_eq!(mode & 0o777, 0o755, "{made}");
+        }
     }
 
     #[test]

@@ -67,13 +67,13 @@ impl Record {
             Standing::Changed
         }
     }
+}
 
-    fn is_plausible(&self) -> bool {
-        let is_ours = self.path.starts_with("/etc") && self.path.file_name().is_some_and(|name| name == OURS);
-        let is_straight =
-            self.path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-        self.path == Path::new(RESOLV_CONF) || (is_ours && is_straight)
-    }
+/// Returns whether a setup can have this path. A record of another is not believed, so none is written.
+pub fn is_plausible(path: &Path) -> bool {
+    let is_ours = path.starts_with("/etc") && path.file_name().is_some_and(|name| name == OURS);
+    let is_straight = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    path == Path::new(RESOLV_CONF) || (is_ours && is_straight)
 }
 
 /// Reads the record in a directory; `None` when there is none.
@@ -96,7 +96,7 @@ pub fn read(directory: &Path) -> io::Result<Option<Record>> {
     let mut text = String::new();
     file.by_ref().take(MAX_BYTES).read_to_string(&mut text)?;
     let record: Record = serde_json::from_str(&text)?;
-    if !record.is_plausible() {
+    if !is_plausible(&record.path) {
         return Err(io::Error::other(format!("{} is no file of a setup", record.path.display())));
     }
     Ok(Some(record))

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::facts::{Facts, Manager, Program, Services, included};
+use super::journal::is_plausible;
 use super::text;
 
 /// The port that a name server in `/etc/resolv.conf` has.
@@ -113,6 +114,22 @@ impl Resolver {
             Self::ResolvConf => "resolv.conf",
         }
     }
+
+    /// Returns the one that has a name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        let all = [Self::SystemdResolved, Self::Dnsmasq, Self::Unbound, Self::ResolvConf];
+        all.into_iter().find(|resolver| resolver.name() == name)
+    }
+
+    /// Returns whether a program is this resolver, as a service of the host.
+    fn is(self, program: &Program) -> bool {
+        match self {
+            Self::SystemdResolved => matches!(program.name.as_str(), "systemd-resolve" | "systemd-resolved"),
+            Self::Dnsmasq => program.name == "dnsmasq" && !is_of_network_manager(program),
+            Self::Unbound => program.name == "unbound",
+            Self::ResolvConf => false,
+        }
+    }
 }
 
 impl fmt::Display for Reload {
@@ -145,6 +162,16 @@ pub fn plan(facts: &Facts, wanted: &Wanted) -> Result<Planned, Refusal> {
         Resolver::Unbound => unbound(facts, wanted)?,
         Resolver::ResolvConf => resolv_conf(facts, wanted)?,
     };
+    if !is_plausible(&plan.path) {
+        return Err(refusal(
+            format!(
+                "{} reads further settings as {}, and gossamer writes only below /etc, with no `..` on the way",
+                resolver.name(),
+                plan.path.display()
+            ),
+            "let it include a directory below /etc as well, as /etc/dnsmasq.d or /etc/unbound/unbound.conf.d, and restart it",
+        ));
+    }
     if facts.docker && wanted.dns.ip().is_loopback() {
         plan.notes.push(CONTAINERS.to_owned());
     }
@@ -168,24 +195,63 @@ pub fn resolver(facts: &Facts, wanted: &Wanted) -> Result<Resolver, Refusal> {
 /// Returns how a resolver takes over what its files say.
 ///
 /// # Errors
-/// Nothing that starts services is known here.
+/// Nothing that starts services is known here, or another program answers now, which is not to be told.
 pub fn reload(resolver: Resolver, facts: &Facts) -> Result<Option<Reload>, Refusal> {
-    let unit = || facts.stub.as_ref().and_then(|program| program.unit.as_deref());
-    match resolver {
-        Resolver::SystemdResolved => restart("systemd-resolved", "systemd-resolved", facts).map(Some),
-        Resolver::Dnsmasq => restart("dnsmasq", unit().unwrap_or("dnsmasq"), facts).map(Some),
-        Resolver::Unbound => Ok(facts.stub.as_ref().map(|program| Reload::Hangup(program.pid))),
-        Resolver::ResolvConf => Ok(None),
+    let stub = facts.stub.as_ref().filter(|program| resolver.is(program));
+    let unit = stub.and_then(|program| program.unit.as_deref());
+    // The host's own resolver is down, as when a setup was killed during a restart: its service is known by name.
+    let is_down = facts.stub.is_none() && facts.resolv_conf.first().is_loopback();
+    match (resolver, stub) {
+        (Resolver::ResolvConf, _) => Ok(None),
+        (Resolver::Unbound, Some(program)) => Ok(Some(Reload::Hangup(program.pid))),
+        (Resolver::Dnsmasq, stub) if stub.is_some() || is_down => {
+            restart("dnsmasq", unit.unwrap_or("dnsmasq"), facts).map(Some)
+        }
+        (Resolver::SystemdResolved, stub) if stub.is_some() || is_down || is_asked_by_libc(facts) => {
+            restart("systemd-resolved", "systemd-resolved", facts).map(Some)
+        }
+        (Resolver::Unbound | Resolver::Dnsmasq | Resolver::SystemdResolved, _) => {
+            Err(not_asked(resolver, facts))
+        }
     }
+}
+
+fn not_asked(resolver: Resolver, facts: &Facts) -> Refusal {
+    let (first, name) = (facts.resolv_conf.first(), resolver.name());
+    let other = facts.stub.as_ref();
+    let who = other.map_or_else(
+        || "nobody who can be seen".to_owned(),
+        |other| format!("{} (process {})", other.name, other.pid),
+    );
+    refusal(
+        format!("programs ask {first}, where {who} listens on port 53"),
+        format!("if {name} still runs, restart it yourself"),
+    )
+}
+
+/// Returns what a resolver's file says.
+pub fn file_text(resolver: Resolver, facts: &Facts, wanted: &Wanted) -> String {
+    let (domains, dns) = (&wanted.domains, wanted.dns);
+    match resolver {
+        Resolver::SystemdResolved => text::resolved(domains, dns),
+        Resolver::Dnsmasq => text::dnsmasq(domains, dns),
+        Resolver::Unbound => text::unbound(domains, dns),
+        Resolver::ResolvConf => text::resolv_conf(&facts.resolv_conf.text, dns),
+    }
+}
+
+/// libc asks systemd-resolved over its own socket, and it is there.
+fn is_asked_by_libc(facts: &Facts) -> bool {
+    facts.asks_resolved && facts.resolved.is_some()
 }
 
 fn found(facts: &Facts, wanted: &Wanted) -> Result<Found, Refusal> {
     let first = facts.resolv_conf.first();
     // Also after a setup with another address.
-    if first == wanted.dns.ip() || facts.resolv_conf.text.starts_with(text::HEADER) {
+    if SocketAddr::new(first, DNS_PORT) == wanted.dns || facts.resolv_conf.text.starts_with(text::HEADER) {
         return Ok(Found::Resolver(Resolver::ResolvConf));
     }
-    if facts.asks_resolved && facts.resolved.is_some() {
+    if is_asked_by_libc(facts) {
         return Ok(Found::Resolver(Resolver::SystemdResolved));
     }
     let Some(program) = &facts.stub else {
@@ -253,7 +319,7 @@ fn systemd_resolved(facts: &Facts, wanted: &Wanted) -> Result<Plan, Refusal> {
     Ok(Plan {
         resolver: Resolver::SystemdResolved,
         path: RESOLVED_FILE.into(),
-        text: text::resolved(&wanted.domains, wanted.dns),
+        text: file_text(Resolver::SystemdResolved, facts, wanted),
         validate: None,
         reload: reload(Resolver::SystemdResolved, facts)?,
         notes,
@@ -299,7 +365,7 @@ fn dnsmasq(facts: &Facts, wanted: &Wanted) -> Result<Plan, Refusal> {
     }
     Ok(Plan {
         resolver: Resolver::Dnsmasq,
-        text: text::dnsmasq(&wanted.domains, wanted.dns),
+        text: file_text(Resolver::Dnsmasq, facts, wanted),
         validate: Some(validate),
         path,
         reload: reload(Resolver::Dnsmasq, facts)?,
@@ -320,7 +386,7 @@ fn unbound(facts: &Facts, wanted: &Wanted) -> Result<Plan, Refusal> {
     Ok(Plan {
         resolver: Resolver::Unbound,
         path,
-        text: text::unbound(&wanted.domains, wanted.dns),
+        text: file_text(Resolver::Unbound, facts, wanted),
         validate: Some(validate),
         reload: reload(Resolver::Unbound, facts)?,
         notes: Vec::new(),
@@ -372,7 +438,7 @@ fn resolv_conf(facts: &Facts, wanted: &Wanted) -> Result<Plan, Refusal> {
     Ok(Plan {
         resolver: Resolver::ResolvConf,
         path: RESOLV_CONF.into(),
-        text: text::resolv_conf(&facts.resolv_conf.text, dns),
+        text: file_text(Resolver::ResolvConf, facts, wanted),
         validate: None,
         reload: None,
         notes: vec![

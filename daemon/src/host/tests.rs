@@ -310,6 +310,67 @@ fn a_resolver_is_restarted_by_what_starts_services_here() {
     }
 }
 
+#[test]
+fn only_the_resolver_itself_is_told_and_never_who_answers_in_its_place() {
+    for (name, facts) in [
+        ("dnsmasq", unbound_host()),
+        ("unbound", dnsmasq_host()),
+        ("systemd-resolve", unbound_host()),
+        ("gone", host("192.0.2.1")),
+    ] {
+        let is_other = |resolver: &Resolver| match name {
+            "gone" => true,
+            "systemd-resolve" => *resolver == Resolver::SystemdResolved,
+            name => resolver.name() == name,
+        };
+        for resolver in
+            [Resolver::SystemdResolved, Resolver::Dnsmasq, Resolver::Unbound].iter().filter(|of| is_other(of))
+        {
+            let why = reload(*resolver, &facts).expect_err("another answers").to_string();
+            assert!(why.contains("restart it yourself") && why.contains(resolver.name()), "{why}");
+        }
+    }
+    // The one that NetworkManager starts is its own.
+    let arguments = ["dnsmasq", "--conf-dir=/etc/NetworkManager/dnsmasq.d"];
+    let facts = Facts { stub: stub("dnsmasq", &arguments), ..dnsmasq_host() };
+    assert!(reload(Resolver::Dnsmasq, &facts).is_err());
+    assert_eq!(reload(Resolver::ResolvConf, &facts), Ok(None));
+}
+
+#[test]
+fn a_resolver_that_is_down_is_started_again_by_its_name() {
+    let down = Facts { stub: None, ..dnsmasq_host() };
+    let told = |resolver| reload(resolver, &down).map(|told| command(told.as_ref()));
+    assert_eq!(told(Resolver::Dnsmasq).expect("told"), "systemctl restart dnsmasq");
+    assert_eq!(told(Resolver::SystemdResolved).expect("told"), "systemctl restart systemd-resolved");
+    let why = told(Resolver::Unbound).expect_err("there is no process").to_string();
+    assert!(why.contains("nobody who can be seen") && why.contains("unbound"), "{why}");
+}
+
+#[test]
+fn no_record_is_made_that_an_undo_would_not_believe() {
+    for directory in ["/opt/unbound/conf.d", "/etc/../opt/conf.d", "/etc/unbound/../conf.d"] {
+        let include = |pattern: &str| unbound_includes(&format!("include-toplevel: {pattern}\n"));
+        let mut facts = Facts { includes: include(&format!("{directory}/*.conf")), ..unbound_host() };
+        let why = refused(&facts, &wanted());
+        assert!(
+            why.contains("only below /etc") && why.contains(directory) && why.contains("let it include"),
+            "{why}"
+        );
+        facts.includes.extend(include("/etc/unbound/unbound.conf.d/*.conf"));
+        assert!(super::journal::is_plausible(&change(&facts, &wanted()).path));
+    }
+    assert_eq!(included(&["/etc/unbound/*/*.conf".to_owned()]), None, "no one directory");
+}
+
+#[test]
+fn a_resolver_at_the_daemons_address_and_another_port_is_a_resolver() {
+    let beside = Wanted { dns: "127.0.0.1:4653".parse().expect("an address"), ..wanted() };
+    assert_eq!(change(&dnsmasq_host(), &beside).resolver, Resolver::Dnsmasq);
+    let itself = Wanted { dns: "127.0.0.1:53".parse().expect("an address"), ..wanted() };
+    assert_eq!(resolver(&dnsmasq_host(), &itself), Ok(Resolver::ResolvConf));
+}
+
 fn decided(record: Option<&Record>, now: &Entry, plan: &Plan) -> Result<Setup, Refusal> {
     decide::setup(
         record.cloned(),

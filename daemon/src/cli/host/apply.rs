@@ -24,7 +24,7 @@ use crate::host::plan::{Plan, Reload, Resolver, Wanted, reload};
 /// How long a resolver may take until it answers again.
 const BACK_WITHIN: Duration = Duration::from_secs(10);
 /// How long it may take until it answers with what the daemon says.
-const TAKEN_WITHIN: Duration = Duration::from_secs(3);
+const TAKEN_WITHIN: Duration = Duration::from_secs(10);
 /// Between two questions to a resolver that is coming back.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -64,10 +64,11 @@ pub(super) async fn setup(
         Err(why) => Err(why),
     };
     if let Err(why) = done {
-        take_back(plan, &record, &now, earlier.as_ref());
+        let taken_back = take_back(Path::new(DIRECTORY), &record, &now, earlier.as_ref());
         // One that was not told goes on with what it has; to tell it could end it.
         let _ = told.map(tell);
-        return Err(Failure::failed(format_args!("{why}; all is as it was before")));
+        let outcome = taken_back.err().unwrap_or_else(|| "all is as it was before".to_owned());
+        return Err(Failure::failed(format_args!("{why}; {outcome}")));
     }
     let record = Record { taken: true, ..record };
     write_record(&record)?;
@@ -80,10 +81,10 @@ pub(super) async fn undo(is_dry: bool) -> Result<Report, Failure> {
     let now = Entry::read(&record.path).map_err(|error| at(&record.path, &error))?;
     let decided = decide::undo(&record, &now, &record_file().to_string_lossy())?;
     let facts = probe::facts();
-    let told = of_name(&record.resolver).map(|resolver| reload(resolver, &facts));
+    let told = Resolver::of_name(&record.resolver).map(|resolver| reload(resolver, &facts));
     let (told, note) = match told {
         Some(Ok(reload)) => (reload, None),
-        Some(Err(refusal)) => (None, Some(format!("restart {} yourself: {}", record.resolver, refusal.why))),
+        Some(Err(refusal)) => (None, Some(format!("{} was not told: {refusal}", record.resolver))),
         None => (None, None),
     };
     let report = Report {
@@ -126,24 +127,42 @@ async fn take_over(plan: &Plan, stub: SocketAddr, wanted: &Wanted) -> Result<(),
     let Some(reload) = &plan.reload else { return Ok(()) };
     tell_and_wait(reload, plan.resolver.name(), stub).await?;
     let zone = wanted.domains.first().map_or(".", String::as_str);
-    let answers = async || ask::ask(stub, zone, RecordType::SOA).await.ok();
-    // Some take settings over in the background. Whether the daemon runs is another matter: `check` says.
-    if ask::ask(wanted.dns, zone, RecordType::SOA).await.is_ok() {
-        poll(TAKEN_WITHIN, async || answers().await.is_some_and(|reply| !reply.answers.is_empty())).await;
+    if passes_on(stub, wanted.dns, zone, TAKEN_WITHIN).await {
+        return Ok(());
     }
-    Ok(())
+    let resolver = plan.resolver.name();
+    Err(format!("{resolver} answers at {stub}, but not for {zone}, for which {} does", wanted.dns))
 }
 
-/// Takes back what a failed setup wrote. There is nobody left to tell of a second failure.
-fn take_back(plan: &Plan, record: &Record, now: &Entry, earlier: Option<&Record>) {
-    let _ = now.put(&plan.path);
+/// Waits until a resolver answers for a zone. Some take settings over in the background. Whether the daemon answers is
+/// another matter, of which `check` tells.
+async fn passes_on(stub: SocketAddr, dns: SocketAddr, zone: &str, within: Duration) -> bool {
+    let answers = async |server| {
+        ask::ask(server, zone, RecordType::SOA).await.is_ok_and(|reply| !reply.answers.is_empty())
+    };
+    !answers(dns).await || poll(within, async || answers(stub).await).await
+}
+
+/// Takes back what a failed setup wrote, in the file and in the record's directory. The error says what is left: while
+/// the file is not as it was, its record stays.
+fn take_back(directory: &Path, record: &Record, now: &Entry, earlier: Option<&Record>) -> Result<(), String> {
+    let (path, kept) = (record.path.display(), directory.join(journal::FILE));
+    let is_as_before = Entry::read(&record.path).is_ok_and(|entry| entry == *now);
+    let put = if is_as_before { Ok(()) } else { now.put(&record.path) };
+    put.map_err(|error| {
+        format!(
+            "and {path} could not be put back: {error}; what was there is kept in {}: mend that and run sudo gossamer host undo",
+            kept.display()
+        )
+    })?;
     let known: &[PathBuf] = earlier.map_or(&[], |earlier| &earlier.directories);
     let made = record.directories.iter().rev().filter(|directory| !known.contains(directory));
     made.for_each(|directory| drop(fs::remove_dir(directory)));
-    let _ = match earlier {
-        Some(earlier) => journal::write(Path::new(DIRECTORY), earlier),
-        None => journal::remove(Path::new(DIRECTORY)),
+    let put = match earlier {
+        Some(earlier) => journal::write(directory, earlier),
+        None => journal::remove(directory),
     };
+    put.map_err(|error| format!("{path} is as it was before, but not {}: {error}", kept.display()))
 }
 
 /// Tells a resolver and waits until it answers anything.
@@ -193,11 +212,6 @@ fn run(words: &[String]) -> Result<(), String> {
     Err(format!("`{line}` ended with {}: {}", ended.status, said.unwrap_or_default()))
 }
 
-fn of_name(name: &str) -> Option<Resolver> {
-    let all = [Resolver::SystemdResolved, Resolver::Dnsmasq, Resolver::Unbound, Resolver::ResolvConf];
-    all.into_iter().find(|resolver| resolver.name() == name)
-}
-
 fn read_record() -> Result<Option<Record>, Failure> {
     journal::read(Path::new(DIRECTORY)).map_err(|error| at(&record_file(), &error))
 }
@@ -212,4 +226,79 @@ fn record_file() -> PathBuf {
 
 fn at(path: &Path, error: &io::Error) -> Failure {
     Failure::failed(format_args!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use hickory_proto::op::{Message, MessageType};
+    use hickory_proto::rr::{RData, Record as Answer, rdata::A};
+    use tokio::net::UdpSocket;
+
+    use super::*;
+
+    fn record(path: &Path) -> Record {
+        Record {
+            resolver: "dnsmasq".to_owned(),
+            path: path.to_owned(),
+            before: Entry::Missing,
+            after: Entry::Link { target: "after".into() },
+            directories: vec![],
+            taken: false,
+        }
+    }
+
+    #[test]
+    fn a_record_stays_while_its_file_is_not_as_it_was() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let journal = dir.path().join("journal");
+        // A full directory stands where the file was: nothing can be put there.
+        let path = dir.path().join("etc/gossamer.conf");
+        make_directories(&path.join("in the way")).expect("makes");
+        let record = record(&path);
+        journal::write(&journal, &record).expect("writes");
+        let why = take_back(&journal, &record, &Entry::Missing, None).expect_err("cannot be put");
+        let file = journal.join(journal::FILE);
+        assert!(why.contains(&file.display().to_string()) && why.contains("gossamer host undo"), "{why}");
+        assert!(file.exists());
+
+        fs::remove_dir_all(&path).expect("removes");
+        record.after.put(&path).expect("puts");
+        assert_eq!(take_back(&journal, &record, &Entry::Missing, None), Ok(()));
+        assert_eq!(Entry::read(&path).expect("reads"), Entry::Missing);
+        assert!(!file.exists());
+    }
+
+    /// Answers every question, with an address or with nothing.
+    async fn server(answers: bool) -> SocketAddr {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
+        let address = socket.local_addr().expect("bound");
+        tokio::spawn(async move {
+            loop {
+                let mut buffer = [0; 512];
+                let (length, from) = socket.recv_from(&mut buffer).await.expect("a question");
+                let mut reply = Message::from_vec(&buffer[..length]).expect("a message");
+                reply.metadata.message_type = MessageType::Response;
+                let name = reply.queries[0].name().clone();
+                if answers {
+                    reply.add_answer(Answer::from_rdata(name, 1, RData::A(A(Ipv4Addr::LOCALHOST))));
+                }
+                socket.send_to(&reply.to_vec().expect("bytes"), from).await.expect("sends");
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_resolver_that_does_not_ask_a_daemon_that_answers_has_not_taken_over() {
+        let (with, without) = (server(true).await, server(false).await);
+        let soon = Duration::from_millis(100);
+        assert!(!passes_on(without, with, "mesh.internal", soon).await);
+        assert!(passes_on(with, with, "mesh.internal", soon).await);
+        assert!(
+            passes_on(without, without, "mesh.internal", soon).await,
+            "the daemon does not answer either"
+        );
+    }
 }

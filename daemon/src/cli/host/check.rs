@@ -4,6 +4,7 @@
 //! set up. Driven by: `cli::host`.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -23,8 +24,8 @@ use crate::config::Settings;
 use crate::host::domains::dns_domains;
 use crate::host::facts::Facts;
 use crate::host::files::Entry;
-use crate::host::journal::{self, DIRECTORY, Standing};
-use crate::host::plan::{Wanted, resolver};
+use crate::host::journal::{self, DIRECTORY, Record, Standing};
+use crate::host::plan::{Resolver, Wanted, file_text, resolver};
 
 /// How long a program's look-up may take: libc asks again after 5 s.
 const LOOKUP_WITHIN: Duration = Duration::from_secs(15);
@@ -62,11 +63,11 @@ impl Hop {
 pub(super) async fn run(settings: &Settings, dns: SocketAddr, json: bool) -> Result<(), Failure> {
     let facts = probe::facts();
     let domains = dns_domains(settings).map_err(Failure::usage)?;
-    let wanted = Wanted { domains, dns, yes: true, forwards: None };
+    let wanted = Wanted { domains: domains.asked, dns, yes: true, forwards: None };
     let zone = settings.dns_zone.as_str();
     let stub = probe::stub_address(&facts);
-    let mut hops = vec![listener(dns, zone).await, host_resolver(&facts, &wanted), record()];
-    hops.push(through(stub, dns, zone).await);
+    let mut hops = vec![listener(dns, zone).await, host_resolver(&facts, &wanted), setup(&facts, &wanted)];
+    hops.push(through(stub, &wanted).await);
     hops.push(program(settings, dns).await);
     hops.push(outside(stub, dns).await);
 
@@ -114,15 +115,27 @@ fn host_resolver(facts: &Facts, wanted: &Wanted) -> Hop {
     }
 }
 
-fn record() -> Hop {
+fn setup(facts: &Facts, wanted: &Wanted) -> Hop {
     let record = match journal::read(Path::new(DIRECTORY)) {
         Ok(Some(record)) => record,
         Ok(None) => return Hop::ok("setup", "none by gossamer host setup"),
         // Without root the record cannot be read.
         Err(error) => return Hop::ok("setup", format!("not known: {error}")),
     };
+    let standing = Entry::read(&record.path).map(|now| record.standing(&now));
+    recorded(&record, standing, facts, wanted)
+}
+
+/// What a record and its file say of the setup.
+fn recorded(record: &Record, standing: io::Result<Standing>, facts: &Facts, wanted: &Wanted) -> Hop {
     let path = record.path.display().to_string();
-    match Entry::read(&record.path).map(|now| record.standing(&now)) {
+    let is_due = |resolver| !record.after.says(&file_text(resolver, facts, wanted));
+    match standing {
+        Ok(Standing::After) if Resolver::of_name(&record.resolver).is_some_and(is_due) => Hop::broken(
+            "setup",
+            format!("{path} is not what would be written now: the address or the names have changed since"),
+            SETUP,
+        ),
         Ok(Standing::After) if record.taken => Hop::ok("setup", path),
         Ok(Standing::After) => {
             Hop::broken("setup", format!("{path} was written, and the resolver not told"), SETUP)
@@ -133,21 +146,30 @@ fn record() -> Hop {
     }
 }
 
-/// The host's resolver, asked as libc asks it.
-async fn through(stub: SocketAddr, dns: SocketAddr, zone: &str) -> Hop {
-    match ask::ask(stub, zone, RecordType::SOA).await {
-        Ok(reply) if has_soa(&reply) => Hop::ok("zone", format!("{stub} passes questions for {zone} on")),
-        Ok(reply) => Hop::broken(
-            "zone",
-            format!("{stub} says {} for {zone} and does not ask {dns}", code(&reply)),
-            SETUP,
-        ),
-        Err(error) => Hop::broken(
-            "zone",
-            format!("the resolver at {stub} does not answer: {error}"),
-            "start the host's resolver",
-        ),
+/// The host's resolver, asked as libc asks it: for the primary zone, then for all others for which the daemon answers.
+/// Reverse zones are left out, since some resolvers answer for 127/8 themselves.
+async fn through(stub: SocketAddr, wanted: &Wanted) -> Hop {
+    let dns = wanted.dns;
+    let mut passed = Vec::new();
+    for zone in wanted.domains.iter().filter(|domain| !domain.ends_with(".in-addr.arpa")) {
+        let is_first = passed.is_empty();
+        let is_ours = async || ask::ask(dns, zone, RecordType::SOA).await.is_ok_and(|reply| has_soa(&reply));
+        if !is_first && !is_ours().await {
+            continue;
+        }
+        match ask::ask(stub, zone, RecordType::SOA).await {
+            Ok(reply) if has_soa(&reply) => passed.push(zone.as_str()),
+            Ok(reply) => {
+                let said = format!("{stub} says {} for {zone} and does not ask {dns}", code(&reply));
+                return Hop::broken("zone", said, SETUP);
+            }
+            Err(error) => {
+                let said = format!("the resolver at {stub} does not answer for {zone}: {error}");
+                return Hop::broken("zone", said, "start the host's resolver");
+            }
+        }
     }
+    Hop::ok("zone", format!("{stub} passes questions for {} on", passed.join(", ")))
 }
 
 /// A name as any program resolves it.
@@ -207,10 +229,9 @@ async fn some_name(settings: &Settings) -> Option<String> {
 }
 
 /// Asks as programs do, in a program of the host's own libc: ours may be linked with another.
-async fn getent(name: &str) -> std::io::Result<BTreeSet<IpAddr>> {
+async fn getent(name: &str) -> io::Result<BTreeSet<IpAddr>> {
     let asked = Command::new("getent").args(["ahosts", name]).kill_on_drop(true).output();
-    let said =
-        timeout(LOOKUP_WITHIN, asked).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?;
+    let said = timeout(LOOKUP_WITHIN, asked).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
     Ok(said.lines().filter_map(|line| line.split_ascii_whitespace().next()?.parse().ok()).collect())
 }
@@ -232,4 +253,37 @@ fn code(reply: &Message) -> String {
 
 fn list(addresses: &BTreeSet<IpAddr>) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setup_for_other_names_or_another_address_is_broken() {
+        let (facts, dns) = (Facts::default(), "127.240.0.53:53".parse().expect("an address"));
+        let wanted = |domains: &[&str], dns| Wanted {
+            domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
+            dns,
+            yes: true,
+            forwards: None,
+        };
+        let then = wanted(&["mesh.internal"], dns);
+        let record = Record {
+            resolver: "dnsmasq".to_owned(),
+            path: "/etc/dnsmasq.d/gossamer.conf".into(),
+            before: Entry::Missing,
+            after: Entry::ours(&file_text(Resolver::Dnsmasq, &facts, &then)),
+            directories: vec![],
+            taken: true,
+        };
+        assert!(recorded(&record, Ok(Standing::After), &facts, &then).ok);
+        let moved = "127.240.0.53:4653".parse().expect("an address");
+        for now in [wanted(&["mesh.internal", "corp.example"], dns), wanted(&["mesh.internal"], moved)] {
+            let hop = recorded(&record, Ok(Standing::After), &facts, &now);
+            assert_eq!((hop.ok, hop.fix.as_deref()), (false, Some(SETUP)));
+            assert!(hop.detail.contains("have changed"), "{}", hop.detail);
+            assert!(recorded(&record, Ok(Standing::Changed), &facts, &now).ok, "a file of somebody's own");
+        }
+    }
 }

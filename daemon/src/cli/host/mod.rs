@@ -115,11 +115,16 @@ async fn setup(settings: &Settings, command: &Setup) -> Result<(), Failure> {
     needs_root(command.dry_run, "setup")?;
     let dns = dns_address(settings).await?;
     let domains = dns_domains(settings).map_err(Failure::usage)?;
-    let wanted = Wanted { domains, dns, yes: command.yes, forwards: forwards(dns).await };
+    let note = domains.note();
+    let wanted = Wanted { domains: domains.asked, dns, yes: command.yes, forwards: forwards(dns).await };
     let facts = probe::facts();
     match plan(&facts, &wanted)? {
-        Planned::Snippet(snippet) => Err(by_hand(&snippet)),
-        Planned::Change(plan) => {
+        Planned::Snippet(snippet) => {
+            note.iter().for_each(|note| output::note(format_args!("note: {note}")));
+            Err(by_hand(&snippet))
+        }
+        Planned::Change(mut plan) => {
+            plan.notes.extend(note);
             let report = apply::setup(&facts, &wanted, &plan, command.dry_run).await?;
             let done = format!(
                 "questions for {} go to {dns}; `gossamer host check` looks",
