@@ -10,6 +10,7 @@ pub mod app;
 pub mod authority;
 pub mod catalog;
 pub mod cli;
+pub mod clients;
 pub mod clock;
 pub mod config;
 mod duration;

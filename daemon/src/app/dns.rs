@@ -1,9 +1,9 @@
 //! The DNS listener: which port it gets, whom it may ask itself, and the tasks of both.
 //!
-//! Owns: binding, the rule for sources, the events of upstream servers. Must not know: answers. Driven by: `app`.
+//! Owns: binding, the events of upstream servers. Must not know: answers, who may ask. Driven by: `app`.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -14,6 +14,7 @@ use gossamer_dns::{
     DnsServer, ForwardSettings, Forwarder, Name, Service, UpstreamChange, UpstreamError, UpstreamState, Zones,
 };
 
+use crate::clients::is_this_host;
 use crate::config::Settings;
 use crate::events::{Event, EventLog};
 use crate::supervise::Stage;
@@ -179,11 +180,6 @@ pub(super) fn start(stage: &Stage, sockets: Sockets, service: Service) {
     });
 }
 
-/// Whether a source is an address of this host: only those may ask (design section 8).
-pub(super) fn is_this_host(source: IpAddr) -> bool {
-    source.is_loopback() || std::net::UdpSocket::bind((source, 0)).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,11 +226,5 @@ mod tests {
         assert_eq!((began.who.as_str(), began.was, began.now), ("upstream 192.0.2.53:53", "up", "looping"));
         let ended = event(change(UpstreamState::Up));
         assert_eq!((ended.was, ended.now), ("looping", "up"));
-    }
-
-    #[test]
-    fn only_addresses_of_this_host_may_ask() {
-        assert!(is_this_host(Ipv4Addr::new(127, 240, 0, 9).into()));
-        assert!(!is_this_host(Ipv4Addr::new(192, 0, 2, 1).into()));
     }
 }

@@ -17,6 +17,7 @@ use super::readings::Readers;
 use super::{About, Ready, RunError, Stages, dns};
 use crate::api::{self, ApiState};
 use crate::authority::AuthorityHandle;
+use crate::clients::Clients;
 use crate::clock::{self, Clock};
 use crate::config::Settings;
 use crate::entropy::Entropy;
@@ -67,7 +68,8 @@ impl<'a> Wiring<'a> {
 
         let deny = DenyList::new(vec![mesh.listen, listening.address], network, prefix);
         let registry = self.registry(&deny, mesh.records)?;
-        let (relay, vips) = self.relay(deny, mesh.flows, &reader, &registry, &peers);
+        let clients = Clients::new(self.settings.vip_clients.clone());
+        let (relay, vips) = self.relay(deny, clients.clone(), mesh.flows, &reader, &registry, &peers);
         let resolver = Arc::new(Resolver::new(reader.clone(), vips.clone()));
         let dns_metrics = Arc::new(DnsMetrics::default());
         let names = Service {
@@ -75,7 +77,7 @@ impl<'a> Wiring<'a> {
             zone: Arc::clone(&zone),
             forwarder: forwarder.clone(),
             metrics: Arc::clone(&dns_metrics),
-            allow: Arc::new(dns::is_this_host),
+            allow: Arc::new(move |source| clients.admits(source)),
         };
         dns::start(&self.stages.dns, dns_sockets, names);
         let issuer =
@@ -154,6 +156,7 @@ impl<'a> Wiring<'a> {
     fn relay(
         &self,
         deny: DenyList,
+        clients: Clients,
         flows: mpsc::Receiver<FlowStream>,
         index: &IndexReader,
         registry: &Registry,
@@ -173,6 +176,7 @@ impl<'a> Wiring<'a> {
             stage: self.stages.relay.clone(),
             mesh: self.identity.mesh,
             pool: self.settings.vip_pool,
+            clients,
             group: self.identity.group().clone(),
             index: index.clone(),
             targets: Arc::new(registry.targets()),

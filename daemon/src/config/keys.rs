@@ -5,7 +5,7 @@
 use super::{Flags, Host};
 
 /// Every key of the configuration, sorted. Each is also a variable: `dns.zone` is `GOSSAMER_DNS_ZONE`.
-pub const KEYS: [&str; 23] = [
+pub const KEYS: [&str; 24] = [
     "advertise",
     "alias",
     "api.operators",
@@ -28,6 +28,7 @@ pub const KEYS: [&str; 23] = [
     "state_dir",
     "trust.issuer_lifetime",
     "trust.leaf_lifetime",
+    "vip.clients",
     "vip.pool",
 ];
 

@@ -33,6 +33,7 @@ pub use values::{LogFormat, Operator};
 
 use values::Values;
 
+use crate::clients::Network;
 use crate::duration::words;
 use crate::identity::Lifetimes;
 
@@ -97,6 +98,8 @@ pub struct Settings {
     pub rebind_protection: bool,
     /// The suffixes for which that does not count, lower case. Default none.
     pub rebind_allow: Vec<String>,
+    /// Who may use DNS and virtual addresses beside this host. Default nobody.
+    pub vip_clients: Vec<Network>,
     /// The pool of virtual addresses. Default 127.(240 + slot).0.0/16.
     pub vip_pool: Pool,
     /// Most detailed log level that is written. Default `info`.
@@ -185,6 +188,7 @@ impl Config {
             upstreams: values.upstreams.clone(),
             rebind_protection: values.rebind_protection,
             rebind_allow: values.rebind_allow.clone(),
+            vip_clients: values.vip_clients.clone(),
             vip_pool: values.vip_pool.unwrap_or_else(|| Pool::of_slot(slot.number())),
             log_level: values.log_level.unwrap_or(tracing::Level::INFO),
             log_format: values.log_format.unwrap_or(LogFormat::Text),
@@ -323,6 +327,7 @@ impl Settings {
             ("state_dir", quote(&self.state_dir.display())),
             ("trust.issuer_lifetime", quote(&words(self.lifetimes.issuer))),
             ("trust.leaf_lifetime", option(self.lifetimes.leaf.map(|leaf| quote(&words(leaf))))),
+            ("vip.clients", list(self.vip_clients.iter().map(|network| quote(network)).collect())),
             ("vip.pool", quote(&self.vip_pool)),
         ]
     }

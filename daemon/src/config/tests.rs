@@ -176,6 +176,10 @@ fn values_of_the_wrong_shape_are_refused() {
             "more than 4",
         ),
         ("[dns]\nrebind_protection = \"maybe\"", "true, false"),
+        ("[vip]\nclients = [\"0.0.0.0/0\"]", "wider than /8: whoever has a route"),
+        ("[vip]\nclients = [\"10.244.7.1/16\"]", "; write 10.244.0.0/16"),
+        ("[vip]\nclients = [\"pods\"]", "is no network"),
+        ("[vip]\nclient = [\"10.244.0.0/16\"]", "; write vip.clients"),
         ("[dns]\nrebind_allow = [\"corp example\"]", "corp.example"),
     ] {
         let all = faults(text);
@@ -234,6 +238,22 @@ fn upstream_servers_take_the_port_of_dns_and_are_asked_once() {
     let upstreams: Vec<_> = settings.upstreams.iter().map(ToString::to_string).collect();
     assert_eq!(upstreams, ["192.0.2.53:53", "[2001:db8::53]:5353"]);
     assert_eq!((settings.rebind_protection, settings.rebind_allow), (true, vec!["corp.example".to_owned()]));
+}
+
+#[test]
+fn networks_of_clients_are_listed_and_shown() {
+    assert_eq!(
+        Config::load(&Flags::default(), &user()).expect("loads").settings(Slot::FIRST).vip_clients,
+        []
+    );
+    let mut host = user();
+    let networks = "10.244.0.0/16, 172.17.0.2,fd00:10:244::/56";
+    host.variables.insert("GOSSAMER_VIP_CLIENTS".to_owned(), networks.to_owned());
+    let settings = Config::load(&Flags::default(), &host).expect("loads").settings(Slot::FIRST);
+    let shown = ("vip.clients", r#"["10.244.0.0/16", "172.17.0.2/32", "fd00:10:244::/56"]"#.to_owned());
+    assert!(settings.entries().contains(&shown), "{:?}", settings.entries());
+    let many = vec![r#""10.0.0.1""#; 65].join(", ");
+    assert!(faults(&format!("[vip]\nclients = [{many}]"))[0].contains("65 networks are more than 64"));
 }
 
 #[test]

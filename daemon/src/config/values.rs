@@ -19,6 +19,7 @@ use super::fault::nearest;
 use super::keys::Raw;
 use super::names::Alias;
 use super::slot::SlotChoice;
+use crate::clients::{Network, NetworkError};
 use crate::duration;
 
 /// How log lines look.
@@ -66,6 +67,7 @@ pub(super) struct Values {
     pub(super) upstreams: Vec<SocketAddr>,
     pub(super) rebind_protection: bool,
     pub(super) rebind_allow: Vec<String>,
+    pub(super) vip_clients: Vec<Network>,
     pub(super) vip_pool: Option<Pool>,
     pub(super) log_level: Option<tracing::Level>,
     pub(super) log_format: Option<LogFormat>,
@@ -110,6 +112,9 @@ impl fmt::Display for Operator {
     }
 }
 
+/// Most networks of `vip.clients`: all are compared for each question that does not come from loopback.
+const MAX_NETWORKS: usize = 64;
+
 /// What is wrong with a value, and what to write.
 type Wrong = (String, String);
 
@@ -150,6 +155,7 @@ impl Values {
             "state_dir" => self.state_dir = Some(text(raw).and_then(path)?),
             "trust.issuer_lifetime" => self.issuer_lifetime = Some(text(raw).and_then(lifetime)?),
             "trust.leaf_lifetime" => self.leaf_lifetime = Some(text(raw).and_then(lifetime)?),
+            "vip.clients" => self.vip_clients = networks(raw)?,
             "vip.pool" => self.vip_pool = Some(text(raw).and_then(pool)?),
             other => return Err((format!("{other} is no key"), "remove it".to_owned())),
         }
@@ -262,6 +268,18 @@ fn host_port(text: &str) -> Result<HostPort, Wrong> {
     }
 }
 
+fn networks(raw: &Raw) -> Result<Vec<Network>, Wrong> {
+    let items = list(raw)?;
+    if items.len() > MAX_NETWORKS {
+        return Err((
+            format!("{} networks are more than {MAX_NETWORKS}", items.len()),
+            "write the wider networks they lie in".to_owned(),
+        ));
+    }
+    let parsed = |item: &String| item.parse().map_err(|error: NetworkError| split(&error.to_string()));
+    items.iter().map(parsed).collect()
+}
+
 fn upstreams(raw: &Raw) -> Result<Vec<SocketAddr>, Wrong> {
     let items = list(raw)?;
     if items.len() > MAX_UPSTREAMS {
@@ -284,7 +302,7 @@ fn upstreams(raw: &Raw) -> Result<Vec<SocketAddr>, Wrong> {
 
 /// Splits a text into the cause and the remedy after its semicolon.
 fn split(text: &str) -> Wrong {
-    let (why, fix) = text.split_once("; ").unwrap_or((text, "name another server"));
+    let (why, fix) = text.split_once("; ").unwrap_or((text, "correct the value"));
     (why.to_owned(), fix.to_owned())
 }
 

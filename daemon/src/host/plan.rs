@@ -485,4 +485,4 @@ fn refusal(why: impl Into<String>, fix: impl Into<String>) -> Refusal {
 }
 
 /// Why containers do not ask an address of 127/8.
-const CONTAINERS: &str = "containers have a 127.0.0.0/8 of their own, so this address reaches nobody from inside them: give the daemon a vip.pool such as 240.80.0.0/12, or let it answer on the address of the bridge (dns.address), and name that with `docker run --dns`";
+const CONTAINERS: &str = "containers have a 127.0.0.0/8 of their own, so this address reaches nobody from inside them: give the daemon a vip.pool such as 240.80.0.0/12, or let it answer on the address of the bridge (dns.address), name that with `docker run --dns`, and the network of the containers in vip.clients";

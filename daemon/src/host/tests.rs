@@ -296,6 +296,7 @@ fn a_comment_that_merely_names_a_program_is_no_claim() {
 fn containers_are_told_that_this_address_is_not_theirs() {
     let facts = Facts { docker: true, ..dnsmasq_host() };
     assert!(change(&facts, &wanted()).notes[0].contains("127.0.0.0/8 of their own"));
+    assert!(change(&facts, &wanted()).notes[0].contains("vip.clients"));
     let routed = Wanted { dns: "240.80.0.53:53".parse().expect("an address"), ..wanted() };
     assert!(change(&facts, &routed).notes.is_empty());
 }

@@ -4,7 +4,7 @@
 //! Driven by: `vips`, which holds one [`Listening`] per bound port.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use gossamer_core::vip::BindOutcome;
 
 use super::{RelayCounters, count};
+use crate::clients::Clients;
 use crate::supervise::Stage;
 
 /// Listens on an address of the pool.
@@ -40,19 +41,6 @@ fn try_bind(address: SocketAddrV4) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Returns whether an address belongs to this host: it can be bound. A neighbour with a route to the pool must
-/// not enter the mesh through it (design section 8).
-pub(super) fn is_local(ip: IpAddr) -> bool {
-    let ip = ip.to_canonical();
-    let can_bind = || {
-        let domain = if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
-        socket.bind(&SockAddr::from(SocketAddr::new(ip, 0)))
-    };
-    let is_one_host = !ip.is_unspecified() && !ip.is_multicast();
-    is_one_host && (ip.is_loopback() || can_bind().is_ok())
-}
-
 /// A port that is listened on. Dropping it closes it soon; [`Self::close`] waits until it is closed.
 #[derive(Debug)]
 pub(super) struct Listening {
@@ -62,7 +50,9 @@ pub(super) struct Listening {
 
 /// What happens to clients.
 pub(super) struct Accepting<F> {
-    /// Takes the connections of this host.
+    /// Whose connections are taken.
+    pub(super) clients: Clients,
+    /// Takes them.
     pub(super) take: F,
     /// Counts the others.
     pub(super) counters: Arc<RelayCounters>,
@@ -105,10 +95,10 @@ where
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((client, from)) if is_local(from.ip()) => (accepting.take)(client),
+            Ok((client, from)) if accepting.clients.admits(from.ip()) => (accepting.take)(client),
             Ok((client, from)) => {
                 count(&accepting.counters.strangers);
-                tracing::debug!(%from, "a connection from another machine is closed");
+                tracing::debug!(%from, "a connection of somebody who is no client is closed");
                 let _ = client.set_zero_linger();
             }
             Err(error) => {
@@ -158,16 +148,6 @@ mod tests {
         assert!(matches!(bind(elsewhere), Err(BindOutcome::Failed(_))));
     }
 
-    #[test]
-    fn addresses_of_this_host_are_told_from_others() {
-        for local in ["127.0.0.1", "127.240.3.4", "::1", "::ffff:127.0.0.1"] {
-            assert!(is_local(local.parse().expect("address")), "{local}");
-        }
-        for other in ["192.0.2.1", "2001:db8::1", "0.0.0.0", "::", "224.0.0.1"] {
-            assert!(!is_local(other.parse().expect("address")), "{other}");
-        }
-    }
-
     #[tokio::test]
     async fn clients_of_this_host_are_handed_on_until_it_is_closed() {
         let stage = Stage::default();
@@ -175,7 +155,11 @@ mod tests {
         let (clients, mut taken) = mpsc::channel(1);
         let take = move |client| clients.try_send(client).expect("one client");
         let listener = bind(address).expect("free");
-        let listening = Listening::start(&stage, listener, Accepting { take, counters: Arc::default() });
+        let listening = Listening::start(
+            &stage,
+            listener,
+            Accepting { clients: Clients::default(), take, counters: Arc::default() },
+        );
 
         let mut client = TcpStream::connect(address).await.expect("accepted");
         taken.recv().await.expect("taken").write_all(b"hello").await.expect("written");

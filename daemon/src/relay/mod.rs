@@ -203,7 +203,7 @@ pub struct RelayCounters {
     pub busy: AtomicU64,
     /// Flows of peers whose request is broken or late.
     pub malformed: AtomicU64,
-    /// Connections to VIPs from other machines, closed.
+    /// Connections to VIPs of who is neither this host nor in `vip.clients`, closed.
     pub strangers: AtomicU64,
     /// Bytes from clients to services, of ended flows.
     pub bytes_in: AtomicU64,

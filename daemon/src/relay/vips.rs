@@ -27,6 +27,7 @@ use gossamer_wire::{GroupName, MeshId};
 
 use super::scope::{attempt, behind, tcp_ports};
 use super::{LocalTargets, Relay, RelayCounters};
+use crate::clients::Clients;
 use crate::index::{AddressReader, AddressWriter, IndexReader};
 use crate::register::Raise;
 use crate::supervise::Stage;
@@ -41,6 +42,8 @@ pub struct VipsParts {
     pub mesh: MeshId,
     /// The addresses.
     pub pool: Pool,
+    /// Who may connect to them.
+    pub clients: Clients,
     /// This node's group.
     pub group: GroupName,
     /// Where services are.

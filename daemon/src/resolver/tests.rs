@@ -28,6 +28,7 @@ fn fixture() -> Fixture {
         stage: bench.stage.clone(),
         mesh: MeshId::from_bytes([3; 16]),
         pool: POOL,
+        clients: crate::clients::Clients::default(),
         group: group("west"),
         index: index.reader(),
         targets: Arc::new(bench.targets.clone()),

@@ -25,6 +25,7 @@ mod issuers;
 mod joins;
 mod long;
 mod mixed;
+mod pods;
 mod redeeming;
 mod resolvers;
 mod restart;
@@ -115,7 +116,7 @@ pub fn rows() -> Vec<Row> {
         .chain(issue_4.concat())
         .chain([flood::ROW, secrets::ROW, spiffe::ROW, callers::ROW])
         .chain(issue_5.concat())
-        .chain([consent::ROW])
+        .chain([consent::ROW, pods::ROW])
         .collect()
 }
 

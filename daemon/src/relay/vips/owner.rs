@@ -22,11 +22,12 @@ use gossamer_dns::Subject;
 use gossamer_wire::{ServiceName, Transport};
 
 use super::{OpenVip, Shared, Usage, VipsParts, raises};
+use crate::clients::is_this_host;
 use crate::index::AddressWriter;
 use crate::listeners::{Listeners, program_blocking};
 use crate::register::{LocalService, Target};
 use crate::relay::RelayCounters;
-use crate::relay::listener::{Accepting, Listening, bind, is_local};
+use crate::relay::listener::{Accepting, Listening, bind};
 use crate::relay::scope::{attempt, attempts, tcp_ports};
 use crate::supervise::Stage;
 
@@ -406,7 +407,8 @@ impl Owner {
             used.touch(began);
             take(client, name.clone(), port);
         };
-        let accepting = Accepting { take, counters: Arc::clone(&self.counters) };
+        let clients = self.parts.clients.clone();
+        let accepting = Accepting { clients, take, counters: Arc::clone(&self.counters) };
         Listening::start(&self.parts.stage, listener, accepting)
     }
 
@@ -541,7 +543,7 @@ impl Pass {
 
 /// Returns whether a target is a program of this machine on this TCP port.
 fn wants(target: &Target, port: u16) -> bool {
-    target.transport == Transport::Tcp && target.addr.port() == port && is_local(target.addr.ip())
+    target.transport == Transport::Tcp && target.addr.port() == port && is_this_host(target.addr.ip())
 }
 
 /// Half of the files this process may open, at most [`MAX_LISTENERS`]: flows and links need the rest.

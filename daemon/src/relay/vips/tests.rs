@@ -40,6 +40,7 @@ impl Host {
             stage: stage.clone(),
             mesh: MESH,
             pool: Pool::new(Ipv4Addr::new(127, 251, pool * 16, 0), 20).expect("aligned"),
+            clients: Clients::default(),
             group: group("west"),
             index: index.reader(),
             targets: Arc::new(targets.clone()),
