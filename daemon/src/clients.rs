@@ -6,13 +6,12 @@
 //! A neighbour with a route to the pool must not enter the mesh (design section 8).
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::time::Instant;
 
@@ -66,13 +65,8 @@ impl Clients {
 /// Returns whether an address belongs to this host: it can be bound.
 pub fn is_this_host(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
-    let can_bind = || {
-        let domain = if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
-        socket.bind(&SockAddr::from(SocketAddr::new(ip, 0)))
-    };
     let is_one_host = !ip.is_unspecified() && !ip.is_multicast();
-    is_one_host && (ip.is_loopback() || can_bind().is_ok())
+    is_one_host && (ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok())
 }
 
 /// Addresses with the same first bits, as `10.244.0.0/16`; an address alone is a network of one.

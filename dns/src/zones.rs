@@ -97,7 +97,7 @@ impl Zones {
     }
 
     /// Notes that names of others are forwarded: what lies below a suffix and nobody holds is then a name of others,
-    /// which [`crate::answer`] refuses, instead of one that does not exist (ADR 18).
+    /// which [`crate::answer()`] refuses, instead of one that does not exist (ADR 18).
     #[must_use]
     pub fn with_upstream(mut self) -> Self {
         self.forwards = true;
