@@ -391,3 +391,33 @@ async fn names_of_others_are_forwarded_without_authority_when_that_is_wanted() {
     assert_eq!(bench.ask(&transfer).await.metadata.response_code, ResponseCode::Refused);
     assert_eq!(flags(&Bench::of(mesh()).await.ask(&wanting(13, "www.example.")).await), (false, false));
 }
+
+#[tokio::test]
+async fn a_burst_of_all_kinds_gets_each_answer_once() {
+    let bench = Bench::of(mesh()).await;
+    let asked: Vec<Message> = (0..90)
+        .map(|id| {
+            let name =
+                ["orders.mesh.internal.", "nobody.mesh.internal.", "elsewhere.example."][usize::from(id) % 3];
+            question(id, name, RecordType::A)
+        })
+        .collect();
+    bench.udp.writable().await.expect("writable");
+    // The server gets its turn when all of it has arrived: several batches.
+    for message in &asked {
+        let bytes = message.to_vec().expect("encodes");
+        assert_eq!(bench.udp.try_send(&bytes).expect("sent"), bytes.len());
+        // Half a header gets nothing.
+        bench.udp.try_send(&bytes[..6]).expect("sent");
+    }
+    let mut seen = std::collections::BTreeMap::new();
+    for _ in &asked {
+        let reply = bench.receive().await;
+        let asked = &asked[usize::from(reply.metadata.id)];
+        assert_eq!(reply.queries, asked.queries);
+        assert!(seen.insert(reply.metadata.id, reply.metadata.response_code).is_none(), "answered once");
+    }
+    assert_eq!(seen.len(), 90);
+    let counts = bench.stop().await;
+    assert_eq!((counts.noerror, counts.nxdomain, counts.refused, counts.dropped), (30, 30, 30, 0));
+}

@@ -3,10 +3,12 @@
 //! Owns: receiving and sending, and what is answered from kept answers. Must not know: names and what they mean.
 //! Driven by: `server`, one worker per socket. The reasons: `docs/adr/0023-own-udp-loop.md`.
 //!
-//! A worker receives until nothing is left. A query whose answer is kept is answered at once: no task, no channel,
-//! no allocation. All other datagrams are hickory's: the handler that also serves TCP is asked, mostly with the
-//! answer ready at once; only when it must wait it becomes a task, of which there are [`MAX_TASKS`] at most.
+//! A worker receives until nothing is left, a batch with each call. A query whose answer is kept is answered in place: no
+//! task, no channel, no allocation of its own. All other datagrams are hickory's: the handler that also serves TCP is
+//! asked, mostly with the answer ready at once; only when it must wait it becomes a task, of which there are
+//! [`MAX_TASKS`] at most.
 
+mod batch;
 mod parse;
 
 use std::future::Future;
@@ -24,10 +26,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::DnsMetrics;
-use crate::compiled::MAX_DATAGRAM;
 use crate::metrics::Tally;
 use crate::request::unreadable;
 use crate::server::Desk;
+use batch::{Inbox, Outbox};
 pub(crate) use parse::{Datagram, Query, parse};
 
 /// One socket and what it needs.
@@ -38,8 +40,8 @@ pub(crate) struct Worker {
     tally: Tally,
     /// Handlers that wait.
     tasks: JoinSet<()>,
-    inbox: Box<[u8; MAX_QUERY]>,
-    outbox: Box<[u8; MAX_DATAGRAM]>,
+    inbox: Inbox,
+    outbox: Outbox,
 }
 
 impl Worker {
@@ -49,8 +51,8 @@ impl Worker {
             desk,
             tally: Tally::default(),
             tasks: JoinSet::new(),
-            inbox: Box::new([0; MAX_QUERY]),
-            outbox: Box::new([0; MAX_DATAGRAM]),
+            inbox: Inbox::new(),
+            outbox: Outbox::new(),
         }
     }
 
@@ -86,56 +88,44 @@ impl Worker {
         }
     }
 
-    /// Answers what has arrived, [`BATCH`] datagrams at most. Returns whether that is all.
+    /// Answers the next batch. Returns whether that is all that has arrived.
     async fn drain(&mut self) -> io::Result<bool> {
         let began = Instant::now();
         let clock = self.desk.kept.clock();
-        let mut result = Ok(false);
-        for _ in 0..BATCH {
-            match self.socket.try_recv_from(&mut self.inbox[..]) {
-                Ok((length, from)) => self.take(length, from, clock).await,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    result = Ok(true);
-                    break;
-                }
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
+        let is_empty = self.inbox.receive(&self.socket)?;
+        for index in 0..self.inbox.len() {
+            self.take(index, clock);
+        }
+        for _ in 0..self.outbox.send(&self.socket).await {
+            self.desk.service.metrics.count_dropped();
         }
         self.desk.service.metrics.add(&mut self.tally, began.elapsed());
-        result
+        Ok(is_empty)
     }
 
-    async fn take(&mut self, length: usize, from: SocketAddr, clock: u32) {
-        let Some(bytes) = self.inbox.get(..length) else { return };
+    /// Answers one datagram, or hands it on.
+    fn take(&mut self, index: usize, clock: u32) {
+        let Some((bytes, from)) = self.inbox.get(index) else { return };
         let kept = match parse(bytes) {
             Datagram::Nothing => return,
-            Datagram::Query(query) => {
-                let kept = self.desk.kept.respond(&query, clock, &mut self.outbox);
-                kept.map(|(length, outcome)| (length, outcome, query.kind))
-            }
+            Datagram::Query(query) => self.outbox.next().and_then(|place| {
+                let (length, outcome) = self.desk.kept.respond(&query, clock, place)?;
+                Some((length, outcome, query.kind))
+            }),
             Datagram::Unusual => None,
         };
-        // Port 0 cannot be answered.
-        if from.port() == 0 {
-            return;
+        let Some((length, outcome, kind)) = kept else { return self.ask(index) };
+        if self.desk.admits(from) {
+            self.tally.count(outcome, kind);
+            self.outbox.push(length, from);
         }
-        let Some((length, outcome, kind)) = kept else { return self.ask(length, from) };
-        if !self.desk.admits(from) {
-            return;
-        }
-        self.tally.count(outcome, kind);
-        let Some(response) = self.outbox.get(..length) else { return };
-        send(&self.socket, response, from, &self.desk.service.metrics).await;
     }
 
     /// Hands a datagram to the handler.
-    fn ask(&mut self, length: usize, from: SocketAddr) {
-        let bytes = self.inbox.get(..length).unwrap_or_default();
+    fn ask(&mut self, index: usize) {
+        let Some((bytes, from)) = self.inbox.get(index) else { return };
         let Ok(request) = Request::from_bytes(bytes.to_vec(), from, Protocol::Udp) else {
-            return self.refuse(length, from);
+            return self.refuse(bytes, from);
         };
         if request.metadata.message_type == MessageType::Response {
             return;
@@ -159,8 +149,7 @@ impl Worker {
     }
 
     /// Says that a datagram is no message, with its header.
-    fn refuse(&mut self, length: usize, from: SocketAddr) {
-        let bytes = self.inbox.get(..length).unwrap_or_default();
+    fn refuse(&self, bytes: &[u8], from: SocketAddr) {
         if let Some(refusal) = unreadable(bytes)
             && self.desk.admits(from)
         {
@@ -181,12 +170,6 @@ async fn send(socket: &UdpSocket, response: &[u8], to: SocketAddr, metrics: &Dns
         metrics.count_dropped();
     }
 }
-
-/// Longest datagram read whole; a query has some 300 bytes with everything.
-const MAX_QUERY: usize = 4096;
-
-/// Datagrams answered before other tasks get their turn: under a tenth of a millisecond for kept answers.
-const BATCH: usize = 64;
 
 /// Handlers of one socket that wait at once. The desk lets 1,024 wait for VIPs.
 const MAX_TASKS: usize = 2_048;
