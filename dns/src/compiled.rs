@@ -10,6 +10,7 @@ use hickory_proto::serialize::binary::{BinEncodable, BinEncoder};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
+use smallvec::SmallVec;
 
 use crate::response::{HEADER_BYTES, UDP_PAYLOAD_BYTES, plain_opt};
 use crate::udp::Query;
@@ -18,16 +19,17 @@ use crate::{Answer, Outcome, Question};
 /// Bytes of the largest datagram sent.
 pub(crate) const MAX_DATAGRAM: usize = UDP_PAYLOAD_BYTES as usize;
 
-/// An answer that can be sent again and again. Always NOERROR.
+/// An answer that can be sent again and again. Always NOERROR. The common ones, of three instances at most, take two
+/// places in memory: each one that a processor has to fetch costs as much as writing the answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Compiled {
     /// The records one after the other: answers, authorities, glue.
     bytes: Box<[u8]>,
-    answers: Box<[Piece]>,
+    answers: Pieces,
     /// Lengths of the runs that the answers fall into.
-    runs: Box<[u8]>,
+    runs: SmallVec<[u8; 8]>,
     authorities: (u16, u16),
-    glue: Box<[Piece]>,
+    glue: Pieces,
     /// Bytes of answers and authorities.
     required: u16,
     /// Our OPT when it says more than usual.
@@ -62,23 +64,25 @@ struct Piece {
     glue: (u8, u8),
 }
 
+type Pieces = SmallVec<[Piece; 3]>;
+
 impl Compiled {
     /// Compiles an answer to `question`. `None`: it is not one to keep, or no datagram holds it.
     pub(crate) fn new(question: &Question, answer: &Answer) -> Option<Self> {
         let is_small = answer.answers.len() <= MAX_ANSWERS && answer.additionals.len() <= MAX_GLUE;
         (is_small && answer.rcode == ResponseCode::NoError).then_some(())?;
-        let runs = answer.ties.clone()?.into();
+        let runs = answer.ties.as_deref()?.into();
         let mut layout = Layout::new(&question.name)?;
 
         let mut answers =
-            answer.answers.iter().map(|record| layout.answer(record)).collect::<Option<Vec<_>>>()?;
+            answer.answers.iter().map(|record| layout.answer(record)).collect::<Option<Pieces>>()?;
         let authorities = layout.authorities(&answer.authorities)?;
         let required = authorities.1;
         let glue = layout.glue(&question.name, answer, &mut answers)?;
         let fits = usize::from(required) + HEADER_BYTES + layout.question_bytes <= MAX_DATAGRAM;
         fits.then(|| Self {
             bytes: layout.bytes.into(),
-            answers: answers.into(),
+            answers,
             runs,
             authorities,
             glue,
@@ -89,9 +93,11 @@ impl Compiled {
 
     /// Returns about how many bytes of memory it takes.
     pub(crate) fn size(&self) -> usize {
-        let pieces = (self.answers.len() + self.glue.len()) * size_of::<Piece>();
+        let beyond =
+            |pieces: &Pieces| if pieces.spilled() { pieces.capacity() * size_of::<Piece>() } else { 0 };
+        let runs = if self.runs.spilled() { self.runs.capacity() } else { 0 };
         let opt = self.opt.as_ref().map_or(0, |opt| opt.len());
-        size_of::<Self>() + self.bytes.len() + pieces + self.runs.len() + opt
+        size_of::<Self>() + self.bytes.len() + beyond(&self.answers) + beyond(&self.glue) + runs + opt
     }
 
     /// How a question with this answer ends.
@@ -284,8 +290,8 @@ impl Layout {
     }
 
     /// Lays out the glue by answers, and tells each answer which is its.
-    fn glue(&mut self, asked: &Name, answer: &Answer, pieces: &mut [Piece]) -> Option<Box<[Piece]>> {
-        let mut glue = Vec::new();
+    fn glue(&mut self, asked: &Name, answer: &Answer, pieces: &mut [Piece]) -> Option<Pieces> {
+        let mut glue = Pieces::new();
         for (index, (record, piece)) in answer.answers.iter().zip(pieces).enumerate() {
             let target = match &record.data {
                 RData::SRV(data) => Some(&data.target),
@@ -302,7 +308,7 @@ impl Layout {
             }
             piece.glue = (u8::try_from(from).ok()?, u8::try_from(glue.len()).ok()?);
         }
-        (glue.len() == answer.additionals.len()).then(|| glue.into())
+        (glue.len() == answer.additionals.len()).then_some(glue)
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use hickory_proto::rr::{Name, RecordType};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::compiled::{Compiled, MAX_DATAGRAM, Ours};
@@ -29,7 +30,8 @@ pub(crate) struct Kept {
     began: Instant,
     ours: Ours,
     /// std's hasher, which is seeded: names come from outside.
-    entries: DashMap<Box<[u8]>, Entry>,
+    /// Boxed: the map stays small enough for the processor's caches.
+    entries: DashMap<Box<[u8]>, Box<Entry>>,
     bytes: AtomicUsize,
     limits: Limits,
 }
@@ -43,7 +45,7 @@ struct Limits {
 
 struct Entry {
     compiled: Compiled,
-    bases: Box<[Basis]>,
+    bases: SmallVec<[Basis; 4]>,
     /// Seconds since the server began.
     learned: u32,
 }
@@ -91,7 +93,7 @@ impl Kept {
         let key = Key::of_query(query)?;
         let revisions = self.directory.revisions()?;
         let entry = self.entries.get(key.as_slice())?;
-        let Entry { compiled, bases, learned } = entry.value();
+        let Entry { compiled, bases, learned } = entry.value().as_ref();
         let is_young = clock.saturating_sub(*learned) < LIFETIME_SECONDS;
         if !is_young || !bases.iter().all(|basis| revisions.is_current(*basis)) {
             return None;
@@ -115,6 +117,7 @@ impl Kept {
             && bases.iter().all(|basis| revisions.is_current(*basis))
             && let Some(compiled) = Compiled::new(question, &answer)
         {
+            let bases = SmallVec::from_slice(&bases);
             self.insert(&key, Entry { compiled, bases, learned: self.clock() });
         }
         answer
@@ -128,7 +131,7 @@ impl Kept {
             self.make_room();
         }
         self.bytes.fetch_add(added, Ordering::Relaxed);
-        if let Some(before) = self.entries.insert(key.as_slice().into(), entry) {
+        if let Some(before) = self.entries.insert(key.as_slice().into(), Box::new(entry)) {
             self.bytes.fetch_sub(before.size(key.length), Ordering::Relaxed);
         }
     }
@@ -164,7 +167,10 @@ impl Kept {
 impl Entry {
     fn size(&self, key_bytes: usize) -> usize {
         let fixed = size_of::<Box<[u8]>>() + size_of::<Self>() - size_of::<Compiled>();
-        fixed + key_bytes + self.compiled.size() + self.bases.len() * size_of::<Basis>()
+        fixed
+            + key_bytes
+            + self.compiled.size()
+            + if self.bases.spilled() { self.bases.capacity() * size_of::<Basis>() } else { 0 }
     }
 }
 
