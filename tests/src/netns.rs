@@ -203,13 +203,32 @@ impl Segment {
             let port = format!("p{index}");
             let address = format!("{}/24", Self::address(index));
             let ends = ["type", "veth", "peer", "name", &port, "netns", switch.name()];
-            machine.ip(&[&["link", "add", "eth0"], &ends[..]].concat())?;
+            let hardware = Self::hardware(index);
+            machine.ip(&[&["link", "add", "eth0", "address", &hardware], &ends[..]].concat())?;
             machine.ip(&["addr", "add", &address, "dev", "eth0"])?;
             machine.ip(&["link", "set", "eth0", "up"])?;
             switch.ip(&["link", "set", &port, "master", "br0", "up"])?;
+            machine.ip_batch(&Self::neighbours(index, count))?;
             machines.push(machine);
         }
         Ok(Self { machines, _switch: switch })
+    }
+
+    /// Returns the lines of `ip` that tell a machine where the others are. All namespaces share the kernel's one table
+    /// of neighbours, which takes 1,024 learnt ones: of fifty machines that talk with each other 2,450 would be learnt,
+    /// and the kernel drops packets for those that find no place. Entries that are set do not count.
+    fn neighbours(me: u8, count: u8) -> String {
+        let others = (0..count).filter(|other| *other != me);
+        let line = |other| {
+            let (address, hardware) = (Self::address(other), Self::hardware(other));
+            format!("neigh add {address} lladdr {hardware} dev eth0 nud permanent\n")
+        };
+        others.map(line).collect()
+    }
+
+    /// Returns the hardware address of a machine.
+    fn hardware(index: u8) -> String {
+        format!("02:00:0a:4d:00:{index:02x}")
     }
 
     /// Returns the address of a machine.
