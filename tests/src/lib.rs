@@ -26,6 +26,7 @@ pub mod report;
 pub mod scenario;
 pub mod sim;
 pub mod targets;
+pub mod trail;
 pub mod upstream;
 pub mod wait;
 pub mod world;

@@ -492,6 +492,11 @@ impl Node {
         tail(&self.log_file())
     }
 
+    /// Returns all of its log, also that of earlier starts.
+    pub fn whole_log(&self) -> String {
+        read(&self.log_file())
+    }
+
     fn log_file(&self) -> PathBuf {
         self.dir().join("daemon.log")
     }
@@ -541,8 +546,12 @@ impl Drop for Node {
     }
 }
 
+fn read(log: &Path) -> String {
+    fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
 fn tail(log: &Path) -> String {
-    let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text = read(log);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(TAIL)..].join("\n")
 }

@@ -13,6 +13,8 @@ use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
+use time::OffsetDateTime;
+
 use super::visible::while_serving_on;
 use super::{Ci, Needs, Row, Run};
 use crate::dnsq::{Answer, POLL, RecordType, Resolver, last_naming};
@@ -20,6 +22,7 @@ use crate::netns::Segment;
 use crate::process::{Lab, Node};
 use crate::promise;
 use crate::report::Samples;
+use crate::trail::{self, Trail};
 use crate::wait::until;
 
 pub(super) const ROWS: &[Row] = &[
@@ -109,7 +112,8 @@ fn repeat(count: usize, nodes: &mut [Node], how: Ending, limit: Duration) -> Res
 fn once(nodes: &mut [Node], victim: usize, how: Ending, limit: Duration) -> Result<Duration> {
     let probes = Probe::all(&nodes[victim].name, victim);
     let asked = probes.iter().map(|probe| Ok((probe, resolvers(nodes)?))).collect::<Result<Vec<_>>>()?;
-    let (start, count) = (Instant::now(), asked.len());
+    let id = id_of(nodes, victim)?;
+    let (start, count, end) = (Instant::now(), asked.len(), OffsetDateTime::now_utc());
     let took = std::thread::scope(|scope| -> Result<Duration> {
         // Each prober asks from before the end until nothing names the instance any more.
         let timed = |(probe, servers): (&Probe, Vec<Resolver>)| {
@@ -130,6 +134,9 @@ fn once(nodes: &mut [Node], victim: usize, how: Ending, limit: Duration) -> Resu
         }
         Ok(last)
     })?;
+    if took >= limit && how == Ending::Killed {
+        tell(&Trail::of(nodes, &id, end, ASKED), took);
+    }
     promise!(took < limit, "still answered after {:.2} s", took.as_secs_f64());
     match how {
         Ending::Withdrawn => drop(expose(&nodes[victim])?),
@@ -142,6 +149,21 @@ fn once(nodes: &mut [Node], victim: usize, how: Ending, limit: Duration) -> Resu
     }
     answered(nodes, victim)?;
     Ok(took)
+}
+
+/// Shows who found the death when.
+#[allow(clippy::print_stderr, reason = "what explains a failed check belongs to its output")]
+fn tell(trail: &Trail, took: Duration) {
+    eprintln!("-- a node was killed at 0 s and last answered after {:.3} s\n{trail}", took.as_secs_f64());
+}
+
+/// Returns the id of a node.
+fn id_of(nodes: &[Node], index: usize) -> Result<String> {
+    let listed = nodes[0].json(&["nodes"])?;
+    let entry =
+        listed.as_array().into_iter().flatten().find(|entry| entry["name"] == nodes[index].name.as_str());
+    let id = entry.and_then(|entry| entry["id"].as_str()).context("an id")?;
+    Ok(id.to_owned())
 }
 
 /// Waits until each of the asked daemons answers every kind of question with the instance.
@@ -197,7 +219,7 @@ const EXPORTERS: usize = 8;
 fn mesh(lab: &Lab, segment: &Segment) -> Result<Vec<Node>> {
     let mut nodes: Vec<Node> = Vec::new();
     for (index, machine) in segment.machines().iter().enumerate() {
-        let mut node = lab.node_in(&format!("n{index}"), machine)?;
+        let mut node = lab.node_in(&format!("n{index}"), machine)?.with(trail::LEVEL.0, trail::LEVEL.1);
         match nodes.first() {
             None => node.init("default")?,
             Some(first) => node.join(&first.token(&[])?)?,
