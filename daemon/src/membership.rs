@@ -191,6 +191,7 @@ impl Task {
         generation: Generation,
         cause: Cause,
     ) {
+        tracing::debug!(%node, from = ?from, to = ?to, ?generation, ?cause, "member changed");
         let was_up = from.is_some_and(MemberState::is_up);
         match to.is_up() {
             true if !was_up => self.parts.peers.up(node),

@@ -3,7 +3,7 @@
 //! Owns: the claims that wait for this node's own probe of the accused, what became of recent probes, how often
 //! each accuser was wrong. Must not know: foca, links. Driven by: `Membership`, for each claim and each answer.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use gossamer_wire::swim::SwimMember;
@@ -71,6 +71,8 @@ struct Case {
     number: u64,
     probe: Probe,
     claims: Vec<Claim>,
+    /// Peers whose own probes of this life have failed, too.
+    confirmed: BTreeSet<NodeId>,
     /// Who was asked to probe it for this node, and has not answered; `None` while this node asks itself.
     helpers: Option<Vec<NodeId>>,
     /// Helpers it has answered.
@@ -102,7 +104,10 @@ impl Claims {
         let accused = claim.entry.identity.node;
         if let Some(case) = self.case(accused, known.0, now) {
             return match case.probe {
-                Probe::Failed(_) => Step::Believe,
+                Probe::Failed(_) => {
+                    case.note(&claim);
+                    Step::Believe
+                }
                 Probe::Answered(_) => Step::Refuted,
                 Probe::UnderWay => {
                     case.hold(claim);
@@ -115,6 +120,29 @@ impl Claims {
             case.hold(claim);
         }
         Step::Ask(number)
+    }
+
+    /// Notes that a peer finds a suspect silent, too, and returns how many do; `None` when that changes nothing: the peer
+    /// has said so before or has lost its say, or this node's own probe has not failed yet.
+    pub(super) fn confirm(
+        &mut self,
+        node: NodeId,
+        life: Generation,
+        peer: NodeId,
+        now: Instant,
+    ) -> Option<usize> {
+        if self.is_named(peer, now) {
+            return None;
+        }
+        let case = self.case(node, life, now)?;
+        let is_new = case.confirmed.len() < MAX_HELD && case.confirmed.insert(peer);
+        (is_new && matches!(case.probe, Probe::Failed(_))).then_some(case.confirmed.len())
+    }
+
+    /// Returns how many peers find a life silent, too, if this node's own probe of it has failed.
+    pub(super) fn confirmed(&self, node: NodeId, life: Generation) -> usize {
+        let case = self.cases.get(&node).filter(|case| case.known.0 == life);
+        case.filter(|case| matches!(case.probe, Probe::Failed(_))).map_or(0, |case| case.confirmed.len())
     }
 
     /// Returns the number to probe a member with for this node's own sake; `None` while one is under way.
@@ -190,6 +218,7 @@ impl Claims {
     pub(super) fn answered(&mut self, node: NodeId, now: Instant) -> Vec<Claim> {
         let Some(case) = self.cases.get_mut(&node) else { return Vec::new() };
         case.probe = Probe::Answered(now);
+        case.confirmed.clear();
         std::mem::take(&mut case.claims)
     }
 
@@ -275,12 +304,17 @@ impl Claims {
     fn open(&mut self, node: NodeId, known: (Generation, u16)) -> u64 {
         self.last_number += 1;
         let number = self.last_number;
-        let claims = self.cases.remove(&node).map(|case| case.claims).unwrap_or_default();
+        let (claims, confirmed) = match self.cases.remove(&node) {
+            Some(case) if case.known.0 == known.0 => (case.claims, case.confirmed),
+            Some(case) => (case.claims, BTreeSet::new()),
+            None => Default::default(),
+        };
         let case = Case {
             known,
             number,
             probe: Probe::UnderWay,
             claims,
+            confirmed,
             helpers: None,
             seen: 0,
             is_repeated: false,
@@ -310,8 +344,16 @@ impl Case {
         self.claims.iter().filter(|claim| claim.kind == Kind::News).count()
     }
 
+    /// Notes who makes a claim it vouches for.
+    fn note(&mut self, claim: &Claim) {
+        if claim.kind == Kind::News && self.confirmed.len() < MAX_HELD {
+            self.confirmed.insert(claim.accuser);
+        }
+    }
+
     /// Keeps one claim per accuser, the gravest.
     fn hold(&mut self, claim: Claim) {
+        self.note(&claim);
         match self.claims.iter_mut().find(|held| held.accuser == claim.accuser) {
             Some(held) => {
                 if held.entry.state <= claim.entry.state {
@@ -387,6 +429,26 @@ mod tests {
         assert_eq!(claims.conclude(node(9), 1, now), Outcome::Believe(held));
         assert_eq!(hear(&mut claims, 3, now + SECOND), Step::Believe);
         assert_eq!(hear(&mut claims, 3, now + 20 * SECOND), Step::Ask(2));
+    }
+
+    #[test]
+    fn peers_confirm_once_each_and_only_what_this_nodes_own_probe_has_found() {
+        let (now, mut claims) = (start(), Claims::default());
+        let confirm = |claims: &mut Claims, peer| claims.confirm(node(9), LIFE, node(peer), now);
+        assert_eq!(confirm(&mut claims, 1), None, "nothing is known of it");
+        let number = claims.ask(node(9), (LIFE, 0), now).expect("it is asked");
+        assert_eq!(confirm(&mut claims, 1), None, "it may answer");
+        claims.conclude(node(9), number, now);
+        assert_eq!((claims.confirmed(node(9), LIFE), confirm(&mut claims, 1)), (1, None), "once each");
+        assert_eq!(confirm(&mut claims, 2), Some(2));
+        for second in 0..REFUTED_CLAIMS {
+            claims.blame(node(3), Duration::ZERO, now + SECOND * second as u32);
+        }
+        assert_eq!(confirm(&mut claims, 3), None, "it has lost its say");
+        let later = Generation { epoch: 2, renewals: 0 };
+        assert_eq!(claims.confirm(node(9), later, node(4), now), None, "another life");
+        claims.answered(node(9), now);
+        assert_eq!(claims.confirmed(node(9), LIFE), 0);
     }
 
     #[test]

@@ -135,10 +135,15 @@ impl Membership {
 
     /// The time for an answer is over: what waited counts.
     pub(super) fn confirm(&mut self, node: NodeId, number: u64, now: Instant) {
-        match self.claims.conclude(node, number, now) {
+        let outcome = self.claims.conclude(node, number, now);
+        tracing::debug!(%node, number, ?outcome, "the time for an answer is over");
+        match outcome {
             Outcome::Nothing => {}
             Outcome::AskAgain(number) => self.ask(node, number, now),
-            Outcome::Believe(claims) => self.believe(claims, now),
+            Outcome::Believe(claims) => {
+                self.believe(claims, now);
+                self.hasten_confirmed(node, now);
+            }
             Outcome::Refuted => self.clear_by_helpers(node, now),
         }
     }
@@ -208,7 +213,9 @@ impl Membership {
             entry.incarnation = known.1;
         }
         let claim = Claim { accuser: from, kind, entry: entry.clone() };
-        match self.claims.hear(claim.clone(), known, now) {
+        let step = self.claims.hear(claim.clone(), known, now);
+        tracing::debug!(%node, accuser = %from, state = ?entry.state, ?kind, ?step, "claim heard");
+        match step {
             Step::Ask(number) => {
                 if entry.state == SwimState::Suspect && entry.identity.generation == known.0 {
                     self.send_if_connected(node, entry);
@@ -234,6 +241,7 @@ impl Membership {
 
     /// Refutes a suspicion, also straight to who voiced it.
     fn refute(&mut self, from: NodeId, entry: SwimMember, now: Instant) {
+        tracing::debug!(accuser = %from, incarnation = entry.incarnation, "suspected; refuting");
         self.health.suspected(now);
         let generation = self.me().generation;
         let refuted = entry.incarnation.max(self.incarnation);

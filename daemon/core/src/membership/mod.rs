@@ -26,6 +26,7 @@ mod spare;
 mod spread;
 mod table;
 mod timers;
+mod verdict;
 
 #[cfg(test)]
 mod tests;
@@ -35,7 +36,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use foca::{Foca, NoCustomBroadcast, State, Timer};
+use foca::{Foca, NoCustomBroadcast, Timer};
 use gossamer_wire::limits::MAX_NODES;
 use gossamer_wire::swim::{Identity, SwimMember, SwimMessage, SwimState};
 use gossamer_wire::{DecodeError, Generation, NodeId};
@@ -52,6 +53,7 @@ use peers::Peers;
 use spread::Finds;
 use table::{LEFT, Table, is_news_to};
 use timers::{Due, Timers};
+use verdict::Verdict;
 
 use crate::outputs::trimmed;
 
@@ -85,6 +87,8 @@ pub struct Membership {
     passed_over: usize,
     /// When any peer was last heard.
     heard: Instant,
+    /// Before this no verdict falls: this node was away, and answers wait to be read.
+    verdicts_from: Instant,
     outputs: VecDeque<Output>,
     has_left: bool,
 }
@@ -131,6 +135,7 @@ impl Membership {
             parked_gossip: None,
             passed_over: 0,
             heard: now,
+            verdicts_from: now,
             outputs: VecDeque::new(),
             has_left: false,
         };
@@ -175,7 +180,7 @@ impl Membership {
         self.notice_pause(now);
         while let Some(due) = self.timers.pop(now) {
             match due {
-                Due::Foca(timer) => self.handle_timer(timer, now),
+                Due::Foca(timer) | Due::Verdict(timer, _) => self.handle_timer(timer, now),
                 Due::Exchange => self.exchange(now),
                 Due::Compare(peer) if self.peers.contains(peer) => self.send_hash(peer),
                 Due::Compare(_) => {}
@@ -231,6 +236,7 @@ impl Membership {
         if let SwimMessage::ForwardedAck { origin, probe } = packet.header.message {
             self.handle_vouch(from, origin, probe, now);
         }
+        self.note_confirmations(from, &packet.members, now);
         self.retain_useful(&mut packet.members);
         self.judge_own(from, &mut packet.members, Kind::News, now);
         self.weigh(from, &mut packet.members, Kind::News, now);
@@ -277,9 +283,13 @@ impl Membership {
         let mut touched = Vec::new();
         match &timer {
             Timer::ChangeSuspectToDown { member_id, incarnation, .. } => {
-                match self.judge(member_id, *incarnation, now) {
+                let verdict = self.judge(member_id, *incarnation, now);
+                tracing::debug!(node = %member_id.0.node, incarnation, ?verdict, "the time of a suspect is over");
+                match verdict {
                     Verdict::Drop => return,
-                    Verdict::Postpone => return self.timers.push(now + RECONSIDER, Due::Foca(timer)),
+                    Verdict::Postpone => {
+                        return self.timers.push(now + verdict::RECONSIDER, Due::Foca(timer));
+                    }
                     Verdict::Down => touched.push(member_id.0.node),
                 }
             }
@@ -314,30 +324,6 @@ impl Membership {
         }
     }
 
-    /// Judges a suspicion whose time is over. foca alone goes by the incarnation, so a verdict could tell a member
-    /// that has just refuted that it is down.
-    fn judge(&mut self, life: &Life, incarnation: u16, now: Instant) -> Verdict {
-        let is_suspect = self.swim.iter_members().any(|member| {
-            member.id() == life && member.incarnation() == incarnation && member.state() == State::Suspect
-        });
-        let Some(view) = self.table.get(life.0.node).copied().filter(|_| is_suspect) else {
-            return Verdict::Drop;
-        };
-        let (node, since) = (view.node, view.since);
-        let is_early = now.saturating_duration_since(since) < LONGEST_DOUBT * self.config.suspicion;
-        let answers = self.claims.answered_at(node).is_some_and(|at| at >= since);
-        if answers || is_early && self.peers.is_heard_after(node, since) {
-            // It lives, but its refutation is lost.
-            self.accuse(life.0, incarnation);
-            self.double_check(node, now);
-            return Verdict::Postpone;
-        }
-        // Who hears nobody at all is more likely to be cut off than the only one left.
-        let is_one_of_many = || self.table.iter().filter(|view| view.state.is_up()).count() > 1;
-        let is_alone = self.heard <= since && is_one_of_many();
-        if is_alone && is_early { Verdict::Postpone } else { Verdict::Down }
-    }
-
     fn note_heard(&mut self, from: NodeId, now: Instant) {
         self.heard = now;
         self.peers.hear(from, now);
@@ -352,18 +338,23 @@ impl Membership {
             return;
         }
         self.health.worsen();
+        tracing::debug!(by = ?late, "this node runs late; its verdicts wait");
         let first = now + self.config.probe_rtt;
-        self.timers.resume(first, first + ANSWERS_WAIT);
+        self.resume(first, first + ANSWERS_WAIT);
         if late >= PAUSE {
-            tracing::debug!(took = ?late, "this node was paused");
             self.rejoin(now);
         }
+    }
+
+    fn resume(&mut self, first: Instant, verdicts: Instant) {
+        self.timers.resume(first, verdicts);
+        self.verdicts_from = self.verdicts_from.max(verdicts);
     }
 
     /// After a long absence: suspects get their full time, and some peers are asked what happened.
     fn rejoin(&mut self, now: Instant) {
         let first = now + self.config.probe_rtt;
-        self.timers.resume(first, first + self.config.suspicion);
+        self.resume(first, first + self.config.suspicion);
         self.renewals.expect();
         for peer in self.peers.some(ASKED_AFTER_PAUSE, &mut self.rng, |_| true) {
             self.announce(peer, now);
@@ -468,39 +459,15 @@ impl Membership {
         }
         self.hurry_on(spared.as_ref(), &mut effects.timers);
         self.park_gossip(&mut effects.timers);
-        for (after, timer) in effects.timers {
-            let after = self.stretched(after, &timer);
-            if let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &timer {
-                self.health.worsen();
-                self.accuse(member_id.0, *incarnation);
-            }
-            self.timers.push(now + after, Due::Foca(timer));
+        for (usual, timer) in effects.timers {
+            let after = self.stretched(usual, &timer);
+            let due = self.due(timer, (usual, after), now);
+            self.timers.push(now + after, due);
         }
         if let Some(ping) = spared {
             self.spare(ping, now);
         }
         result
-    }
-
-    /// Gives slow peers their time, and an ill node more time for all; a turn that is to end at once ends.
-    fn stretched(&self, after: Duration, timer: &Timer<Life>) -> Duration {
-        if after.is_zero() {
-            return after;
-        }
-        let usual = self.config.probe_rtt;
-        let probed = self.probing.map_or(usual, |probing| self.health.patience(probing.node, usual));
-        match timer {
-            Timer::SendIndirectProbe { .. } => probed.max(after),
-            // The rest of the interval is for the indirect probes, which take at least as long.
-            Timer::ProbeRandomMember(_) => after.max(after.saturating_sub(usual) + 2 * probed - usual),
-            Timer::ChangeSuspectToDown { member_id, .. } => {
-                after * self.health.stretch() + 2 * self.health.round_trip(member_id.0.node)
-            }
-            Timer::RemoveDown(_)
-            | Timer::PeriodicAnnounce(_)
-            | Timer::PeriodicAnnounceDown(_)
-            | Timer::PeriodicGossip(_) => after,
-        }
     }
 
     fn note_ping(&mut self, to: NodeId, packet: &[u8], now: Instant) {
@@ -564,22 +531,6 @@ fn log(result: Result<(), foca::Error>) {
 pub fn fuzz(bytes: &[u8]) {
     fuzz::run(bytes);
 }
-
-/// What becomes of a suspicion whose time is over.
-enum Verdict {
-    /// It was refuted.
-    Drop,
-    /// There are reasons to look again after [`RECONSIDER`].
-    Postpone,
-    /// The member is down.
-    Down,
-}
-
-/// Time until a postponed verdict is looked at again.
-const RECONSIDER: Duration = Duration::from_millis(500);
-
-/// How many times the usual suspicion lasts at most while this node hears nobody.
-const LONGEST_DOUBT: u32 = 4;
 
 /// A deadline missed by more than this means that this node had no time to run: answers may wait unread. Above
 /// what a loaded machine delays a task by.

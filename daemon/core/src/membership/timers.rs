@@ -16,6 +16,8 @@ use super::codec::Life;
 pub(super) enum Due {
     /// Give the timer back to foca.
     Foca(Timer<Life>),
+    /// The same for a verdict about a suspect; it has the time until the moment in any case.
+    Verdict(Timer<Life>, Instant),
     /// Compare members with one connected peer.
     Exchange,
     /// Send the hash to a peer that has just been in doubt.
@@ -57,10 +59,30 @@ impl Timers {
         let Some(lost) = self.next().map(|due| first.saturating_duration_since(due)) else { return };
         let moved = std::mem::take(&mut self.queue).into_iter().map(|((at, arrival), due)| {
             let at = at + lost;
-            let is_verdict = matches!(due, Due::Foca(Timer::ChangeSuspectToDown { .. }));
-            ((if is_verdict { at.max(verdicts) } else { at }, arrival), due)
+            match due {
+                Due::Verdict(timer, earliest) => {
+                    ((at.max(verdicts), arrival), Due::Verdict(timer, (earliest + lost).max(verdicts)))
+                }
+                due => ((at, arrival), due),
+            }
         });
         self.queue = moved.collect();
+    }
+
+    /// Moves the verdicts about a life from (due, earliest) to where `to` says.
+    pub(super) fn move_verdicts(&mut self, life: &Life, to: impl Fn(Instant, Instant) -> Instant) {
+        let of = |due: &Due| match due {
+            Due::Verdict(Timer::ChangeSuspectToDown { member_id, .. }, earliest) if member_id == life => {
+                Some(*earliest)
+            }
+            _ => None,
+        };
+        let found = self.queue.iter().filter_map(|(key, due)| Some((*key, of(due)?)));
+        for ((at, arrival), earliest) in found.collect::<Vec<_>>() {
+            if let Some(due) = self.queue.remove(&(at, arrival)) {
+                self.queue.insert((to(at, earliest), arrival), due);
+            }
+        }
     }
 
     /// Returns when the first is due.
@@ -84,7 +106,7 @@ mod tests {
     fn verdict() -> Due {
         let node = NodeId::from_bytes([1; 16]);
         let member_id = Life(Identity { node, generation: Generation::of_epoch(1) });
-        Due::Foca(Timer::ChangeSuspectToDown { member_id, incarnation: 0, token: 0 })
+        Due::Verdict(Timer::ChangeSuspectToDown { member_id, incarnation: 0, token: 0 }, start())
     }
 
     #[test]
@@ -120,6 +142,22 @@ mod tests {
         assert_eq!(timers.next(), Some(now + 63 * SECOND));
         timers.pop(now + 63 * SECOND);
         assert_eq!(timers.next(), Some(now + 70 * SECOND));
+    }
+
+    #[test]
+    fn verdicts_about_a_life_are_moved_and_nothing_else() {
+        let (now, mut timers) = (start(), Timers::default());
+        let Due::Verdict(Timer::ChangeSuspectToDown { member_id, .. }, _) = verdict() else {
+            panic!("a verdict")
+        };
+        timers.push(now + 2 * SECOND, verdict());
+        timers.push(now + 3 * SECOND, Due::Exchange);
+        timers.move_verdicts(&member_id, |due, _| due + 2 * SECOND);
+        assert_eq!(timers.pop(now + 3 * SECOND), Some(Due::Exchange));
+        assert_eq!(timers.next(), Some(now + 4 * SECOND));
+        let other = Life(Identity { generation: Generation::of_epoch(2), ..member_id.0 });
+        timers.move_verdicts(&other, |due, _| due + SECOND);
+        assert_eq!(timers.next(), Some(now + 4 * SECOND), "another life");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Owns: the clauses of design section 5 as tests. Must not know: foca's inside. Driven by: cargo test.
 
 mod attack;
+mod deaths;
+mod doubt;
 mod evicted;
 mod faults;
 mod indirect;

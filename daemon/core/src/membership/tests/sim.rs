@@ -202,6 +202,13 @@ impl Sim {
         self.later(to, Input::Packet { from: id(from), bytes }, Duration::from_millis(1));
     }
 
+    /// Makes every node distrust itself as much as it can.
+    pub(super) fn unsettle(&mut self) {
+        for node in self.nodes.iter_mut().flatten() {
+            (0..3).for_each(|_| node.membership.health.worsen());
+        }
+    }
+
     pub(super) fn input(&mut self, node: usize, input: Input) {
         self.deliver(node, input);
     }
