@@ -3,6 +3,7 @@
 //! Owns: which fragments count, the change of epoch, the liveness gate of one node. Must not know: other nodes,
 //! peers, signatures. Driven by: `store`, which settles an owner after each change and at its wake time.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -249,18 +250,7 @@ impl Owner {
         let Counted { served, outside_claims, outside_suffixes } = self.count_records();
         let before = std::mem::replace(&mut self.served, served);
         (self.outside_claims, self.outside_suffixes) = (outside_claims, outside_suffixes);
-        let is_in = |list: &[Arc<ServiceRecord>], record: &ServiceRecord| place_in(list, record).is_ok();
-        let key = |record: &Arc<ServiceRecord>| (record.service.clone(), record.instance.clone());
-        let accepted: Vec<_> = self.served.iter().filter(|record| !is_in(&before, record)).map(key).collect();
-        let withdrawn: Vec<_> =
-            before.iter().filter(|record| !is_in(&self.served, record)).map(key).collect();
-        let is_same = |record: &&Arc<ServiceRecord>| {
-            place_in(&before, record).ok().and_then(|at| before.get(at)) == Some(*record)
-        };
-        let changed = self.served.iter().filter(|record| !is_same(record));
-        let mut services: BTreeSet<_> = changed.map(|record| record.service.clone()).collect();
-        services.extend(withdrawn.iter().map(|(service, _)| service.clone()));
-        (accepted, withdrawn, services)
+        differences(&before, &self.served)
     }
 
     /// Brings the places up to date. Returns those before and those after, if anything differs.
@@ -542,7 +532,58 @@ fn key_of(record: &ServiceRecord) -> (&ServiceName, &InstanceName) {
     (&record.service, &record.instance)
 }
 
-/// Finds a record with the key of another in a list in order.
-fn place_in(list: &[Arc<ServiceRecord>], record: &ServiceRecord) -> Result<usize, usize> {
-    list.binary_search_by(|other| key_of(other).cmp(&key_of(record)))
+/// Compares two lists in the order of their keys. Returns what came, what went, and the services that differ. A record
+/// of a fragment that has not changed is the same one, so that a change of one fragment is found without a look into the
+/// others.
+fn differences(
+    before: &[Arc<ServiceRecord>],
+    after: &[Arc<ServiceRecord>],
+) -> (Vec<Key>, Vec<Key>, BTreeSet<ServiceName>) {
+    let (mut accepted, mut withdrawn, mut services) = (Vec::new(), Vec::new(), BTreeSet::new());
+    let key = |record: &ServiceRecord| (record.service.clone(), record.instance.clone());
+    let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return (accepted, withdrawn, services),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(one), Some(two)) if Arc::ptr_eq(one, two) => Ordering::Equal,
+            (Some(one), Some(two)) => key_of(one).cmp(&key_of(two)),
+        };
+        let (gone, come) = (old.next_if(|_| order.is_le()), new.next_if(|_| order.is_ge()));
+        match (gone, come) {
+            (Some(one), Some(two)) if Arc::ptr_eq(one, two) || one == two => continue,
+            (Some(_), Some(_)) | (None, None) => {}
+            (Some(record), None) => withdrawn.push(key(record)),
+            (None, Some(record)) => accepted.push(key(record)),
+        }
+        services.extend(gone.or(come).map(|record| record.service.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::tests::record;
+
+    fn names(keys: &[Key]) -> Vec<String> {
+        keys.iter().map(|(service, instance)| format!("{instance}.{service}")).collect()
+    }
+
+    #[test]
+    fn two_lists_differ_by_what_came_what_went_and_what_changed() {
+        let list = |names: &[(&str, &str)]| -> Vec<_> {
+            names.iter().map(|(service, instance)| Arc::new(record(service, instance))).collect()
+        };
+        let before = list(&[("a", "n0"), ("b", "n0"), ("b", "n1"), ("c", "n0"), ("e", "n0")]);
+        let mut after = list(&[("b", "n1"), ("c", "n0"), ("d", "n0"), ("e", "n0"), ("f", "n0")]);
+        after[1] = Arc::clone(&before[3]);
+        Arc::make_mut(&mut after[3]).weight += 1;
+        let (accepted, withdrawn, services) = differences(&before, &after);
+        assert_eq!(names(&accepted), ["n0.d", "n0.f"]);
+        assert_eq!(names(&withdrawn), ["n0.a", "n0.b"]);
+        let services: Vec<_> = services.iter().map(ServiceName::as_str).collect();
+        assert_eq!(services, ["a", "b", "d", "e", "f"], "an equal record is no change, a new weight is one");
+        assert_eq!(differences(&after, &after), Default::default());
+    }
 }
