@@ -6,62 +6,113 @@
 //! it is that of the line of `gossamer watch`, which carries microseconds of the same machine's clock.
 
 use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, UdpSocket};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
+use anyhow::{Context as _, Result, bail, ensure};
+use gossamer::index::WatchLine;
 use tokio::sync::mpsc;
 
 use super::choir::Change;
+use super::watch::Watch;
 use super::zone::{Service, WEIGHT, query};
 
 /// Services whose changes are probed; the others change at [`RATE`].
 pub(super) const PROBED: usize = 100;
 /// Changes per second.
 const RATE: u32 = 1_000;
+/// Changes that may be late and are made up for: what stops for longer than this makes fewer of them.
+const LATE: u32 = RATE / 10;
+/// From one probed change to the next.
+const PROBE_EVERY: Duration = Duration::from_millis(10);
 /// Longest wait for one change.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks at whether to stop.
+const LOOK: Duration = Duration::from_millis(100);
 
-/// Changes the services, but for the probed ones at the end, until told to stop. Returns how many changes were made.
-pub(super) fn change_all(changes: &mpsc::Sender<Change>, services: usize, stop: &AtomicBool) -> u64 {
+/// Changes the services, but for the probed ones at the end, until told to stop.
+pub(super) fn change_all(changes: &mpsc::Sender<Change>, services: usize, stop: &AtomicBool) {
     let began = Instant::now();
-    let (mut made, mut taken) = (0_u32, 0);
+    let mut made = 0_u32;
     while !stop.load(Ordering::Relaxed) {
-        while began.elapsed() >= Duration::from_secs(1) / RATE * made {
+        let due =
+            u32::try_from(began.elapsed().as_micros() / (1_000_000 / u128::from(RATE))).unwrap_or(u32::MAX);
+        made = made.max(due.saturating_sub(LATE));
+        while made < due {
             let service = made as usize % (services - PROBED);
             let weight = WEIGHT + u16::try_from(made % 50).unwrap_or_default();
-            // What the members cannot make in time is not made.
-            taken +=
-                u64::from(changes.try_send(Change { service, instance: made as usize % 3, weight }).is_ok());
+            if changes.try_send(Change { service, instance: made as usize % 3, weight }).is_err() {
+                break;
+            }
             made += 1;
         }
+        // The pace of the changes.
         std::thread::sleep(Duration::from_micros(200));
     }
-    taken
 }
 
-/// Changes one service after the other and returns how long after the local catalog DNS showed it, milliseconds.
+/// What the daemon's own catalog has shown.
+#[derive(Debug, Default)]
+struct Shown {
+    /// When it showed the latest change of a service, microseconds since the Unix epoch.
+    at: HashMap<String, u64>,
+    /// Changes of instances, lost lines counted.
+    changes: u64,
+    /// Lines that were lost because they were read too slowly here.
+    lost: u64,
+}
+
+/// [`Shown`], and word of what comes.
+#[derive(Debug, Default)]
+struct Board {
+    shown: Mutex<Shown>,
+    is_new: Condvar,
+}
+
+impl Board {
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a service's change is shown, or lines are lost after so many, of which its own may be one.
+    fn wait(&self, name: &str, lost: u64) -> Result<Option<u64>> {
+        let is_missing = |shown: &mut Shown| !shown.at.contains_key(name) && shown.lost == lost;
+        let waited = self.is_new.wait_timeout_while(self.shown(), PATIENCE, is_missing);
+        let (shown, time) = waited.unwrap_or_else(PoisonError::into_inner);
+        if time.timed_out() {
+            bail!("no line of watch about {name}, of {} lines", shown.changes);
+        }
+        Ok(shown.at.get(name).copied())
+    }
+}
+
+/// What was found while services changed. Changes whose line was lost are not timed; one in a hundred at most.
+#[derive(Debug)]
+pub(super) struct Probed {
+    /// How long after the local catalog DNS showed each change, milliseconds.
+    pub(super) late: Vec<f64>,
+    /// Changes of instances that the daemon's catalog has shown meanwhile.
+    pub(super) changes: u64,
+}
+
+/// Changes one service after the other and looks when DNS shows it.
 pub(super) fn probe(
     server: SocketAddr,
-    socket: &Path,
+    watch: Watch,
     changes: &mpsc::Sender<Change>,
     services: &[Service],
     samples: usize,
-) -> Result<Vec<f64>> {
-    let seen = Mutex::new(HashMap::new());
-    let stop = AtomicBool::new(false);
-    let lines = watch(socket)?;
+) -> Result<Probed> {
+    let (board, stop) = (Board::default(), AtomicBool::new(false));
     std::thread::scope(|scope| {
-        scope.spawn(|| collect(lines, &seen, &stop));
-        let probed = probe_all(server, changes, services, samples, &seen);
+        let collecting = scope.spawn(|| collect(watch, &board, &stop));
+        let late = probe_all(server, changes, services, samples, &board);
+        let changes = board.shown().changes;
         stop.store(true, Ordering::Relaxed);
-        probed
+        collecting.join().map_err(|_| anyhow::anyhow!("the watch panicked"))??;
+        Ok(Probed { late: late?, changes })
     })
 }
 
@@ -70,36 +121,40 @@ fn probe_all(
     changes: &mpsc::Sender<Change>,
     services: &[Service],
     samples: usize,
-    seen: &Mutex<HashMap<String, u64>>,
+    board: &Board,
 ) -> Result<Vec<f64>> {
     let client = UdpSocket::bind("127.0.0.1:0")?;
     client.connect(server)?;
     client.set_read_timeout(Some(Duration::from_millis(500)))?;
     let first = services.len() - PROBED;
-    let mut found = Vec::new();
-    for sample in 0..samples {
+    let (mut found, began) = (Vec::new(), Instant::now());
+    for (sample, number) in (0..samples).zip(0_u32..) {
+        // The pace of the probe: its changes come beside the others.
+        std::thread::sleep((PROBE_EVERY * number).saturating_sub(began.elapsed()));
         let service = first + sample % PROBED;
         let name = &services[service].name;
         let weight = WEIGHT + 1 + u16::try_from(sample / PROBED)?;
         let asked = query(&["_http", "_tcp", name], 33);
-        seen.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        let lost = {
+            let mut shown = board.shown();
+            shown.at.remove(name);
+            shown.lost
+        };
         changes.blocking_send(Change { service, instance: sample % 3, weight })?;
         let shown = shown_at(&client, &asked, weight).with_context(|| {
-            let is_held = seen.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name);
+            let is_held = board.shown().at.contains_key(name);
             format!("{name}, which the daemon {}", if is_held { "knows" } else { "does not know" })
         })?;
-        let end = Instant::now() + PATIENCE;
-        let held = loop {
-            if let Some(at) = seen.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
-                break *at;
-            }
-            if Instant::now() > end {
-                bail!("no line of watch about {name}");
-            }
-            std::thread::sleep(Duration::from_micros(500));
-        };
-        found.push(shown.saturating_sub(held) as f64 / 1_000.0);
+        if let Some(held) = board.wait(name, lost)? {
+            found.push(shown.saturating_sub(held) as f64 / 1_000.0);
+        }
     }
+    let lost = board.shown().lost;
+    ensure!(
+        found.len() * 100 >= samples * 99,
+        "{} of {samples} changes timed: {lost} lines lost",
+        found.len()
+    );
     Ok(found)
 }
 
@@ -134,55 +189,26 @@ fn weights(reply: &[u8], mut at: usize) -> Vec<u16> {
     found
 }
 
-/// Opens the stream of changes; returns it, and how many services there are, once it has begun.
-pub(super) fn watch(socket: &Path) -> Result<BufReader<UnixStream>> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(Duration::from_millis(100)))?;
-    stream.write_all(b"GET /v1/watch HTTP/1.1\r\nhost: localhost\r\n\r\n")?;
-    Ok(BufReader::new(stream))
-}
-
-/// Returns how many services the daemon knows.
-pub(super) fn services_known(socket: &Path) -> Result<u64> {
-    let mut lines = watch(socket)?;
-    // It is busy with what it learns.
-    lines.get_ref().set_read_timeout(Some(PATIENCE))?;
-    let mut line = String::new();
-    for _ in 0..20 {
-        line.clear();
-        lines.read_line(&mut line)?;
-        if let Ok(value) = serde_json::from_str::<Value>(&line)
-            && let Some(count) = value["services"].as_u64()
-        {
-            return Ok(count);
-        }
-    }
-    bail!("the watch stream does not begin with a count")
-}
-
-fn collect(mut lines: BufReader<UnixStream>, seen: &Mutex<HashMap<String, u64>>, stop: &AtomicBool) {
-    let mut line = Vec::new();
+fn collect(mut watch: Watch, board: &Board, stop: &AtomicBool) -> Result<()> {
     while !stop.load(Ordering::Relaxed) {
-        // A time-out in the middle of a line keeps what was read.
-        match lines.read_until(b'\n', &mut line) {
-            Ok(0) => return,
-            Ok(_) => {
-                if let Some((service, at)) = change_of(&line) {
-                    seen.lock().unwrap_or_else(PoisonError::into_inner).insert(service, at);
-                }
-                line.clear();
+        match watch.next(Instant::now() + LOOK)? {
+            Some(WatchLine::Service { service, at_us, .. }) => {
+                let mut shown = board.shown();
+                shown.at.insert(service.to_string(), at_us);
+                shown.changes += 1;
+                drop(shown);
+                board.is_new.notify_one();
             }
-            Err(_) => {}
+            // Read too slowly here, and changes all the same.
+            Some(WatchLine::Lost { lines, .. }) => {
+                let mut shown = board.shown();
+                shown.changes += lines;
+                shown.lost += lines;
+                drop(shown);
+                board.is_new.notify_one();
+            }
+            _ => {}
         }
     }
-}
-
-fn change_of(line: &[u8]) -> Option<(String, u64)> {
-    let value: Value = serde_json::from_slice(line).ok()?;
-    Some((value["service"].as_str()?.to_owned(), value["at_us"].as_u64()?))
-}
-
-/// Fails early when the stream has another shape than expected.
-pub(super) fn check_stream(socket: &Path) -> Result<()> {
-    services_known(socket).map(drop).context("GET /v1/watch")
+    Ok(())
 }

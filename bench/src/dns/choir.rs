@@ -3,10 +3,13 @@
 //! Owns: their endpoints and the one copy of the catalog they share. Must not know: DNS, what is measured.
 //! Driven by: the suite, which has them publish and change records.
 //!
-//! Transport, membership and statements of each member are the shipped ones, and its adverts are made by a catalog
-//! core of its own, which knows nothing else. What the mesh tells any of them goes to one more core, the replica, which
-//! answers in the name of whoever was told: 80 replicas and indexes would need two processors for themselves.
+//! Transport, membership and statements of each member are the shipped ones, and its first adverts are made by a catalog
+//! core of its own, which knows nothing else; later ones by [`Signed`], which says why. What the mesh tells any of them
+//! goes to one more core, the replica, which answers in the name of whoever was told: 80 replicas and indexes would
+//! need two processors for themselves. It is the first member's, and hears of changes before it answers, of each fragment
+//! the latest.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,12 +31,14 @@ use gossamer_core::dial::Source;
 use gossamer_core::statements::Statements;
 use gossamer_tests::forge::Forge;
 use gossamer_tests::quic::{Credentials, identity_of};
-use gossamer_wire::frame::Frame;
+use gossamer_wire::advert::{Advert, Slot};
+use gossamer_wire::frame::{AdvertCopy, Frame};
 use gossamer_wire::join::PeerHint;
 use gossamer_wire::{NodeId, ServiceRecord};
 use rcgen::SanType;
 use tokio::sync::mpsc;
 
+use super::signed::Signed;
 use super::zone::{Catalog, MEMBERS};
 
 /// Where a change goes: service, instance, new weight.
@@ -55,11 +60,14 @@ struct Member {
     mesh: Mesh,
     parts: Parts,
     records: Vec<ServiceRecord>,
+    signed: Signed,
 }
 
 /// All members, and what they know.
 pub(super) struct Choir {
     members: Vec<Member>,
+    /// What the replica has not heard yet.
+    untold: BTreeMap<Slot, AdvertCopy>,
     daemon: NodeId,
     clock: Clock,
     stages: Vec<MeshStages>,
@@ -76,11 +84,13 @@ impl Choir {
             let identity = identity(&forge, &known, number, &seed)?;
             let state = dir.join(format!("member-{number}"));
             let stage = MeshStages::from(Stage::default());
+            let signed = Signed::new(Arc::clone(&identity.key));
             let (mesh, parts) = mesh::start_without_catalog(&stage, mesh_parts(identity, &state)?)?;
-            members.push(Member { mesh, parts, records: catalog.records(number)? });
+            members.push(Member { mesh, parts, records: catalog.records(number)?, signed });
             stages.push(stage);
         }
-        let mut choir = Self { members, daemon: known.node(), clock: Clock::default(), stages };
+        let (untold, clock) = (BTreeMap::new(), Clock::default());
+        let mut choir = Self { members, untold, daemon: known.node(), clock, stages };
         choir.introduce();
         Ok(choir)
     }
@@ -97,28 +107,36 @@ impl Choir {
         }
     }
 
-    /// Speaks and listens until the changes end.
-    pub(super) async fn run(mut self, mut changes: mpsc::Receiver<Change>) {
+    /// Speaks and listens until the changes end, and leaves.
+    ///
+    /// # Errors
+    /// A change is of something that was not published.
+    pub(super) async fn run(mut self, changes: mpsc::Receiver<Change>) -> Result<()> {
+        let ended = self.perform(changes).await;
+        let leaving = self.stages.iter().map(|stage| stage.stop(Duration::from_secs(2)));
+        futures_util::future::join_all(leaving).await;
+        ended
+    }
+
+    async fn perform(&mut self, mut changes: mpsc::Receiver<Change>) -> Result<()> {
         loop {
             // Whoever has heard something first is served first; the rest has its turn within a tick.
             let change = tokio::time::timeout(self.pause(), changes.recv()).await;
             match change {
-                Ok(Some(change)) => self.change(change),
-                Ok(None) => break,
+                Ok(Some(change)) => self.change(change)?,
+                Ok(None) => return Ok(()),
                 Err(_) => {}
             }
             for _ in 0..CHANGES_A_TURN {
                 let Ok(change) = changes.try_recv() else { break };
-                self.change(change);
+                self.change(change)?;
             }
             // What was said leaves before more is.
             tokio::task::yield_now().await;
             for number in 0..self.members.len() {
-                self.serve(number);
+                self.serve(number)?;
             }
         }
-        let leaving = self.stages.iter().map(|stage| stage.stop(Duration::from_secs(2)));
-        futures_util::future::join_all(leaving).await;
     }
 
     /// Returns how long nobody has anything to do by the clock; frames are looked for after a millisecond.
@@ -127,19 +145,28 @@ impl Choir {
         if busy { Duration::ZERO } else { TICK / 100 }
     }
 
-    fn change(&mut self, change: Change) {
+    fn change(&mut self, change: Change) -> Result<()> {
         let slot = change.service * super::zone::INSTANCES + change.instance;
         let number = slot % MEMBERS;
-        let Some(member) = self.members.get_mut(number) else { return };
+        let daemon = self.daemon;
+        let Some(member) = self.members.get_mut(number) else { return Ok(()) };
         // Records stand in the order of services, each member having every so many.
-        let Some(record) = member.records.get_mut(slot / MEMBERS) else { return };
+        let Some(record) = member.records.get_mut(slot / MEMBERS) else { return Ok(()) };
         record.weight = change.weight;
-        member.parts.core.handle(Input::Publish(member.records.clone()), self.clock.now());
-        self.drain(number);
+        if number == 0 {
+            // The replica holds its own adverts as it made them.
+            member.parts.core.handle(Input::Publish(member.records.clone()), self.clock.now());
+            return self.drain(number);
+        }
+        let copy = member.signed.change(&record.service, &record.instance, change.weight)?;
+        let told = Frame::Adverts { copies: vec![copy.clone()], forward: Vec::new() };
+        member.mesh.peers.send_frame(daemon, &told);
+        self.untold.insert(Advert::parse_shared(&copy.bytes)?.id().slot, copy);
+        Ok(())
     }
 
     /// Takes what one member was told, and runs its timers.
-    fn serve(&mut self, number: usize) {
+    fn serve(&mut self, number: usize) -> Result<()> {
         while let Ok(command) = self.members[number].parts.commands.try_recv() {
             if let Command::Standing { trust, evicted, digest } = command {
                 let head = HeadContent { statement_digest: digest, ..HeadContent::default() };
@@ -153,10 +180,15 @@ impl Choir {
             match told {
                 ToCatalog::Connected(peer) if peer == self.daemon => {
                     // Pushed, not compared: a publisher does not answer comparisons.
-                    let Member { parts, records, .. } = &mut self.members[number];
+                    let Member { parts, records, signed, mesh } = &mut self.members[number];
                     parts.core.handle(Input::Connected(peer), now);
                     parts.core.handle(Input::Card(parts.card.clone()), now);
-                    parts.core.handle(Input::Publish(records.clone()), now);
+                    let copies = signed.copies();
+                    if copies.is_empty() {
+                        parts.core.handle(Input::Publish(records.clone()), now);
+                    } else {
+                        mesh.peers.send_frame(peer, &Frame::Adverts { copies, forward: Vec::new() });
+                    }
                 }
                 ToCatalog::Disconnected(peer) if peer == self.daemon => {
                     self.members[number].parts.core.handle(Input::Disconnected(peer), now);
@@ -166,12 +198,16 @@ impl Choir {
             }
         }
         self.members[number].parts.core.handle_timeout(self.clock.now());
-        self.drain(number);
+        self.drain(number)
     }
 
     /// Has the replica, which is the first member's core, answer the daemon in the name of a member.
     fn hear(&mut self, number: usize, frame: Frame) {
         let now = self.clock.now();
+        for (slot, copy) in std::mem::take(&mut self.untold) {
+            let frame = Frame::Adverts { copies: vec![copy], forward: Vec::new() };
+            self.members[0].parts.core.handle(Input::Frame { from: slot.node, frame }, now);
+        }
         self.members[0].parts.core.handle(Input::Frame { from: self.daemon, frame }, now);
         while let Some(output) = self.members[0].parts.core.next_output() {
             if let Output::Send { to, frame } = output
@@ -183,7 +219,7 @@ impl Choir {
     }
 
     /// Sends what a member has to say: all of it for the first, who holds everything; for the others their own adverts.
-    fn drain(&mut self, number: usize) {
+    fn drain(&mut self, number: usize) -> Result<()> {
         let me = self.members[number].parts.me;
         while let Some(output) = self.members[number].parts.core.next_output() {
             let Output::Send { to, frame } = output else { continue };
@@ -192,12 +228,14 @@ impl Choir {
                 continue;
             }
             if let Frame::Adverts { copies, .. } | Frame::Spread { copies, .. } = frame {
+                copies.iter().try_for_each(|copy| self.members[number].signed.keep(copy))?;
                 let known = Frame::Adverts { copies: copies.clone(), forward: Vec::new() };
                 self.members[0].parts.core.handle(Input::Frame { from: me, frame: known }, self.clock.now());
                 let told = Frame::Adverts { copies, forward: Vec::new() };
                 self.members[number].mesh.peers.send_frame(to, &told);
             }
         }
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The load: queries from several sockets, so many of them on their way all the time.
 //!
-//! Owns: sending, receiving, the check of each reply's head, latencies. Must not know: who answers.
+//! Owns: sending, receiving, latencies. Must not know: who answers, what a right reply is.
 //! Driven by: the suite, with the queries. Datagrams go and come in batches (sendmmsg, recvmmsg): a generator that
 //! makes one call per datagram is slower than what it measures.
 
@@ -9,9 +9,11 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg};
+
+use super::verdict::Verdicts;
 
 /// Sockets of one thread.
 pub(super) const SOCKETS: usize = 8;
@@ -27,12 +29,7 @@ const SILENCE: Duration = Duration::from_millis(500);
 pub(super) struct Seen {
     pub(super) replies: u64,
     pub(super) lost: u64,
-    /// SERVFAIL.
-    pub(super) failed: u64,
-    /// NOERROR with another number of records than there are.
-    pub(super) torn: u64,
-    /// Any other code, or truncated.
-    pub(super) other: u64,
+    pub(super) verdicts: Verdicts,
     pub(super) elapsed: Duration,
     /// Microseconds.
     pub(super) latencies: Vec<u32>,
@@ -56,25 +53,9 @@ impl Seen {
     pub(super) fn add(&mut self, other: Self) {
         self.replies += other.replies;
         self.lost += other.lost;
-        self.failed += other.failed;
-        self.torn += other.torn;
-        self.other += other.other;
+        self.verdicts.add(other.verdicts);
         self.elapsed = self.elapsed.max(other.elapsed);
         self.latencies.extend(other.latencies);
-    }
-
-    fn judge(&mut self, reply: &[u8], records: u16) {
-        let (Some(flags), Some(count)) = (reply.get(2..4), reply.get(6..8)) else {
-            self.other += 1;
-            return;
-        };
-        match flags[1] & 0x0f {
-            2 => self.failed += 1,
-            0 if flags[0] & 0x02 == 0 => {
-                self.torn += u64::from(u16::from_be_bytes([count[0], count[1]]) != records);
-            }
-            _ => self.other += 1,
-        }
     }
 }
 
@@ -87,10 +68,17 @@ pub(super) struct Questions<'a> {
     pub(super) window: usize,
 }
 
+impl Questions<'_> {
+    fn judge(&self, index: usize, reply: &[u8], verdicts: &mut Verdicts) {
+        let is_srv = index >= self.queries.len() / 2;
+        verdicts.judge(reply, &self.queries[index], if is_srv { self.srv_records } else { 1 });
+    }
+}
+
 struct Wire {
     socket: UdpSocket,
-    /// By id: when it was sent, how many records it has.
-    sent: Vec<(Instant, u16)>,
+    /// By id: when it was sent, which query it was.
+    sent: Vec<(Instant, usize)>,
     waiting: usize,
     heard: Instant,
 }
@@ -104,7 +92,7 @@ pub(super) fn closed_loop(
 ) -> Result<Seen> {
     let began = Instant::now();
     let mut random = seed | 1;
-    let mut seen = Seen::default();
+    let mut seen = Seen { verdicts: Verdicts::since(began), ..Seen::default() };
     let mut wires = (0..SOCKETS)
         .map(|_| {
             let socket = UdpSocket::bind("127.0.0.1:0")?;
@@ -120,7 +108,7 @@ pub(super) fn closed_loop(
     }
     while began.elapsed() < time {
         for wire in &mut wires {
-            let free = receive(wire, &mut buffers, &mut seen)?;
+            let free = receive(wire, &mut buffers, questions, &mut seen)?;
             if !free.is_empty() {
                 send(wire, &free, questions, &mut random)?;
             } else if wire.waiting > 0 && wire.heard.elapsed() > SILENCE {
@@ -134,27 +122,35 @@ pub(super) fn closed_loop(
     // What comes late is not lost.
     while wires.iter().any(|wire| wire.waiting > 0 && wire.heard.elapsed() < SILENCE) {
         for wire in &mut wires {
-            receive(wire, &mut buffers, &mut Seen::default())?;
+            receive(wire, &mut buffers, questions, &mut Seen::default())?;
         }
     }
     seen.lost += wires.iter().map(|wire| wire.waiting as u64).sum::<u64>();
     Ok(seen)
 }
 
-/// Asks every query once, window by window.
-pub(super) fn once(server: SocketAddr, queries: &[Vec<u8>]) -> Result<()> {
+/// Asks every query once, window by window, and judges the replies.
+pub(super) fn once(server: SocketAddr, questions: &Questions<'_>) -> Result<Verdicts> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(Duration::from_secs(30)))?;
-    for part in queries.chunks(WINDOW) {
-        for query in part {
-            socket.send(query)?;
+    let mut verdicts = Verdicts::since(Instant::now());
+    let all: Vec<usize> = (0..questions.queries.len()).collect();
+    for part in all.chunks(WINDOW) {
+        for (id, index) in (0_u16..).zip(part) {
+            let mut message = questions.queries[*index].clone();
+            message[..2].copy_from_slice(&id.to_be_bytes());
+            socket.send(&message)?;
         }
         for _ in part {
-            socket.recv(&mut [0; REPLY])?;
+            let mut reply = [0; REPLY];
+            let length = socket.recv(&mut reply)?;
+            let id = usize::from(u16::from_be_bytes([reply[0], reply[1]]));
+            let index = part.get(id).copied().context("a reply to no question")?;
+            questions.judge(index, &reply[..length], &mut verdicts);
         }
     }
-    Ok(())
+    Ok(verdicts)
 }
 
 fn send(wire: &mut Wire, ids: &[u16], questions: &Questions<'_>, random: &mut u64) -> Result<()> {
@@ -170,7 +166,7 @@ fn send(wire: &mut Wire, ids: &[u16], questions: &Questions<'_>, random: &mut u6
         let mut message = questions.queries[index].clone();
         message[..2].copy_from_slice(&id.to_be_bytes());
         messages.push(message);
-        wire.sent[usize::from(*id)] = (now, if is_srv { questions.srv_records } else { 1 });
+        wire.sent[usize::from(*id)] = (now, index);
     }
     let slices: Vec<[IoSlice<'_>; 1]> = messages.iter().map(|message| [IoSlice::new(message)]).collect();
     let mut done = 0;
@@ -190,7 +186,12 @@ fn send(wire: &mut Wire, ids: &[u16], questions: &Questions<'_>, random: &mut u6
 }
 
 /// Receives what is there; returns the ids that are free again.
-fn receive(wire: &mut Wire, buffers: &mut [[u8; REPLY]], seen: &mut Seen) -> Result<Vec<u16>> {
+fn receive(
+    wire: &mut Wire,
+    buffers: &mut [[u8; REPLY]],
+    questions: &Questions<'_>,
+    seen: &mut Seen,
+) -> Result<Vec<u16>> {
     let mut headers = MultiHeaders::<SockaddrIn>::preallocate(buffers.len(), None);
     let lengths: Vec<usize> = {
         let mut slices: Vec<[IoSliceMut<'_>; 1]> =
@@ -208,10 +209,10 @@ fn receive(wire: &mut Wire, buffers: &mut [[u8; REPLY]], seen: &mut Seen) -> Res
     for (buffer, length) in buffers.iter().zip(lengths) {
         let reply = &buffer[..length.min(REPLY)];
         let Some(id) = reply.first_chunk().map(|id| u16::from_be_bytes(*id)) else { continue };
-        let Some((sent, records)) = wire.sent.get(usize::from(id)).copied() else { continue };
+        let Some((sent, index)) = wire.sent.get(usize::from(id)).copied() else { continue };
         seen.replies += 1;
         seen.latencies.push(u32::try_from((now - sent).as_micros()).unwrap_or(u32::MAX));
-        seen.judge(reply, records);
+        questions.judge(index, reply, &mut seen.verdicts);
         free.push(id);
     }
     wire.waiting = wire.waiting.saturating_sub(free.len());

@@ -19,6 +19,8 @@ pub(super) const PORT: u16 = 8_080;
 pub(super) const INSTANCES: usize = 3;
 /// Members that export them.
 pub(super) const MEMBERS: usize = 80;
+/// The name of each service's first instance.
+pub(super) const FIRST: &str = "i0";
 /// The weight of an instance before any change.
 pub(super) const WEIGHT: u16 = 100;
 
@@ -50,7 +52,7 @@ impl Catalog {
                 .with_context(|| format!("{name} finds no address"))
         };
         let services = (0..count).map(|number| {
-            let name = format!("svc-{number:05}");
+            let name = service_name(number);
             let service: ServiceName = name.parse()?;
             let (vip, of_service) = place(&VipName::Service(service.clone()))?;
             let (_, of_group) = place(&VipName::Group(service.clone(), group.clone()))?;
@@ -111,6 +113,19 @@ impl Catalog {
         let srv = self.services.iter().map(|service| query(&["_http", "_tcp", &service.name], 33));
         a.chain(srv).collect()
     }
+}
+
+/// Returns a query for each of so many services as [`Catalog::queries`] does, but SRV for their first instance alone: one
+/// record, and its address.
+pub(super) fn queries_of_one(services: usize, group: &GroupName) -> Vec<Vec<u8>> {
+    let names: Vec<_> = (0..services).map(service_name).collect();
+    let a = names.iter().map(|name| query(&[name], 1));
+    let srv = names.iter().map(|name| query(&["_http", "_tcp", FIRST, name, group.as_str()], 33));
+    a.chain(srv).collect()
+}
+
+pub(super) fn service_name(number: usize) -> String {
+    format!("svc-{number:05}")
 }
 
 impl Service {
@@ -175,6 +190,9 @@ mod tests {
             catalog.services.iter().flat_map(|made| [&[made.vip][..], &made.instances].concat()).collect();
         assert_eq!(addresses.len(), 3_200);
         assert_eq!(catalog.queries().len(), 1_600);
+        let of_one = queries_of_one(800, &group);
+        assert_eq!(of_one[..800], catalog.queries()[..800], "the same questions for addresses");
+        assert_eq!(of_one[807], query(&["_http", "_tcp", "i0", "svc-00007", "default"], 33));
         assert!(
             catalog
                 .zone_file(&group)
