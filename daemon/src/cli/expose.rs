@@ -86,25 +86,30 @@ fn base(asked: args::Expose) -> Expose {
     }
 }
 
-/// Reads `NAME:PORT[,..]`, the form of `GOSSAMER_EXPOSE`.
+/// Reads `NAME:PORT[,..]`, the form of `GOSSAMER_EXPOSE`. A name that stands there several times is one service with
+/// several ports.
 pub(super) fn from_variable(text: &str) -> Result<Vec<Expose>, Failure> {
     let wrong = |why: String| Failure::usage(format_args!("GOSSAMER_EXPOSE: {why}"));
-    let each = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-    each.map(|item| {
+    let mut all: Vec<Expose> = Vec::new();
+    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
         let OwnName { service, port } = item.parse().map_err(wrong)?;
         let number = port.ok_or_else(|| wrong(format!("{service} has no port; write {service}:PORT")))?;
-        Ok(Expose {
-            service,
-            instance: None,
-            ports: vec![ExposePort { name: None, number, target_port: None }],
-            target: None,
-            to: crate::api::messages::Audience::Own,
-            metadata: std::collections::BTreeMap::new(),
-            fqdns: Vec::new(),
-            weight: 100,
-        })
-    })
-    .collect()
+        let port = ExposePort { name: None, number, target_port: None };
+        match all.iter_mut().find(|one| one.service == service) {
+            Some(one) => one.ports.push(port),
+            None => all.push(Expose {
+                service,
+                instance: None,
+                ports: vec![port],
+                target: None,
+                to: crate::api::messages::Audience::Own,
+                metadata: std::collections::BTreeMap::new(),
+                fqdns: Vec::new(),
+                weight: 100,
+            }),
+        }
+    }
+    Ok(all)
 }
 
 pub(super) async fn withdraw(client: &Client, asked: args::Withdraw) -> Result<(), Failure> {
@@ -159,6 +164,9 @@ mod tests {
     fn services_in_the_environment_are_names_with_ports() {
         let all = from_variable("worker:8080, web:80,").expect("parses");
         assert_eq!(all.iter().map(|one| one.service.as_str()).collect::<Vec<_>>(), ["worker", "web"]);
+        let all = from_variable("web:80,worker:8080,web:443").expect("parses");
+        let numbers = |one: &Expose| one.ports.iter().map(|port| port.number).collect::<Vec<_>>();
+        assert_eq!(all.iter().map(numbers).collect::<Vec<_>>(), [vec![80, 443], vec![8080]]);
         for (text, words) in [("worker", "worker:PORT"), ("Bad:1", "a-z"), ("a:0", "1 to 65535")] {
             let failure = from_variable(text).expect_err(text);
             assert!(
