@@ -226,7 +226,7 @@ impl Mesh<'_> {
                 };
                 Some(match kind {
                     RecordType::TXT => Found::new(records::text(&entry.metadata), LIVE_TTL),
-                    _ if *direct => self.direct(entry.instances, kind),
+                    _ if *direct || entry.vip == VipAnswer::Direct => self.direct(entry.instances, kind),
                     _ => vip(entry.vip, kind),
                 })
             }
@@ -234,7 +234,7 @@ impl Mesh<'_> {
                 let entry = self.directory.instance(service, group, instance)?;
                 Some(match kind {
                     RecordType::TXT => Found::new(records::text(&entry.metadata), LIVE_TTL),
-                    _ if *direct => self.direct(vec![entry], kind),
+                    _ if *direct || entry.vip == VipAnswer::Direct => self.direct(vec![entry], kind),
                     // The name exists while an advert has it, and has no address to offer.
                     _ if !entry.usable => Found::default(),
                     _ => vip(entry.vip, kind),
@@ -294,7 +294,9 @@ impl Mesh<'_> {
         for (index, (instance, number)) in listed.iter().enumerate() {
             let vip = match &instance.vip {
                 _ if direct => None,
-                VipAnswer::Address(vip) => Some(*vip),
+                VipAnswer::Direct => None,
+                VipAnswer::Address(vip) => Some((*vip, None)),
+                VipAnswer::Dual(vip, over_v6) => Some((*vip, Some(*over_v6))),
                 VipAnswer::Blocked(why) => {
                     found.blocked.get_or_insert_with(|| why.clone());
                     continue;
@@ -302,8 +304,12 @@ impl Mesh<'_> {
             };
             let Some(name) = self.names.name_of(&instance.target(direct)) else { continue };
             if index < MAX_GLUE {
+                let glue = |ip| record(&name, VIP_TTL, records::address(ip));
                 match vip {
-                    Some(vip) => found.glue.push(record(&name, VIP_TTL, records::address(vip.into()))),
+                    Some((vip, over_v6)) => {
+                        found.glue.push(glue(vip.into()));
+                        found.glue.extend(over_v6.map(|vip| glue(vip.into())));
+                    }
                     None => found.glue.extend(own_addresses(&name, &instance.addresses)),
                 }
             }
@@ -332,14 +338,15 @@ fn runs(values: &[u8]) -> Option<Vec<u8>> {
     values.chunk_by(|a, b| a == b).map(|run| u8::try_from(run.len()).ok()).collect()
 }
 
-/// Returns a VIP as A data; it has no other types.
+/// Returns a VIP as A or AAAA data; it has no other types.
 fn vip(vip: VipAnswer, kind: RecordType) -> Found {
-    match vip {
-        VipAnswer::Address(vip) if kind == RecordType::A => {
+    match (vip, kind) {
+        (VipAnswer::Address(vip) | VipAnswer::Dual(vip, _), RecordType::A) => {
             Found::new([records::address(vip.into())], VIP_TTL)
         }
-        VipAnswer::Address(_) => Found::default(),
-        VipAnswer::Blocked(why) => Found { blocked: Some(why), ..Found::default() },
+        (VipAnswer::Dual(_, vip), RecordType::AAAA) => Found::new([records::address(vip.into())], VIP_TTL),
+        (VipAnswer::Address(_) | VipAnswer::Dual(..) | VipAnswer::Direct, _) => Found::default(),
+        (VipAnswer::Blocked(why), _) => Found { blocked: Some(why), ..Found::default() },
     }
 }
 

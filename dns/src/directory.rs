@@ -3,7 +3,7 @@
 //! Owns: the trait and the shapes that cross it. Must not know: DNS messages, who fills the directory.
 //! Driven by: `answer`, which asks; the daemon, which implements it over its index.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use gossamer_wire::{GroupName, InstanceName, NodeName, PortName, ServiceName, Transport};
 
@@ -112,6 +112,10 @@ pub enum CustomTarget {
 pub enum VipAnswer {
     /// Its ports are ours (or the service's own): clients may be sent there.
     Address(Ipv4Addr),
+    /// As [`Self::Address`], over both families.
+    Dual(Ipv4Addr, Ipv6Addr),
+    /// There are none here: the instances' own addresses are answered, as below `direct`.
+    Direct,
     /// Another program would receive the connections. The text says which and what to do; it is shown to
     /// whoever asks, its first 120 bytes are sent.
     Blocked(String),

@@ -241,7 +241,12 @@ impl Directory for Plenty {
             group: group.clone(),
             instance: instance.clone(),
             usable: number % 7 != 6,
-            vip: if number == 5 { blocked() } else { VipAnswer::Address([127, 240, high, low].into()) },
+            vip: match number {
+                5 => blocked(),
+                8 => VipAnswer::Direct,
+                9 => VipAnswer::Dual([127, 240, high, low].into(), [0xfd67, 0, 0, 0, 0, 0, 0, number].into()),
+                _ => VipAnswer::Address([127, 240, high, low].into()),
+            },
             addresses: vec![
                 IpAddr::from([10, 0, high, low]),
                 IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, number]),

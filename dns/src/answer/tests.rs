@@ -372,6 +372,47 @@ fn srv_leaves_out_targets_that_would_not_be_answered() {
 }
 
 #[test]
+fn a_vip_of_both_families_is_answered_over_both_and_comes_along_with_srv() {
+    let both = |last: u8| {
+        let vip = Ipv4Addr::new(127, 240, 100, last);
+        VipAnswer::Dual(vip, format!("fd67:6f73:7361::{vip}").parse().expect("valid"))
+    };
+    let one = InstanceEntry { vip: both(2), ..instance("s", "g", "a") };
+    let mesh = Scripted::default().with("s", both(1), vec![one]);
+    let found = |name, kind| data(&ask_of(&mesh, name, kind, 0).answers);
+    assert_eq!(found("s", RecordType::A), ["127.240.100.1"]);
+    assert_eq!(found("s", RecordType::AAAA), ["fd67:6f73:7361::7ff0:6401"]);
+    assert_eq!(found("a.s.g", RecordType::AAAA), ["fd67:6f73:7361::7ff0:6402"]);
+    let srv = ask_of(&mesh, "_pg._tcp.s", RecordType::SRV, 0);
+    assert_eq!(data(&srv.additionals), ["127.240.100.2", "fd67:6f73:7361::7ff0:6402"]);
+}
+
+#[test]
+fn without_vips_the_usable_instances_own_addresses_are_answered() {
+    let of = |name: &str| InstanceEntry { vip: VipAnswer::Direct, ..instance("s", "g", name) };
+    let near = InstanceEntry { addresses: vec!["10.0.0.1".parse().expect("ip")], ..of("a") };
+    let far = InstanceEntry {
+        addresses: vec!["10.0.0.2".parse().expect("ip"), "fd00::2".parse().expect("ip")],
+        nearness: 2,
+        ..of("b")
+    };
+    let dead = InstanceEntry { usable: false, ..of("c") };
+    let mesh = Scripted::default().with_entry("s", None, VipAnswer::Direct, vec![near, far, dead]);
+    let found = |name, kind| {
+        let answer = ask_of(&mesh, name, kind, 0);
+        assert!(answer.answers.iter().all(|record| record.ttl == 2), "{name}: as long as direct names");
+        data(&answer.answers)
+    };
+    assert_eq!(found("s", RecordType::A), ["10.0.0.1", "10.0.0.2"]);
+    assert_eq!(found("s", RecordType::AAAA), ["fd00::2"]);
+    assert_eq!(found("b.s.g", RecordType::A), ["10.0.0.2"]);
+    assert!(found("c.s.g", RecordType::A).is_empty());
+    let srv = ask_of(&mesh, "_pg._tcp.s", RecordType::SRV, 0);
+    assert_eq!(data(&srv.answers), ["0 100 5432 a.s.g.mesh.internal.", "2 100 5432 b.s.g.mesh.internal."]);
+    assert_eq!(data(&srv.additionals), ["10.0.0.1", "10.0.0.2", "fd00::2"]);
+}
+
+#[test]
 fn the_case_of_the_question_comes_back_in_the_owner() {
     let answer = ask("oRdErS.mEsH.INTERNAL.", RecordType::A);
     assert_eq!(answer.answers[0].name.to_ascii(), "oRdErS.mEsH.INTERNAL.");
