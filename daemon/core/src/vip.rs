@@ -1,6 +1,6 @@
 //! Virtual addresses: which address stands for a name, and what becomes of one of its ports.
 //!
-//! Owns: the VIP function, the rule when two names meet, the state of a port. Must not know: sockets, the
+//! Owns: the VIP function, the rule when two names meet, the state of a port, the addresses of dnat mode. Must not know: sockets, the
 //! catalog. Driven by: the daemon's `vips` task and its resolver (design section 8).
 //!
 //! A VIP is a pure function of (mesh, name, try): every node with the same pool computes the same address.
@@ -16,9 +16,11 @@ use thiserror::Error;
 use gossamer_wire::{GroupName, InstanceName, MeshId, ServiceName};
 
 mod port;
+mod redirect;
 mod table;
 
 pub use port::{BindOutcome, Holder, LocalTarget, PortState, Step, judge, must_release};
+pub use redirect::{Family, Redirect, Standing};
 pub use table::Table;
 
 /// A name that has a VIP: the three name levels of design section 7.
@@ -143,6 +145,28 @@ impl FromStr for Pool {
             Some((base, prefix)) => Self::new(base, prefix),
             None => Err(PoolError { text: text.chars().take(40).collect() }),
         }
+    }
+}
+
+/// How connections to VIPs reach the daemon (`vip.mode`, design section 8).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// By a listener on each address and port that is in use.
+    #[default]
+    Bind,
+    /// By one rule of the kernel that redirects them to one listener.
+    Dnat,
+    /// Not at all: names are answered with the instances' own addresses.
+    None,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bind => "bind",
+            Self::Dnat => "dnat",
+            Self::None => "none",
+        })
     }
 }
 
