@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use gossamer_core::vip::Pool;
+use gossamer_core::vip::{Mode, Pool};
 use gossamer_dns::{UpstreamError, ZoneError};
 use gossamer_wire::{GroupName, MeshId, MeshName, NodeId, NodeName, RegionName, ZoneName};
 
@@ -25,7 +25,7 @@ use crate::authority::AuthorityHandle;
 use crate::config::Settings;
 use crate::identity::Identity;
 use crate::identity::issuer::IssuerHandle;
-use crate::relay::Relay;
+use crate::relay::{RedirectError, Relay};
 use crate::store::{Store, StoreError};
 use crate::supervise::Stage;
 use crate::{api, register, transport};
@@ -61,6 +61,8 @@ pub struct About {
     pub slot: u8,
     /// Its virtual addresses.
     pub pool: Pool,
+    /// How connections to them come here.
+    pub vip_mode: Mode,
     /// Where mesh traffic arrives.
     pub mesh_listen: SocketAddr,
     /// Where others are told to dial.
@@ -106,6 +108,9 @@ pub enum RunError {
     /// The DNS port: the operator's fault.
     #[error(transparent)]
     Dns(#[from] dns::BindError),
+    /// The port of dnat mode: the operator's fault.
+    #[error(transparent)]
+    Redirect(#[from] RedirectError),
     /// A server that cannot be asked for names of others: the operator's fault.
     #[error("dns.upstream: {0}")]
     Upstream(#[from] UpstreamError),

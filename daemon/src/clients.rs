@@ -69,6 +69,11 @@ pub fn is_this_host(ip: IpAddr) -> bool {
     is_one_host && (ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok())
 }
 
+/// Returns whether loopback has IPv6 here.
+pub fn has_ipv6() -> bool {
+    UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
+}
+
 /// Addresses with the same first bits, as `10.244.0.0/16`; an address alone is a network of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
@@ -103,6 +108,11 @@ pub enum NetworkError {
 }
 
 impl Network {
+    /// Returns whether its addresses are IPv4 ones.
+    pub const fn is_ipv4(&self) -> bool {
+        self.base.is_ipv4()
+    }
+
     fn contains(self, ip: IpAddr) -> bool {
         ip.is_ipv4() == self.base.is_ipv4() && first_bits(ip, self.prefix) == self.base
     }

@@ -63,6 +63,8 @@ pub struct Readings {
     pub registrations: Vec<(&'static str, u64)>,
     /// How many ports of VIPs are in each state.
     pub vip_ports: Vec<(&'static str, u64)>,
+    /// Whether the kernel redirects VIPs here, by family, 0 or 1; empty but in dnat mode.
+    pub redirected: Vec<(&'static str, u64)>,
     /// The relay.
     pub flows: FlowCounts,
     /// What changes cost the index.
@@ -311,6 +313,7 @@ impl Collector for Sources {
         page.index(&readings)?;
         page.gauges("registrations", "Instances on this node by health", "health", &readings.registrations)?;
         page.gauges("vip_ports", "Ports of virtual addresses by state", "state", &readings.vip_ports)?;
+        page.gauges("vips_redirected", "Whether VIPs are redirected here", "family", &readings.redirected)?;
         page.flows(&readings.flows)?;
         page.dns(&readings.dns)?;
         page.dns_traffic(&readings.dns_traffic)?;
@@ -484,6 +487,7 @@ mod tests {
             members: vec![("alive", 3), ("suspect", 0)],
             registrations: vec![("passing", 2)],
             vip_ports: vec![("bound", 4), ("stolen", 1)],
+            redirected: vec![("v4", 1), ("v6", 0)],
             flows: FlowCounts {
                 open: 1,
                 opened: 9,
@@ -595,6 +599,7 @@ mod tests {
             ("gossamer_members{state=\"suspect\"}", 0),
             ("gossamer_registrations{health=\"passing\"}", 2),
             ("gossamer_vip_ports{state=\"stolen\"}", 1),
+            ("gossamer_vips_redirected{family=\"v6\"}", 0),
             ("gossamer_oldest_head_age_seconds", 90),
             ("gossamer_index_writes_total{of=\"service\"}", 8),
             ("gossamer_index_writes_total{of=\"node\"}", 3),

@@ -26,7 +26,7 @@ use super::messages::{
     Withdrawn,
 };
 use super::refusal::Refusal;
-use super::{Api, FLOW_PROTOCOL, views};
+use super::{Api, FLOW_PROTOCOL, redirection, views};
 use crate::catalog::Holdings;
 use crate::clock;
 use crate::identity::credentials::names;
@@ -364,6 +364,8 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
     findings.extend(views::trust_findings(&live, clock::wall()));
     findings.extend(views::disputed_findings(&state.index.disputed(), &state.zone));
     findings.extend(views::findings(about, &nodes, &own, &vips, &state.vips.losers()));
+    let redirection = state.vips.redirection();
+    findings.extend(redirection.iter().flat_map(|standings| redirection::findings(standings, about)));
     let upstreams = state.forwarder.as_ref().map(|forwarder| forwarder.status()).unwrap_or_default();
     findings.extend(views::upstream_findings(&upstreams));
     findings.extend(holdings.waiting.iter().flat_map(|of| views::waiting_findings(of, name_of)));
@@ -387,6 +389,9 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         services: state.index.count_services(),
         upstreams: upstreams.iter().map(views::upstream_row).collect(),
         findings,
+        vip_mode: about.vip_mode.to_string(),
+        vip_pool: about.pool.to_string(),
+        redirection: redirection.iter().flat_map(redirection::words).collect(),
         vips: vips.into_iter().map(views::vip_row).collect(),
         counters: state.metrics.snapshot(),
         issuer: live.issuer.is_some(),

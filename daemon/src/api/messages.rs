@@ -402,6 +402,15 @@ pub struct Status {
     pub waiting: Vec<WaitingRow>,
     /// Services it knows of.
     pub services: usize,
+    /// How connections to virtual addresses come here: `bind`, `dnat` or `none`.
+    #[serde(default)]
+    pub vip_mode: String,
+    /// The pool of virtual addresses.
+    #[serde(default)]
+    pub vip_pool: String,
+    /// What is known of the redirection of `dnat`, by `v4` and `v6`: `ready`, `no-route`, `no-table`, `off`.
+    #[serde(default)]
+    pub redirection: BTreeMap<String, String>,
     /// Ports of virtual addresses that were used.
     pub vips: Vec<VipRow>,
     /// Servers that are asked for names of others.

@@ -11,6 +11,7 @@ mod connection;
 mod handlers;
 mod members;
 pub mod messages;
+pub(crate) mod redirection;
 mod refusal;
 mod roots;
 mod socket;
@@ -46,7 +47,7 @@ use crate::identity::issuer::IssuerHandle;
 use crate::index::IndexReader;
 use crate::metrics::Metrics;
 use crate::register::Registry;
-use crate::relay::{PortChoice, Relay, VipPort, Vips};
+use crate::relay::{PortChoice, Relay, Standings, VipPort, Vips};
 use crate::supervise::Stage;
 
 pub use client::{Client, ClientError};
@@ -129,6 +130,9 @@ pub trait Ports: Send + Sync {
 
     /// Returns the names that are not answered because another has their address, with that other name.
     fn losers(&self) -> Arc<BTreeMap<VipName, VipName>>;
+
+    /// Returns what is known of the redirection of dnat mode; `None` in other modes.
+    fn redirection(&self) -> Option<Standings>;
 }
 
 impl Flows for Relay {
@@ -153,6 +157,10 @@ impl Ports for Vips {
 
     fn losers(&self) -> Arc<BTreeMap<VipName, VipName>> {
         Self::losers(self)
+    }
+
+    fn redirection(&self) -> Option<Standings> {
+        Self::redirection(self)
     }
 }
 

@@ -64,6 +64,10 @@ impl Ports for Stolen {
     fn losers(&self) -> Arc<BTreeMap<VipName, VipName>> {
         Arc::default()
     }
+
+    fn redirection(&self) -> Option<Standings> {
+        None
+    }
 }
 
 /// Knows `orders` only.
@@ -136,6 +140,7 @@ fn about(dir: &Path) -> About {
         region: None,
         slot: 0,
         pool: Pool::of_slot(0),
+        vip_mode: gossamer_core::vip::Mode::Bind,
         mesh_listen: "0.0.0.0:4677".parse().expect("address"),
         advertised: Vec::new(),
         dns: "127.240.0.53:4653".parse().expect("address"),

@@ -489,7 +489,7 @@ fn port_finding(port: &VipPort) -> Option<Finding> {
                 program.as_deref().unwrap_or("another program")
             ),
             fix: format!(
-                "let that program listen on 127.0.0.1, or use gossamer forward 127.0.0.1:{} {name}:{number}",
+                "let that program listen on 127.0.0.1, set vip.mode = \"dnat\", or use gossamer forward 127.0.0.1:{} {name}:{number}",
                 forward_port(number)
             ),
         }),

@@ -5,9 +5,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use gossamer_core::vip::Standing;
 use gossamer_dns::{DnsMetrics, Forwarder};
 use gossamer_wire::Health;
 
+use crate::api::redirection::label;
 use crate::clock;
 use crate::events::EventLog;
 use crate::identity::Live;
@@ -44,6 +46,10 @@ impl Readers {
             members: count(self.index.nodes().iter().filter_map(|node| node.state).map(state_word)),
             registrations: count(self.targets.all().iter().map(|local| health(local.record.health))),
             vip_ports: count(self.vips.ports().iter().map(|port| port.state.word())),
+            redirected: self.vips.redirection().map_or_else(Vec::new, |standings| {
+                let ready = |standing| u64::from(standing == Standing::Ready);
+                standings.each().map(|(family, standing)| (label(family), ready(standing))).into()
+            }),
             flows: self.relay.flow_counts(),
             written: self.index.written(),
             member_changes: self.index.member_changes(),

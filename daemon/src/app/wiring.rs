@@ -9,6 +9,7 @@ use quinn::Connection;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use gossamer_core::vip::Mode;
 use gossamer_dns::{DnsMetrics, Forwarder, Service};
 use gossamer_wire::{RegionName, ServiceRecord, ZoneName};
 
@@ -27,7 +28,7 @@ use crate::identity::{Identity, Live};
 use crate::index::IndexReader;
 use crate::metrics::Metrics;
 use crate::register::{self, DenyList, Registry, Rules};
-use crate::relay::{Relay, RelayParts, Vips, VipsParts};
+use crate::relay::{RedirectError, RedirectSockets, Relay, RelayParts, Vips, VipsParts};
 use crate::resolver::Resolver;
 use crate::store::{Store, StoreError};
 use crate::supervise::Stage;
@@ -60,16 +61,20 @@ impl<'a> Wiring<'a> {
         let api_listener = api::bind(&self.settings.socket).await?;
         let dns_sockets = dns::bind(self.settings.dns_address, self.settings.vip_pool.dns()).await?;
         let listening = dns_sockets.listening();
+        let redirect = self.redirect()?;
         let forwarder = dns::forwarder(&self.settings, &zone, listening.address, self.events.clone())?;
 
         let (joiners_in, joiners) = mpsc::channel(JOINERS);
         let mesh = mesh::start(&self.stages.mesh(), self.mesh(joiners_in))?;
         let (reader, peers, advertised) = (mesh.index, mesh.peers, mesh.advertised);
 
-        let deny = DenyList::new(vec![mesh.listen, listening.address], network, prefix);
+        let deny = DenyList::new(vec![mesh.listen, listening.address], network, prefix)
+            .with_pool6(self.settings.redirect().network6().0);
         let registry = self.registry(&deny, mesh.records)?;
         let clients = Clients::new(self.settings.vip_clients.clone());
-        let (relay, vips) = self.relay(deny, clients.clone(), mesh.flows, &reader, &registry, &peers);
+        let relay = self.relay(deny, mesh.flows, &reader, &registry, &peers);
+        let vips = self.vips(redirect, clients.clone(), &reader, &registry, &relay);
+        vips.looked().await;
         let resolver = Arc::new(Resolver::new(reader.clone(), vips.clone()));
         let dns_metrics = Arc::new(DnsMetrics::default());
         let names = Service {
@@ -156,12 +161,11 @@ impl<'a> Wiring<'a> {
     fn relay(
         &self,
         deny: DenyList,
-        clients: Clients,
         flows: mpsc::Receiver<FlowStream>,
         index: &IndexReader,
         registry: &Registry,
         peers: &Peers,
-    ) -> (Relay, Vips) {
+    ) -> Relay {
         let relay = Relay::new(RelayParts {
             stage: self.stages.relay.clone(),
             node: self.identity.node(),
@@ -172,18 +176,39 @@ impl<'a> Wiring<'a> {
             hops: Arc::new(peers.clone()),
         });
         relay.start_inbound(flows);
+        relay
+    }
+
+    /// Listens for what the kernel redirects, in the mode that needs it.
+    fn redirect(&self) -> Result<Option<RedirectSockets>, RedirectError> {
+        match self.settings.vip_mode {
+            Mode::Dnat => RedirectSockets::bind(self.settings.redirect()).map(Some),
+            Mode::Bind | Mode::None => Ok(None),
+        }
+    }
+
+    fn vips(
+        &self,
+        redirect: Option<RedirectSockets>,
+        clients: Clients,
+        index: &IndexReader,
+        registry: &Registry,
+        relay: &Relay,
+    ) -> Vips {
         let parts = VipsParts {
             stage: self.stages.relay.clone(),
             mesh: self.identity.mesh,
             pool: self.settings.vip_pool,
+            mode: self.settings.vip_mode,
+            redirect,
+            events: self.events.clone(),
             clients,
             group: self.identity.group().clone(),
             index: index.clone(),
             targets: Arc::new(registry.targets()),
             raises: registry.raises(),
         };
-        let vips = Vips::start(parts, &relay);
-        (relay, vips)
+        Vips::start(parts, relay)
     }
 
     fn issuer(
@@ -242,6 +267,7 @@ impl<'a> Wiring<'a> {
             region: self.region(),
             slot: self.settings.slot.number(),
             pool: self.settings.vip_pool,
+            vip_mode: self.settings.vip_mode,
             mesh_listen,
             advertised,
             dns: dns.address,

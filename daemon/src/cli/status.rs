@@ -69,10 +69,30 @@ fn lines(status: &Status) -> Vec<String> {
             &format_args!("{address} {state}, {answered} answers, {failed} failures"),
         ));
     }
+    if !status.redirection.is_empty() {
+        let each: Vec<_> =
+            status.redirection.iter().map(|(family, state)| format!("{family} {state}")).collect();
+        lines.push(line(
+            "vips",
+            &format_args!("{} of {}, {}", status.vip_mode, status.vip_pool, each.join(", ")),
+        ));
+    } else {
+        lines.push(line("vips", &format_args!("{} of {}", status.vip_mode, status.vip_pool)));
+    }
     for vip in &status.vips {
         let program = vip.program.as_ref().map(|program| format!(" by {program}")).unwrap_or_default();
         let text = format!("{}:{} {} {}{program}", vip.address, vip.port, vip.name, vip.state);
         lines.push(line("vip", &text));
+    }
+    let held: std::collections::BTreeSet<_> =
+        status.vips.iter().filter(|vip| vip.state == "bound").map(|vip| vip.port).collect();
+    if !held.is_empty() {
+        let ports: Vec<_> = held.iter().map(u16::to_string).collect();
+        let text = format!(
+            "port {}: a program that wants it on all addresses cannot start while the names above are in use",
+            ports.join(", ")
+        );
+        lines.push(line("held", &text));
     }
     lines.extend(findings(status));
     lines
@@ -136,13 +156,20 @@ mod tests {
                 outside_suffixes: 0,
             }],
             services: 2,
-            vips: vec![VipRow {
-                name: "db".to_owned(),
-                address: "127.241.3.4".parse().expect("address"),
-                port: 5432,
-                state: "stolen".to_owned(),
-                program: Some("postgres".to_owned()),
-            }],
+            vip_mode: "dnat".to_owned(),
+            vip_pool: "127.241.0.0/16".to_owned(),
+            redirection: [("v4", "ready"), ("v6", "off")]
+                .map(|(family, state)| (family.to_owned(), state.to_owned()))
+                .into(),
+            vips: [(5432, "stolen", Some("postgres")), (22, "bound", None)]
+                .map(|(port, state, program)| VipRow {
+                    name: "db".to_owned(),
+                    address: "127.241.3.4".parse().expect("address"),
+                    port,
+                    state: state.to_owned(),
+                    program: program.map(str::to_owned),
+                })
+                .into(),
             upstreams: vec![UpstreamRow {
                 address: "192.0.2.53:53".parse().expect("address"),
                 state: "up".to_owned(),
@@ -172,7 +199,9 @@ mod tests {
             "claims      service web-*",
             "dns         127.241.0.53:4653 for mesh.internal corp.example",
             "upstream    192.0.2.53:53 up, 12 answers, 1 failures",
+            "vips        dnat of 127.241.0.0/16, v4 ready, v6 off",
             "vip         127.241.3.4:5432 db stolen by postgres",
+            "held        port 22: a program that wants it on all addresses cannot start",
         ] {
             assert!(text.contains(words), "{words} is missing in\n{text}");
         }

@@ -5,7 +5,7 @@
 use super::{Flags, Host};
 
 /// Every key of the configuration, sorted. Each is also a variable: `dns.zone` is `GOSSAMER_DNS_ZONE`.
-pub const KEYS: [&str; 24] = [
+pub const KEYS: [&str; 25] = [
     "advertise",
     "alias",
     "api.operators",
@@ -29,6 +29,7 @@ pub const KEYS: [&str; 24] = [
     "trust.issuer_lifetime",
     "trust.leaf_lifetime",
     "vip.clients",
+    "vip.mode",
     "vip.pool",
 ];
 

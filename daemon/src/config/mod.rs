@@ -20,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use gossamer_core::catalog::Imports;
-use gossamer_core::vip::Pool;
+use gossamer_core::vip::{Mode, Pool, Redirect};
 use gossamer_wire::{FqdnSuffix, RegionName, ZoneName};
 
 pub use fault::{ConfigError, Fault, nearest};
@@ -100,6 +100,8 @@ pub struct Settings {
     pub rebind_allow: Vec<String>,
     /// Who may use DNS and virtual addresses beside this host. Default nobody.
     pub vip_clients: Vec<Network>,
+    /// How connections to virtual addresses reach this daemon. Default `bind`.
+    pub vip_mode: Mode,
     /// The pool of virtual addresses. Default 127.(240 + slot).0.0/16.
     pub vip_pool: Pool,
     /// Most detailed log level that is written. Default `info`.
@@ -189,6 +191,7 @@ impl Config {
             rebind_protection: values.rebind_protection,
             rebind_allow: values.rebind_allow.clone(),
             vip_clients: values.vip_clients.clone(),
+            vip_mode: values.vip_mode.unwrap_or_default(),
             vip_pool: values.vip_pool.unwrap_or_else(|| Pool::of_slot(slot.number())),
             log_level: values.log_level.unwrap_or(tracing::Level::INFO),
             log_format: values.log_format.unwrap_or(LogFormat::Text),
@@ -293,6 +296,11 @@ impl Settings {
         [53, 4653].into_iter().map(|port| SocketAddr::new(host.into(), port)).collect()
     }
 
+    /// Returns the addresses of dnat mode, in whatever mode the daemon is.
+    pub const fn redirect(&self) -> Redirect {
+        Redirect::new(self.vip_pool, self.slot.number())
+    }
+
     /// Returns every key with its value as the file would hold it.
     pub fn entries(&self) -> Vec<(&'static str, String)> {
         let quote = |text: &dyn std::fmt::Display| format!("\"{text}\"");
@@ -328,6 +336,7 @@ impl Settings {
             ("trust.issuer_lifetime", quote(&words(self.lifetimes.issuer))),
             ("trust.leaf_lifetime", option(self.lifetimes.leaf.map(|leaf| quote(&words(leaf))))),
             ("vip.clients", list(self.vip_clients.iter().map(|network| quote(network)).collect())),
+            ("vip.mode", quote(&self.vip_mode)),
             ("vip.pool", quote(&self.vip_pool)),
         ]
     }

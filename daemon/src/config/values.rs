@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use gossamer_core::catalog::Imports;
-use gossamer_core::vip::{Pool, PoolError};
+use gossamer_core::vip::{Mode, Pool, PoolError};
 use gossamer_dns::{MAX_UPSTREAMS, Zone, ZoneError, check_upstream};
 use gossamer_wire::limits::MAX_ADDRESSES;
 use gossamer_wire::{FqdnSuffix, RegionName, ZoneName};
@@ -68,6 +68,7 @@ pub(super) struct Values {
     pub(super) rebind_protection: bool,
     pub(super) rebind_allow: Vec<String>,
     pub(super) vip_clients: Vec<Network>,
+    pub(super) vip_mode: Option<Mode>,
     pub(super) vip_pool: Option<Pool>,
     pub(super) log_level: Option<tracing::Level>,
     pub(super) log_format: Option<LogFormat>,
@@ -156,6 +157,7 @@ impl Values {
             "trust.issuer_lifetime" => self.issuer_lifetime = Some(text(raw).and_then(lifetime)?),
             "trust.leaf_lifetime" => self.leaf_lifetime = Some(text(raw).and_then(lifetime)?),
             "vip.clients" => self.vip_clients = networks(raw)?,
+            "vip.mode" => self.vip_mode = Some(word(raw, &VIP_MODES)?),
             "vip.pool" => self.vip_pool = Some(text(raw).and_then(pool)?),
             other => return Err((format!("{other} is no key"), "remove it".to_owned())),
         }
@@ -170,6 +172,8 @@ const LOG_LEVELS: [(&str, tracing::Level); 5] = [
     ("debug", tracing::Level::DEBUG),
     ("trace", tracing::Level::TRACE),
 ];
+
+const VIP_MODES: [(&str, Mode); 3] = [("bind", Mode::Bind), ("dnat", Mode::Dnat), ("none", Mode::None)];
 
 const LOG_FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
 

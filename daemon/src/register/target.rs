@@ -45,6 +45,8 @@ pub struct DenyList {
     own: Vec<SocketAddr>,
     pool: Ipv4Addr,
     pool_mask: u32,
+    /// The first four segments of the IPv6 pool.
+    pool6: Option<[u16; 4]>,
 }
 
 impl DenyList {
@@ -52,7 +54,14 @@ impl DenyList {
     /// denies its port on every address. The pool is `pool`/`prefix`, prefix 0..=32.
     pub fn new(own: Vec<SocketAddr>, pool: Ipv4Addr, prefix: u8) -> Self {
         let pool_mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
-        Self { own: own.into_iter().map(canonical).collect(), pool, pool_mask }
+        Self { own: own.into_iter().map(canonical).collect(), pool, pool_mask, pool6: None }
+    }
+
+    /// Denies the /64 network of an IPv6 pool as well.
+    pub fn with_pool6(mut self, network: Ipv6Addr) -> Self {
+        let [a, b, c, d, ..] = network.segments();
+        self.pool6 = Some([a, b, c, d]);
+        self
     }
 
     /// Judges a target, whichever way its IPv4 address is written in IPv6.
@@ -67,6 +76,11 @@ impl DenyList {
         check_address(target.ip())?;
         if let IpAddr::V4(ip) = target.ip()
             && u32::from(ip) & self.pool_mask == u32::from(self.pool) & self.pool_mask
+        {
+            return Err(Denial::Pool);
+        }
+        if let IpAddr::V6(ip) = target.ip()
+            && self.pool6.is_some_and(|pool| ip.segments().starts_with(&pool))
         {
             return Err(Denial::Pool);
         }
@@ -193,6 +207,14 @@ mod tests {
         ] {
             assert_eq!(denial(target), Some(rule), "{target}");
         }
+    }
+
+    #[test]
+    fn the_ipv6_pool_is_denied_and_its_neighbour_is_not() {
+        let list = list().with_pool6("fd67:6f73:7361:2::".parse().expect("network"));
+        let check = |target: &str| list.check(target.parse().expect(target));
+        assert_eq!(check("[fd67:6f73:7361:2::7ff0:101]:80"), Err(Denial::Pool));
+        assert_eq!(check("[fd67:6f73:7361:3::7ff0:101]:80"), Ok(()));
     }
 
     #[test]

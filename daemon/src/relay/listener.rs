@@ -111,7 +111,7 @@ where
 }
 
 /// Connections the kernel completes before we take them: a burst of one busy program.
-const BACKLOG: i32 = 1_024;
+pub(super) const BACKLOG: i32 = 1_024;
 
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

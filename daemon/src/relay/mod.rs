@@ -34,7 +34,7 @@ pub use flow::{Direction, FlowId, FlowInfo};
 pub use outbound::{Carried, ConnectError};
 pub use scope::PortChoice;
 pub(crate) use scope::{attempt, behind, instance_attempts};
-pub use vips::{VipPort, Vips, VipsParts};
+pub use vips::{RedirectError, RedirectSockets, Standings, VipPort, Vips, VipsParts};
 
 use crate::index::IndexReader;
 use crate::metrics::FlowCounts;
@@ -163,6 +163,7 @@ impl Relay {
             ("busy", &counters.busy),
             ("malformed", &counters.malformed),
             ("stranger", &counters.strangers),
+            ("nameless", &counters.nameless),
         ];
         FlowCounts {
             open: self.flows.len() as u64,
@@ -203,6 +204,8 @@ pub struct RelayCounters {
     pub busy: AtomicU64,
     /// Flows of peers whose request is broken or late.
     pub malformed: AtomicU64,
+    /// Connections to addresses of the pool that no name has, closed; in dnat mode only.
+    pub nameless: AtomicU64,
     /// Connections to VIPs of who is neither this host nor in `vip.clients`, closed.
     pub strangers: AtomicU64,
     /// Bytes from clients to services, of ended flows.

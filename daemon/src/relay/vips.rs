@@ -8,6 +8,7 @@
 
 mod owner;
 mod raises;
+mod redirect;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -21,17 +22,21 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use gossamer_core::catalog::ServiceView;
-use gossamer_core::vip::{Pool, PortState, VipName};
+use gossamer_core::vip::{Mode, Pool, PortState, Standing, VipName};
 use gossamer_dns::VipAnswer;
 use gossamer_wire::{GroupName, MeshId};
 
 use super::scope::{attempt, behind, tcp_ports};
 use super::{LocalTargets, Relay, RelayCounters};
 use crate::clients::Clients;
+use crate::events::EventLog;
 use crate::index::{AddressReader, AddressWriter, IndexReader};
 use crate::register::Raise;
 use crate::supervise::Stage;
 use owner::{Open, Owner, Pace};
+use redirect::Redirected;
+
+pub use redirect::{RedirectError, RedirectSockets, Standings};
 
 /// What VIPs are made of.
 #[derive(Debug)]
@@ -42,6 +47,12 @@ pub struct VipsParts {
     pub mesh: MeshId,
     /// The addresses.
     pub pool: Pool,
+    /// How connections to them come here.
+    pub mode: Mode,
+    /// The listeners of [`Mode::Dnat`].
+    pub redirect: Option<RedirectSockets>,
+    /// Told when the kernel ceases to redirect.
+    pub events: EventLog,
     /// Who may connect to them.
     pub clients: Clients,
     /// This node's group.
@@ -66,6 +77,8 @@ pub struct Vips {
 struct Shared {
     mesh: MeshId,
     pool: Pool,
+    mode: Mode,
+    redirected: Option<Redirected>,
     index: IndexReader,
     began: Instant,
     /// Written name by name: tens of thousands may be in use.
@@ -110,16 +123,31 @@ impl Vips {
     }
 
     fn start_with(
-        parts: VipsParts,
+        mut parts: VipsParts,
         counters: Arc<RelayCounters>,
         pace: Pace,
         take: impl Fn(TcpStream, VipName, u16) + Send + Sync + 'static,
     ) -> Self {
         let (commands, asked) = mpsc::channel(WAITING_OPENS);
         let names = AddressWriter::default();
+        let take: owner::Take = Arc::new(take);
+        let redirected = parts.redirect.take().map(|sockets| {
+            redirect::start(redirect::Parts {
+                stage: parts.stage.clone(),
+                sockets,
+                clients: parts.clients.clone(),
+                names: names.reader(),
+                index: parts.index.clone(),
+                counters: Arc::clone(&counters),
+                take: Arc::clone(&take),
+                events: parts.events.clone(),
+            })
+        });
         let shared = Arc::new(Shared {
             mesh: parts.mesh,
             pool: parts.pool,
+            mode: parts.mode,
+            redirected,
             index: parts.index.clone(),
             began: Instant::now(),
             open: DashMap::new(),
@@ -127,7 +155,7 @@ impl Vips {
             losers: ArcSwap::default(),
         });
         let stage = parts.stage.clone();
-        let owner = Owner::new(parts, Arc::clone(&shared), names, counters, Arc::new(take));
+        let owner = Owner::new(parts, Arc::clone(&shared), names, counters, take);
         stage.spawn("vips", owner.run(asked, pace));
         Self { commands, shared }
     }
@@ -138,6 +166,11 @@ impl Vips {
     /// # Cancel safety
     /// Cancel safe; the name may be opened all the same.
     pub async fn open(&self, name: &VipName) {
+        match self.shared.mode {
+            Mode::Bind => {}
+            // Nothing is listened on for a name alone.
+            Mode::Dnat | Mode::None => return,
+        }
         let Some(view) = self.shared.index.service(name.service()) else { return };
         if let Some(open) = self.shared.open(name)
             && open.is_as(self.shared.address(&view, name), &tcp_ports(&view, name))
@@ -158,6 +191,9 @@ impl Vips {
 
     /// Returns what [`Self::answer`] does, given the name's `try`.
     pub fn answer_at(&self, name: &VipName, attempt: u8) -> VipAnswer {
+        if self.shared.mode == Mode::None {
+            return VipAnswer::Direct;
+        }
         if let Some(winner) = self.shared.losers.load().get(name) {
             let winner =
                 if self.shared.sees(winner) { winner.to_string() } else { "another name".to_owned() };
@@ -168,13 +204,30 @@ impl Vips {
         if let Some(reason) = self.shared.open(name).and_then(|open| open.blocked()) {
             return VipAnswer::Blocked(reason);
         }
-        VipAnswer::Address(self.shared.address_at(name, attempt))
+        let vip = self.shared.address_at(name, attempt);
+        match &self.shared.redirected {
+            Some(redirected) => redirected_answer(redirected, vip),
+            None => VipAnswer::Address(vip),
+        }
+    }
+
+    /// Waits until it is known whether connections to VIPs come here; in dnat mode names are not answered before.
+    pub async fn looked(&self) {
+        if let Some(redirected) = &self.shared.redirected {
+            redirected.looked().await;
+        }
+    }
+
+    /// Returns what is known of the redirection; `None` in other modes, and before the first look.
+    pub fn redirection(&self) -> Option<Standings> {
+        self.shared.redirected.as_ref()?.standings()
     }
 
     /// Returns the name that an address stands for, in use or not; `None` when this node may not see it. A new
     /// name is known a moment later, unless it is opened.
     pub fn pointer(&self, vip: Ipv4Addr) -> Option<VipName> {
-        self.shared.names.name(vip).filter(|name| self.shared.sees(name))
+        let name = self.shared.names.name(vip).filter(|name| self.shared.sees(name));
+        name.filter(|_| self.shared.mode != Mode::None)
     }
 
     /// Returns the ports of all names in use, by name and port.
@@ -195,6 +248,21 @@ impl Vips {
     /// Returns the names that are not answered because another name has their address, with that name.
     pub fn losers(&self) -> Arc<BTreeMap<VipName, VipName>> {
         self.shared.losers.load_full()
+    }
+}
+
+/// In dnat mode a name is answered while connections to its address come here: else they would reach whatever program
+/// listens on all addresses.
+fn redirected_answer(redirected: &Redirected, vip: Ipv4Addr) -> VipAnswer {
+    let Some(standings) = redirected.standings() else {
+        return VipAnswer::Blocked("it is not known yet whether virtual addresses are redirected".to_owned());
+    };
+    if let Some(why) = standings.v4.missing() {
+        return VipAnswer::Blocked(format!("{why} on this machine: sudo gossamer host setup"));
+    }
+    match standings.v6 {
+        Standing::Ready => VipAnswer::Dual(vip, redirected.redirect().vip6(vip)),
+        Standing::Off | Standing::NoRoute | Standing::NoTable => VipAnswer::Address(vip),
     }
 }
 
@@ -229,8 +297,8 @@ impl OpenVip {
             PortState::Stolen { program } => {
                 let program = program.as_deref().unwrap_or("another program");
                 Some(format!(
-                    "port {port} here belongs to {program}, listening on all addresses: bind it to one, or use \
-                     `gossamer forward`"
+                    "port {port} here is of {program}, listening on all addresses: bind it to one, set vip.mode dnat, \
+                     or use `gossamer forward`"
                 ))
             }
             PortState::Bound | PortState::Native | PortState::Waiting | PortState::Denied { .. } => None,

@@ -4,7 +4,7 @@ use super::*;
 
 use std::sync::Arc;
 
-use gossamer_core::vip::Pool;
+use gossamer_core::vip::{Mode, Pool};
 use gossamer_dns::VipAnswer;
 use gossamer_wire::{MeshId, NodeId};
 
@@ -22,12 +22,19 @@ struct Fixture {
 /// A node of group `west`: `orders` runs in `west`, imported from `east`, not imported from `north`, hidden in
 /// `secret`.
 fn fixture() -> Fixture {
+    fixture_in(Mode::Bind)
+}
+
+fn fixture_in(mode: Mode) -> Fixture {
     let bench = Bench::new(HERE, Arc::new(Hops(None)));
     let mut index = IndexWriter::default();
     let parts = VipsParts {
         stage: bench.stage.clone(),
         mesh: MeshId::from_bytes([3; 16]),
         pool: POOL,
+        mode,
+        redirect: None,
+        events: crate::events::EventLog::default(),
         clients: crate::clients::Clients::default(),
         group: group("west"),
         index: index.reader(),
@@ -109,6 +116,21 @@ async fn what_is_known_from_disk_only_is_named_but_not_usable() {
     let entry = fixture.resolver.service(&service("orders"), None).expect("exists");
     assert!(!entry.instances[0].usable);
     assert!(matches!(entry.vip, VipAnswer::Address(_)));
+}
+
+#[tokio::test]
+async fn without_vips_names_have_the_own_addresses_and_no_address_of_the_pool_a_name() {
+    let (bound, none) = (fixture(), fixture_in(Mode::None));
+    let Some(VipAnswer::Address(vip)) =
+        bound.resolver.service(&service("orders"), None).map(|entry| entry.vip)
+    else {
+        panic!("a VIP")
+    };
+    let entry = none.resolver.service(&service("orders"), None).expect("exists");
+    assert_eq!(entry.vip, VipAnswer::Direct);
+    assert!(entry.instances.iter().all(|instance| instance.vip == VipAnswer::Direct));
+    none.resolver.prepare(&Target::Service { service: service("orders"), group: None, direct: false }).await;
+    assert_eq!(none.resolver.pointer(vip), None);
 }
 
 #[tokio::test]
