@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::facts::OURS;
 use super::files::{Entry, sweep};
 use super::plan::RESOLV_CONF;
+use super::vips;
 
 /// Where the record is, mode 0700.
 pub const DIRECTORY: &str = "/var/lib/gossamer-host";
@@ -81,10 +82,37 @@ pub fn is_plausible(path: &Path) -> bool {
 /// # Errors
 /// The system, or a file that a setup did not write.
 pub fn read(directory: &Path) -> io::Result<Option<Record>> {
-    let path = directory.join(FILE);
+    let Some(text) = read_text(&directory.join(FILE))? else { return Ok(None) };
+    let record: Record = serde_json::from_str(&text)?;
+    if !is_plausible(&record.path) {
+        return Err(io::Error::other(format!("{} is no file of a setup", record.path.display())));
+    }
+    Ok(Some(record))
+}
+
+/// Reads the record of a slot's virtual addresses; `None` when there is none.
+///
+/// # Errors
+/// The system, or a file that a setup did not write.
+pub fn read_vips(directory: &Path, slot: u8) -> io::Result<Option<vips::Record>> {
+    let Some(text) = read_text(&directory.join(vips_file(slot)))? else { return Ok(None) };
+    let record: vips::Record = serde_json::from_str(&text)?;
+    if !record.is_plausible(slot) {
+        return Err(io::Error::other("it is no record of a setup of virtual addresses"));
+    }
+    Ok(Some(record))
+}
+
+/// Returns the name of the file with the record of a slot's virtual addresses.
+pub fn vips_file(slot: u8) -> String {
+    format!("vips-{slot}.json")
+}
+
+/// Reads a file that only this user can have written; `None` when there is none.
+fn read_text(path: &Path) -> io::Result<Option<String>> {
     let mut open = OpenOptions::new();
     open.read(true).custom_flags(nix::libc::O_NOFOLLOW);
-    let mut file = match open.open(&path) {
+    let mut file = match open.open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };
@@ -95,11 +123,7 @@ pub fn read(directory: &Path) -> io::Result<Option<Record>> {
     }
     let mut text = String::new();
     file.by_ref().take(MAX_BYTES).read_to_string(&mut text)?;
-    let record: Record = serde_json::from_str(&text)?;
-    if !is_plausible(&record.path) {
-        return Err(io::Error::other(format!("{} is no file of a setup", record.path.display())));
-    }
-    Ok(Some(record))
+    Ok(Some(text))
 }
 
 /// Writes the record; it has reached the disk when this returns.
@@ -107,16 +131,27 @@ pub fn read(directory: &Path) -> io::Result<Option<Record>> {
 /// # Errors
 /// The system.
 pub fn write(directory: &Path, record: &Record) -> io::Result<()> {
+    put(directory, FILE, serde_json::to_vec_pretty(record)?)
+}
+
+/// Writes the record of a slot's virtual addresses, as [`write`] does.
+///
+/// # Errors
+/// The system.
+pub fn write_vips(directory: &Path, slot: u8, record: &vips::Record) -> io::Result<()> {
+    put(directory, &vips_file(slot), serde_json::to_vec_pretty(record)?)
+}
+
+fn put(directory: &Path, file: &str, bytes: Vec<u8>) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let bytes = serde_json::to_vec_pretty(record)?;
     let entry = Entry::File {
         bytes,
         mode: 0o600,
         user: nix::unistd::geteuid().as_raw(),
         group: nix::unistd::getegid().as_raw(),
     };
-    entry.put(&directory.join(FILE))
+    entry.put(&directory.join(file))
 }
 
 /// Removes the record, and its directory unless somebody else uses that.
@@ -124,7 +159,19 @@ pub fn write(directory: &Path, record: &Record) -> io::Result<()> {
 /// # Errors
 /// The system.
 pub fn remove(directory: &Path) -> io::Result<()> {
-    Entry::Missing.put(&directory.join(FILE))?;
+    remove_file(directory, FILE)
+}
+
+/// Removes the record of a slot's virtual addresses, as [`remove`] does.
+///
+/// # Errors
+/// The system.
+pub fn remove_vips(directory: &Path, slot: u8) -> io::Result<()> {
+    remove_file(directory, &vips_file(slot))
+}
+
+fn remove_file(directory: &Path, file: &str) -> io::Result<()> {
+    Entry::Missing.put(&directory.join(file))?;
     sweep(directory);
     let _ = fs::remove_dir(directory);
     Ok(())
@@ -175,6 +222,22 @@ mod tests {
             write(dir.path(), &record(path)).expect("writes");
             assert!(read(dir.path()).expect_err(path).to_string().contains("no file of a setup"), "{path}");
         }
+    }
+
+    #[test]
+    fn the_record_of_virtual_addresses_stands_beside_and_is_checked() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let state = dir.path().join("state");
+        assert_eq!(read_vips(&state, 0).expect("none yet"), None);
+        let kept = vips::Record { table: "gossamer".to_owned(), routes: vec!["240.80.0.0/12".to_owned()] };
+        write_vips(&state, 0, &kept).expect("writes");
+        assert_eq!(read_vips(&state, 0).expect("reads"), Some(kept.clone()));
+        write_vips(&state, 1, &kept).expect("writes");
+        assert!(read_vips(&state, 1).is_err(), "the table of another slot");
+        remove_vips(&state, 1).expect("removes");
+        assert!(state.exists(), "there is another record");
+        remove_vips(&state, 0).expect("removes");
+        assert!(!state.exists());
     }
 
     #[test]

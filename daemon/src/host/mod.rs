@@ -14,6 +14,7 @@ pub mod files;
 pub mod journal;
 pub mod plan;
 mod text;
+pub mod vips;
 
 #[cfg(test)]
 mod tests;

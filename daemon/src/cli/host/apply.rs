@@ -48,6 +48,7 @@ pub(super) async fn setup(
         removed: false,
         commands: commands(plan),
         notes: plan.notes.clone(),
+        vips: None,
     };
     let (Setup::Tell(record) | Setup::Write(record)) = decided else { return Ok(report) };
     if is_dry {
@@ -95,6 +96,7 @@ pub(super) async fn undo(is_dry: bool) -> Result<Report, Failure> {
         removed: record.before == Entry::Missing,
         commands: told.iter().map(ToString::to_string).collect(),
         notes: note.into_iter().collect(),
+        vips: None,
     };
     if is_dry {
         return Ok(report);

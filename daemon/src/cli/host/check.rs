@@ -3,12 +3,13 @@
 //! Owns: the hops, in the order in which a question passes them, and what mends each. Must not know: how a host is
 //! set up. Driven by: `cli::host`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use gossamer_core::vip::Mode;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, RecordType};
 use serde::Serialize;
@@ -67,6 +68,7 @@ pub(super) async fn run(settings: &Settings, dns: SocketAddr, json: bool) -> Res
     let zone = settings.dns_zone.as_str();
     let stub = probe::stub_address(&facts);
     let mut hops = vec![listener(dns, zone).await, host_resolver(&facts, &wanted), setup(&facts, &wanted)];
+    hops.extend(redirected(settings).await);
     hops.push(through(stub, &wanted).await);
     hops.push(program(settings, dns).await);
     hops.push(outside(stub, dns).await);
@@ -124,6 +126,33 @@ fn setup(facts: &Facts, wanted: &Wanted) -> Hop {
     };
     let standing = Entry::read(&record.path).map(|now| record.standing(&now));
     recorded(&record, standing, facts, wanted)
+}
+
+/// In dnat mode, whether the kernel sends connections to the daemon, as the daemon sees it.
+async fn redirected(settings: &Settings) -> Option<Hop> {
+    if settings.vip_mode != Mode::Dnat {
+        return None;
+    }
+    let asked: Result<Status, _> = Client::new(&settings.socket).get("/v1/status").await;
+    let Ok(status) = asked else { return Some(Hop::ok("vips", "not known: no daemon answers")) };
+    Some(redirection(&status.redirection))
+}
+
+fn redirection(families: &BTreeMap<String, String>) -> Hop {
+    let each: Vec<_> = families.iter().map(|(family, state)| format!("{family} {state}")).collect();
+    let detail = format!("virtual addresses over {}", each.join(", "));
+    if families.is_empty() {
+        return Hop::broken(
+            "vips",
+            "the daemon is in another mode than the configuration",
+            "restart the daemon",
+        );
+    }
+    if families.values().all(|state| state == "ready" || state == "off") {
+        Hop::ok("vips", detail)
+    } else {
+        Hop::broken("vips", detail, format!("{SETUP} --only vips"))
+    }
 }
 
 /// What a record and its file say of the setup.
@@ -258,6 +287,18 @@ fn list(addresses: &BTreeSet<IpAddr>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_redirection_that_is_missing_is_broken_and_one_family_may_be_off() {
+        let hop = |v4: &str, v6: &str| {
+            redirection(&[("v4", v4), ("v6", v6)].map(|(a, b)| (a.to_owned(), b.to_owned())).into())
+        };
+        assert!(hop("ready", "ready").ok && hop("ready", "off").ok);
+        let missing = hop("no-table", "no-route");
+        assert!(!missing.ok && missing.detail.contains("v4 no-table, v6 no-route"), "{missing:?}");
+        assert!(missing.fix.is_some_and(|fix| fix.ends_with("host setup --only vips")));
+        assert!(redirection(&BTreeMap::new()).fix.is_some_and(|fix| fix.contains("restart")));
+    }
 
     #[test]
     fn a_setup_for_other_names_or_another_address_is_broken() {

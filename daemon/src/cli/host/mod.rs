@@ -7,10 +7,12 @@ mod apply;
 mod ask;
 mod check;
 mod probe;
+mod vips;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use gossamer_core::vip::Mode;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType;
 use serde::Serialize;
@@ -25,7 +27,7 @@ use crate::host::plan::{Plan, Planned, Refusal, Snippet, Wanted, plan};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum HostCommand {
-    /// Tell the resolver of this machine; may be repeated
+    /// Tell the resolver of this machine, and with vip.mode = "dnat" its kernel; may be repeated
     Setup(Setup),
     /// Put back what setup found
     Undo(Undo),
@@ -35,6 +37,9 @@ pub(super) enum HostCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct Setup {
+    /// One part only; both unless given
+    #[arg(long, value_name = "PART")]
+    only: Option<Part>,
     /// Print what would be written and run, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -51,6 +56,9 @@ pub(super) struct Setup {
 
 #[derive(Debug, Args)]
 pub(super) struct Undo {
+    /// One part only; both unless given
+    #[arg(long, value_name = "PART")]
+    only: Option<Part>,
     /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -69,6 +77,15 @@ pub(super) struct Check {
     json: bool,
 }
 
+/// A part of a setup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The resolver of this machine
+    Resolver,
+    /// Routes and rules of the kernel for vip.mode = "dnat"
+    Vips,
+}
+
 /// What `--json` prints of a setup or an undo.
 #[derive(Debug, Default, Serialize)]
 struct Report {
@@ -82,6 +99,8 @@ struct Report {
     removed: bool,
     commands: Vec<String>,
     notes: Vec<String>,
+    /// What became of the kernel's part; `null` where it was not meant.
+    vips: Option<vips::Report>,
 }
 
 /// Returns the flags with those of the command.
@@ -101,7 +120,15 @@ pub(super) async fn run(config: &Config, command: HostCommand) -> Result<(), Fai
         HostCommand::Setup(command) => setup(&settings, &command).await,
         HostCommand::Undo(command) => {
             needs_root(command.dry_run, "undo")?;
-            let report = apply::undo(command.dry_run).await?;
+            let vips = match command.only {
+                Some(Part::Resolver) => None,
+                None | Some(Part::Vips) => Some(vips::undo(&settings, command.dry_run)?),
+            };
+            let report = match command.only {
+                Some(Part::Vips) => Report::default(),
+                None | Some(Part::Resolver) => apply::undo(command.dry_run).await?,
+            };
+            let report = Report { vips, ..report };
             show(&report, command.dry_run, command.json, "as before `gossamer host setup`")
         }
         HostCommand::Check(command) => {
@@ -113,6 +140,26 @@ pub(super) async fn run(config: &Config, command: HostCommand) -> Result<(), Fai
 
 async fn setup(settings: &Settings, command: &Setup) -> Result<(), Failure> {
     needs_root(command.dry_run, "setup")?;
+    let vips = match (command.only, settings.vip_mode) {
+        (None | Some(Part::Vips), Mode::Dnat) => Some(vips::setup(settings, command.dry_run)?),
+        (Some(Part::Vips), mode) => {
+            let why = format!("vip.mode is {mode}, which needs nothing of the kernel");
+            Some(vips::Report { notes: vec![why], ..vips::Report::default() })
+        }
+        (Some(Part::Resolver), _) | (None, Mode::Bind | Mode::None) => None,
+    };
+    if command.only == Some(Part::Vips) {
+        let report = Report { vips, ..Report::default() };
+        return show(&report, command.dry_run, command.json, "");
+    }
+    let is_set_up = vips.is_some();
+    resolver(settings, command, vips).await.map_err(|failure| {
+        let note = if is_set_up && !command.dry_run { "; virtual addresses are set up" } else { "" };
+        Failure { text: failure.text + note, ..failure }
+    })
+}
+
+async fn resolver(settings: &Settings, command: &Setup, vips: Option<vips::Report>) -> Result<(), Failure> {
     let dns = dns_address(settings).await?;
     let domains = dns_domains(settings).map_err(Failure::usage)?;
     let note = domains.note();
@@ -126,6 +173,7 @@ async fn setup(settings: &Settings, command: &Setup) -> Result<(), Failure> {
         Planned::Change(mut plan) => {
             plan.notes.extend(note);
             let report = apply::setup(&facts, &wanted, &plan, command.dry_run).await?;
+            let report = Report { vips, ..report };
             let done = format!(
                 "questions for {} go to {dns}; `gossamer host check` looks",
                 wanted.domains.join(", ")
@@ -151,25 +199,33 @@ fn show(report: &Report, is_dry: bool, json: bool, done: &str) -> Result<(), Fai
     if is_dry {
         lines(report).iter().for_each(output::data);
     }
-    report.notes.iter().for_each(|note| output::note(format_args!("note: {note}")));
+    let notes = report.notes.iter().chain(report.vips.iter().flat_map(|vips| &vips.notes));
+    notes.for_each(|note| output::note(format_args!("note: {note}")));
     if is_dry {
         output::note("nothing was changed (--dry-run)");
-    } else if report.changed {
+        return Ok(());
+    }
+    let vips = report.vips.as_ref().map_or("", |vips| vips.done);
+    if !vips.is_empty() {
+        output::note(format_args!("vips: {vips}"));
+    }
+    if report.changed {
         output::note(format_args!("{}: {done}", report.resolver));
-    } else if report.resolver.is_empty() {
-        output::note("there is nothing to undo");
-    } else {
+    } else if !report.resolver.is_empty() {
         output::note(format_args!("{} is set up already; nothing was changed", report.resolver));
+    } else if vips.is_empty() && report.vips.as_ref().is_none_or(|vips| vips.notes.is_empty()) {
+        output::note("there is nothing to undo");
     }
     Ok(())
 }
 
 /// What a dry run prints: each file with its lines, each command as it would be run.
 fn lines(report: &Report) -> Vec<String> {
+    let mut lines = report.vips.as_ref().map(vips_lines).unwrap_or_default();
     if !report.changed {
-        return Vec::new();
+        return lines;
     }
-    let mut lines = match &report.text {
+    let file = match &report.text {
         Some(text) => {
             let write = format!("write {}", report.path);
             std::iter::once(write).chain(text.lines().map(|line| format!("    {line}"))).collect()
@@ -177,8 +233,14 @@ fn lines(report: &Report) -> Vec<String> {
         None if report.removed => vec![format!("remove {}", report.path)],
         None => vec![format!("restore {}", report.path)],
     };
+    lines.extend(file);
     lines.extend(report.commands.iter().map(|command| format!("run {command}")));
     lines
+}
+
+fn vips_lines(report: &vips::Report) -> Vec<String> {
+    let run = report.commands.iter().map(|command| format!("run {command}"));
+    run.chain(report.rules.iter().flat_map(|rules| rules.lines()).map(|line| format!("    {line}"))).collect()
 }
 
 fn needs_root(is_dry: bool, command: &str) -> Result<(), Failure> {
@@ -266,6 +328,25 @@ mod tests {
             super::lines(&Report { removed: false, ..undo })[0],
             "restore /etc/dnsmasq.d/gossamer.conf"
         );
+    }
+
+    #[test]
+    fn the_kernels_part_is_shown_beside_the_resolvers() {
+        let vips = vips::Report {
+            changed: true,
+            rules: Some("table inet gossamer {\n}\n".to_owned()),
+            commands: vec!["nft -f -".to_owned()],
+            notes: vec!["a note".to_owned()],
+            done: "the kernel redirects",
+        };
+        let alone = Report { vips: Some(vips), ..Report::default() };
+        show(&alone, true, false, "done").expect("shows");
+        let (data, words) = output::take();
+        assert_eq!(data, "run nft -f -\n    table inet gossamer {\n    }");
+        assert!(words.contains("note: a note") && words.contains("nothing was changed"), "{words}");
+        show(&alone, false, false, "done").expect("shows");
+        let words = output::take().1;
+        assert!(words.contains("vips: the kernel redirects") && !words.contains("undo"), "{words}");
     }
 
     #[test]
