@@ -3,7 +3,7 @@
 //! Owns: questions and what is read from answers. Must not know: daemons. Driven by: scenarios.
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
@@ -157,6 +157,16 @@ impl Answer {
     /// Returns the addresses of the answer section.
     pub fn addresses(&self) -> Vec<Ipv4Addr> {
         let address = |data: &RData| if let RData::A(a) = data { Some(a.0) } else { None };
+        self.0.answers.iter().filter_map(|record| address(&record.data)).collect()
+    }
+
+    /// Returns the addresses of the answer section, of either family.
+    pub fn all_addresses(&self) -> Vec<IpAddr> {
+        let address = |data: &RData| match data {
+            RData::A(ip) => Some(IpAddr::V4(ip.0)),
+            RData::AAAA(ip) => Some(IpAddr::V6(ip.0)),
+            _ => None,
+        };
         self.0.answers.iter().filter_map(|record| address(&record.data)).collect()
     }
 

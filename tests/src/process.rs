@@ -506,13 +506,20 @@ impl Node {
         let mut command = match &self.place {
             Place::Namespace(name) => {
                 let mut command = Command::new("ip");
-                command.args(["netns", "exec", name]).arg(self.lab.program());
+                command.args(["netns", "exec", name]);
+                // Only root may enter a namespace, so the user changes inside.
+                if let Some(user) = self.user {
+                    let user =
+                        [format!("--reuid={user}"), format!("--regid={user}"), "--clear-groups".to_owned()];
+                    command.arg("setpriv").args(user);
+                }
+                command.arg(self.lab.program());
                 command
             }
             Place::Loopback { .. } | Place::Plain => Command::new(self.lab.program()),
         };
         command.args(arguments).current_dir("/").env_clear().envs(self.environment());
-        if let Some(user) = self.user {
+        if let (Some(user), Place::Loopback { .. } | Place::Plain) = (self.user, &self.place) {
             command.uid(user).gid(user);
         }
         command
