@@ -179,6 +179,8 @@ fn values_of_the_wrong_shape_are_refused() {
         ("[vip]\nclients = [\"0.0.0.0/0\"]", "wider than /8: whoever has a route"),
         ("[vip]\nclients = [\"10.244.7.1/16\"]", "; write 10.244.0.0/16"),
         ("[vip]\nclients = [\"pods\"]", "is no network"),
+        ("[vip]\nmode = \"dnt\"", "; write dnat"),
+        ("[vip]\nmode = true", "; write text in quotes"),
         ("[vip]\nclient = [\"10.244.0.0/16\"]", "; write vip.clients"),
         ("[dns]\nrebind_allow = [\"corp example\"]", "corp.example"),
     ] {

@@ -184,7 +184,10 @@ fn play_equal(run: &Run, lab: &Lab, segment: &Segment) -> Result<String> {
     lost.kill9()?;
     fs::remove_dir_all(lost.state_dir())?;
     let name = lost.name.clone();
-    let token = nodes.first().context("ten nodes")?.token(&[])?;
+    let first = nodes.first().context("ten nodes")?;
+    // Its name is free when the others hold it for dead.
+    first.sees(&name, "down", Duration::from_secs(20))?;
+    let token = first.token(&[])?;
     let lost = nodes.get_mut(7).context("ten nodes")?;
     lost.join(&token)?;
     lost.ok(&["expose", &format!("svc-{name}:8080")])?;
