@@ -4,7 +4,7 @@
 //! Driven by: `vips`, which holds one [`Listening`] per bound port.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +35,26 @@ fn try_bind(address: SocketAddrV4) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     // Without it connections in TIME_WAIT keep the port (measured).
     socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::from(address))?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Listens on an address of either family that this machine may have only later.
+///
+/// # Errors
+/// Those of the system; nothing is bound.
+pub(super) fn bind_early(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    match address {
+        SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) => {
+            socket.set_freebind_v6(true)?;
+            socket.set_only_v6(true)?;
+        }
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(BACKLOG)?;
@@ -111,7 +131,7 @@ where
 }
 
 /// Connections the kernel completes before we take them: a burst of one busy program.
-pub(super) const BACKLOG: i32 = 1_024;
+const BACKLOG: i32 = 1_024;
 
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -124,6 +144,12 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::mpsc;
+
+    #[tokio::test]
+    async fn an_address_that_comes_later_is_listened_on_already() {
+        let later = "192.0.2.1:4679".parse().expect("address");
+        assert_eq!(bind_early(later).expect("bound").local_addr().ok(), Some(later));
+    }
 
     /// An address nobody else in these tests uses, with a port that was free a moment ago.
     fn vip(last: u8) -> SocketAddrV4 {

@@ -12,7 +12,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use socket2::SockRef;
 use thiserror::Error;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -26,7 +26,7 @@ use super::owner::Take;
 use crate::clients::{Clients, has_ipv6, is_this_host};
 use crate::events::{Event, EventLog};
 use crate::index::{AddressReader, IndexReader};
-use crate::relay::listener::{Accepting, BACKLOG, Listening};
+use crate::relay::listener::{Accepting, Listening, bind_early};
 use crate::relay::{RelayCounters, count};
 use crate::supervise::Stage;
 
@@ -86,8 +86,8 @@ impl RedirectSockets {
     /// Another program has the port of the IPv4 address.
     pub fn bind(redirect: Redirect) -> Result<Self, RedirectError> {
         let [at, over_v6] = [Family::V4, Family::V6].map(|family| redirect.target(family));
-        let v4 = listen(at).map_err(|error| RedirectError { address: at, error })?;
-        let v6 = has_ipv6().then(|| listen(over_v6)).and_then(|listening| {
+        let v4 = bind_early(at).map_err(|error| RedirectError { address: at, error })?;
+        let v6 = has_ipv6().then(|| bind_early(over_v6)).and_then(|listening| {
             let refused = |error: &io::Error| {
                 tracing::warn!(address = %over_v6, err = %error, "no virtual addresses over IPv6");
             };
@@ -263,22 +263,6 @@ fn has_local_route_blocking(network: Ipv6Addr) -> bool {
         let mut words = line.split_ascii_whitespace();
         words.next() == Some(wanted.as_str()) && words.next() == Some("40") && words.next_back() == Some("lo")
     })
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    match address {
-        SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
-        SocketAddr::V6(_) => {
-            socket.set_freebind_v6(true)?;
-            socket.set_only_v6(true)?;
-        }
-    }
-    socket.set_nonblocking(true)?;
-    socket.bind(&SockAddr::from(address))?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
 }
 
 /// Between two looks (design section 8).
