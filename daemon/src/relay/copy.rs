@@ -15,8 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::{Bytes, BytesMut};
 use quinn::VarInt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
-use tokio::net::TcpStream;
-use tokio::net::tcp;
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
 use crate::transport::FlowStream;
 
@@ -36,6 +35,10 @@ pub(super) trait Source: Send {
     /// # Cancel safety
     /// Cancel safe.
     fn next(&mut self) -> impl Future<Output = io::Result<Option<Bytes>>> + Send;
+
+    /// Resolves when the other end is broken, as far as that shows without reading. Asked while nothing is read
+    /// because what was read before is not taken yet.
+    fn broken(&mut self) -> impl Future<Output = io::Error> + Send;
 }
 
 /// What is written to.
@@ -158,7 +161,12 @@ async fn pump(mut from: impl Source, mut to: impl Sink, count: &AtomicU64) -> Re
         let len = chunk.len() as u64;
         // Also what is then not delivered: it is no longer there to be sent to somebody else.
         count.fetch_add(len, Ordering::Relaxed);
-        to.put(chunk).await.map_err(Fault::Write)?;
+        // A reader that has stalled must not hide that its other end is gone.
+        tokio::select! {
+            biased;
+            put = to.put(chunk) => put.map_err(Fault::Write)?,
+            error = from.broken() => return Err(Fault::Read(error)),
+        }
     }
 }
 
@@ -174,6 +182,10 @@ impl<S: Source> Source for Replayed<S> {
             None if self.early.is_ended => Ok(None),
             None => self.then.next().await,
         }
+    }
+
+    async fn broken(&mut self) -> io::Error {
+        self.then.broken().await
     }
 }
 
@@ -194,13 +206,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Side for Plain<T> {
 impl Side for TcpStream {
     fn halves(&mut self) -> (impl Source, impl Sink) {
         let (read, write) = self.split();
-        (Reading(read), TcpWriting(write))
+        (SocketReading(Reading(read)), SocketWriting(write))
     }
 
     /// The reset is sent when the socket is dropped.
     fn reset(&mut self) {
         let _ = self.set_zero_linger();
     }
+}
+
+impl Side for UnixStream {
+    fn halves(&mut self) -> (impl Source, impl Sink) {
+        let (read, write) = self.split();
+        (SocketReading(Reading(read)), SocketWriting(write))
+    }
+
+    /// The system knows none: the program sees the end of the stream, and an error when it writes.
+    fn reset(&mut self) {}
 }
 
 impl Side for FlowStream {
@@ -231,6 +253,43 @@ impl<R: AsyncRead + Unpin + Send> Source for Reading<R> {
             _ => Some(buffer.freeze()),
         })
     }
+
+    async fn broken(&mut self) -> io::Error {
+        pending().await
+    }
+}
+
+/// A half of a socket.
+trait Watched: Send + Unpin {
+    /// Resolves when the socket has failed.
+    fn failure(&self) -> impl Future<Output = io::Error> + Send;
+}
+
+macro_rules! watched {
+    ($($half:ty),+) => {
+        $(impl Watched for $half {
+            async fn failure(&self) -> io::Error {
+                match self.ready(Interest::ERROR).await {
+                    Ok(_) => io::ErrorKind::ConnectionReset.into(),
+                    Err(error) => error,
+                }
+            }
+        })+
+    };
+}
+
+watched!(tcp::ReadHalf<'_>, tcp::WriteHalf<'_>, unix::ReadHalf<'_>, unix::WriteHalf<'_>);
+
+struct SocketReading<R>(Reading<R>);
+
+impl<R: AsyncRead + Watched> Source for SocketReading<R> {
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        self.0.next().await
+    }
+
+    async fn broken(&mut self) -> io::Error {
+        self.0.0.failure().await
+    }
 }
 
 struct Writing<W>(W);
@@ -250,9 +309,9 @@ impl<W: AsyncWrite + Unpin + Send> Sink for Writing<W> {
     }
 }
 
-struct TcpWriting<'a>(tcp::WriteHalf<'a>);
+struct SocketWriting<W>(W);
 
-impl Sink for TcpWriting<'_> {
+impl<W: AsyncWrite + Watched> Sink for SocketWriting<W> {
     async fn put(&mut self, bytes: Bytes) -> io::Result<()> {
         self.0.write_all(&bytes).await
     }
@@ -263,10 +322,7 @@ impl Sink for TcpWriting<'_> {
 
     /// Sees a reset that comes after the program had ended its own direction.
     async fn refused(&mut self) -> io::Error {
-        match self.0.ready(Interest::ERROR).await {
-            Ok(_) => io::ErrorKind::ConnectionReset.into(),
-            Err(error) => error,
-        }
+        self.0.failure().await
     }
 }
 
@@ -276,6 +332,15 @@ impl Source for Hop<'_> {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         let chunk = self.0.read_chunk(CHUNK, true).await?;
         Ok(chunk.map(|chunk| chunk.bytes))
+    }
+
+    async fn broken(&mut self) -> io::Error {
+        match self.0.received_reset().await {
+            // Everything has arrived: what is left of it can still be delivered.
+            Ok(None) => pending().await,
+            Ok(Some(_)) => io::ErrorKind::ConnectionReset.into(),
+            Err(error) => io::Error::new(io::ErrorKind::ConnectionReset, error),
+        }
     }
 }
 

@@ -238,3 +238,46 @@ async fn a_small_message_is_not_kept_in_a_large_buffer() {
     let kept = BytesMut::from(chunk).capacity();
     assert!(kept < 64, "{kept} bytes are kept for five");
 }
+
+#[tokio::test]
+async fn a_flow_without_a_byte_ends_cleanly() {
+    let mut flow = Flow::open().await;
+    flow.client.shutdown().await.expect("half-closed");
+    assert_eq!(read_all(&mut flow.service).await.expect("clean end"), b"");
+    drop(flow.service);
+    assert_eq!(read_all(&mut flow.client).await.expect("clean end"), b"");
+    assert!(flow.near.end().await.is_ok() && flow.far.end().await.is_ok());
+}
+
+/// Ends the client's direction, then lets the service write to a client that does not read until nothing moves.
+async fn stalled() -> Flow {
+    let mut flow = Flow::open().await;
+    flow.client.shutdown().await.expect("half-closed");
+    assert_eq!(read_all(&mut flow.service).await.expect("clean end"), b"");
+    loop {
+        let write = flow.service.write_all(&[1; CHUNK]);
+        if tokio::time::timeout(Duration::from_millis(300), write).await.is_err() {
+            return flow;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stalled_client_does_not_hide_a_lost_hop() {
+    let mut flow = stalled().await;
+    flow.link.near.close(9_u32.into(), b"gone");
+    let ended = tokio::time::timeout(Duration::from_secs(5), flow.near.end()).await;
+    assert!(matches!(ended.expect("ends without a read"), Err(Broken::Service(_))));
+    assert_reset(&mut flow.client).await;
+}
+
+#[tokio::test]
+async fn a_stalled_client_does_not_hide_a_reset_of_the_service() {
+    let mut flow = stalled().await;
+    flow.service.set_zero_linger().expect("option");
+    drop(flow.service);
+    let ends = async { (flow.far.end().await, flow.near.end().await) };
+    let (far, near) = tokio::time::timeout(Duration::from_secs(5), ends).await.expect("end without a read");
+    assert!(matches!((far, near), (Err(Broken::Service(_)), Err(Broken::Service(_)))));
+    assert_reset(&mut flow.client).await;
+}
