@@ -1,4 +1,4 @@
-//! Who listens on the TCP ports of this machine, and which program it is.
+//! Who listens on the TCP and UDP ports of this machine, and which program it is.
 //!
 //! Owns: the kernel's socket table and the way from a socket to its program. Must not know: VIPs, services.
 //! Driven by: `relay::vips`, before it listens and when it may not; `register`, about targets on this machine.
@@ -51,7 +51,12 @@ impl FromIterator<Listener> for Listeners {
 impl Listeners {
     /// Asks the kernel; where it may not be asked, its tables are read, and what cannot be read is left out.
     pub(crate) fn read_blocking() -> Self {
-        diag::listening().unwrap_or_else(|_| read_tables()).into_iter().collect()
+        diag::listening().unwrap_or_else(|_| read_tables(&TCP_TABLES, LISTEN)).into_iter().collect()
+    }
+
+    /// Does the same for UDP sockets that take datagrams of anybody.
+    pub(crate) fn read_udp_blocking() -> Self {
+        diag::receiving().unwrap_or_else(|_| read_tables(&UDP_TABLES, UNCONNECTED)).into_iter().collect()
     }
 
     /// Returns who would receive a connection to `vip`, on which this daemon does not listen itself.
@@ -99,15 +104,19 @@ fn is_process(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit))
 }
 
-fn read_tables() -> Vec<Listener> {
-    let texts = TABLES.map(|table| fs::read_to_string(table).unwrap_or_default());
-    texts.iter().flat_map(|text| text.lines().filter_map(parse_line)).collect()
+fn read_tables(tables: &[&str], state: &str) -> Vec<Listener> {
+    let texts = tables.iter().map(|table| fs::read_to_string(table).unwrap_or_default());
+    let found = |text: String| text.lines().filter_map(|line| parse_line(line, state)).collect::<Vec<_>>();
+    texts.flat_map(found).collect()
 }
 
-/// Parses `sl local remote state tx:rx tr:when retrnsmt uid timeout inode ..` when it is a listening socket.
-fn parse_line(line: &str) -> Option<Listener> {
+/// Parses `sl local remote state tx:rx tr:when retrnsmt uid timeout inode ..` when the socket has this state.
+fn parse_line(line: &str, wanted: &str) -> Option<Listener> {
     let fields: Vec<_> = line.split_ascii_whitespace().collect();
-    let [_, local, _, LISTEN, _, _, _, _, _, inode, ..] = fields[..] else { return None };
+    let [_, local, _, state, _, _, _, _, _, inode, ..] = fields[..] else { return None };
+    if state != wanted {
+        return None;
+    }
     Some(Listener { address: parse_address(local)?, inode: inode.parse().ok()? })
 }
 
@@ -128,10 +137,13 @@ fn parse_address(text: &str) -> Option<SocketAddr> {
 }
 
 /// `self` and not `net`: the former is there also when only own processes are visible.
-const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+const TCP_TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+const UDP_TABLES: [&str; 2] = ["/proc/self/net/udp", "/proc/self/net/udp6"];
 
 /// How the tables write "listening".
 const LISTEN: &str = "0A";
+/// How they write a UDP socket without a peer.
+const UNCONNECTED: &str = "07";
 
 #[cfg(test)]
 mod tests {
@@ -147,7 +159,7 @@ mod tests {
     #[test]
     fn listening_sockets_are_read_from_the_kernels_lines() {
         let rest = "00000000:00000000 00:00000000 00000000 104 0 4711 1 0 100 0 0 10 0";
-        let read = |local: &str, state: &str| parse_line(&format!(" 0: {local} 0:0 {state} {rest}"));
+        let read = |local: &str, state: &str| parse_line(&format!(" 0: {local} 0:0 {state} {rest}"), LISTEN);
         let found = |text: &str| Some(Listener { address: address(text), inode: 4711 });
         assert_eq!(read("0100007F:1538", "0A"), found("127.0.0.1:5432"));
         assert_eq!(read("00000000:0050", "0A"), found("0.0.0.0:80"));
@@ -155,7 +167,7 @@ mod tests {
         assert_eq!(read("0000000000000000FFFF00000100007F:0BB8", "0A"), found("127.0.0.1:3000"));
         assert_eq!(read("0100007F:1538", "01"), None, "connected, not listening");
         for nonsense in ["", "0: zz:zz 0 0A", "0100007F:1538"] {
-            assert_eq!(parse_line(nonsense), None);
+            assert_eq!(parse_line(nonsense, LISTEN), None);
         }
         assert_eq!(read("0100007F", "0A"), None);
         assert_eq!(read("01:0050", "0A"), None);
@@ -221,9 +233,9 @@ mod tests {
         let inode = |found: Vec<Listener>| {
             found.into_iter().find(|one| one.address == address).map(|listener| listener.inode)
         };
-        assert!(inode(read_tables()).is_some());
+        assert!(inode(read_tables(&TCP_TABLES, LISTEN)).is_some());
         assert_eq!(
-            inode(read_tables()),
+            inode(read_tables(&TCP_TABLES, LISTEN)),
             inode(Listeners::read_blocking().by_address.into_values().collect())
         );
     }

@@ -36,6 +36,7 @@ pub struct Metrics {
     api_refused: Family<Reason, Counter>,
     handshakes_answered: Family<Outcome, Counter>,
     bad_frames: Counter,
+    stray_datagrams: Counter,
     dial_failures: Counter,
     membership_queue_full: Counter,
     renewals: Counter,
@@ -100,6 +101,14 @@ pub struct FlowCounts {
     pub bytes_in: u64,
     /// Bytes from services to clients.
     pub bytes_out: u64,
+    /// UDP flows open at the moment, those of local clients and of peers.
+    pub udp_open: u64,
+    /// Datagrams from clients to services.
+    pub datagrams_in: u64,
+    /// Datagrams from services to clients.
+    pub datagrams_out: u64,
+    /// Datagrams of UDP flows that were dropped, by reason.
+    pub dropped: Vec<(&'static str, u64)>,
 }
 
 impl Default for Metrics {
@@ -114,6 +123,7 @@ impl Default for Metrics {
             api_refused: Family::default(),
             handshakes_answered: Family::default(),
             bad_frames: Counter::default(),
+            stray_datagrams: Counter::default(),
             dial_failures: Counter::default(),
             membership_queue_full: Counter::default(),
             renewals: Counter::default(),
@@ -142,6 +152,7 @@ impl Metrics {
         registry.register("handshakes_answered", "First packets of handshakes by what they got", answered);
         for (name, help, counter) in [
             ("bad_frames", "Connections closed for bytes no honest peer sends", &self.bad_frames),
+            ("stray_datagrams", "Datagrams of peers that belong to no flow", &self.stray_datagrams),
             ("dial_failures", "Dials that reached nobody", &self.dial_failures),
             (
                 "membership_queue_full",
@@ -192,6 +203,11 @@ impl Metrics {
     /// Counts the answer to the first packet of a handshake, or one that made room for another.
     pub fn handshake_answered(&self, outcome: &'static str) {
         self.handshakes_answered.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Counts a datagram of a peer that belongs to no flow.
+    pub fn stray_datagram(&self) {
+        self.stray_datagrams.inc();
     }
 
     /// Counts a connection that was closed because of bytes no honest peer sends.
@@ -397,7 +413,11 @@ impl Page<'_> {
             "direction",
             &bytes,
             ConstCounter::new,
-        )
+        )?;
+        self.gauge("udp_flows_open", "UDP flows open", flows.udp_open)?;
+        let datagrams = [("in", flows.datagrams_in), ("out", flows.datagrams_out)];
+        self.counters("flow_datagrams", "Datagrams of UDP flows", "direction", &datagrams)?;
+        self.counters("flow_datagrams_dropped", "Datagrams of UDP flows dropped", "reason", &flows.dropped)
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {

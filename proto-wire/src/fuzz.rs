@@ -4,7 +4,7 @@
 //! to the same. Must not know: where the bytes come from. Driven by: `tests/fuzz` and the tests below.
 
 use crate::advert::{Advert, Card, Fragment, Head};
-use crate::flow::OpenRequest;
+use crate::flow::{self, OpenRequest};
 use crate::frame::Frame;
 use crate::issuer::IssuerClaims;
 use crate::join::{Ask, JoinReply};
@@ -18,6 +18,7 @@ pub type Body = fn(&[u8]);
 /// Every decoder of this crate, by name.
 pub const BODIES: &[(&str, Body)] = &[
     ("advert", advert),
+    ("datagram", datagram),
     ("frame", frame),
     ("issuer", issuer),
     ("join", join),
@@ -43,6 +44,20 @@ fn advert(bytes: &[u8]) {
     }
     if let Ok(fragment) = Fragment::decode(bytes) {
         let _ = fragment.records();
+    }
+}
+
+fn datagram(bytes: &[u8]) {
+    if let Ok((stream, used)) = flow::decode_stream_id(bytes) {
+        let again = flow::encode_stream_id(stream);
+        assert!(again.len() <= used);
+        assert_eq!(flow::decode_stream_id(&again), Ok((stream, again.len())));
+    }
+    if let Some((prefix, rest)) = bytes.split_first_chunk()
+        && let Ok(len) = flow::decode_framed_prefix(*prefix)
+        && let Some(payload) = rest.get(..len)
+    {
+        assert_eq!(flow::encode_framed(payload).ok().as_deref(), bytes.get(..prefix.len() + len));
     }
 }
 

@@ -197,5 +197,15 @@ pub const MAX_JOINING_PER_SOURCE: usize = 4;
 /// Flows one peer may have open towards this node (design section 16).
 pub const MAX_FLOWS_PER_PEER: u32 = 16_384;
 
+/// UDP flows of them: each takes a socket of the serving node. A caller has no more in all, and its oldest make room.
+pub const MAX_UDP_FLOWS_PER_PEER: u32 = 4_096;
+
+/// Longest payload of a UDP datagram over IPv4: 65,535 less the headers of IP and UDP.
+pub const MAX_UDP_BYTES: usize = 65_507;
+
+/// Datagrams of UDP flows that one connection may be sending in parts, each of [`MAX_UDP_BYTES`]: what one peer pins beside
+/// [`MAX_UNREAD_PER_PEER`] is 1 MiB. More of them wait unread.
+pub const MAX_FRAMED_AT_ONCE: usize = 4;
+
 /// Greatest epoch taken from anyone: beyond it only a broken or hostile node can be.
 pub const MAX_EPOCH: u64 = 1 << 44;

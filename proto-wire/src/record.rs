@@ -24,7 +24,7 @@ pub enum Transport {
 /// One port that clients of a service may use.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Port {
-    /// Its name; the number as text when the exporter gave none. Unique in a record.
+    /// Its name; the number as text when the exporter gave none. Unique among those of its transport, as in SRV.
     pub name: PortName,
     /// The number clients connect to. The exporter's own target may differ and is not published.
     pub number: u16,
@@ -77,7 +77,7 @@ pub struct Tries {
 
 /// "This instance offers this service", said by the node that runs it.
 ///
-/// A decoded record keeps every limit; ports and port names are unique.
+/// A decoded record keeps every limit; the ports of one transport have names and numbers of their own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceRecord {
     /// The service.
@@ -132,7 +132,7 @@ impl ServiceRecord {
         let malformed = |why: &str| Err(DecodeError::Malformed { what: WHAT, why: why.to_owned() });
         for (index, port) in self.ports.iter().enumerate() {
             let doubled = |other: &Port| {
-                other.name == port.name || (other.number == port.number && other.transport == port.transport)
+                other.transport == port.transport && (other.name == port.name || other.number == port.number)
             };
             if port.number == 0 {
                 return malformed("port 0 cannot be called");

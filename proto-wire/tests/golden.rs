@@ -5,7 +5,7 @@
 use data_encoding::HEXLOWER;
 
 use gossamer_wire::advert::{AdvertId, Card, Fragment, Head, Kind, Slot, Version};
-use gossamer_wire::flow::OpenRequest;
+use gossamer_wire::flow::{OpenRequest, encode_framed, encode_stream_id};
 use gossamer_wire::frame::{AdvertCopy, Frame, Hello, PREFIX_BYTES, Purpose};
 use gossamer_wire::issuer::IssuerClaims;
 use gossamer_wire::join::{Admitted, Ask, JoinReply, JoinRequest, PeerHint, Refusal, RenewRequest};
@@ -258,10 +258,13 @@ fn open_requests_keep_their_bytes() {
         service: "orders-db".parse().expect("name"),
         instance: "vm-b".parse().expect("name"),
         port: 5432.into(),
+        transport: Transport::Udp,
     };
     let bytes = request.encode().expect("fits");
-    assert_golden("open request", &bytes, "001dfd0000000000000400096f72646572732d646204766d2d620435343332");
+    assert_golden("open request", &bytes, "001efd0000000000000400096f72646572732d646204766d2d62043534333201");
     assert_eq!(OpenRequest::decode(&bytes[2..]), Ok(request));
+    assert_golden("framed datagram", &encode_framed(b"abc").expect("fits"), "0003616263");
+    assert_golden("stream id", &encode_stream_id(300), "412c");
 }
 
 #[test]

@@ -367,8 +367,10 @@ proptest! {
         service in name(),
         instance in name(),
         port in name::<PortName>(),
+        is_udp: bool,
     ) {
-        let request = OpenRequest { flow, service, instance, port };
+        let transport = if is_udp { Transport::Udp } else { Transport::Tcp };
+        let request = OpenRequest { flow, service, instance, port, transport };
         let bytes = request.encode().expect("fits");
         let (prefix, payload) = bytes.split_first_chunk::<{ flow::PREFIX_BYTES }>().expect("a prefix");
         prop_assert_eq!(OpenRequest::decode_prefix(*prefix), Ok(payload.len()));

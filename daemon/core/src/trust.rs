@@ -528,6 +528,11 @@ fn validity(certificate: &X509Certificate<'_>) -> (u64, u64) {
     (second(validity.not_before.timestamp()), second(validity.not_after.timestamp()))
 }
 
+/// Writes the one name of a leaf, as the verifier reads it.
+pub fn spiffe_id(mesh: MeshId, group: &GroupName, name: &NodeName) -> String {
+    format!("spiffe://{mesh}/group/{group}/node/{name}")
+}
+
 /// Reads the one name of a leaf, `spiffe://<mesh id>/group/<group>/node/<name>`.
 fn spiffe_name(certificate: &X509Certificate<'_>, mesh: MeshId) -> Result<(GroupName, NodeName), TrustError> {
     let names = certificate.subject_alternative_name().ok().flatten().ok_or(TrustError::Name)?;

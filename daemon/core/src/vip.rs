@@ -13,7 +13,7 @@ use std::str::FromStr;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use gossamer_wire::{GroupName, InstanceName, MeshId, ServiceName};
+use gossamer_wire::{GroupName, InstanceName, MeshId, ServiceName, Transport};
 
 mod port;
 mod redirect;
@@ -158,6 +158,17 @@ pub enum Mode {
     Dnat,
     /// Not at all: names are answered with the instances' own addresses.
     None,
+}
+
+impl Mode {
+    /// Returns whether the ports of a name are listened on one by one. A datagram that the kernel redirects does not
+    /// tell where it was meant to go, so dnat mode listens for UDP as bind mode does.
+    pub const fn listens(self, transport: Transport) -> bool {
+        match (self, transport) {
+            (Self::Bind, _) | (Self::Dnat, Transport::Udp) => true,
+            (Self::Dnat, Transport::Tcp) | (Self::None, _) => false,
+        }
+    }
 }
 
 impl fmt::Display for Mode {

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use gossamer_core::admission::Use;
 use gossamer_core::callers::{Caller, Owner};
 use gossamer_dns::{Asked, Outcome, Resolution};
-use gossamer_wire::{Transport, Visibility};
+use gossamer_wire::Visibility;
 
 use super::messages::{
     Audience, Connect, CreateToken, CreatedToken, Expose, Exposed, ExposedPort, NodeRow, RecordRow, Resolved,
@@ -66,7 +66,8 @@ pub(super) async fn expose(
     let ports = record.ports.iter().zip(exposed.target).map(|(port, target)| ExposedPort {
         name: port.name.clone(),
         number: port.number,
-        target,
+        transport: port.transport.into(),
+        target: target.to_string(),
     });
     let zone = api.state.zone.primary().origin().to_ascii();
     Ok(Json(Exposed {
@@ -95,7 +96,7 @@ fn expose_request(asked: Expose, owner: Owner) -> ExposeRequest {
                 name: port.name,
                 number: port.number,
                 target_port: port.target_port,
-                transport: Transport::Tcp,
+                transport: port.transport.into(),
             })
             .collect(),
         target: asked.target,
@@ -107,6 +108,7 @@ fn expose_request(asked: Expose, owner: Owner) -> ExposeRequest {
         metadata: asked.metadata.into_iter().collect(),
         fqdns: asked.fqdns,
         weight: asked.weight,
+        proxy_protocol: asked.proxy_protocol,
         owner,
     }
 }

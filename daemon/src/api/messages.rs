@@ -4,14 +4,16 @@
 //! Must not know: how they are made or shown. Driven by: `api` and `cli`.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
-    Fqdn, GroupName, InstanceName, MeshName, NodeName, PortName, RegionName, ServiceName, ZoneName,
+    Fqdn, GroupName, InstanceName, MeshName, NodeName, PortName, RegionName, ServiceName, Transport, ZoneName,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::register::Host;
 
 mod roots;
 mod tokens;
@@ -37,9 +39,9 @@ pub struct Expose {
     pub instance: Option<InstanceName>,
     /// At least one port.
     pub ports: Vec<ExposePort>,
-    /// Where the program listens; 127.0.0.1 unless given.
+    /// Where the program listens: an IP address, or `unix:` and the path of a socket; 127.0.0.1 unless given.
     #[serde(default)]
-    pub target: Option<IpAddr>,
+    pub target: Option<Host>,
     /// Who may see and call it beside the own group.
     #[serde(default)]
     pub to: Audience,
@@ -52,10 +54,42 @@ pub struct Expose {
     /// Share of traffic among equal instances; 100 unless given.
     #[serde(default = "full_weight")]
     pub weight: u16,
+    /// Whether TCP targets get a PROXY protocol header (version 2) before the client's bytes.
+    #[serde(default)]
+    pub proxy_protocol: bool,
 }
 
 const fn full_weight() -> u16 {
     100
+}
+
+/// The transport protocol of a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl From<Transport> for Protocol {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Tcp => Self::Tcp,
+            Transport::Udp => Self::Udp,
+        }
+    }
+}
+
+impl From<Protocol> for Transport {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::Tcp,
+            Protocol::Udp => Self::Udp,
+        }
+    }
 }
 
 /// A port of [`Expose`].
@@ -70,6 +104,9 @@ pub struct ExposePort {
     /// What the program listens on; `number` unless given.
     #[serde(default)]
     pub target_port: Option<u16>,
+    /// TCP unless given.
+    #[serde(default)]
+    pub transport: Protocol,
 }
 
 /// Groups that may see a service beside the exporter's own.
@@ -120,8 +157,11 @@ pub struct ExposedPort {
     pub name: PortName,
     /// What clients connect to.
     pub number: u16,
-    /// Where its flows go.
-    pub target: SocketAddr,
+    /// TCP or UDP.
+    #[serde(default)]
+    pub transport: Protocol,
+    /// Where its flows go: `IP:PORT` or `unix:PATH`.
+    pub target: String,
 }
 
 /// `POST /v1/withdraw`.
@@ -318,6 +358,9 @@ pub struct PortRow {
     pub name: PortName,
     /// Its number.
     pub number: u16,
+    /// TCP or UDP.
+    #[serde(default)]
+    pub transport: Protocol,
 }
 
 /// A custom name of [`InstanceRow`].
@@ -487,6 +530,9 @@ pub struct VipRow {
     pub address: Ipv4Addr,
     /// The port.
     pub port: u16,
+    /// Of which transport.
+    #[serde(default)]
+    pub transport: Protocol,
     /// `bound`, `native`, `waiting`, `denied` or `stolen`.
     pub state: String,
     /// Who has a stolen port, when it can be read.

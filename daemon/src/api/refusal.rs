@@ -75,9 +75,11 @@ impl From<ExposeError> for Refusal {
             ExposeError::NotAllowed { .. }
             | ExposeError::FqdnNotAllowed { .. }
             | ExposeError::Owned { .. } => Self::denied(error),
-            ExposeError::NoPort { .. } | ExposeError::Record(_) | ExposeError::Target { .. } => {
-                Self::malformed(error)
-            }
+            ExposeError::NoPort { .. }
+            | ExposeError::Record(_)
+            | ExposeError::Target { .. }
+            | ExposeError::UnixUdp { .. }
+            | ExposeError::ProxyUdp { .. } => Self::malformed(error),
             ExposeError::TooMany | ExposeError::NoRoom => Self::conflict(error),
             ExposeError::NotDurable(_) => Self::failed(error),
             ExposeError::Stopping => Self::stopping(),

@@ -9,11 +9,11 @@ use gossamer_core::catalog::ServiceView;
 use gossamer_core::vip::{Pool, PortState, VipName};
 use gossamer_dns::{CustomTarget, Directory, InstanceEntry, ServiceEntry, Target, VipAnswer, Zone};
 use gossamer_wire::token::Claims;
-use gossamer_wire::{GroupName, InstanceName, MeshId, NodeId, NodeName, ServiceName};
+use gossamer_wire::{GroupName, InstanceName, MeshId, NodeId, NodeName, ServiceName, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::messages::{
-    CreateToken, CreatedToken, Expose, ExposePort, Exposed, NodeRow, Resolved, ServiceRow, Status,
+    CreateToken, CreatedToken, Expose, ExposePort, Exposed, NodeRow, Protocol, Resolved, ServiceRow, Status,
     StatusNode, TokenRow, Withdraw, Withdrawn,
 };
 use super::views::tests::{instance, node};
@@ -57,6 +57,7 @@ impl Ports for Stolen {
         vec![VipPort {
             name: VipName::Service(name("orders")),
             address: "127.240.1.1:5432".parse().expect("address"),
+            transport: Transport::Tcp,
             state: PortState::Stolen { program: Some("postgres".to_owned()) },
         }]
     }
@@ -263,12 +264,13 @@ fn expose(service: &str) -> Expose {
     Expose {
         service: name(service),
         instance: None,
-        ports: vec![ExposePort { name: None, number: 5432, target_port: Some(9) }],
+        ports: vec![ExposePort { name: None, number: 5432, target_port: Some(9), transport: Protocol::Tcp }],
         target: None,
         to: messages::Audience::All,
         metadata: BTreeMap::new(),
         fqdns: Vec::new(),
         weight: 100,
+        proxy_protocol: false,
     }
 }
 

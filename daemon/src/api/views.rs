@@ -10,7 +10,7 @@ use gossamer_core::catalog::{InstanceView, Nearness, ServiceView, Waiting};
 use gossamer_core::membership::MemberState;
 use gossamer_core::vip::{PortState, VipName};
 use gossamer_dns::{UpstreamState, UpstreamStatus, Zones};
-use gossamer_wire::{DecodeError, Fqdn, GroupName, NodeId, ServiceName};
+use gossamer_wire::{DecodeError, Fqdn, GroupName, NodeId, ServiceName, Transport};
 use time::OffsetDateTime;
 
 use super::messages::{
@@ -169,7 +169,11 @@ pub(super) fn service_row(view: &ServiceView, with_hidden: bool, answered: &Answ
 }
 
 fn instance_row(view: &InstanceView, answered: &Answered<'_>) -> InstanceRow {
-    let port = |port: &gossamer_wire::Port| PortRow { name: port.name.clone(), number: port.number };
+    let port = |port: &gossamer_wire::Port| PortRow {
+        name: port.name.clone(),
+        number: port.number,
+        transport: port.transport.into(),
+    };
     InstanceRow {
         instance: view.instance.clone(),
         node: view.node_name.clone(),
@@ -200,6 +204,7 @@ pub(super) fn vip_row(port: VipPort) -> VipRow {
         name: port.name.to_string(),
         address: *port.address.ip(),
         port: port.address.port(),
+        transport: port.transport.into(),
         state: port.state.to_string(),
         program,
     }
@@ -279,7 +284,7 @@ pub(super) fn findings(
     for service in own {
         for target in service.targets.iter().filter(|target| !target.healthy) {
             findings.push(Finding {
-                text: format!("nobody listens on {} for {}", target.addr, service.record.service),
+                text: format!("{} for {}", target.silence(), service.record.service),
                 fix: format!("start the program, or run gossamer withdraw {}", service.record.service),
             });
         }
@@ -475,22 +480,28 @@ fn loser_finding((loser, winner): (&VipName, &VipName)) -> Finding {
 }
 
 fn port_finding(port: &VipPort) -> Option<Finding> {
-    let VipPort { name, address, state } = port;
+    let VipPort { name, address, transport, state } = port;
     let number = address.port();
+    let forward = match transport {
+        Transport::Tcp => format!("gossamer forward 127.0.0.1:{} {name}:{number}", forward_port(number)),
+        Transport::Udp => "use an instance's own address, NAME.direct".to_owned(),
+    };
     match state {
         PortState::Bound | PortState::Native | PortState::Waiting => None,
-        PortState::Denied { why } => Some(Finding {
-            text: format!("port {number} of {name} is denied: {why}"),
-            fix: format!("gossamer forward 127.0.0.1:{} {name}:{number}", forward_port(number)),
-        }),
+        PortState::Denied { why } => {
+            Some(Finding { text: format!("port {number} of {name} is denied: {why}"), fix: forward })
+        }
         PortState::Stolen { program } => Some(Finding {
             text: format!(
                 "{} listens on *:{number} and would receive connections to {name}, so the name is not answered",
                 program.as_deref().unwrap_or("another program")
             ),
             fix: format!(
-                "let that program listen on 127.0.0.1, set vip.mode = \"dnat\", or use gossamer forward 127.0.0.1:{} {name}:{number}",
-                forward_port(number)
+                "let that program listen on 127.0.0.1, {}{forward}",
+                match transport {
+                    Transport::Tcp => "set vip.mode = \"dnat\", or use ",
+                    Transport::Udp => "or ",
+                }
             ),
         }),
     }

@@ -151,6 +151,7 @@ fn expose(port: u16) -> ExposeRequest {
         metadata: Vec::new(),
         fqdns: Vec::new(),
         weight: 100,
+        proxy_protocol: false,
         owner: Owner::Operator,
     }
 }

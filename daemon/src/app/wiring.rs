@@ -68,8 +68,10 @@ impl<'a> Wiring<'a> {
         let mesh = mesh::start(&self.stages.mesh(), self.mesh(joiners_in))?;
         let (reader, peers, advertised) = (mesh.index, mesh.peers, mesh.advertised);
 
+        let files = vec![self.settings.socket.clone(), self.store.dir().to_owned()];
         let deny = DenyList::new(vec![mesh.listen, listening.address], network, prefix)
-            .with_pool6(self.settings.redirect().network6().0);
+            .with_pool6(self.settings.redirect().network6().0)
+            .with_files(files);
         let registry = self.registry(&deny, mesh.records)?;
         let clients = Clients::new(self.settings.vip_clients.clone());
         let relay = self.relay(deny, mesh.flows, &reader, &registry, &peers);
@@ -169,7 +171,9 @@ impl<'a> Wiring<'a> {
         let relay = Relay::new(RelayParts {
             stage: self.stages.relay.clone(),
             node: self.identity.node(),
+            name: self.identity.name().clone(),
             group: self.identity.group().clone(),
+            mesh: self.identity.mesh,
             index: index.clone(),
             targets: Arc::new(registry.targets()),
             deny,

@@ -366,12 +366,12 @@ pub(super) enum Node {
 #[derive(Debug, Args)]
 pub(super) struct Expose {
     /// The service and its port
-    #[arg(value_name = "NAME[:PORT]")]
+    #[arg(value_name = "NAME[:PORT[/udp]]")]
     pub(super) name: OwnName,
-    /// Where its program listens: IP, PORT or IP:PORT; 127.0.0.1 and the same port unless given
+    /// Where its program listens: IP, PORT, IP:PORT or unix:PATH; 127.0.0.1 and the same port unless given
     pub(super) target: Option<TargetSpec>,
     /// More ports
-    #[arg(long, value_name = "[NAME:]PORT[:TARGETPORT]")]
+    #[arg(long, value_name = "[NAME:]PORT[:TARGETPORT][/udp]")]
     pub(super) port: Vec<PortSpec>,
     /// Name of the instance; the node's name unless given
     #[arg(long)]
@@ -388,6 +388,9 @@ pub(super) struct Expose {
     /// Share of traffic among equal instances; 0 takes none
     #[arg(long, default_value_t = 100)]
     pub(super) weight: u16,
+    /// Tell TCP targets who calls, by a PROXY protocol header (version 2) before the client's bytes
+    #[arg(long)]
+    pub(super) proxy_protocol: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,

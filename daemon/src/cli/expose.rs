@@ -8,7 +8,7 @@ use super::failure::Failure;
 use super::name_port::OwnName;
 use super::output;
 use crate::api::Client;
-use crate::api::messages::{Expose, ExposePort, Exposed, Withdraw, Withdrawn};
+use crate::api::messages::{Expose, ExposePort, Exposed, Protocol, Withdraw, Withdrawn};
 
 pub(super) async fn expose(client: &Client, asked: args::Expose) -> Result<(), Failure> {
     let json = asked.json;
@@ -27,8 +27,11 @@ pub(super) fn note(exposed: &Exposed) {
 }
 
 fn lines(exposed: &Exposed) -> Vec<String> {
-    let ports: Vec<_> =
-        exposed.ports.iter().map(|port| format!("{} -> {}", port.number, port.target)).collect();
+    let ports: Vec<_> = exposed
+        .ports
+        .iter()
+        .map(|port| format!("{}{} -> {}", port.number, udp(port.transport), port.target))
+        .collect();
     let verb = if exposed.replaced { "replaced" } else { "registered" };
     let mut lines = vec![
         format!("{verb}  instance {} of {}, {}", exposed.instance, exposed.service, ports.join(", ")),
@@ -48,13 +51,22 @@ fn lines(exposed: &Exposed) -> Vec<String> {
     lines
 }
 
+/// Returns what marks a UDP port.
+const fn udp(transport: Protocol) -> &'static str {
+    match transport {
+        Protocol::Tcp => "",
+        Protocol::Udp => "/udp",
+    }
+}
+
 fn request(asked: args::Expose) -> Result<Expose, Failure> {
-    let target_port = asked.target.and_then(|target| target.port);
-    let first = asked.name.port.map(|number| ExposePort { name: None, number, target_port });
+    let target_port = asked.target.as_ref().and_then(|target| target.port);
+    let transport = asked.name.transport;
+    let first = asked.name.port.map(|number| ExposePort { name: None, number, target_port, transport });
     if first.is_none() && target_port.is_some() && asked.port.is_empty() {
         // `expose web 8080`: the port clients use is the one the program listens on.
         let number = target_port.unwrap_or_default();
-        let port = ExposePort { name: None, number, target_port: None };
+        let port = ExposePort { name: None, number, target_port: None, transport };
         return Ok(Expose { ports: vec![port], ..base(asked) });
     }
     if first.is_none() && target_port.is_some() {
@@ -78,11 +90,12 @@ fn base(asked: args::Expose) -> Expose {
         service: asked.name.service,
         instance: asked.instance,
         ports: Vec::new(),
-        target: asked.target.and_then(|target| target.ip),
+        target: asked.target.and_then(|target| target.host),
         to: asked.to.unwrap_or_default(),
         metadata: asked.meta.into_iter().collect(),
         fqdns: asked.fqdn,
         weight: asked.weight,
+        proxy_protocol: asked.proxy_protocol,
     }
 }
 
@@ -92,9 +105,9 @@ pub(super) fn from_variable(text: &str) -> Result<Vec<Expose>, Failure> {
     let wrong = |why: String| Failure::usage(format_args!("GOSSAMER_EXPOSE: {why}"));
     let mut all: Vec<Expose> = Vec::new();
     for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-        let OwnName { service, port } = item.parse().map_err(wrong)?;
+        let OwnName { service, port, transport } = item.parse().map_err(wrong)?;
         let number = port.ok_or_else(|| wrong(format!("{service} has no port; write {service}:PORT")))?;
-        let port = ExposePort { name: None, number, target_port: None };
+        let port = ExposePort { name: None, number, target_port: None, transport };
         match all.iter_mut().find(|one| one.service == service) {
             Some(one) => one.ports.push(port),
             None => all.push(Expose {
@@ -106,6 +119,7 @@ pub(super) fn from_variable(text: &str) -> Result<Vec<Expose>, Failure> {
                 metadata: std::collections::BTreeMap::new(),
                 fqdns: Vec::new(),
                 weight: 100,
+                proxy_protocol: false,
             }),
         }
     }
@@ -151,6 +165,8 @@ mod tests {
         assert_eq!(ports("web --port 80:8080 --port admin:9000"), [(80, Some(8080)), (9000, None)]);
         let target = asked("db:5432 10.0.0.7").expect("parses").target;
         assert_eq!(target, Some("10.0.0.7".parse().expect("ip")));
+        let target = asked("db:5432 unix:/run/db.sock").expect("parses").target;
+        assert_eq!(target, Some("unix:/run/db.sock".parse().expect("path")));
     }
 
     #[test]

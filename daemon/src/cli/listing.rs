@@ -6,7 +6,7 @@ use super::args::{Services, Shape};
 use super::failure::Failure;
 use super::{output, token};
 use crate::api::Client;
-use crate::api::messages::{FqdnRow, InstanceRow, NodeRow, ServiceRow};
+use crate::api::messages::{FqdnRow, InstanceRow, NodeRow, Protocol, ServiceRow};
 
 pub(super) async fn nodes(client: &Client, shape: Shape) -> Result<(), Failure> {
     let rows: Vec<NodeRow> = client.get("/v1/nodes").await?;
@@ -67,7 +67,8 @@ pub(super) async fn services(client: &Client, services: &Services) -> Result<(),
 fn instance_cells(row: &ServiceRow, instance: &InstanceRow) -> Vec<String> {
     let port = |port: &crate::api::messages::PortRow| {
         let number = port.number.to_string();
-        if port.name.as_str() == number { number } else { format!("{}:{number}", port.name) }
+        let named = if port.name.as_str() == number { number } else { format!("{}:{number}", port.name) };
+        if port.transport == Protocol::Udp { named + "/udp" } else { named }
     };
     let note = match (instance.visible, instance.imported) {
         (false, _) => Some("hidden".to_owned()),
@@ -150,8 +151,8 @@ mod tests {
             group: "west".parse().expect("name"),
             state: "usable".to_owned(),
             ports: vec![
-                PortRow { name: 5432.into(), number: 5432 },
-                PortRow { name: "admin".parse().expect("name"), number: 80 },
+                PortRow { name: 5432.into(), number: 5432, transport: Protocol::Tcp },
+                PortRow { name: "admin".parse().expect("name"), number: 80, transport: Protocol::Udp },
             ],
             nearness: "any".to_owned(),
             visible: true,
@@ -163,7 +164,7 @@ mod tests {
         };
         let row = ServiceRow { service: "db".parse().expect("name"), instances: vec![instance.clone()] };
         let cells = instance_cells(&row, &instance);
-        assert_eq!(cells[4], "5432,admin:80");
+        assert_eq!(cells[4], "5432,admin:80/udp");
         assert_eq!(cells[7], "not imported, pg.corp.example, *.debian.org not answered");
         let hidden = InstanceRow { visible: false, fqdns: Vec::new(), ..instance };
         assert_eq!(instance_cells(&row, &hidden)[7], "hidden");

@@ -4,12 +4,13 @@
 //! Driven by: `expose`, `forward`, `run`, `GOSSAMER_EXPOSE`.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 use gossamer_wire::{GroupName, InstanceName, Label, PortName, ServiceName};
 
-use crate::api::messages::{Audience, Connect, ExposePort};
+use crate::api::messages::{Audience, Connect, ExposePort, Protocol};
+use crate::register::Host;
 
 /// `SERVICE`, `SERVICE.GROUP` or `INSTANCE.SERVICE.GROUP`, with a port's name or number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,11 +57,12 @@ impl fmt::Display for NamePort {
     }
 }
 
-/// `NAME` or `NAME:PORT` of a service of this node.
+/// `NAME`, `NAME:PORT` or `NAME:PORT/udp` of a service of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct OwnName {
     pub(super) service: ServiceName,
     pub(super) port: Option<u16>,
+    pub(super) transport: Protocol,
 }
 
 impl FromStr for OwnName {
@@ -68,13 +70,16 @@ impl FromStr for OwnName {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
-            Some((service, port)) => Ok(Self { service: parse(service)?, port: Some(port_number(port)?) }),
-            None => Ok(Self { service: parse(text)?, port: None }),
+            Some((service, port)) => {
+                let (port, transport) = transport(port)?;
+                Ok(Self { service: parse(service)?, port: Some(port_number(port)?), transport })
+            }
+            None => Ok(Self { service: parse(text)?, port: None, transport: Protocol::Tcp }),
         }
     }
 }
 
-/// `[NAME:]P[:TARGETPORT]` of `expose --port`.
+/// `[NAME:]P[:TARGETPORT][/udp]` of `expose --port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PortSpec(pub(super) ExposePort);
 
@@ -82,6 +87,8 @@ impl FromStr for PortSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let whole = text;
+        let (text, transport) = transport(text)?;
         let parts: Vec<&str> = text.split(':').collect();
         let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
         let (name, number, target_port) = match parts[..] {
@@ -89,20 +96,34 @@ impl FromStr for PortSpec {
             [name, number] if !is_number(name) => (Some(name), number, None),
             [number, target] => (None, number, Some(target)),
             [name, number, target] => (Some(name), number, Some(target)),
-            _ => return Err(format!("{text:?} must be [NAME:]PORT[:TARGETPORT], for example http:80:8080")),
+            _ => {
+                return Err(format!(
+                    "{whole:?} must be [NAME:]PORT[:TARGETPORT][/udp], for example http:80:8080"
+                ));
+            }
         };
         Ok(Self(ExposePort {
             name: name.map(parse::<PortName>).transpose()?,
             number: port_number(number)?,
             target_port: target_port.map(port_number).transpose()?,
+            transport,
         }))
     }
 }
 
-/// `IP`, `PORT` or `IP:PORT`: where the program of a service listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Splits `/udp` or `/tcp` off.
+fn transport(text: &str) -> Result<(&str, Protocol), String> {
+    match text.split_once('/') {
+        None | Some((_, "tcp")) => Ok((text.trim_end_matches("/tcp"), Protocol::Tcp)),
+        Some((rest, "udp")) => Ok((rest, Protocol::Udp)),
+        Some((_, other)) => Err(format!("{text:?} ends with /{other}; write /udp, or nothing for TCP")),
+    }
+}
+
+/// `IP`, `PORT`, `IP:PORT` or `unix:PATH`: where the program of a service listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TargetSpec {
-    pub(super) ip: Option<IpAddr>,
+    pub(super) host: Option<Host>,
     pub(super) port: Option<u16>,
 }
 
@@ -110,16 +131,21 @@ impl FromStr for TargetSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Ok(Self { host: Some(Host::Unix(path.parse()?)), port: None });
+        }
         if let Ok(ip) = text.parse() {
-            return Ok(Self { ip: Some(ip), port: None });
+            return Ok(Self { host: Some(Host::Ip(ip)), port: None });
         }
         if let Ok(address) = text.parse::<SocketAddr>() {
-            return Ok(Self { ip: Some(address.ip()), port: Some(address.port()) });
+            return Ok(Self { host: Some(Host::Ip(address.ip())), port: Some(address.port()) });
         }
         let port = port_number(text).map_err(|_| {
-            format!("{text:?} is no target; write an IP address, a port, or both as 127.0.0.1:5432")
+            format!(
+                "{text:?} is no target; write an IP address, a port, both as 127.0.0.1:5432, or unix:PATH"
+            )
         })?;
-        Ok(Self { ip: None, port: Some(port) })
+        Ok(Self { host: None, port: Some(port) })
     }
 }
 
@@ -245,16 +271,22 @@ mod tests {
         assert_eq!(read("http:80"), (Some("http".to_owned()), 80, None));
         assert_eq!(read("http:80:8080"), (Some("http".to_owned()), 80, Some(8080)));
         assert!("a:b:c:d".parse::<PortSpec>().is_err());
-        assert!("80/udp".parse::<PortSpec>().is_err());
+        let PortSpec(port) = "dns:53:5353/udp".parse().expect("parses");
+        assert_eq!((port.number, port.target_port, port.transport), (53, Some(5353), Protocol::Udp));
+        assert!("80/sctp".parse::<PortSpec>().is_err());
+        let own: OwnName = "dns:53/udp".parse().expect("parses");
+        assert_eq!((own.port, own.transport), (Some(53), Protocol::Udp));
     }
 
     #[test]
     fn targets_and_local_addresses_take_what_people_type() {
-        let target = |text: &str| text.parse::<TargetSpec>().map(|target| (target.ip, target.port));
+        let target = |text: &str| text.parse::<TargetSpec>().map(|target| (target.host, target.port));
         assert_eq!(target("5432"), Ok((None, Some(5432))));
         assert_eq!(target("10.0.0.7"), Ok((Some("10.0.0.7".parse().expect("ip")), None)));
         assert_eq!(target("[::1]:80"), Ok((Some("::1".parse().expect("ip")), Some(80))));
         assert!(target("localhost").is_err());
+        assert_eq!(target("unix:/run/db.sock"), Ok((Some("unix:/run/db.sock".parse().expect("path")), None)));
+        assert!(target("unix:db.sock").is_err());
         for text in ["5432", ":5432", "127.0.0.1:5432"] {
             assert_eq!(text.parse::<LocalAddress>().expect(text).0.to_string(), "127.0.0.1:5432");
         }

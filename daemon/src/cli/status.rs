@@ -8,7 +8,7 @@ use super::args::Shape;
 use super::failure::Failure;
 use super::{output, token};
 use crate::api::Client;
-use crate::api::messages::{Status, UpstreamRow};
+use crate::api::messages::{Protocol, Status, UpstreamRow};
 
 pub(super) async fn run(client: &Client, shape: Shape) -> Result<(), Failure> {
     let status: Status = client.get("/v1/status").await?;
@@ -81,7 +81,8 @@ fn lines(status: &Status) -> Vec<String> {
     }
     for vip in &status.vips {
         let program = vip.program.as_ref().map(|program| format!(" by {program}")).unwrap_or_default();
-        let text = format!("{}:{} {} {}{program}", vip.address, vip.port, vip.name, vip.state);
+        let udp = if vip.transport == Protocol::Udp { "/udp" } else { "" };
+        let text = format!("{}:{}{udp} {} {}{program}", vip.address, vip.port, vip.name, vip.state);
         lines.push(line("vip", &text));
     }
     let held: std::collections::BTreeSet<_> =
@@ -161,11 +162,12 @@ mod tests {
             redirection: [("v4", "ready"), ("v6", "off")]
                 .map(|(family, state)| (family.to_owned(), state.to_owned()))
                 .into(),
-            vips: [(5432, "stolen", Some("postgres")), (22, "bound", None)]
-                .map(|(port, state, program)| VipRow {
+            vips: [(5432, Protocol::Udp, "stolen", Some("postgres")), (22, Protocol::Tcp, "bound", None)]
+                .map(|(port, transport, state, program)| VipRow {
                     name: "db".to_owned(),
                     address: "127.241.3.4".parse().expect("address"),
                     port,
+                    transport,
                     state: state.to_owned(),
                     program: program.map(str::to_owned),
                 })
@@ -200,7 +202,7 @@ mod tests {
             "dns         127.241.0.53:4653 for mesh.internal corp.example",
             "upstream    192.0.2.53:53 up, 12 answers, 1 failures",
             "vips        dnat of 127.241.0.0/16, v4 ready, v6 off",
-            "vip         127.241.3.4:5432 db stolen by postgres",
+            "vip         127.241.3.4:5432/udp db stolen by postgres",
             "held        port 22: a program that wants it on all addresses cannot start",
         ] {
             assert!(text.contains(words), "{words} is missing in\n{text}");

@@ -16,7 +16,7 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 
-use gossamer_core::trust::{self, CLAIMS_OID, ISSUER_OID, Sign as _};
+use gossamer_core::trust::{self, CLAIMS_OID, ISSUER_OID, Sign as _, spiffe_id};
 use gossamer_wire::issuer::IssuerClaims;
 use gossamer_wire::token::Claims;
 use gossamer_wire::{GroupName, MeshId, NodeId, NodeName};
@@ -133,7 +133,7 @@ impl IssuerKey {
         let LeafSubject { mesh, group, name, claims } = subject;
         let mut params = blank(lifetime);
         params.not_after = params.not_after.min(self.not_after);
-        let uri = format!("spiffe://{mesh}/group/{group}/node/{name}");
+        let uri = spiffe_id(mesh, group, name);
         params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -9,7 +9,7 @@ use std::io;
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr};
@@ -24,16 +24,28 @@ const ANSWER_BYTES: usize = 64 << 10;
 /// # Errors
 /// The system's: no netlink, for example in a sandbox.
 pub(super) fn listening() -> io::Result<Vec<Listener>> {
+    all(IPPROTO_TCP, StateFlags::LISTEN)
+}
+
+/// Returns the UDP sockets of this network namespace that are bound and not connected: the kernel calls them closed.
+///
+/// # Errors
+/// The system's: no netlink, for example in a sandbox.
+pub(super) fn receiving() -> io::Result<Vec<Listener>> {
+    all(IPPROTO_UDP, StateFlags::CLOSE)
+}
+
+fn all(protocol: u8, states: StateFlags) -> io::Result<Vec<Listener>> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    let mut found = dump(&socket, AF_INET, SocketId::new_v4())?;
-    found.extend(dump(&socket, AF_INET6, SocketId::new_v6())?);
+    let mut found = dump(&socket, &request(AF_INET, protocol, states.clone(), SocketId::new_v4()))?;
+    found.extend(dump(&socket, &request(AF_INET6, protocol, states, SocketId::new_v6()))?);
     Ok(found)
 }
 
-fn dump(socket: &Socket, family: u8, socket_id: SocketId) -> io::Result<Vec<Listener>> {
-    socket.send(&request(family, socket_id), 0)?;
+fn dump(socket: &Socket, request: &[u8]) -> io::Result<Vec<Listener>> {
+    socket.send(request, 0)?;
     let mut answer = vec![0; ANSWER_BYTES];
     let mut found = Vec::new();
     loop {
@@ -44,16 +56,10 @@ fn dump(socket: &Socket, family: u8, socket_id: SocketId) -> io::Result<Vec<List
     }
 }
 
-fn request(family: u8, socket_id: SocketId) -> Vec<u8> {
+fn request(family: u8, protocol: u8, states: StateFlags, socket_id: SocketId) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let request = InetRequest {
-        family,
-        protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::empty(),
-        states: StateFlags::LISTEN,
-        socket_id,
-    };
+    let request = InetRequest { family, protocol, extensions: ExtensionFlags::empty(), states, socket_id };
     let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
@@ -97,6 +103,19 @@ mod tests {
             let address = listener.local_addr().expect("bound");
             assert!(found.iter().any(|one| one.address == address && one.inode > 0), "{address}: {found:?}");
         }
+    }
+
+    #[test]
+    fn sockets_that_receive_from_anybody_are_listed_and_connected_ones_are_not() {
+        let bound = std::net::UdpSocket::bind("0.0.0.0:0").expect("free");
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").expect("free");
+        client.connect(("127.0.0.1", bound.local_addr().expect("bound").port())).expect("connected");
+        let found = receiving().expect("netlink");
+        let lists = |socket: &std::net::UdpSocket| {
+            let address = socket.local_addr().expect("bound");
+            found.iter().any(|one| one.address == address && one.inode > 0)
+        };
+        assert!(lists(&bound) && !lists(&client), "{found:?}");
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! Driven by: `task`, which writes a [`Draft`] durably before it is adopted.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use gossamer_core::callers::Owner;
@@ -13,6 +12,7 @@ use gossamer_wire::limits::{MAX_ADVERT_BYTES, MAX_FRAGMENTS, MAX_OWN_RECORDS, MA
 use gossamer_wire::{Health, InstanceName, PortName, ServiceRecord, Transport, Tries};
 
 use super::health::Verdict;
+use super::place::{Host, Place};
 use super::request::{ExposeError, ExposeRequest, Exposed, WithdrawError, WithdrawRequest, Withdrawn};
 use super::spec::{Key, PortSpec, Rules, Spec, Stored, StoredService, VERSION};
 use super::{Change, LocalService, Raise, Target};
@@ -25,6 +25,8 @@ pub(super) struct Probe {
     pub(super) passed: bool,
     /// The address is one of this machine.
     pub(super) is_local: bool,
+    /// Why nobody did, when that is more than that nobody listens.
+    pub(super) trouble: Option<&'static str>,
 }
 
 /// What a reading of the machine's listeners taught, by what has to hear of it.
@@ -45,7 +47,9 @@ pub(super) struct CheckId {
     port: usize,
     run: u64,
     /// Where to connect.
-    pub(super) addr: SocketAddr,
+    pub(super) addr: Place,
+    /// Whether a PROXY header says that it is a check only.
+    pub(super) proxy_protocol: bool,
 }
 
 /// A registration and what is known about it.
@@ -64,6 +68,7 @@ struct Entry {
 struct Watch {
     /// `None` until the first check, and for ever without one (UDP).
     verdict: Option<Verdict>,
+    trouble: Option<&'static str>,
     is_local: bool,
     wildcard: Option<bool>,
 }
@@ -196,6 +201,7 @@ impl Book {
             none => *none = Some(Verdict::first(probe.passed)),
         }
         watch.is_local |= probe.is_local;
+        watch.trouble = probe.trouble;
         let after = entry.is_passing();
         let words = |passing| if passing { "passing" } else { "failing" };
         let cause = match probe.passed {
@@ -205,15 +211,16 @@ impl Book {
         (before != after).then(|| Change::new(&check.key, words(before), words(after), &cause))
     }
 
-    /// Takes a reading of the machine's listeners.
-    pub(super) fn observe_listeners(&mut self, listeners: &Listeners) -> Learned {
+    /// Takes a reading of the machine's listeners, of TCP and of UDP.
+    pub(super) fn observe_listeners(&mut self, tcp: &Listeners, udp: &Listeners) -> Learned {
         let mut learned = Learned::Nothing;
         for entry in self.entries.values_mut() {
             for (port, watch) in entry.spec.ports.iter().zip(&mut entry.watches) {
-                if port.transport != Transport::Tcp || !watch.is_local {
+                if !watch.is_local {
                     continue;
                 }
-                let seen = listeners.is_wildcard(entry.spec.addr(port));
+                let listeners = if port.transport == Transport::Tcp { tcp } else { udp };
+                let seen = entry.spec.addr(port).ip().and_then(|addr| listeners.is_wildcard(addr));
                 if seen.is_some() && seen != watch.wildcard {
                     let is_stored = seen == Some(true) || watch.wildcard == Some(true);
                     learned = learned.max(if is_stored { Learned::Lasting } else { Learned::Passing });
@@ -270,18 +277,19 @@ impl Book {
         let targets = entry.targets();
         let silent = targets.iter().filter(|target| !target.healthy);
         let warning = |target: &Target| {
-            format!(
-                "nobody listens on {}: the service will be offered as soon as the check passes",
-                target.addr
-            )
+            format!("{}: the service will be offered as soon as the check passes", target.silence())
         };
         let is_checked = targets.iter().any(|target| target.transport == Transport::Tcp);
         Exposed {
             record: entry.record(),
-            target: targets.iter().map(|target| target.addr).collect(),
+            target: targets.iter().map(|target| target.addr.clone()).collect(),
             replaced: planned.replaced,
             warnings: silent.map(warning).collect(),
-            check: if is_checked { "TCP connect each 5 s" } else { "none for UDP" },
+            check: match &planned.spec.target {
+                Host::Unix(_) => "connection to the socket each 5 s",
+                Host::Ip(_) if is_checked => "TCP connect each 5 s",
+                Host::Ip(_) => "none for UDP",
+            },
         }
     }
 
@@ -300,6 +308,7 @@ impl Book {
             port: index,
             run: entry.run,
             addr: entry.spec.addr(port),
+            proxy_protocol: entry.spec.proxy_protocol,
         })
         .collect()
     }
@@ -309,7 +318,8 @@ impl Entry {
     fn new(spec: Arc<Spec>, tries: Tries, wildcard_ports: &[PortName], run: u64) -> Self {
         let watch = |port: &PortSpec| Watch {
             verdict: None,
-            is_local: spec.target.is_loopback(),
+            trouble: None,
+            is_local: matches!(&spec.target, Host::Ip(ip) if ip.is_loopback()),
             wildcard: wildcard_ports.contains(&port.name).then_some(true),
         };
         Self { watches: spec.ports.iter().map(watch).collect(), spec, tries, run }
@@ -330,6 +340,8 @@ impl Entry {
             transport: port.transport,
             port: port.number,
             healthy: watch.is_healthy(port),
+            trouble: watch.trouble,
+            proxy_protocol: self.spec.proxy_protocol,
             visibility: self.spec.visibility.clone(),
             wildcard: watch.wildcard,
         };

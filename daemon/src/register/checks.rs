@@ -3,17 +3,16 @@
 //! Owns: the checks under way and waiting. Must not know: verdicts, services. Driven by: `task`.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use super::book::{CheckId, Probe};
+use super::place::{Connected, Place};
 use crate::listeners::Listeners;
 use crate::supervise::Stage;
 
@@ -52,8 +51,8 @@ const JITTER: f64 = 0.1;
 pub(super) enum Done {
     /// A check.
     Probe(CheckId, Probe),
-    /// A reading of the machine's listeners.
-    Scan(Listeners),
+    /// A reading of the machine's listeners, of TCP and of UDP.
+    Scan(Listeners, Listeners),
 }
 
 /// Checks under way and waiting. One scan is always among them, so the set is never empty.
@@ -71,10 +70,13 @@ impl Checks {
     }
 
     /// Runs checks at once, and reads the listeners after them: a program that answers is in the table.
-    pub(super) async fn first(&mut self, ids: Vec<CheckId>) -> (Vec<(CheckId, Probe)>, Listeners) {
+    pub(super) async fn first(
+        &mut self,
+        ids: Vec<CheckId>,
+    ) -> (Vec<(CheckId, Probe)>, (Listeners, Listeners)) {
         let probes = ids.into_iter().map(|id| self.probe(id, Duration::ZERO, self.pace.first_timeout));
         let probes = join_all(probes.collect::<Vec<_>>()).await;
-        (probes, Stage::blocking(Listeners::read_blocking).await)
+        (probes, read_listeners().await)
     }
 
     /// Lets a check run after the interval.
@@ -91,7 +93,8 @@ impl Checks {
         let delay = self.next_delay();
         self.running.push(Box::pin(async move {
             tokio::time::sleep(delay).await;
-            Done::Scan(Stage::blocking(Listeners::read_blocking).await)
+            let (tcp, udp) = read_listeners().await;
+            Done::Scan(tcp, udp)
         }));
     }
 
@@ -116,7 +119,7 @@ impl Checks {
         async move {
             tokio::time::sleep(delay).await;
             let _permit = permits.acquire_owned().await;
-            let probe = connect(id.addr, timeout).await;
+            let probe = connect(&id.addr, id.proxy_protocol, timeout).await;
             (id, probe)
         }
     }
@@ -126,35 +129,72 @@ impl Checks {
     }
 }
 
-/// Connects to an address and closes the connection.
-async fn connect(addr: SocketAddr, timeout: Duration) -> Probe {
-    match tokio::time::timeout(timeout, TcpStream::connect(addr)).await {
-        Ok(Ok(stream)) => {
+async fn read_listeners() -> (Listeners, Listeners) {
+    Stage::blocking(|| (Listeners::read_blocking(), Listeners::read_udp_blocking())).await
+}
+
+/// Connects and closes the connection, after a header that says so when the program waits for one.
+async fn connect(place: &Place, proxy_protocol: bool, timeout: Duration) -> Probe {
+    let (is_local, address) = match place {
+        Place::Ip(address) => (address.ip().is_loopback(), Some(*address)),
+        Place::Unix { .. } => (false, None),
+    };
+    let connecting = async {
+        let mut connected = place.connect().await?;
+        if proxy_protocol {
+            connected.write_all(&PROXY_LOCAL).await?;
+        }
+        Ok(connected)
+    };
+    match tokio::time::timeout(timeout, connecting).await {
+        Ok(Ok(Connected::Tcp(stream))) => {
             let local = stream.local_addr().ok();
+            let is_same = |local: std::net::SocketAddr| address.is_some_and(|addr| addr.ip() == local.ip());
             Probe {
                 // Without a listener on an ephemeral port the kernel may connect a socket to itself.
-                passed: local != Some(addr),
-                is_local: addr.ip().is_loopback() || local.is_some_and(|local| local.ip() == addr.ip()),
+                passed: local != address,
+                is_local: is_local || local.is_some_and(is_same),
+                trouble: None,
             }
         }
-        _ => Probe { passed: false, is_local: addr.ip().is_loopback() },
+        Ok(Ok(Connected::Unix(_))) => Probe { passed: true, is_local, trouble: None },
+        Ok(Err(error)) => Probe { passed: false, is_local, trouble: place.trouble(&error) },
+        Err(_) => Probe { passed: false, is_local, trouble: None },
     }
 }
 
+/// The PROXY header of a connection by the proxy itself: "LOCAL" without addresses.
+const PROXY_LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, SocketAddr};
 
     use super::*;
 
     #[tokio::test]
     async fn a_listener_passes_and_its_absence_fails() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
-        let addr = listener.local_addr().expect("bound");
+        let place = Place::Ip(listener.local_addr().expect("bound"));
         let second = Duration::from_secs(1);
-        assert_eq!(connect(addr, second).await, Probe { passed: true, is_local: true });
+        assert_eq!(
+            connect(&place, false, second).await,
+            Probe { passed: true, is_local: true, trouble: None }
+        );
         drop(listener);
-        assert!(!connect(addr, second).await.passed);
+        assert!(!connect(&place, false, second).await.passed);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_waits_for_a_header_is_told_that_it_is_checked_only() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let place = Place::Ip(listener.local_addr().expect("bound"));
+        assert!(connect(&place, true, Duration::from_secs(1)).await.passed);
+        let (mut checked, _) = listener.accept().await.expect("accepted");
+        let mut said = Vec::new();
+        tokio::io::AsyncReadExt::read_to_end(&mut checked, &mut said).await.expect("ended");
+        let header = ppp::v2::Header::try_from(&said[..]).expect("a header");
+        assert_eq!((header.command, header.len()), (ppp::v2::Command::Local, said.len()));
     }
 
     #[tokio::test]
@@ -162,7 +202,7 @@ mod tests {
         let started = tokio::time::Instant::now();
         // TEST-NET-1 (RFC 5737) is nobody's: silence or an error, never a connection.
         let addr = SocketAddr::new(Ipv4Addr::new(192, 0, 2, 1).into(), 9);
-        let probe = connect(addr, Duration::from_millis(50)).await;
+        let probe = connect(&addr.into(), false, Duration::from_millis(50)).await;
         assert!(!probe.is_local);
         assert!(started.elapsed() < Duration::from_secs(2));
     }

@@ -9,12 +9,12 @@
 mod book;
 mod checks;
 mod health;
+mod place;
 mod request;
 mod spec;
 mod target;
 mod task;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use gossamer_wire::{InstanceName, PortName, ServiceName, ServiceRecord, Transport, Tries, Visibility};
 
+pub use place::{Connected, Host, Place, UnixPath};
 pub use request::{
     ExposeError, ExposeRequest, Exposed, PortRequest, WithdrawError, WithdrawRequest, Withdrawn,
 };
@@ -117,13 +118,17 @@ pub struct LocalService {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Where the program listens. Judge it by the [`DenyList`] again before it is dialled.
-    pub addr: SocketAddr,
+    pub addr: Place,
     /// TCP or UDP.
     pub transport: Transport,
     /// What clients connect to.
     pub port: u16,
     /// The verdict of its check; always `true` for UDP.
     pub healthy: bool,
+    /// Why the last check failed, when that is more than that nobody listens.
+    pub trouble: Option<&'static str>,
+    /// Whether it wants a PROXY header before the client's bytes.
+    pub proxy_protocol: bool,
     /// Who may call it.
     pub visibility: Visibility,
     /// Whether its program listens on the wildcard address of this machine, as last seen while it listened,
@@ -131,16 +136,33 @@ pub struct Target {
     pub wildcard: Option<bool>,
 }
 
+impl Target {
+    /// Says in words that its check fails.
+    pub fn silence(&self) -> String {
+        match self.trouble {
+            Some(why) => format!("{} is not reached: {why}", self.addr),
+            None => format!("nobody listens on {}", self.addr),
+        }
+    }
+}
+
 impl TargetsReader {
-    /// Finds the target of a port by names, as an open request gives them.
-    pub fn lookup(&self, service: &ServiceName, instance: &InstanceName, port: &PortName) -> Option<Target> {
+    /// Finds the target of a port, as an open request names it.
+    pub fn lookup(
+        &self,
+        service: &ServiceName,
+        instance: &InstanceName,
+        port: &PortName,
+        transport: Transport,
+    ) -> Option<Target> {
         let services = self.0.load();
         let wanted = (service, instance);
         let at = services
             .binary_search_by(|local| (&local.record.service, &local.record.instance).cmp(&wanted))
             .ok()?;
         let local = services.get(at)?;
-        let index = local.record.ports.iter().position(|known| known.name == *port)?;
+        let is_meant = |known: &gossamer_wire::Port| known.name == *port && known.transport == transport;
+        let index = local.record.ports.iter().position(is_meant)?;
         local.targets.get(index).cloned()
     }
 

@@ -3,7 +3,6 @@
 //! Owns: the shape of requests, answers and their errors. Must not know: how they are carried out.
 //! Driven by: the local API, which turns JSON into these and back.
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -12,6 +11,7 @@ use gossamer_core::callers::Owner;
 use gossamer_wire::limits::{MAX_FRAGMENTS, MAX_OWN_RECORDS};
 use gossamer_wire::{Fqdn, InstanceName, PortName, ServiceName, ServiceRecord, Transport, Visibility};
 
+use super::place::{Host, Place};
 use super::target::Denial;
 use crate::store::StoreError;
 
@@ -25,7 +25,7 @@ pub struct ExposeRequest {
     /// At least one port.
     pub ports: Vec<PortRequest>,
     /// Where the program listens; 127.0.0.1 unless given.
-    pub target: Option<IpAddr>,
+    pub target: Option<Host>,
     /// Who may see and call it.
     pub visibility: Visibility,
     /// Free pairs, shown in TXT.
@@ -34,6 +34,8 @@ pub struct ExposeRequest {
     pub fqdns: Vec<Fqdn>,
     /// Share of traffic among equal instances; 0 takes none.
     pub weight: u16,
+    /// Whether TCP targets get a PROXY protocol header (version 2) before the client's bytes.
+    pub proxy_protocol: bool,
     /// Whose it is from then on.
     pub owner: Owner,
 }
@@ -57,7 +59,7 @@ pub struct Exposed {
     /// What the other nodes are told.
     pub record: ServiceRecord,
     /// Where its flows go, one per port of the record.
-    pub target: Vec<SocketAddr>,
+    pub target: Vec<Place>,
     /// Whether a registration with another content was replaced.
     pub replaced: bool,
     /// What the operator should know, each a sentence.
@@ -103,10 +105,30 @@ pub enum ExposeError {
     /// The caller's fault: the deny list. Nothing changed.
     #[error("{target} is no target: {why}")]
     Target {
-        /// The address.
-        target: SocketAddr,
+        /// The address or path.
+        target: Place,
         /// The rule.
         why: Denial,
+    },
+    /// The caller's fault: datagrams carry no such header. Nothing changed.
+    #[error(
+        "`{service}` has no TCP port, and a PROXY header goes before TCP only; leave --proxy-protocol out"
+    )]
+    ProxyUdp {
+        /// The service.
+        service: ServiceName,
+    },
+    /// The caller's fault: datagrams do not go to a stream socket. Nothing changed.
+    #[error(
+        "port {port} of `{service}` is UDP, and {target} takes TCP only; offer it under another instance"
+    )]
+    UnixUdp {
+        /// The service.
+        service: ServiceName,
+        /// The port.
+        port: PortName,
+        /// The socket.
+        target: Place,
     },
     /// The caller's fault: the name is in use by another user of this node. Nothing changed.
     #[error(

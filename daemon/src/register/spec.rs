@@ -3,7 +3,7 @@
 //! Owns: the checks of a request and the form of the file. Must not know: health, other registrations.
 //! Driven by: `book`.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,7 @@ use gossamer_wire::{
     ServiceRecord, Transport, Tries, Visibility,
 };
 
+use super::place::{Host, Place};
 use super::request::{ExposeError, ExposeRequest, PortRequest};
 use super::target::DenyList;
 
@@ -36,7 +37,7 @@ pub(super) type Key = (ServiceName, InstanceName);
 pub(super) struct Spec {
     pub(super) service: ServiceName,
     pub(super) instance: InstanceName,
-    pub(super) target: IpAddr,
+    pub(super) target: Host,
     pub(super) ports: Vec<PortSpec>,
     pub(super) visibility: Visibility,
     pub(super) weight: u16,
@@ -44,6 +45,9 @@ pub(super) struct Spec {
     /// Absent in files of earlier versions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) fqdns: Vec<Fqdn>,
+    /// Absent in files of earlier versions.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) proxy_protocol: bool,
     /// Who registered it; absent when an operator did, as in files of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) user: Option<u32>,
@@ -79,12 +83,13 @@ impl Spec {
         let spec = Self {
             service: request.service,
             instance: request.instance.unwrap_or_else(|| (&rules.node).into()),
-            target: request.target.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)).to_canonical(),
+            target: canonical(request.target.unwrap_or_default()),
             ports: request.ports.into_iter().map(port).collect(),
             visibility,
             weight: request.weight,
             metadata: request.metadata,
             fqdns,
+            proxy_protocol: request.proxy_protocol,
             user: request.owner.user(),
         };
         spec.check(rules)?;
@@ -109,10 +114,17 @@ impl Spec {
         if self.ports.is_empty() {
             return Err(ExposeError::NoPort { service: service() });
         }
+        let has_tcp = self.ports.iter().any(|port| port.transport == Transport::Tcp);
+        if self.proxy_protocol && !has_tcp {
+            return Err(ExposeError::ProxyUdp { service: service() });
+        }
         self.encoded_len()?;
         for port in &self.ports {
             let target = self.addr(port);
-            rules.denied.check(target).map_err(|why| ExposeError::Target { target, why })?;
+            if matches!(target, Place::Unix { .. }) && port.transport == Transport::Udp {
+                return Err(ExposeError::UnixUdp { service: service(), port: port.name.clone(), target });
+            }
+            rules.denied.check(&target).map_err(|why| ExposeError::Target { target, why })?;
         }
         Ok(())
     }
@@ -138,8 +150,11 @@ impl Spec {
     }
 
     /// Returns where the program of a port listens.
-    pub(super) const fn addr(&self, port: &PortSpec) -> SocketAddr {
-        SocketAddr::new(self.target, port.target_port)
+    pub(super) fn addr(&self, port: &PortSpec) -> Place {
+        match &self.target {
+            Host::Ip(ip) => SocketAddr::new(*ip, port.target_port).into(),
+            Host::Unix(path) => Place::Unix { path: path.clone(), user: self.user },
+        }
     }
 
     /// Returns what other nodes are told.
@@ -160,6 +175,14 @@ impl Spec {
             metadata: self.metadata.clone(),
             fqdns: self.fqdns.clone(),
         }
+    }
+}
+
+/// Writes an IPv4 address as such.
+fn canonical(host: Host) -> Host {
+    match host {
+        Host::Ip(ip) => Host::Ip(ip.to_canonical()),
+        Host::Unix(path) => Host::Unix(path),
     }
 }
 
@@ -257,6 +280,24 @@ mod tests {
             let error = Spec::of(asked, &rules()).expect_err("denied");
             assert!(matches!(error, ExposeError::Target { why: Denial::Metadata, .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn a_socket_of_the_file_system_is_kept_as_text_and_takes_tcp_only() {
+        let mut asked = request("app", 80);
+        asked.target = Some("unix:/run/app.sock".parse().expect("path"));
+        asked.owner = Owner::User(7);
+        let spec = Spec::of(asked.clone(), &rules()).expect("valid");
+        let place = Place::Unix { path: "/run/app.sock".parse().expect("path"), user: Some(7) };
+        assert_eq!(spec.addr(&spec.ports[0]), place);
+        let json = serde_json::to_value(&spec).expect("JSON");
+        assert_eq!(json["target"], "unix:/run/app.sock");
+        assert_eq!(serde_json::from_value::<Spec>(json).expect("read"), spec);
+
+        asked.ports[0].transport = Transport::Udp;
+        assert!(matches!(Spec::of(asked.clone(), &rules()), Err(ExposeError::UnixUdp { .. })));
+        (asked.target, asked.proxy_protocol) = (None, true);
+        assert!(matches!(Spec::of(asked, &rules()), Err(ExposeError::ProxyUdp { .. })));
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! Where a registered service may point: the deny list.
 //!
-//! Owns: which addresses are never a target. Must not know: services, sockets.
+//! Owns: which addresses and files are never a target. Must not know: services, sockets.
 //! Driven by: `book` at registration, and the relay again at dial time.
 //!
 //! Without it `expose` would let a member reach what only this host may reach: the cloud's metadata service,
 //! the daemon's own ports, or another node's service through the VIP pool.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 
 use thiserror::Error;
+
+use super::place::Place;
 
 /// Why an address is no target. The operator's fault; nothing was registered or dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -31,6 +34,9 @@ pub enum Denial {
     /// Port 0.
     #[error("port 0 cannot be called")]
     PortZero,
+    /// A file of this daemon.
+    #[error("it is a file of this gossamer daemon")]
+    OwnFile,
     /// A port of this daemon.
     #[error("it is a port of this gossamer daemon")]
     OwnListener,
@@ -39,10 +45,11 @@ pub enum Denial {
     Pool,
 }
 
-/// Addresses that no target may have.
+/// What no target may be.
 #[derive(Clone, Debug)]
 pub struct DenyList {
     own: Vec<SocketAddr>,
+    files: Vec<PathBuf>,
     pool: Ipv4Addr,
     pool_mask: u32,
     /// The first four segments of the IPv6 pool.
@@ -54,26 +61,43 @@ impl DenyList {
     /// denies its port on every address. The pool is `pool`/`prefix`, prefix 0..=32.
     pub fn new(own: Vec<SocketAddr>, pool: Ipv4Addr, prefix: u8) -> Self {
         let pool_mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
-        Self { own: own.into_iter().map(canonical).collect(), pool, pool_mask, pool6: None }
+        let own = own.into_iter().map(canonical).collect();
+        Self { own, files: Vec::new(), pool, pool_mask, pool6: None }
     }
 
     /// Denies the /64 network of an IPv6 pool as well.
-    pub fn with_pool6(mut self, network: Ipv6Addr) -> Self {
+    #[must_use]
+    pub fn with_pool6(self, network: Ipv6Addr) -> Self {
         let [a, b, c, d, ..] = network.segments();
-        self.pool6 = Some([a, b, c, d]);
-        self
+        Self { pool6: Some([a, b, c, d]), ..self }
+    }
+
+    /// Denies these files of the daemon, and what lies below those that are directories.
+    #[must_use]
+    pub fn with_files(self, files: Vec<PathBuf>) -> Self {
+        Self { files, ..self }
     }
 
     /// Judges a target, whichever way its IPv4 address is written in IPv6.
     ///
     /// # Errors
     /// The first rule it breaks.
-    pub fn check(&self, target: SocketAddr) -> Result<(), Denial> {
+    pub fn check(&self, target: &Place) -> Result<(), Denial> {
+        match target {
+            Place::Ip(address) => self.check_address(*address),
+            Place::Unix { path, .. } => {
+                let is_own = self.files.iter().any(|file| path.as_path().starts_with(file));
+                if is_own { Err(Denial::OwnFile) } else { Ok(()) }
+            }
+        }
+    }
+
+    fn check_address(&self, target: SocketAddr) -> Result<(), Denial> {
         let target = canonical(target);
         if target.port() == 0 {
             return Err(Denial::PortZero);
         }
-        check_address(target.ip())?;
+        check_ip(target.ip())?;
         if let IpAddr::V4(ip) = target.ip()
             && u32::from(ip) & self.pool_mask == u32::from(self.pool) & self.pool_mask
         {
@@ -91,7 +115,7 @@ impl DenyList {
     }
 }
 
-fn check_address(ip: IpAddr) -> Result<(), Denial> {
+fn check_ip(ip: IpAddr) -> Result<(), Denial> {
     if METADATA.contains(&ip) {
         return Err(Denial::Metadata);
     }
@@ -155,7 +179,7 @@ mod tests {
     }
 
     fn denial(target: &str) -> Option<Denial> {
-        list().check(target.parse().expect(target)).err()
+        list().check_address(target.parse().expect(target)).err()
     }
 
     #[test]
@@ -212,18 +236,30 @@ mod tests {
     #[test]
     fn the_ipv6_pool_is_denied_and_its_neighbour_is_not() {
         let list = list().with_pool6("fd67:6f73:7361:2::".parse().expect("network"));
-        let check = |target: &str| list.check(target.parse().expect(target));
+        let check = |target: &str| list.check(&Place::Ip(target.parse().expect(target)));
         assert_eq!(check("[fd67:6f73:7361:2::7ff0:101]:80"), Err(Denial::Pool));
         assert_eq!(check("[fd67:6f73:7361:3::7ff0:101]:80"), Ok(()));
     }
 
     #[test]
     fn the_length_of_the_pool_prefix_is_kept() {
-        let target = "240.95.1.1:80".parse().expect("address");
+        let target = Place::Ip("240.95.1.1:80".parse().expect("address"));
         let pool = Ipv4Addr::new(240, 80, 0, 0);
-        assert_eq!(DenyList::new(Vec::new(), pool, 12).check(target), Err(Denial::Pool));
-        assert_eq!(DenyList::new(Vec::new(), pool, 16).check(target), Ok(()));
-        assert_eq!(DenyList::new(Vec::new(), pool, 32).check(target), Ok(()));
-        assert_eq!(DenyList::new(Vec::new(), pool, 0).check(target), Err(Denial::Pool));
+        assert_eq!(DenyList::new(Vec::new(), pool, 12).check(&target), Err(Denial::Pool));
+        assert_eq!(DenyList::new(Vec::new(), pool, 16).check(&target), Ok(()));
+        assert_eq!(DenyList::new(Vec::new(), pool, 32).check(&target), Ok(()));
+        assert_eq!(DenyList::new(Vec::new(), pool, 0).check(&target), Err(Denial::Pool));
+    }
+
+    #[test]
+    fn files_of_the_daemon_are_no_targets() {
+        let list = list().with_files(vec!["/run/gossamer/gossamer.sock".into(), "/var/lib/gossamer".into()]);
+        let check = |path: &str| {
+            let path = path.parse().expect("path");
+            list.check(&Place::Unix { path, user: None })
+        };
+        assert_eq!(check("/run/gossamer/gossamer.sock"), Err(Denial::OwnFile));
+        assert_eq!(check("/var/lib/gossamer/x/app.sock"), Err(Denial::OwnFile));
+        assert_eq!(check("/var/lib/gossamer-app/app.sock"), Ok(()));
     }
 }

@@ -137,9 +137,9 @@ impl Task {
                     (self.events)(change);
                 }
             }
-            Done::Scan(listeners) => {
+            Done::Scan(tcp, udp) => {
                 self.checks.schedule_scan();
-                let learned = self.book.observe_listeners(&listeners);
+                let learned = self.book.observe_listeners(&tcp, &udp);
                 if learned != Learned::Nothing {
                     self.publish_targets();
                 }
@@ -154,12 +154,12 @@ impl Task {
         if ids.is_empty() {
             return Learned::Nothing;
         }
-        let (probes, listeners) = self.checks.first(ids).await;
+        let (probes, (tcp, udp)) = self.checks.first(ids).await;
         for (id, probe) in probes {
             self.book.observe(&id, probe);
             self.checks.schedule(id);
         }
-        self.book.observe_listeners(&listeners)
+        self.book.observe_listeners(&tcp, &udp)
     }
 
     /// Gives targets to the relay and records to the catalog, in this order: a flow finds its target.

@@ -32,6 +32,7 @@ pub(super) fn request(service: &str, port: u16) -> ExposeRequest {
         metadata: Vec::new(),
         fqdns: Vec::new(),
         weight: 100,
+        proxy_protocol: false,
         owner: Owner::Operator,
     }
 }
@@ -111,9 +112,10 @@ async fn an_answered_request_is_on_disk_in_the_catalog_and_in_the_snapshot() {
         &exposed.record.service,
         &"vm-b".parse().expect("name"),
         &port.into(),
+        Transport::Tcp,
     );
     let target = target.expect("known");
-    assert_eq!((target.addr, target.healthy), (exposed.target[0], true));
+    assert_eq!((target.addr, target.healthy), (exposed.target[0].clone(), true));
     assert_eq!(target.wildcard, Some(false));
     assert_eq!(running.events.try_recv().expect("told").now, "registered");
     running.stop().await;

@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use gossamer_core::select::{Load, Standing};
-use gossamer_wire::limits::MAX_FLOWS_PER_PEER;
+use gossamer_wire::limits::{MAX_FLOWS_PER_PEER, MAX_UDP_FLOWS_PER_PEER};
 use gossamer_wire::{InstanceName, NodeId, NodeName, ServiceName};
+
+use crate::register::Place;
 
 /// A flow's id, the same in the logs of both nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,7 +54,7 @@ pub struct FlowInfo {
     /// The node at the other end; the own one for a flow that stays here.
     pub peer: NodeName,
     /// Where the target is, when it is on this node.
-    pub target: Option<SocketAddr>,
+    pub target: Option<Place>,
     /// When it was opened.
     pub since: Instant,
 }
@@ -71,6 +72,8 @@ struct Table {
     live: BTreeMap<u64, FlowInfo>,
     instances: BTreeMap<InstanceKey, Known>,
     inbound: BTreeMap<NodeId, u32>,
+    /// Those of them that are UDP.
+    inbound_udp: BTreeMap<NodeId, u32>,
 }
 
 #[derive(Debug, Default)]
@@ -107,13 +110,22 @@ impl Flows {
 
     /// Counts an inbound flow of a peer; `None` when it has too many.
     pub(super) fn admit(&self, peer: NodeId) -> Option<Admitted> {
+        self.admit_by(peer, |table| &mut table.inbound, MAX_FLOWS_PER_PEER)
+    }
+
+    /// Counts it as a UDP flow as well; `None` when the peer has too many of them.
+    pub(super) fn admit_udp(&self, peer: NodeId) -> Option<Admitted> {
+        self.admit_by(peer, |table| &mut table.inbound_udp, MAX_UDP_FLOWS_PER_PEER)
+    }
+
+    fn admit_by(&self, peer: NodeId, counts: Counts, most: u32) -> Option<Admitted> {
         let mut table = self.lock();
-        let count = table.inbound.entry(peer).or_default();
-        if *count >= MAX_FLOWS_PER_PEER {
+        let count = counts(&mut table).entry(peer).or_default();
+        if *count >= most {
             return None;
         }
         *count += 1;
-        Some(Admitted { flows: self.clone(), peer })
+        Some(Admitted { flows: self.clone(), peer, counts })
     }
 
     /// Lists a flow until the guard is dropped.
@@ -170,15 +182,20 @@ impl Drop for InFlight {
 pub(super) struct Admitted {
     flows: Flows,
     peer: NodeId,
+    counts: Counts,
 }
+
+/// Chooses which flows of peers are counted.
+type Counts = fn(&mut Table) -> &mut BTreeMap<NodeId, u32>;
 
 impl Drop for Admitted {
     fn drop(&mut self) {
         let mut table = self.flows.lock();
-        if let Some(count) = table.inbound.get_mut(&self.peer) {
+        let counts = (self.counts)(&mut table);
+        if let Some(count) = counts.get_mut(&self.peer) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                table.inbound.remove(&self.peer);
+                counts.remove(&self.peer);
             }
         }
     }

@@ -6,20 +6,33 @@
 //! A request names (service, instance, port), never an address: only registered targets are dialled, and each
 //! is judged by the deny list again at that moment. "Not allowed" and "not here" look alike to the peer.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
+use gossamer_core::trust::spiffe_id;
 use gossamer_wire::flow::{OpenRequest, OpenStatus, PREFIX_BYTES};
-use gossamer_wire::{GroupName, Transport};
+use gossamer_wire::{GroupName, NodeId, NodeName, Transport};
 
-use super::copy::{BROKEN, Counts, Early, Guarded, copy};
+use super::copy::{BROKEN, Counts, Early, Guarded};
+use super::dialled::Dialled;
 use super::flow::{Direction, FlowId, FlowInfo};
-use super::{Relay, count};
+use super::{Relay, count, proxy};
+use crate::register::{Connected, Place, Target};
 use crate::transport::FlowStream;
+
+/// Who calls, as the certificate says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller<'a> {
+    pub(super) node: NodeId,
+    pub(super) name: &'a NodeName,
+    pub(super) group: &'a GroupName,
+    /// Where the node is; `None` for this one.
+    pub(super) remote: Option<SocketAddr>,
+}
 
 impl Relay {
     /// Serves the streams of peers until the stage stops.
@@ -38,7 +51,7 @@ impl Relay {
     }
 
     async fn serve(self, mut stream: Guarded<FlowStream>) {
-        let peer = stream.side().peer.clone();
+        let (peer, remote) = (Arc::clone(&stream.side().peer), stream.side().remote);
         let Some(_admitted) = self.flows.admit(peer.node) else {
             count(&self.counters.busy);
             return refuse(stream, OpenStatus::Busy);
@@ -49,13 +62,17 @@ impl Relay {
             tracing::debug!(peer = %peer.name, "flow without a valid request");
             return;
         };
+        if request.transport == Transport::Udp {
+            return self.serve_datagrams(stream, request, peer).await;
+        }
         let (flow, began) = (FlowId(request.flow), Instant::now());
         let line = |bytes_in: u64, bytes_out: u64, reason: &str| {
             tracing::info!(target: "access", %flow, service = %request.service, instance = %request.instance,
                 peer = %peer.name, bytes_in, bytes_out, took = ?began.elapsed(), reason, "flow served");
         };
-        let target = match self.dial_target(&request, &peer.group).await {
-            Ok(target) => target,
+        let caller = Caller { node: peer.node, name: &peer.name, group: &peer.group, remote: Some(remote) };
+        let (mut target, place) = match self.dial_target(&request, &caller).await {
+            Ok(dialled) => dialled,
             Err(status) => {
                 line(0, 0, if status == OpenStatus::Denied { "denied" } else { "target refused" });
                 return refuse(stream, status);
@@ -71,14 +88,14 @@ impl Relay {
             service: request.service.clone(),
             instance: request.instance.clone(),
             peer: peer.name.clone(),
-            target: target.peer_addr().ok(),
+            target: Some(place),
             since: began.into_std(),
         });
-        let (counts, mut target) = (Counts::default(), Guarded::new(target));
+        let counts = Counts::default();
         let reason = tokio::select! {
             biased;
             () = self.parts.stage.stopping().cancelled() => Some("stopping".to_owned()),
-            copied = copy(&mut stream, &mut target, Early::default(), &counts) => {
+            copied = target.copy(&mut stream, Early::default(), &counts) => {
                 copied.err().map(|broken| broken.to_string())
             }
         };
@@ -86,32 +103,59 @@ impl Relay {
         line(bytes_in, bytes_out, reason.as_deref().unwrap_or("done"));
     }
 
-    /// Connects to the target of a request for a caller of `group`, by every rule of the exporter.
+    /// Connects to the target of a request, by every rule of the exporter.
     pub(super) async fn dial_target(
         &self,
         request: &OpenRequest,
-        group: &GroupName,
-    ) -> Result<TcpStream, OpenStatus> {
-        let addr = self.permitted(request, group).ok_or_else(|| {
+        caller: &Caller<'_>,
+    ) -> Result<(Dialled, Place), OpenStatus> {
+        let target = self.permitted(request, caller.group).ok_or_else(|| {
             count(&self.counters.denied);
             OpenStatus::Denied
         })?;
-        let dialled = timeout(DIAL_WITHIN, TcpStream::connect(addr)).await;
-        let target = dialled.ok().and_then(Result::ok).ok_or(OpenStatus::Refused)?;
-        let _ = target.set_nodelay(true);
-        Ok(target)
+        let dialling = async {
+            let mut connected = target.addr.connect().await?;
+            if target.proxy_protocol {
+                connected.write_all(&self.proxy_header(request, caller, &target, &connected)).await?;
+            }
+            std::io::Result::Ok(connected)
+        };
+        let dialled = timeout(DIAL_WITHIN, dialling).await;
+        let connected = dialled.ok().and_then(Result::ok).ok_or(OpenStatus::Refused)?;
+        Ok((Dialled::new(connected), target.addr))
     }
 
-    fn permitted(&self, request: &OpenRequest, group: &GroupName) -> Option<SocketAddr> {
-        let OpenRequest { service, instance, port, .. } = request;
-        let target = self.parts.targets.lookup(service, instance, port)?;
-        let is_open =
-            target.transport == Transport::Tcp && target.visibility.admits(&self.parts.group, group);
-        if !is_open {
+    /// Tells a target who calls. The caller of a flow that stays here has this machine's address.
+    fn proxy_header(
+        &self,
+        request: &OpenRequest,
+        caller: &Caller<'_>,
+        target: &Target,
+        connected: &Connected,
+    ) -> Vec<u8> {
+        let own = connected.addresses();
+        let here = own.map_or_else(|| (Ipv4Addr::LOCALHOST, 0).into(), |(from, _)| from);
+        let from = caller.remote.unwrap_or(here);
+        let to = own.map_or_else(|| proxy::nowhere(from, target.port), |(_, to)| to);
+        let told = proxy::Told {
+            identity: &spiffe_id(self.parts.mesh, caller.group, caller.name),
+            node: &caller.node.to_string(),
+            service: request.service.as_str(),
+            flow: &FlowId(request.flow).to_string(),
+            addresses: (from, to),
+        };
+        proxy::header(&told).unwrap_or_default()
+    }
+
+    /// Returns the target of a request, when a caller of `group` may use it and the deny list lets it.
+    pub(super) fn permitted(&self, request: &OpenRequest, group: &GroupName) -> Option<Target> {
+        let OpenRequest { service, instance, port, transport, .. } = request;
+        let target = self.parts.targets.lookup(service, instance, port, *transport)?;
+        if !target.visibility.admits(&self.parts.group, group) {
             return None;
         }
-        match self.parts.deny.check(target.addr) {
-            Ok(()) => Some(target.addr),
+        match self.parts.deny.check(&target.addr) {
+            Ok(()) => Some(target),
             Err(denial) => {
                 tracing::debug!(%service, %instance, reason = %denial, "a registered target is not dialled");
                 None
@@ -129,7 +173,7 @@ async fn read_request(stream: &mut FlowStream) -> Option<OpenRequest> {
 }
 
 /// Answers and ends both directions; the answer still arrives, what the caller sent is dropped.
-fn refuse(mut stream: Guarded<FlowStream>, status: OpenStatus) {
+pub(super) fn refuse(mut stream: Guarded<FlowStream>, status: OpenStatus) {
     stream.finished();
     let FlowStream { send, recv, .. } = stream.side();
     // One byte always fits a fresh stream; if not, the connection is gone anyway.

@@ -1,4 +1,4 @@
-//! The relay: carries TCP flows between local programs and the instances of services.
+//! The relay: carries TCP and UDP flows between local programs and the instances of services.
 //!
 //! Owns: its handle, the flow table, the counters. Must not know: gossip, DNS messages, certificates.
 //! Driven by: VIP listeners (`vips`), the local API (`connect`), streams of peers (`inbound`).
@@ -10,11 +10,14 @@
 //! The protocol is never sniffed. Start reading at `outbound`, then `inbound`; `copy` moves the bytes.
 
 mod copy;
+mod dialled;
 mod flow;
 mod inbound;
 mod listener;
 mod outbound;
+mod proxy;
 mod scope;
+mod udp;
 mod vips;
 
 use std::fmt;
@@ -28,7 +31,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use gossamer_core::vip::VipName;
-use gossamer_wire::{GroupName, InstanceName, NodeId, PortName, ServiceName};
+use gossamer_wire::{GroupName, InstanceName, MeshId, NodeId, NodeName, PortName, ServiceName, Transport};
 
 pub use flow::{Direction, FlowId, FlowInfo};
 pub use outbound::{Carried, ConnectError};
@@ -43,6 +46,7 @@ use crate::supervise::Stage;
 use crate::transport::{FlowStream, OpenError, Peers};
 use copy::{Counts, Guarded, Plain};
 use flow::Flows;
+use udp::Udp;
 
 /// What the relay is made of.
 #[derive(Debug)]
@@ -51,8 +55,12 @@ pub struct RelayParts {
     pub stage: Stage,
     /// This node.
     pub node: NodeId,
+    /// Its name.
+    pub name: NodeName,
     /// Its group.
     pub group: GroupName,
+    /// Its mesh.
+    pub mesh: MeshId,
     /// Where instances are.
     pub index: IndexReader,
     /// What runs here.
@@ -72,15 +80,27 @@ pub trait OpenHop: Send + Sync + fmt::Debug {
 /// What runs on this node; [`TargetsReader`] but for tests.
 pub trait LocalTargets: Send + Sync + fmt::Debug {
     /// Finds the target of a port by names, as an open request gives them.
-    fn lookup(&self, service: &ServiceName, instance: &InstanceName, port: &PortName) -> Option<Target>;
+    fn lookup(
+        &self,
+        service: &ServiceName,
+        instance: &InstanceName,
+        port: &PortName,
+        transport: Transport,
+    ) -> Option<Target>;
 
     /// Returns all services of this node.
     fn all(&self) -> Arc<Vec<LocalService>>;
 }
 
 impl LocalTargets for TargetsReader {
-    fn lookup(&self, service: &ServiceName, instance: &InstanceName, port: &PortName) -> Option<Target> {
-        Self::lookup(self, service, instance, port)
+    fn lookup(
+        &self,
+        service: &ServiceName,
+        instance: &InstanceName,
+        port: &PortName,
+        transport: Transport,
+    ) -> Option<Target> {
+        Self::lookup(self, service, instance, port, transport)
     }
 
     fn all(&self) -> Arc<Vec<LocalService>> {
@@ -102,13 +122,19 @@ impl OpenHop for Peers {
 pub struct Relay {
     parts: Arc<RelayParts>,
     flows: Flows,
+    udp: Arc<Udp>,
     counters: Arc<RelayCounters>,
 }
 
 impl Relay {
     /// Makes the relay; nothing runs yet.
     pub fn new(parts: RelayParts) -> Self {
-        Self { parts: Arc::new(parts), flows: Flows::default(), counters: Arc::default() }
+        Self {
+            parts: Arc::new(parts),
+            flows: Flows::default(),
+            udp: Arc::default(),
+            counters: Arc::default(),
+        }
     }
 
     /// Starts to serve the streams of peers.
@@ -165,7 +191,7 @@ impl Relay {
             ("stranger", &counters.strangers),
             ("nameless", &counters.nameless),
         ];
-        FlowCounts {
+        let mut counts = FlowCounts {
             open: self.flows.len() as u64,
             opened: read(&counters.opened),
             served: read(&counters.served),
@@ -173,7 +199,10 @@ impl Relay {
             retries: read(&counters.retries),
             bytes_in: read(&counters.bytes_in),
             bytes_out: read(&counters.bytes_out),
-        }
+            ..FlowCounts::default()
+        };
+        self.udp.count_into(&mut counts);
+        counts
     }
 
     /// Carries a flow that a VIP listener accepted.

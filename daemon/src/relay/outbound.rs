@@ -10,7 +10,6 @@ use std::io;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use gossamer_core::catalog::{InstanceState, InstanceView};
@@ -18,12 +17,14 @@ use gossamer_core::select::{self, Candidate, Score};
 use gossamer_core::vip::VipName;
 use gossamer_wire::flow::{OpenRequest, OpenStatus};
 use gossamer_wire::limits::MAX_EARLY_BYTES;
-use gossamer_wire::{InstanceName, NodeId, NodeName, PortName};
+use gossamer_wire::{InstanceName, NodeId, NodeName, PortName, Transport};
 
 use super::copy::{Broken, CHUNK, Counts, Early, Guarded, Side, Sink, Source, copy};
+use super::dialled::Dialled;
 use super::flow::{Direction, FlowId, FlowInfo, InstanceKey};
+use super::inbound::Caller;
 use super::scope::{PortChoice, behind};
-use super::{Relay, count};
+use super::{Relay, RelayParts, count};
 use crate::transport::FlowStream;
 
 /// Why a flow reached no instance. Nothing was sent to the client; a VIP's client gets a reset.
@@ -74,26 +75,71 @@ pub struct Carried {
 
 /// An instance to try.
 #[derive(Clone, Debug)]
-struct Choice {
-    node: NodeId,
-    node_name: NodeName,
-    instance: InstanceName,
-    port: PortName,
+pub(super) struct Choice {
+    pub(super) node: NodeId,
+    pub(super) node_name: NodeName,
+    pub(super) instance: InstanceName,
+    pub(super) port: PortName,
 }
 
-/// The far end of an open flow.
+/// The far end of an open TCP flow.
 enum Far {
     Hop(Guarded<FlowStream>),
-    Local(Guarded<TcpStream>),
+    Local(Dialled),
 }
 
 /// Why one instance did not take the flow.
-enum Failure {
+#[derive(Debug)]
+pub(super) enum Failure {
     /// It says no: access, or no such target.
     Denied,
     /// Anything that another try may not meet.
     Elsewhere(String),
     Client,
+}
+
+/// How one instance is tried.
+pub(super) trait Try: Send {
+    /// The far end of the flow it opens.
+    type Far: Send;
+
+    /// Tries one instance.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: what the client said is not lost.
+    fn try_one(
+        &mut self,
+        relay: &Relay,
+        flow: FlowId,
+        name: &VipName,
+        choice: &Choice,
+    ) -> impl Future<Output = Result<Self::Far, Failure>> + Send;
+
+    /// Returns whether an instance is to be left alone while there is another one.
+    fn is_spent(&self, choice: &Choice) -> bool {
+        let _ = choice;
+        false
+    }
+}
+
+/// A try with what a TCP client says meanwhile.
+struct TcpTry<'a, C: Side> {
+    client: &'a mut Guarded<C>,
+    early: &'a mut Early,
+}
+
+impl<C: Side> Try for TcpTry<'_, C> {
+    type Far = Far;
+
+    async fn try_one(
+        &mut self,
+        relay: &Relay,
+        flow: FlowId,
+        name: &VipName,
+        choice: &Choice,
+    ) -> Result<Far, Failure> {
+        relay.attempt(flow, name, choice, self.client, self.early).await
+    }
 }
 
 impl Relay {
@@ -128,10 +174,11 @@ impl Relay {
         let began = Instant::now();
         let stop = self.parts.stage.stopping().clone();
         let mut early = Early::default();
+        let mut attempt = TcpTry { client: &mut *client, early: &mut early };
         let opened = tokio::select! {
             biased;
             () = stop.cancelled() => Err(ConnectError::Stopping),
-            opened = self.open(flow, name, port, client, &mut early) => opened,
+            opened = self.open(flow, name, port, &mut attempt) => opened,
         };
         let (choice, far, took) = match opened {
             Ok(opened) => opened,
@@ -151,7 +198,7 @@ impl Relay {
         let copied = async {
             match far {
                 Far::Hop(mut hop) => copy(client, &mut hop, early, &counts).await,
-                Far::Local(mut target) => copy(client, &mut target, early, &counts).await,
+                Far::Local(mut target) => target.copy(client, early, &counts).await,
             }
         };
         let broken = tokio::select! {
@@ -175,25 +222,27 @@ impl Relay {
 
     /// Tries instances, round after round, until one takes the flow or the time is over. Returns the one that
     /// took it and how long it needed.
-    async fn open<C: Side>(
+    pub(super) async fn open<T: Try>(
         &self,
         flow: FlowId,
         name: &VipName,
         port: &PortChoice,
-        client: &mut Guarded<C>,
-        early: &mut Early,
-    ) -> Result<(Choice, Far, Duration), ConnectError> {
+        attempt: &mut T,
+    ) -> Result<(Choice, T::Far, Duration), ConnectError> {
         let deadline = Instant::now() + OPEN_WITHIN;
         let mut last = "none is usable".to_owned();
         loop {
-            let choices = self.choices(name, port)?;
+            let mut choices = self.choices(name, port)?;
+            if choices.iter().any(|choice| !attempt.is_spent(choice)) {
+                choices.retain(|choice| !attempt.is_spent(choice));
+            }
             let mut denied = 0;
             for (at, choice) in choices.iter().enumerate() {
                 let is_last = at + 1 == choices.len();
                 let limit = if is_last { LAST_ATTEMPT } else { ATTEMPT };
                 let began = Instant::now();
-                let attempt = timeout(limit, self.attempt(flow, name, choice, client, early));
-                let failure = match timeout_at(deadline, attempt).await {
+                let tried = timeout(limit, attempt.try_one(self, flow, name, choice));
+                let failure = match timeout_at(deadline, tried).await {
                     Ok(Ok(Ok(far))) => return Ok((choice.clone(), far, began.elapsed())),
                     Ok(Ok(Err(failure))) => failure,
                     Ok(Err(_)) | Err(_) => Failure::Elsewhere("no answer in time".to_owned()),
@@ -262,10 +311,13 @@ impl Relay {
             service: name.service().clone(),
             instance: choice.instance.clone(),
             port: choice.port.clone(),
+            transport: Transport::Tcp,
         };
         if choice.node == self.parts.node {
-            return match self.dial_target(&request, &self.parts.group).await {
-                Ok(target) => Ok(Far::Local(Guarded::new(target))),
+            let RelayParts { node, name, group, .. } = &*self.parts;
+            let caller = Caller { node: *node, name, group, remote: None };
+            return match self.dial_target(&request, &caller).await {
+                Ok((target, _)) => Ok(Far::Local(target)),
                 Err(status) => Err(status.into()),
             };
         }
@@ -328,7 +380,7 @@ async fn ask(
     }
 }
 
-fn elsewhere(error: impl ToString) -> Failure {
+pub(super) fn elsewhere(error: impl ToString) -> Failure {
     Failure::Elsewhere(error.to_string())
 }
 
@@ -348,11 +400,11 @@ impl Choice {
         Self { node: found.node, node_name: found.node_name.clone(), instance: found.instance.clone(), port }
     }
 
-    fn key(&self, name: &VipName) -> InstanceKey {
+    pub(super) fn key(&self, name: &VipName) -> InstanceKey {
         (self.node, name.service().clone(), self.instance.clone())
     }
 
-    fn info(&self, flow: FlowId, name: &VipName, began: Instant) -> FlowInfo {
+    pub(super) fn info(&self, flow: FlowId, name: &VipName, began: Instant) -> FlowInfo {
         FlowInfo {
             flow,
             direction: Direction::Outbound,
@@ -385,7 +437,7 @@ const LAST_ATTEMPT: Duration = Duration::from_secs(3);
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// How often a flow that broke unseen is opened again: two nodes of a group may die together.
-const AGAIN: u32 = 2;
+pub(super) const AGAIN: u32 = 2;
 
 /// Between two rounds: short beside a restart, long beside a refusal.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);

@@ -27,11 +27,13 @@ pub(crate) fn behind<'a>(
 
 /// Returns the numbers of the TCP ports a name is called on.
 pub(crate) fn tcp_ports(view: &ServiceView, name: &VipName) -> BTreeSet<u16> {
-    behind(view, name)
-        .flat_map(|found| &found.ports)
-        .filter(|port| is_tcp(port))
-        .map(|port| port.number)
-        .collect()
+    ports(view, name, Transport::Tcp)
+}
+
+/// Returns the numbers of the ports of a transport that a name is called on.
+pub(crate) fn ports(view: &ServiceView, name: &VipName, transport: Transport) -> BTreeSet<u16> {
+    let all = behind(view, name).flat_map(|found| &found.ports);
+    all.filter(|port| port.transport == transport).map(|port| port.number).collect()
 }
 
 /// Returns the `try` of a name: the highest among its adverts, also of those hidden from this node, so that
@@ -84,16 +86,22 @@ pub enum PortChoice {
     Number(u16),
     /// The one of this name.
     Name(PortName),
+    /// The UDP port of this number.
+    Datagrams(u16),
 }
 
 impl PortChoice {
-    /// Finds the TCP port of an instance; `None` also when [`Self::Only`] meets several.
+    /// Finds the port of an instance; `None` also when [`Self::Only`] meets several.
     pub(crate) fn find<'a>(&self, found: &'a InstanceView) -> Option<&'a Port> {
         let mut tcp = found.ports.iter().filter(|port| is_tcp(port));
         match self {
             Self::Only => tcp.next().filter(|_| tcp.next().is_none()),
             Self::Number(number) => tcp.find(|port| port.number == *number),
             Self::Name(name) => tcp.find(|port| port.name == *name),
+            Self::Datagrams(number) => {
+                let mut all = found.ports.iter();
+                all.find(|port| port.number == *number && port.transport == Transport::Udp)
+            }
         }
     }
 }
@@ -177,6 +185,8 @@ mod tests {
         found.ports.push(udp);
         assert!(PortChoice::Only.find(&found).is_some(), "UDP ports do not count");
         assert!(PortChoice::Number(53).find(&found).is_none());
+        assert_eq!(PortChoice::Datagrams(53).find(&found).map(|port| port.name.as_str()), Some("dns"));
+        assert!(PortChoice::Datagrams(5432).find(&found).is_none());
         let admin = Port { name: "admin".parse().expect("name"), number: 8080, transport: Transport::Tcp };
         found.ports.push(admin.clone());
         assert!(PortChoice::Only.find(&found).is_none());
@@ -184,5 +194,6 @@ mod tests {
         assert_eq!(PortChoice::Name(admin.name.clone()).find(&found), Some(&admin));
         let view = service_view("orders", vec![found]);
         assert_eq!(tcp_ports(&view, &service()), BTreeSet::from([5432, 8080]));
+        assert_eq!(ports(&view, &service(), Transport::Udp), BTreeSet::from([53]));
     }
 }

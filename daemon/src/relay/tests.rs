@@ -8,8 +8,8 @@ use gossamer_core::catalog::{InstanceState, InstanceView, Nearness, ServiceView}
 use gossamer_core::trust::Leaf;
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
-    GroupName, Health, InstanceName, NodeId, Port, PortName, ServiceName, ServiceRecord, Transport, Tries,
-    Visibility,
+    GroupName, Health, InstanceName, MeshId, NodeId, Port, PortName, ServiceName, ServiceRecord, Transport,
+    Tries, Visibility,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,7 +21,7 @@ use super::{LocalTargets, OpenHop, Opening, Relay, RelayParts};
 use crate::index::IndexWriter;
 use crate::register::{DenyList, LocalService, Target};
 use crate::supervise::Stage;
-use crate::transport::{FlowLease, FlowStream, OpenError};
+use crate::transport::{Datagrams, FlowLease, FlowStream, OpenError};
 
 /// This node in all tests.
 pub(crate) const HERE: NodeId = NodeId::from_bytes([1; 16]);
@@ -79,10 +79,12 @@ pub(crate) fn local_service(name: &str, instance: &str, port: u16, addr: SocketA
             fqdns: Vec::new(),
         },
         targets: vec![Target {
-            addr,
+            addr: addr.into(),
             transport: Transport::Tcp,
             port,
             healthy: true,
+            trouble: None,
+            proxy_protocol: false,
             visibility,
             wildcard: None,
         }],
@@ -100,10 +102,20 @@ impl Targets {
 }
 
 impl LocalTargets for Targets {
-    fn lookup(&self, service: &ServiceName, instance: &InstanceName, port: &PortName) -> Option<Target> {
+    fn lookup(
+        &self,
+        service: &ServiceName,
+        instance: &InstanceName,
+        port: &PortName,
+        transport: Transport,
+    ) -> Option<Target> {
         let all = self.all();
         let local = all.iter().find(|l| l.record.service == *service && l.record.instance == *instance)?;
-        let at = local.record.ports.iter().position(|known| known.name == *port)?;
+        let at = local
+            .record
+            .ports
+            .iter()
+            .position(|known| known.name == *port && known.transport == transport)?;
         local.targets.get(at).cloned()
     }
 
@@ -128,7 +140,9 @@ impl Bench {
         let relay = Relay::new(RelayParts {
             stage: stage.clone(),
             node,
+            name: "here".parse().expect("name"),
             group: group("west"),
+            mesh: MeshId::from_bytes([7; 16]),
             index: index.reader(),
             targets: Arc::new(targets.clone()),
             deny: DenyList::new(vec![own_port], Ipv4Addr::new(127, 240, 0, 0), 16),
@@ -147,6 +161,8 @@ impl Bench {
 pub(crate) struct Link {
     pub(crate) near: quinn::Connection,
     pub(crate) far: quinn::Connection,
+    /// Those of both ends; read once [`Link::serve`] was called.
+    pub(crate) datagrams: [Datagrams; 2],
     /// Keep the endpoints alive.
     _endpoints: [quinn::Endpoint; 2],
 }
@@ -167,28 +183,33 @@ impl Link {
         let dialled = dialling.connect_with(client, address, "test").expect("valid");
         let accepted = async { listening.accept().await.expect("open").await };
         let (near, far) = tokio::try_join!(dialled, accepted).expect("handshake");
-        Self { near, far, _endpoints: [listening, dialling] }
+        let datagrams = [Datagrams::new(near.clone()), Datagrams::new(far.clone())];
+        Self { near, far, datagrams, _endpoints: [listening, dialling] }
     }
 
     /// Opens a stream from the near end; the far end sees it when something was written.
     pub(crate) async fn open(&self) -> FlowStream {
         let (send, recv) = self.near.open_bi().await.expect("open");
-        flow_stream(send, recv, leaf(THERE, "west"))
+        flow_stream(send, recv, leaf(THERE, "west"), &self.datagrams[0])
     }
 
     /// Accepts a stream at the far end, as from a node of `group`.
     pub(crate) async fn accept(&self, group: &str) -> FlowStream {
         let (send, recv) = self.far.accept_bi().await.expect("open");
-        flow_stream(send, recv, leaf(HERE, group))
+        flow_stream(send, recv, leaf(HERE, group), &self.datagrams[1])
     }
 
     /// Hands every stream of the near end to a relay at the far end.
     pub(crate) fn serve(self: &Arc<Self>, stage: &Stage, group: &'static str) -> mpsc::Receiver<FlowStream> {
         let (streams, served) = mpsc::channel(8);
+        for datagrams in self.datagrams.clone() {
+            stage.spawn_short("datagrams", async move { datagrams.run(|| {}).await });
+        }
         let link = Arc::clone(self);
         stage.spawn_short("link", async move {
             while let Ok((send, recv)) = link.far.accept_bi().await {
-                if streams.send(flow_stream(send, recv, leaf(HERE, group))).await.is_err() {
+                let stream = flow_stream(send, recv, leaf(HERE, group), &link.datagrams[1]);
+                if streams.send(stream).await.is_err() {
                     return;
                 }
             }
@@ -197,9 +218,15 @@ impl Link {
     }
 }
 
-fn flow_stream(send: quinn::SendStream, recv: quinn::RecvStream, leaf: Leaf) -> FlowStream {
+fn flow_stream(
+    send: quinn::SendStream,
+    recv: quinn::RecvStream,
+    leaf: Leaf,
+    datagrams: &Datagrams,
+) -> FlowStream {
+    let datagrams = datagrams.clone();
     let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, 4677));
-    FlowStream { peer: Arc::new(leaf), remote, send, recv, lease: FlowLease::default() }
+    FlowStream { peer: Arc::new(leaf), remote, send, recv, datagrams, lease: FlowLease::default() }
 }
 
 fn leaf(node: NodeId, group: &str) -> Leaf {

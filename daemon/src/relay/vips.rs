@@ -9,6 +9,7 @@
 mod owner;
 mod raises;
 mod redirect;
+mod udp;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -24,9 +25,10 @@ use tokio::time::Instant;
 use gossamer_core::catalog::ServiceView;
 use gossamer_core::vip::{Mode, Pool, PortState, Standing, VipName};
 use gossamer_dns::VipAnswer;
-use gossamer_wire::{GroupName, MeshId};
+use gossamer_wire::{GroupName, MeshId, Transport};
 
-use super::scope::{attempt, behind, tcp_ports};
+use super::scope::{attempt, behind, ports};
+use super::udp::{Receiving, Vip};
 use super::{LocalTargets, Relay, RelayCounters};
 use crate::clients::Clients;
 use crate::events::EventLog;
@@ -35,6 +37,7 @@ use crate::register::Raise;
 use crate::supervise::Stage;
 use owner::{Open, Owner, Pace};
 use redirect::Redirected;
+use udp::Receive;
 
 pub use redirect::{RedirectError, RedirectSockets, Standings};
 
@@ -95,6 +98,8 @@ struct OpenVip {
     address: Ipv4Addr,
     /// Sorted by number.
     ports: Box<[(u16, PortState)]>,
+    /// UDP ports, the same way.
+    udp: Box<[(u16, PortState)]>,
     used: Arc<Usage>,
 }
 
@@ -109,6 +114,8 @@ pub struct VipPort {
     pub name: VipName,
     /// Address and port.
     pub address: SocketAddrV4,
+    /// TCP or UDP.
+    pub transport: Transport,
     /// What it is.
     pub state: PortState,
 }
@@ -118,15 +125,24 @@ impl Vips {
     pub fn start(parts: VipsParts, relay: &Relay) -> Self {
         let counters = Arc::clone(&relay.counters);
         let relay = relay.clone();
+        let (stage, clients, datagrams) = (parts.stage.clone(), parts.clients.clone(), relay.clone());
         let take = move |client, name, port| relay.accept_local(client, name, port);
-        Self::start_with(parts, counters, Pace::default(), take)
+        let began = Instant::now();
+        let receive = move |socket, name, port, used: Arc<Usage>| {
+            let touch = Box::new(move || used.touch(began));
+            let vip = Vip { name, port, clients: clients.clone(), touch };
+            Receiving::start(&stage, |stop| datagrams.clone().receive_datagrams(socket, vip, stop))
+        };
+        Self::start_with(parts, counters, began, Pace::default(), take, Arc::new(receive))
     }
 
     fn start_with(
         mut parts: VipsParts,
         counters: Arc<RelayCounters>,
+        began: Instant,
         pace: Pace,
         take: impl Fn(TcpStream, VipName, u16) + Send + Sync + 'static,
+        receive: Receive,
     ) -> Self {
         let (commands, asked) = mpsc::channel(WAITING_OPENS);
         let names = AddressWriter::default();
@@ -149,13 +165,13 @@ impl Vips {
             mode: parts.mode,
             redirected,
             index: parts.index.clone(),
-            began: Instant::now(),
+            began,
             open: DashMap::new(),
             names: names.reader(),
             losers: ArcSwap::default(),
         });
         let stage = parts.stage.clone();
-        let owner = Owner::new(parts, Arc::clone(&shared), names, counters, take);
+        let owner = Owner::new(parts, Arc::clone(&shared), names, counters, take, receive);
         stage.spawn("vips", owner.run(asked, pace));
         Self { commands, shared }
     }
@@ -166,14 +182,12 @@ impl Vips {
     /// # Cancel safety
     /// Cancel safe; the name may be opened all the same.
     pub async fn open(&self, name: &VipName) {
-        match self.shared.mode {
-            Mode::Bind => {}
-            // Nothing is listened on for a name alone.
-            Mode::Dnat | Mode::None => return,
-        }
         let Some(view) = self.shared.index.service(name.service()) else { return };
+        if self.shared.mode != Mode::Bind && !self.shared.is_listened(&view, name) {
+            return;
+        }
         if let Some(open) = self.shared.open(name)
-            && open.is_as(self.shared.address(&view, name), &tcp_ports(&view, name))
+            && self.shared.is_current(&open, &view, name)
         {
             return open.used.touch(self.shared.began);
         }
@@ -235,13 +249,17 @@ impl Vips {
         let mut all = Vec::new();
         for entry in &self.shared.open {
             let (name, open) = entry.pair();
-            all.extend(open.ports.iter().map(|(port, state)| VipPort {
+            let tcp = open.ports.iter().map(|port| (Transport::Tcp, port));
+            let udp = open.udp.iter().map(|port| (Transport::Udp, port));
+            all.extend(tcp.chain(udp).map(|(transport, (port, state))| VipPort {
                 name: name.clone(),
                 address: SocketAddrV4::new(open.address, *port),
+                transport,
                 state: state.clone(),
             }));
         }
-        all.sort_by(|a, b| (&a.name, a.address.port()).cmp(&(&b.name, b.address.port())));
+        let order = |port: &VipPort| (port.address.port(), port.transport);
+        all.sort_by(|a, b| (&a.name, order(a)).cmp(&(&b.name, order(b))));
         all
     }
 
@@ -276,6 +294,27 @@ impl Shared {
         self.index.service(name.service()).is_some_and(|view| behind(&view, name).next().is_some())
     }
 
+    /// Returns the ports of a name to listen on.
+    fn listened(&self, view: &ServiceView, name: &VipName, transport: Transport) -> BTreeSet<u16> {
+        if self.mode.listens(transport) { ports(view, name, transport) } else { BTreeSet::new() }
+    }
+
+    fn is_listened(&self, view: &ServiceView, name: &VipName) -> bool {
+        [Transport::Tcp, Transport::Udp]
+            .into_iter()
+            .any(|transport| !self.listened(view, name, transport).is_empty())
+    }
+
+    /// Returns whether an open name has its address and ports: then a new view of its service changes nothing here.
+    fn is_current(&self, open: &OpenVip, view: &ServiceView, name: &VipName) -> bool {
+        let same = |known: &[(u16, PortState)], transport| {
+            known.iter().map(|(port, _)| port).eq(&self.listened(view, name, transport))
+        };
+        open.address == self.address(view, name)
+            && same(&open.ports, Transport::Tcp)
+            && same(&open.udp, Transport::Udp)
+    }
+
     fn address(&self, view: &ServiceView, name: &VipName) -> Ipv4Addr {
         self.address_at(name, attempt(view, name))
     }
@@ -286,23 +325,19 @@ impl Shared {
 }
 
 impl OpenVip {
-    /// Returns whether it has this address and these ports: then a new view of its service changes nothing here.
-    fn is_as(&self, address: Ipv4Addr, ports: &BTreeSet<u16>) -> bool {
-        self.address == address && self.ports.iter().map(|(port, _)| port).eq(ports)
-    }
-
     /// Returns why the name must not be answered: port, program and what to do, the first port that matters.
     fn blocked(&self) -> Option<String> {
-        self.ports.iter().find_map(|(port, state)| match state {
+        let stolen = |(port, state): &(u16, PortState), ways: &str| match state {
             PortState::Stolen { program } => {
                 let program = program.as_deref().unwrap_or("another program");
                 Some(format!(
-                    "port {port} here is of {program}, listening on all addresses: bind it to one, set vip.mode dnat, \
-                     or use `gossamer forward`"
+                    "port {port} here is of {program}, listening on all addresses: bind it to one{ways}"
                 ))
             }
             PortState::Bound | PortState::Native | PortState::Waiting | PortState::Denied { .. } => None,
-        })
+        };
+        let tcp = |port| stolen(port, ", set vip.mode dnat, or use `gossamer forward`");
+        self.ports.iter().find_map(tcp).or_else(|| self.udp.iter().find_map(|port| stolen(port, "")))
     }
 }
 

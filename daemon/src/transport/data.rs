@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use gossamer_core::trust::Leaf;
 use gossamer_wire::NodeId;
 
+use super::datagrams::Datagrams;
 use super::link::CLOSE_IDLE;
 
 /// How long an unused data connection is kept warm (design section 9).
@@ -35,6 +36,8 @@ pub struct FlowStream {
     pub send: SendStream,
     /// From the peer.
     pub recv: RecvStream,
+    /// The datagrams of its connection, for a UDP flow.
+    pub datagrams: Datagrams,
     /// Keeps the connection alive; hold it until the flow has ended.
     pub lease: FlowLease,
 }
@@ -76,13 +79,15 @@ pub enum OpenError {
 pub(super) struct DataConnection {
     pub(super) connection: Connection,
     pub(super) peer: Arc<Leaf>,
+    datagrams: Datagrams,
     /// Flows that live on it.
     flows: Arc<AtomicUsize>,
 }
 
 impl DataConnection {
     pub(super) fn new(connection: Connection, peer: Arc<Leaf>) -> Self {
-        Self { connection, peer, flows: Arc::default() }
+        let datagrams = Datagrams::new(connection.clone());
+        Self { connection, peer, datagrams, flows: Arc::default() }
     }
 
     /// Opens a stream.
@@ -95,8 +100,22 @@ impl DataConnection {
         Ok(self.flow(send, recv, lease))
     }
 
-    /// Hands on inbound flows and keeps the connection alive, until it ends or nothing uses it.
-    pub(super) async fn run(self, inbound: mpsc::Sender<FlowStream>, stop: CancellationToken) {
+    /// Hands on inbound flows and datagrams and keeps the connection alive, until it ends or nothing uses it. `stray` is
+    /// called for each datagram that belongs to no flow.
+    pub(super) async fn run(
+        self,
+        inbound: mpsc::Sender<FlowStream>,
+        stop: CancellationToken,
+        stray: impl Fn() + Send,
+    ) {
+        // Side by side: datagrams do not wait while the relay is behind with new flows.
+        tokio::select! {
+            () = self.streams(inbound, stop) => {}
+            () = self.datagrams.run(stray) => {}
+        }
+    }
+
+    async fn streams(&self, inbound: mpsc::Sender<FlowStream>, stop: CancellationToken) {
         let mut tick = tokio::time::interval(TICK);
         let mut unused = Duration::ZERO;
         loop {
@@ -125,7 +144,8 @@ impl DataConnection {
     fn flow(&self, send: SendStream, recv: RecvStream, lease: FlowLease) -> FlowStream {
         let mut remote = self.connection.remote_address();
         remote.set_ip(remote.ip().to_canonical());
-        FlowStream { peer: Arc::clone(&self.peer), remote, send, recv, lease }
+        let datagrams = self.datagrams.clone();
+        FlowStream { peer: Arc::clone(&self.peer), remote, send, recv, datagrams, lease }
     }
 }
 

@@ -6,6 +6,7 @@
 mod accept;
 mod acceptor;
 mod data;
+mod datagrams;
 mod endpoint;
 mod hello;
 mod link;
@@ -33,6 +34,8 @@ use crate::authority::AuthorityHandle;
 use crate::metrics::Metrics;
 
 pub use data::{FlowLease, FlowStream, OpenError};
+pub use datagrams::Datagrams;
+pub(crate) use datagrams::{Registered, Sent};
 pub use endpoint::{BindError, Udp};
 pub(crate) use endpoint::{dial_only, joiner};
 use link::Link;

@@ -403,9 +403,9 @@ impl Owner {
             return connection.close(CLOSE_DUPLICATE.into(), b"too many data connections");
         }
         let (flows, stop) = (self.flows.clone(), self.stage.stopping().clone());
-        let reports = self.inbox.reports.clone();
+        let (reports, metrics) = (self.inbox.reports.clone(), Arc::clone(&self.inbox.metrics));
         self.stage.spawn_short("data", async move {
-            data.run(flows, stop).await;
+            data.run(flows, stop, || metrics.stray_datagram()).await;
             let stable_id = connection.stable_id();
             let _ = reports.send(Report::DataEnded { node, stable_id }).await;
         });

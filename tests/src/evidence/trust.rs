@@ -126,7 +126,8 @@ fn hidden_service(run: &Run) -> Result<String> {
 
             let open = |member: &Credentials, service: &str| -> Result<Option<OpenStatus>> {
                 let (service, instance) = (service.parse()?, "owner".parse()?);
-                let request = OpenRequest { flow: 1, service, instance, port: port.into() };
+                let request =
+                    OpenRequest { flow: 1, service, instance, port: port.into(), transport: Transport::Tcp };
                 open_flow(owner.mesh_address()?, member, &request)
             };
             let b = member(lab, &owner, "b2", &["--group", "b"])?;

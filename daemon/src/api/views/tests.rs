@@ -193,6 +193,7 @@ fn a_port_finding_names_the_program_and_a_way_around() {
     let port = |state| VipPort {
         name: VipName::Service("db".parse().expect("name")),
         address: "127.240.1.1:443".parse().expect("address"),
+        transport: Transport::Tcp,
         state,
     };
     let stolen = port_finding(&port(PortState::Stolen { program: Some("nginx".to_owned()) })).expect("wrong");

@@ -6,8 +6,8 @@ use super::super::request::PortRequest;
 use super::super::tests::{request, rules};
 use super::*;
 
-const PASSED: Probe = Probe { passed: true, is_local: true };
-const FAILED: Probe = Probe { passed: false, is_local: true };
+const PASSED: Probe = Probe { passed: true, is_local: true, trouble: None };
+const FAILED: Probe = Probe { passed: false, is_local: true, trouble: None };
 
 fn empty() -> Book {
     Book::restore(rules(), None).expect("nothing to restore").0
@@ -328,10 +328,10 @@ fn wildcard_listeners_are_remembered_while_they_are_down_and_over_a_restart() {
     let port = listener.local_addr().expect("bound").port();
     let (_, _, checks) = expose(&mut book, request("orders", port));
     book.observe(&checks[0], PASSED);
-    assert_eq!(book.observe_listeners(&Listeners::read_blocking()), Learned::Lasting);
+    assert_eq!(book.observe_listeners(&Listeners::read_blocking(), &Listeners::default()), Learned::Lasting);
     assert_eq!(wildcard(&book), Some(true));
     assert_eq!(
-        book.observe_listeners(&Listeners::default()),
+        book.observe_listeners(&Listeners::default(), &Listeners::default()),
         Learned::Nothing,
         "nothing is learned from silence"
     );
@@ -345,9 +345,9 @@ fn a_program_on_the_loopback_address_alone_costs_no_write() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
     let (_, _, checks) = expose(&mut book, request("orders", listener.local_addr().expect("bound").port()));
     book.observe(&checks[0], PASSED);
-    assert_eq!(book.observe_listeners(&Listeners::read_blocking()), Learned::Passing);
+    assert_eq!(book.observe_listeners(&Listeners::read_blocking(), &Listeners::default()), Learned::Passing);
     assert_eq!(book.services()[0].targets[0].wildcard, Some(false));
-    assert_eq!(book.observe_listeners(&Listeners::read_blocking()), Learned::Nothing);
+    assert_eq!(book.observe_listeners(&Listeners::read_blocking(), &Listeners::default()), Learned::Nothing);
 }
 
 #[test]
@@ -357,8 +357,8 @@ fn listeners_of_this_machine_say_nothing_about_another_one() {
     let port = listener.local_addr().expect("bound").port();
     let far = ExposeRequest { target: Some("10.0.0.7".parse().expect("address")), ..request("web", port) };
     let (_, _, checks) = expose(&mut book, far);
-    book.observe(&checks[0], Probe { passed: true, is_local: false });
-    assert_eq!(book.observe_listeners(&Listeners::read_blocking()), Learned::Nothing);
+    book.observe(&checks[0], Probe { passed: true, is_local: false, trouble: None });
+    assert_eq!(book.observe_listeners(&Listeners::read_blocking(), &Listeners::default()), Learned::Nothing);
     assert_eq!(book.services()[0].targets[0].wildcard, None);
 }
 

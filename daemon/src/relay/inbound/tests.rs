@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use gossamer_wire::Visibility;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::register::LocalService;
+use crate::register::{LocalService, Place};
 use crate::relay::tests::{Bench, HERE, Hops, Link, greeter, local_service, named, service};
 use crate::supervise::Stage;
 
@@ -49,7 +50,13 @@ impl Exporter {
 }
 
 fn request() -> OpenRequest {
-    OpenRequest { flow: 7, service: service("orders"), instance: named("db-0"), port: 5432.into() }
+    OpenRequest {
+        flow: 7,
+        service: service("orders"),
+        instance: named("db-0"),
+        port: 5432.into(),
+        transport: Transport::Tcp,
+    }
 }
 
 fn unchanged(_: &mut LocalService) {}
@@ -91,7 +98,11 @@ async fn what_does_not_exist_looks_like_what_is_denied() {
 
 #[tokio::test]
 async fn a_udp_port_is_no_target_of_a_stream() {
-    let exporter = Exporter::new("west", |local| local.targets[0].transport = Transport::Udp).await;
+    let exporter = Exporter::new("west", |local| {
+        local.record.ports[0].transport = Transport::Udp;
+        local.targets[0].transport = Transport::Udp;
+    })
+    .await;
     assert_eq!(exporter.call(&request()).await.0, OpenStatus::Denied);
 }
 
@@ -100,7 +111,7 @@ async fn a_target_nobody_listens_on_is_refused() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("free");
     let addr = nobody.local_addr().expect("bound");
     drop(nobody);
-    let exporter = Exporter::new("west", move |local| local.targets[0].addr = addr).await;
+    let exporter = Exporter::new("west", move |local| local.targets[0].addr = addr.into()).await;
     assert_eq!(exporter.call(&request()).await, (OpenStatus::Refused, Vec::new()));
 }
 
@@ -116,10 +127,63 @@ async fn the_deny_list_is_asked_again_at_the_dial() {
         "0.0.0.0:80",
         "255.255.255.255:80",
     ] {
-        let addr = denied.parse().expect("address");
-        let exporter = Exporter::new("west", move |local| local.targets[0].addr = addr).await;
+        let addr: SocketAddr = denied.parse().expect("address");
+        let exporter = Exporter::new("west", move |local| local.targets[0].addr = addr.into()).await;
         assert_eq!(exporter.call(&request()).await.0, OpenStatus::Denied, "{denied}");
     }
+}
+
+#[tokio::test]
+async fn a_socket_of_the_file_system_is_a_target_and_its_own_user_must_listen_there() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("app.sock");
+    let listener = tokio::net::UnixListener::bind(&path).expect("bound");
+    let programs = Stage::default();
+    programs.spawn_short("program", async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut said = Vec::new();
+            if client.read_to_end(&mut said).await.is_ok() && !said.is_empty() {
+                client.write_all(&[&said[..], b" bye"].concat()).await.expect("written");
+            }
+        }
+    });
+    let me = nix::unistd::geteuid().as_raw();
+    for (user, status) in
+        [(None, OpenStatus::Open), (Some(me), OpenStatus::Open), (Some(me + 1), OpenStatus::Refused)]
+    {
+        let path = path.to_str().expect("text").parse().expect("a path");
+        let exporter =
+            Exporter::new("west", move |local| local.targets[0].addr = Place::Unix { path, user }).await;
+        let mut stream = exporter.ask(&request().encode().expect("fits")).await;
+        stream.send.write_all(b"hello").await.expect("written");
+        let _ = stream.send.finish();
+        let answer = stream.recv.read_to_end(100).await.expect("a clean end");
+        let rest: &[u8] = if status == OpenStatus::Open { b"hello bye" } else { b"" };
+        assert_eq!(answer, [&[status.code()], rest].concat(), "{user:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_asks_for_it_is_told_who_calls() {
+    let exporter = Exporter::new("west", |local| local.targets[0].proxy_protocol = true).await;
+    let mut stream = exporter.ask(&request().encode().expect("fits")).await;
+    stream.send.write_all(b"question").await.expect("written");
+    let _ = stream.send.finish();
+    let answer = stream.recv.read_to_end(1_000).await.expect("a clean end");
+    // The program echoes all it got.
+    let got = answer.strip_prefix(b"\0hello ").and_then(|rest| rest.strip_suffix(b" bye")).expect("an echo");
+    let header = ppp::v2::Header::try_from(got).expect("a header");
+    assert_eq!(&got[header.len()..], b"question");
+    let ppp::v2::Addresses::IPv4(addresses) = header.addresses else { panic!("{header:?}") };
+    assert_eq!((addresses.source_address, addresses.source_port), ([127, 0, 0, 1].into(), 4677));
+    let text = |kind| {
+        let mut all = header.tlvs().map(|tlv| tlv.expect("whole"));
+        all.find(|tlv| tlv.kind == kind).map(|tlv| String::from_utf8_lossy(&tlv.value).into_owned())
+    };
+    let mesh = gossamer_wire::MeshId::from_bytes([7; 16]);
+    assert_eq!(text(proxy::TLV_IDENTITY), Some(format!("spiffe://{mesh}/group/west/node/peer")));
+    assert_eq!(text(proxy::TLV_NODE), Some(HERE.to_string()));
+    assert_eq!((text(0x02).as_deref(), text(0x05)), (Some("orders"), Some(FlowId(7).to_string())));
 }
 
 #[tokio::test]

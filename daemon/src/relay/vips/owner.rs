@@ -19,8 +19,9 @@ use gossamer_core::vip::{
     BindOutcome, Holder, LocalTarget, PortState, Step, Table, VipName, judge, must_release,
 };
 use gossamer_dns::Subject;
-use gossamer_wire::{ServiceName, Transport};
+use gossamer_wire::{GroupName, ServiceName, Transport};
 
+use super::udp::{Receive, UdpPort};
 use super::{OpenVip, Shared, Usage, VipsParts, raises};
 use crate::clients::is_this_host;
 use crate::index::AddressWriter;
@@ -28,7 +29,7 @@ use crate::listeners::{Listeners, program_blocking};
 use crate::register::{LocalService, Target};
 use crate::relay::RelayCounters;
 use crate::relay::listener::{Accepting, Listening, bind};
-use crate::relay::scope::{attempt, attempts, tcp_ports};
+use crate::relay::scope::{attempt, attempts};
 use crate::supervise::Stage;
 
 /// Asks for a name to be opened.
@@ -61,10 +62,11 @@ impl Default for Pace {
 
 /// The owner's state.
 pub(super) struct Owner {
-    parts: VipsParts,
+    pub(super) parts: VipsParts,
     shared: Arc<Shared>,
     counters: Arc<RelayCounters>,
     take: Take,
+    pub(super) receive: Receive,
     names: BTreeMap<VipName, Name>,
     addresses: AddressWriter,
     /// Services that changed in the index.
@@ -76,13 +78,13 @@ pub(super) struct Owner {
     is_table_new: bool,
     /// Services whose own names may need another address.
     unsettled: BTreeSet<ServiceName>,
-    targets: Arc<Vec<LocalService>>,
+    pub(super) targets: Arc<Vec<LocalService>>,
     /// Programs by socket.
-    programs: BTreeMap<u64, Option<String>>,
+    pub(super) programs: BTreeMap<u64, Option<String>>,
     /// Ports of this machine's programs: for others nobody here need be asked.
     local_ports: BTreeSet<u16>,
     /// One clone for each listener.
-    listeners: Arc<()>,
+    pub(super) listeners: Arc<()>,
     max_listeners: usize,
     /// The sockets as of [`RECENT`] ago at most, for names that get no listener anyway.
     recent: (Pass, Instant),
@@ -101,6 +103,7 @@ struct Name {
     attempt: u8,
     /// Sorted by number. Most names have one port, and there may be tens of thousands of names.
     ports: Vec<(u16, Port)>,
+    udp: Vec<(u16, UdpPort)>,
     used: Arc<Usage>,
 }
 
@@ -126,6 +129,7 @@ impl Owner {
         addresses: AddressWriter,
         counters: Arc<RelayCounters>,
         take: Take,
+        receive: Receive,
     ) -> Self {
         let targets = parts.targets.all();
         Self {
@@ -137,6 +141,7 @@ impl Owner {
             shared,
             counters,
             take,
+            receive,
             names: BTreeMap::new(),
             addresses,
             placed: BTreeMap::new(),
@@ -219,21 +224,21 @@ impl Owner {
     fn is_current(&self, name: &VipName) -> bool {
         let view = self.parts.index.service(name.service());
         let open = self.shared.open(name);
-        let is_as = |(view, open): (Arc<ServiceView>, Arc<OpenVip>)| {
-            open.is_as(self.shared.address(&view, name), &tcp_ports(&view, name))
-        };
-        view.zip(open).is_some_and(is_as)
+        view.zip(open).is_some_and(|(view, open)| self.shared.is_current(&open, &view, name))
     }
 
     /// Brings one name up to date: its address, its ports, the state of each. Closes it when it is gone, idle,
     /// or has lost its address to another name.
     async fn refresh(&mut self, name: &VipName, is_asked: bool, pass: &mut Pass) {
         let view = self.parts.index.service(name.service());
-        let ports = view.as_ref().map(|view| tcp_ports(view, name)).unwrap_or_default();
+        let listened = |transport| {
+            view.as_ref().map(|view| self.shared.listened(view, name, transport)).unwrap_or_default()
+        };
+        let (ports, udp) = (listened(Transport::Tcp), listened(Transport::Udp));
         let is_idle = |open: &Name| open.used.idle_seconds(self.shared.began) > IDLE.as_secs();
         let is_over = !is_asked && self.names.get(name).is_none_or(is_idle);
         let is_lost = self.table.losers().contains_key(name);
-        let (Some(view), false) = (view, is_over || is_lost || ports.is_empty()) else {
+        let (Some(view), false) = (view, is_over || is_lost || (ports.is_empty() && udp.is_empty())) else {
             return self.close(name).await;
         };
         let attempt = attempt(&view, name);
@@ -246,7 +251,8 @@ impl Owner {
             self.close(name).await;
         }
         let known = self.names.remove(name);
-        let (used, mut before) = known.map_or_else(Default::default, |open| (open.used, open.ports));
+        let (used, mut before, udp_before) =
+            known.map_or_else(Default::default, |open| (open.used, open.ports, open.udp));
         if is_asked {
             used.touch(self.shared.began);
         }
@@ -260,7 +266,8 @@ impl Owner {
         for (listening, _) in before.into_iter().filter_map(|(_, port)| port.listening) {
             listening.close().await;
         }
-        self.names.insert(name.clone(), Name { address, attempt, ports: after, used });
+        let udp = self.refresh_udp(name, address, &udp, udp_before, (&used, pass)).await;
+        self.names.insert(name.clone(), Name { address, attempt, ports: after, udp, used });
     }
 
     async fn close(&mut self, name: &VipName) {
@@ -268,6 +275,9 @@ impl Owner {
         tracing::debug!(%name, address = %open.address, "VIP closed");
         for (listening, _) in open.ports.into_iter().filter_map(|(_, port)| port.listening) {
             listening.close().await;
+        }
+        for (_, port) in open.udp {
+            port.close().await;
         }
     }
 
@@ -336,9 +346,10 @@ impl Owner {
         }
         for local in self.targets.iter() {
             for target in local.targets.iter().filter(|target| wants(target, port)) {
-                let listens = pass.listeners().await.is_wildcard(target.addr);
+                let listeners = pass.listeners().await;
+                let listens = target.addr.ip().and_then(|addr| listeners.is_wildcard(addr));
                 found.push(LocalTarget {
-                    serves: self.serves(name, local) && target.port == port,
+                    serves: serves(name, local, &self.parts.group) && target.port == port,
                     healthy: target.healthy,
                     wildcard: listens.or(target.wildcard),
                 });
@@ -347,30 +358,10 @@ impl Owner {
         found
     }
 
-    /// Returns whether a name stands for an instance of this node.
-    fn serves(&self, name: &VipName, local: &LocalService) -> bool {
-        let record = &local.record;
-        *name.service() == record.service
-            && match name {
-                VipName::Service(_) => true,
-                VipName::Group(_, group) => *group == self.parts.group,
-                VipName::Instance(_, group, instance) => {
-                    *group == self.parts.group && *instance == record.instance
-                }
-            }
-    }
-
     /// Returns who would receive connections to a VIP port that we do not listen on.
     async fn holder(&mut self, vip: SocketAddrV4, pass: &mut Pass) -> Option<Holder> {
         let listener = pass.listeners().await.holder(SocketAddr::V4(vip))?;
-        let program = match self.programs.get(&listener.inode) {
-            Some(program) => program.clone(),
-            None => {
-                let program = Stage::blocking(move || program_blocking(listener.inode)).await;
-                self.programs.insert(listener.inode, program.clone());
-                program
-            }
-        };
+        let program = program(&mut self.programs, listener.inode).await;
         Some(Holder { wildcard: listener.is_wildcard(), program })
     }
 
@@ -387,7 +378,7 @@ impl Owner {
     }
 
     /// Returns whether there are as many listeners as there may be.
-    fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         Arc::strong_count(&self.listeners) > self.max_listeners
     }
 
@@ -481,9 +472,11 @@ impl Owner {
             return;
         };
         let ports: Box<[_]> = open.ports.iter().map(|(number, port)| (*number, port.state.clone())).collect();
-        let is_same = before.is_some_and(|shown| shown.address == open.address && shown.ports == ports);
+        let udp: Box<[_]> = open.udp.iter().map(|(number, port)| (*number, port.state.clone())).collect();
+        let is_same = before
+            .is_some_and(|shown| shown.address == open.address && shown.ports == ports && shown.udp == udp);
         if !is_same {
-            let shown = OpenVip { address: open.address, ports, used: Arc::clone(&open.used) };
+            let shown = OpenVip { address: open.address, ports, udp, used: Arc::clone(&open.used) };
             self.shared.open.insert(name.clone(), Arc::new(shown));
             self.bump(name);
         }
@@ -513,9 +506,31 @@ impl Owner {
     }
 }
 
+/// Returns whether a name stands for an instance of this node, whose group is given.
+pub(super) fn serves(name: &VipName, local: &LocalService, own: &GroupName) -> bool {
+    let record = &local.record;
+    *name.service() == record.service
+        && match name {
+            VipName::Service(_) => true,
+            VipName::Group(_, group) => group == own,
+            VipName::Instance(_, group, instance) => group == own && *instance == record.instance,
+        }
+}
+
+/// Finds the program of a socket, among those that are known first.
+pub(super) async fn program(known: &mut BTreeMap<u64, Option<String>>, inode: u64) -> Option<String> {
+    if let Some(program) = known.get(&inode) {
+        return program.clone();
+    }
+    let program = Stage::blocking(move || program_blocking(inode)).await;
+    known.insert(inode, program.clone());
+    program
+}
+
 /// Returns the ports that programs of this machine are registered on.
 fn ports_of(targets: &[LocalService]) -> BTreeSet<u16> {
-    targets.iter().flat_map(|local| &local.targets).map(|target| target.addr.port()).collect()
+    let addresses = targets.iter().flat_map(|local| &local.targets).filter_map(|target| target.addr.ip());
+    addresses.map(|addr| addr.port()).collect()
 }
 
 fn changed_of(received: Result<ServiceName, RecvError>) -> Input {
@@ -530,7 +545,7 @@ fn changed_of(received: Result<ServiceName, RecvError>) -> Input {
 /// What is read at most once while names are looked at: the kernel walks its whole socket table for it, which
 /// takes 20 ms on a machine with the usual 2^18 buckets (measured).
 #[derive(Debug, Default)]
-struct Pass(Option<Listeners>);
+pub(super) struct Pass(Option<Listeners>, Option<Listeners>);
 
 impl Pass {
     async fn listeners(&mut self) -> &Listeners {
@@ -539,11 +554,19 @@ impl Pass {
         }
         self.0.get_or_insert_default()
     }
+
+    pub(super) async fn udp(&mut self) -> &Listeners {
+        if self.1.is_none() {
+            self.1 = Some(Stage::blocking(Listeners::read_udp_blocking).await);
+        }
+        self.1.get_or_insert_default()
+    }
 }
 
 /// Returns whether a target is a program of this machine on this TCP port.
 fn wants(target: &Target, port: u16) -> bool {
-    target.transport == Transport::Tcp && target.addr.port() == port && is_this_host(target.addr.ip())
+    let is_here = |addr: SocketAddr| addr.port() == port && is_this_host(addr.ip());
+    target.transport == Transport::Tcp && target.addr.ip().is_some_and(is_here)
 }
 
 /// Half of the files this process may open, at most [`MAX_LISTENERS`]: flows and links need the rest.

@@ -55,7 +55,20 @@ impl Host {
                 let _ = client.write_all(format!("{name}:{port}").as_bytes()).await;
             });
         };
-        let vips = Vips::start_with(parts, Arc::clone(&counters), PACE, greet);
+        let receiving = stage.clone();
+        // Answers each datagram with the name and port it came for.
+        let receive = move |socket: tokio::net::UdpSocket, name: VipName, port: u16, _: Arc<Usage>| {
+            Receiving::start(&receiving, move |stop| async move {
+                let mut buffer = [0; 64];
+                let answer = format!("{name}:{port}");
+                while let Some(Ok((_, from))) = stop.run_until_cancelled(socket.recv_from(&mut buffer)).await
+                {
+                    let _ = socket.send_to(answer.as_bytes(), from).await;
+                }
+            })
+        };
+        let (began, receive) = (Instant::now(), Arc::new(receive));
+        let vips = Vips::start_with(parts, Arc::clone(&counters), began, PACE, greet, receive);
         Self { vips, index, targets, stage, counters, raised }
     }
 
@@ -464,16 +477,6 @@ async fn a_raised_try_moves_the_name_to_another_address() {
 }
 
 #[tokio::test]
-async fn a_name_without_tcp_ports_is_answered_and_opens_nothing() {
-    let mut host = Host::new(13);
-    let mut remote = instance("db-9", "west");
-    remote.ports = vec![Port { name: "dns".parse().expect("name"), number: 53, transport: Transport::Udp }];
-    host.index.set_service(&service("orders"), Some(service_view("orders", vec![remote])));
-    assert!(matches!(host.open().await, VipAnswer::Address(_)));
-    assert!(host.vips.ports().is_empty());
-}
-
-#[tokio::test]
 async fn one_stolen_port_silences_the_name_while_the_others_stay_bound() {
     let mut host = Host::new(14);
     let ((_program, stolen), free) = (wildcard(), free_port());
@@ -482,4 +485,83 @@ async fn one_stolen_port_silences_the_name_while_the_others_stay_bound() {
     assert_eq!(host.state(free), Some(PortState::Bound));
     assert!(matches!(host.state(stolen), Some(PortState::Stolen { .. })));
     assert_eq!(host.vips.ports().len(), 2);
+}
+
+/// Offers `dns` by a remote instance on this UDP port, and by a program of this machine when that is given.
+fn offer_udp(host: &mut Host, port: u16, local: Option<SocketAddr>) {
+    let mut remote = instance("db-9", "west");
+    remote.ports = vec![Port { name: port.into(), number: port, transport: Transport::Udp }];
+    host.index.set_service(&service("orders"), Some(service_view("orders", vec![remote])));
+    if let Some(address) = local {
+        let mut local = local_service("orders", "db-0", port, address);
+        local.record.ports[0].transport = Transport::Udp;
+        local.targets[0].transport = Transport::Udp;
+        host.targets.set(vec![local]);
+    }
+}
+
+fn free_udp_port() -> u16 {
+    std::net::UdpSocket::bind("127.0.0.1:0").expect("free").local_addr().expect("bound").port()
+}
+
+#[tokio::test]
+async fn a_udp_port_is_bound_and_answers_from_the_vip() {
+    let mut host = Host::new(1);
+    let port = free_udp_port();
+    offer_udp(&mut host, port, None);
+    assert_eq!(host.open().await, VipAnswer::Address(host.address()));
+    assert_eq!(host.state(port), Some(PortState::Bound));
+    assert_eq!(host.vips.ports()[0].transport, Transport::Udp);
+    let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("free");
+    client.connect((host.address(), port)).await.expect("connected");
+    client.send(b"?").await.expect("sent");
+    let mut answer = [0; 64];
+    let len = client.recv(&mut answer).await.expect("from the VIP and nobody else");
+    assert_eq!(&answer[..len], format!("orders:{port}").as_bytes());
+    // Together with a TCP port of the same number.
+    let mut both = instance("db-9", "west");
+    let of = |transport| Port { name: port.into(), number: port, transport };
+    both.ports = vec![of(Transport::Tcp), of(Transport::Udp)];
+    host.index.set_service(&service("orders"), Some(service_view("orders", vec![both])));
+    host.open().await;
+    assert_eq!(host.vips.ports().len(), 2);
+    let vip = host.address();
+    host.index.set_service(&service("orders"), None);
+    let is_free = async || {
+        while std::net::UdpSocket::bind((vip, port)).is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), is_free()).await.expect("closed with its service");
+}
+
+#[tokio::test]
+async fn a_udp_port_of_another_program_silences_the_name() {
+    let mut host = Host::new(2);
+    let wildcard = std::net::UdpSocket::bind("0.0.0.0:0").expect("free");
+    let port = wildcard.local_addr().expect("bound").port();
+    offer_udp(&mut host, port, None);
+    let VipAnswer::Blocked(reason) = host.open().await else { panic!("answered") };
+    assert!(reason.contains(&port.to_string()), "{reason}");
+    assert_eq!(host.state(port), Some(PortState::Stolen { program: own_program() }));
+    drop(wildcard);
+    host.becomes(port, &PortState::Bound).await;
+}
+
+#[tokio::test]
+async fn the_services_own_udp_program_keeps_the_wildcard_and_can_restart() {
+    let mut host = Host::new(3);
+    let program = std::net::UdpSocket::bind("0.0.0.0:0").expect("free");
+    let port = program.local_addr().expect("bound").port();
+    offer_udp(&mut host, port, Some(([127, 0, 0, 1], port).into()));
+    host.open().await;
+    assert_eq!(host.state(port), Some(PortState::Native));
+    drop(program);
+    host.becomes(port, &PortState::Waiting).await;
+    let again = std::net::UdpSocket::bind(("0.0.0.0", port)).expect("it can start again");
+    host.becomes(port, &PortState::Native).await;
+    drop(again);
+    let specific = std::net::UdpSocket::bind(("127.0.0.1", port)).expect("free");
+    host.becomes(port, &PortState::Bound).await;
+    drop(specific);
 }

@@ -1,0 +1,217 @@
+//! The serving end of a UDP flow: one connected socket towards the target.
+//!
+//! Owns: the flows of peers. Must not know: which name the caller used. Driven by: `inbound`, with a stream whose request
+//! asks for datagrams.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::BytesMut;
+use tokio::net::UdpSocket;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use gossamer_core::trust::Leaf;
+use gossamer_wire::flow::{OpenRequest, OpenStatus};
+
+use super::frames::{self, Ended, REFUSED};
+use super::{Udp, Used, add, sockets};
+use crate::register::LocalService;
+use crate::relay::copy::Guarded;
+use crate::relay::flow::{Direction, FlowId, FlowInfo};
+use crate::relay::inbound::refuse;
+use crate::relay::{Relay, count};
+use crate::transport::{FlowStream, Sent};
+
+/// A flow of a peer.
+struct Served {
+    relay: Relay,
+    request: OpenRequest,
+    peer: Arc<Leaf>,
+    socket: UdpSocket,
+    used: Used,
+    /// The registrations it was last judged by.
+    judged: arc_swap::ArcSwap<Vec<LocalService>>,
+    /// It is no longer allowed.
+    revoked: CancellationToken,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+}
+
+impl Relay {
+    /// Serves a UDP flow until it ends and writes its access line.
+    pub(in crate::relay) async fn serve_datagrams(
+        self,
+        mut stream: Guarded<FlowStream>,
+        request: OpenRequest,
+        peer: Arc<Leaf>,
+    ) {
+        let (flow, began) = (FlowId(request.flow), Instant::now());
+        let line = |bytes_in: u64, bytes_out: u64, reason: &str| {
+            tracing::info!(target: "access", %flow, service = %request.service, instance = %request.instance,
+                peer = %peer.name, transport = "udp", bytes_in, bytes_out, took = ?began.elapsed(), reason,
+                "flow served");
+        };
+        let of_peer = self.flows.admit_udp(peer.node);
+        let (Some(_of_peer), Ok(_place)) = (of_peer, self.udp.served.try_acquire()) else {
+            count(&self.counters.busy);
+            line(0, 0, "too many UDP flows");
+            return refuse(stream, OpenStatus::Busy);
+        };
+        let (address, socket) = match self.dial_datagrams(&request, &peer).await {
+            Ok(dialled) => dialled,
+            Err(status) => {
+                line(0, 0, if status == OpenStatus::Denied { "denied" } else { "target refused" });
+                return refuse(stream, status);
+            }
+        };
+        let served = Arc::new(Served {
+            judged: self.parts.targets.all().into(),
+            relay: self.clone(),
+            request: request.clone(),
+            peer: Arc::clone(&peer),
+            socket,
+            used: Used::default(),
+            revoked: CancellationToken::new(),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+        });
+        served.used.touch(&self.udp);
+        let side = stream.side();
+        let taking = Arc::clone(&served);
+        let _registered =
+            side.datagrams.register(side.send.id(), Box::new(move |payload| taking.take(&payload)));
+        if side.send.write_all(&[OpenStatus::Open.code()]).await.is_err() {
+            return line(0, 0, "the caller went away");
+        }
+        count(&self.counters.served);
+        self.udp.counters.open.fetch_add(1, Ordering::Relaxed);
+        let _listed = self.flows.list(FlowInfo {
+            flow,
+            direction: Direction::Inbound,
+            service: request.service.clone(),
+            instance: request.instance.clone(),
+            peer: peer.name.clone(),
+            target: Some(address.into()),
+            since: began.into_std(),
+        });
+        let reason = tokio::select! {
+            biased;
+            () = self.parts.stage.stopping().cancelled() => "stopping".to_owned(),
+            () = served.revoked.cancelled() => "no longer allowed".to_owned(),
+            () = served.used.idle(&self.udp) => "idle".to_owned(),
+            reason = served.run(stream.side()) => reason,
+        };
+        // Dropped without an end of its own the stream is reset, which the caller takes for the end of the flow.
+        if reason == REFUSED_WORDS {
+            let _ = stream.side().send.reset(REFUSED);
+        }
+        self.udp.counters.open.fetch_sub(1, Ordering::Relaxed);
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (bytes_in, bytes_out) = (read(&served.bytes_in), read(&served.bytes_out));
+        self.counters.bytes_in.fetch_add(bytes_in, Ordering::Relaxed);
+        self.counters.bytes_out.fetch_add(bytes_out, Ordering::Relaxed);
+        line(bytes_in, bytes_out, &reason);
+    }
+
+    /// Makes the socket of a flow, by every rule of the exporter.
+    async fn dial_datagrams(
+        &self,
+        request: &OpenRequest,
+        peer: &Leaf,
+    ) -> Result<(SocketAddr, UdpSocket), OpenStatus> {
+        let target = self.permitted(request, &peer.group).and_then(|target| target.addr.ip());
+        let address = target.ok_or_else(|| {
+            count(&self.counters.denied);
+            OpenStatus::Denied
+        })?;
+        let socket = sockets::towards(address).await.map_err(|_| OpenStatus::Refused)?;
+        Ok((address, socket))
+    }
+}
+
+impl Served {
+    fn udp(&self) -> &Udp {
+        &self.relay.udp
+    }
+
+    /// Takes a datagram of the caller. Never waits.
+    fn take(&self, payload: &[u8]) {
+        if !self.is_allowed() {
+            return self.revoked.cancel();
+        }
+        self.used.touch(self.udp());
+        // A refusal is seen by who waits for answers.
+        match self.socket.try_send(payload) {
+            Ok(_) => {
+                count(&self.udp().counters.forward);
+                add(&self.bytes_in, payload.len());
+            }
+            Err(_) => count(&self.udp().counters.socket),
+        }
+    }
+
+    /// Judges the flow again when the registrations have changed.
+    fn is_allowed(&self) -> bool {
+        let now = self.relay.parts.targets.all();
+        if Arc::ptr_eq(&now, &self.judged.load()) {
+            return true;
+        }
+        let is_allowed = self.relay.permitted(&self.request, &self.peer.group).is_some();
+        self.judged.store(now);
+        is_allowed
+    }
+
+    /// Carries datagrams both ways; returns why that ended.
+    async fn run(&self, stream: &mut FlowStream) -> String {
+        let FlowStream { send, recv, datagrams, .. } = stream;
+        let (id, datagrams) = (send.id(), &*datagrams);
+        let up = async {
+            loop {
+                match frames::read(recv, datagrams).await {
+                    Ok(payload) => self.take(&payload),
+                    Err(Ended::Finished) => return "done".to_owned(),
+                    Err(Ended::Refused) => return "the caller reset it".to_owned(),
+                    Err(Ended::Broken(why)) => return why,
+                }
+            }
+        };
+        let down = async {
+            let mut buffer = BytesMut::new();
+            loop {
+                match sockets::receive(&self.socket, &mut buffer).await {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                        return REFUSED_WORDS.to_owned();
+                    }
+                    Err(error) => return error.to_string(),
+                }
+                if !self.is_allowed() {
+                    self.revoked.cancel();
+                    continue;
+                }
+                self.used.touch(self.udp());
+                match datagrams.send(id, &buffer) {
+                    Sent::Queued => {}
+                    Sent::Crowded => count(&self.udp().counters.crowded),
+                    Sent::Lost => return "the connection is lost".to_owned(),
+                    Sent::TooLarge => {
+                        if let Err(error) = frames::write(send, &buffer).await {
+                            return error.to_string();
+                        }
+                    }
+                }
+                count(&self.udp().counters.back);
+                add(&self.bytes_out, buffer.len());
+            }
+        };
+        tokio::select! {
+            reason = up => reason,
+            reason = down => reason,
+        }
+    }
+}
+
+const REFUSED_WORDS: &str = "target refused";
