@@ -10,8 +10,10 @@ mod answers;
 mod bad;
 mod bugs;
 mod callers;
+mod carried;
 mod clients;
 mod consent;
+mod datagrams;
 mod decoders;
 mod demo;
 mod detection;
@@ -27,6 +29,7 @@ mod joins;
 mod long;
 mod mixed;
 mod pods;
+mod protocols;
 mod redeeming;
 mod resolvers;
 mod restart;
@@ -113,7 +116,7 @@ pub fn rows() -> Vec<Row> {
     let rows = issue_2.concat().into_iter().chain([shape::ROW, bad::ROW]);
     let issue_4 = [issuers::ROWS, joins::ROWS, redeeming::ROWS, evicted::ROWS, rotation::ROWS];
     let issue_5 = [answers::ROWS, clients::ROWS, resolvers::ROWS, gone::ROWS, forwarding::ROWS];
-    let issue_6 = [hosts::ROWS, vips::ROWS];
+    let issue_6 = [hosts::ROWS, vips::ROWS, carried::ROWS, protocols::ROWS, datagrams::ROWS];
     rows.chain(simulated::ROWS.iter().copied())
         .chain([gossip::ROW, bugs::ROW, mixed::ROW, hostile::ROW, long::ROW, scarce::ROW])
         .chain(issue_4.concat())
