@@ -145,10 +145,9 @@ pub fn encode_stream_id(stream: u64) -> Vec<u8> {
 /// # Errors
 /// The peer's fault: it ends early. Close the connection.
 pub fn decode_stream_id(datagram: &[u8]) -> Result<(u64, usize), DecodeError> {
-    let short = DecodeError::Short(DATAGRAM);
-    let first = *datagram.first().ok_or(short.clone())?;
+    let first = datagram.first().ok_or(DecodeError::Short(DATAGRAM))?;
     let used = 1 << (first >> 6);
-    let bytes = datagram.get(..used).ok_or(short)?;
+    let bytes = datagram.get(..used).ok_or(DecodeError::Short(DATAGRAM))?;
     let all = bytes.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
     // The two highest bits say how long it is.
     let bits = 8 * used as u32 - 2;

@@ -17,7 +17,7 @@ use ring::digest::{Context as Hash, SHA256};
 use super::{Ci, Needs, Row, Run};
 use crate::process::{Lab, Node};
 use crate::promise;
-use crate::wait::until;
+use crate::wait::{Broken, until};
 
 pub(super) const ROWS: &[Row] = &[
     Row {
@@ -98,6 +98,11 @@ pub(super) fn connect(address: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
+/// Takes what a program meets for what the promise is about: a failure breaks it.
+pub(super) fn kept<T>(what: &str, result: Result<T>) -> Result<T> {
+    result.map_err(|error| Broken(format!("{what}: {error:#}")).into())
+}
+
 const BLOCK: usize = 1 << 20;
 
 /// Bytes that no two blocks share, in order.
@@ -168,14 +173,14 @@ fn bulk(run: &Run) -> Result<String> {
             let began = Instant::now();
             let mut client = connect(vip)?;
             let half = if run.sabotaged { blocks / 2 } else { blocks };
-            let mut sent = send(&mut client, 1, half)?;
+            let mut sent = kept("sending", send(&mut client, 1, half))?;
             if run.sabotaged {
                 pair.server.kill9()?;
-                sent = send(&mut client, 1, half)?;
+                sent = kept("sending", send(&mut client, 1, half))?;
             }
-            client.shutdown(Shutdown::Write)?;
+            kept("ending", client.shutdown(Shutdown::Write).map_err(Into::into))?;
             let up = began.elapsed();
-            let got = receive(&mut client)?;
+            let got = kept("receiving", receive(&mut client))?;
             let took = began.elapsed();
             let (served, answered) = serving.join().map_err(|_| anyhow::anyhow!("the target panicked"))??;
             let bytes = blocks << 20;
@@ -344,17 +349,17 @@ fn many(run: &Run) -> Result<String> {
             let began = Instant::now();
             for number in 0..short {
                 let mut client = connect(vip)?;
-                talk(&mut client, number).with_context(|| format!("short connection {number}"))?;
+                kept(&format!("short connection {number}"), talk(&mut client, number))?;
             }
             let rate = short as f64 / began.elapsed().as_secs_f64();
             let mut open = Vec::with_capacity(idle);
             for number in 0..idle {
                 let mut client = connect(vip)?;
-                talk(&mut client, number).with_context(|| format!("idle connection {number}"))?;
+                kept(&format!("idle connection {number}"), talk(&mut client, number))?;
                 open.push(client);
             }
             for (number, client) in open.iter_mut().enumerate() {
-                talk(client, number + 1).with_context(|| format!("idle connection {number} later"))?;
+                kept(&format!("idle connection {number} later"), talk(client, number + 1))?;
             }
             let seen = served.load(Ordering::Relaxed);
             promise!(seen == short + 2 * idle, "the program answered {seen} times");

@@ -4,7 +4,7 @@
 //! travel. Driven by: `evidence`.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -46,6 +46,16 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// Returns a port that neither UDP nor TCP used a moment ago: a DNS server takes both.
+fn free_of_both() -> Result<u16> {
+    loop {
+        let port = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
     }
 }
 
@@ -113,7 +123,7 @@ fn udp(run: &Run) -> Result<String> {
     run.scenario(|lab| {
         let ((first_socket, first_port), (second_socket, second_port)) = (bound()?, bound()?);
         let (syslog, syslog_port) = bound()?;
-        let dns_port = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let dns_port = free_of_both()?;
         let _dnsmasq = dnsmasq(dns_port)?;
         let mut first = lab.node("first")?;
         first.init("west")?;
@@ -173,7 +183,8 @@ impl Drop for Stop<'_> {
 /// Asks from a new port each time.
 fn questions(dns: SocketAddr, count: u32) -> Result<()> {
     for _ in 0..count {
-        let found = Resolver::new(dns)?.ask("answer.example", RecordType::A).map(|answer| answer.addresses());
+        let found = Resolver::new(dns)?.ask("answer.example", RecordType::A);
+        let found = found.map(|answer| answer.addresses()).map_err(|error| error.to_string());
         promise!(
             found.as_ref().is_ok_and(|found| *found == [Ipv4Addr::new(192, 0, 2, 7)]),
             "the DNS server behind the flow answers {found:?}"

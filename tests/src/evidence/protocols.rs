@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::carried::{PORT, Pair, connect};
+use super::carried::{PORT, Pair, connect, kept};
 use super::{Ci, Needs, Row, Run};
 use crate::process::Lab;
 use crate::promise;
@@ -227,7 +227,7 @@ fn server_first(run: &Run) -> Result<String> {
         let (ip, port) = host(offer("pg", 15_432, postgres)?);
         let sql = "select count(*), md5(string_agg(n::text, ',')) from generate_series(1, 100000) n";
         let asked = ["-X", "-A", "-t", "-h", &ip, "-p", &port, "-U", "gossamer", "-d", "postgres", "-c", sql];
-        let rows = must(lab, "psql", &asked)?;
+        let rows = kept("the client", must(lab, "psql", &asked))?;
         promise!(rows.starts_with("100000|"), "psql reads {rows:?}");
 
         let (ip, port) = host(offer("maria", 13_306, mariadb)?);
@@ -246,11 +246,11 @@ fn server_first(run: &Run) -> Result<String> {
             "select count(*) from seq_1_to_100000",
         ];
         // The login is what speaks first; the sequence engine is a part of the server.
-        let rows = must(lab, "mariadb", &[&asked[..], &["mysql"]].concat())?;
+        let rows = kept("the client", must(lab, "mariadb", &[&asked[..], &["mysql"]].concat()))?;
         promise!(rows.trim() == "100000", "mariadb reads {rows:?}");
 
         let (ip, port) = host(offer("mail", 10_025, smtp)?);
-        let said = must(lab, "python3", &["-c", SMTP_CLIENT, &ip, &port])?;
+        let said = kept("the client", must(lab, "python3", &["-c", SMTP_CLIENT, &ip, &port]))?;
         promise!(said.trim() == "221", "the mail client hears {said:?}");
 
         let (ip, port) = host(offer("shell", 10_022, sshd)?);
@@ -302,7 +302,7 @@ fn proxy(run: &Run) -> Result<String> {
             let mut client = connect(pair.offer(number, &asked)?)?;
             client.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")?;
             let mut page = String::new();
-            client.read_to_string(&mut page)?;
+            kept("haproxy", client.read_to_string(&mut page).map_err(Into::into))?;
             let told = page.lines().last().unwrap_or_default().to_owned();
             let words: Vec<_> = told.split(' ').collect();
             let caller = [own.ip().to_string(), own.port().to_string(), name.to_owned()];
