@@ -164,7 +164,7 @@ const RULES: &[Rule] = &[
         ],
     },
     Rule {
-        what: "datagram sockets: QUIC, DNS, and what asks DNS (ADR 21)",
+        what: "datagram sockets: QUIC, DNS, what asks DNS (ADR 21), and UDP flows (ADR 27)",
         calls: &["UdpSocket::bind", "UnixDatagram::bind"],
         homes: &[
             "daemon/src/transport",
@@ -173,6 +173,7 @@ const RULES: &[Rule] = &[
             "daemon/src/cli",
             "daemon/src/demo",
             "dns/src/forward/exchange",
+            "daemon/src/relay/udp/sockets",
         ],
     },
     Rule {
