@@ -72,7 +72,7 @@ impl fmt::Display for Host {
     }
 }
 
-/// The path of a socket of the file system: absolute, without `..`, at most [`MAX_PATH_BYTES`] bytes.
+/// The path of a socket of the file system: absolute, without `..`, at most 107 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UnixPath(Arc<str>);
 
