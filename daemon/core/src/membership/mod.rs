@@ -87,8 +87,6 @@ pub struct Membership {
     passed_over: usize,
     /// When any peer was last heard.
     heard: Instant,
-    /// Before this no verdict falls: this node was away, and answers wait to be read.
-    verdicts_from: Instant,
     outputs: VecDeque<Output>,
     has_left: bool,
 }
@@ -135,7 +133,6 @@ impl Membership {
             parked_gossip: None,
             passed_over: 0,
             heard: now,
-            verdicts_from: now,
             outputs: VecDeque::new(),
             has_left: false,
         };
@@ -288,7 +285,8 @@ impl Membership {
                 match verdict {
                     Verdict::Drop => return,
                     Verdict::Postpone => {
-                        return self.timers.push(now + verdict::RECONSIDER, Due::Foca(timer));
+                        let again = now + verdict::RECONSIDER;
+                        return self.timers.push(again, Due::Verdict(timer, again));
                     }
                     Verdict::Down => touched.push(member_id.0.node),
                 }
@@ -340,21 +338,16 @@ impl Membership {
         self.health.worsen();
         tracing::debug!(by = ?late, "this node runs late; its verdicts wait");
         let first = now + self.config.probe_rtt;
-        self.resume(first, first + ANSWERS_WAIT);
+        self.timers.resume(first, first + ANSWERS_WAIT);
         if late >= PAUSE {
             self.rejoin(now);
         }
     }
 
-    fn resume(&mut self, first: Instant, verdicts: Instant) {
-        self.timers.resume(first, verdicts);
-        self.verdicts_from = self.verdicts_from.max(verdicts);
-    }
-
     /// After a long absence: suspects get their full time, and some peers are asked what happened.
     fn rejoin(&mut self, now: Instant) {
         let first = now + self.config.probe_rtt;
-        self.resume(first, first + self.config.suspicion);
+        self.timers.resume(first, first + self.config.suspicion);
         self.renewals.expect();
         for peer in self.peers.some(ASKED_AFTER_PAUSE, &mut self.rng, |_| true) {
             self.announce(peer, now);

@@ -122,9 +122,8 @@ impl Membership {
     /// has the usual time in any case, and no verdict falls while answers wait to be read.
     fn hasten(&mut self, suspect: &MemberView, share: f64, now: Instant) {
         let life = Life(Identity { node: suspect.node, generation: suspect.generation });
-        let verdicts_from = self.verdicts_from.max(now);
         self.timers.move_verdicts(&life, |due, earliest| {
-            let doubt = due.saturating_duration_since(earliest.max(verdicts_from));
+            let doubt = due.saturating_duration_since(earliest.max(now));
             due - doubt + doubt.mul_f64(share)
         });
     }
