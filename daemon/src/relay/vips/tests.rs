@@ -33,6 +33,10 @@ struct Host {
 impl Host {
     /// Each test has a pool of its own, so that tests do not meet.
     fn new(pool: u8) -> Self {
+        Self::in_mode(pool, Mode::Bind)
+    }
+
+    fn in_mode(pool: u8, mode: Mode) -> Self {
         let (index, targets, stage) = (IndexWriter::default(), Targets::default(), Stage::default());
         let counters = Arc::new(RelayCounters::default());
         let (raises, raised) = mpsc::channel(1);
@@ -40,7 +44,7 @@ impl Host {
             stage: stage.clone(),
             mesh: MESH,
             pool: Pool::new(Ipv4Addr::new(127, 251, pool * 16, 0), 20).expect("aligned"),
-            mode: Mode::Bind,
+            mode,
             redirect: None,
             events: EventLog::default(),
             clients: Clients::default(),
@@ -533,6 +537,37 @@ async fn a_udp_port_is_bound_and_answers_from_the_vip() {
         }
     };
     timeout(Duration::from_secs(5), is_free()).await.expect("closed with its service");
+}
+
+#[tokio::test]
+async fn each_mode_listens_on_what_it_needs() {
+    for (mode, listened) in [
+        (Mode::Bind, vec![Transport::Tcp, Transport::Udp]),
+        (Mode::Dnat, vec![Transport::Udp]),
+        (Mode::None, vec![]),
+    ] {
+        let mut host = Host::in_mode(1, mode);
+        let port = free_udp_port();
+        let mut both = instance("db-9", "west");
+        let of = |transport| Port { name: port.into(), number: port, transport };
+        both.ports = vec![of(Transport::Tcp), of(Transport::Udp)];
+        host.index.set_service(&service("orders"), Some(service_view("orders", vec![both])));
+        host.open().await;
+        let found: Vec<_> =
+            host.vips.ports().iter().map(|port| (port.transport, port.state.clone())).collect();
+        assert_eq!(
+            found,
+            listened.iter().map(|each| (*each, PortState::Bound)).collect::<Vec<_>>(),
+            "{mode}"
+        );
+        // A second question finds it as it is, and nothing more is opened for TCP alone.
+        host.open().await;
+        host.offer(&[port]);
+        host.open().await;
+        let listens = mode == Mode::Bind;
+        assert_eq!(host.vips.ports().iter().any(|port| port.transport == Transport::Tcp), listens, "{mode}");
+        assert_eq!(host.stage.stop(Duration::from_secs(5)).await, 0);
+    }
 }
 
 #[tokio::test]
