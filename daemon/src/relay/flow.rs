@@ -93,12 +93,23 @@ impl Flows {
 
     /// Notes that a flow to an instance could be opened. The flow counts until the guard is dropped.
     pub(super) fn opened(&self, key: InstanceKey, took: Duration) -> InFlight {
+        self.answered(key.clone(), took);
+        self.began(key)
+    }
+
+    /// Counts a flow at its instance until the guard is dropped. That its instance is there is not known yet.
+    pub(super) fn began(&self, key: InstanceKey) -> InFlight {
         let mut table = self.lock();
         table.forget_some();
-        let known = table.instances.entry(key.clone()).or_default();
-        known.standing.handle_opened(took);
-        known.in_flight += 1;
+        table.instances.entry(key.clone()).or_default().in_flight += 1;
         InFlight { flows: self.clone(), key }
+    }
+
+    /// Notes that an instance is there, and how long it took to find that out.
+    pub(super) fn answered(&self, key: InstanceKey, took: Duration) {
+        let mut table = self.lock();
+        table.forget_some();
+        table.instances.entry(key).or_default().standing.handle_opened(took);
     }
 
     /// Notes that a flow to an instance could not be opened.

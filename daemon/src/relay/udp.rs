@@ -12,13 +12,16 @@
 
 mod caller;
 mod frames;
+mod judged;
+mod opening;
 mod queue;
 mod server;
 mod sockets;
 mod vip;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -26,6 +29,7 @@ use tokio::time::Instant;
 
 use gossamer_wire::limits::MAX_UDP_FLOWS_PER_PEER;
 
+use caller::Pinned;
 pub(in crate::relay) use sockets::bind;
 pub(in crate::relay) use vip::{Receiving, Vip};
 
@@ -36,6 +40,8 @@ use crate::metrics::FlowCounts;
 pub(super) struct Udp {
     /// One for each flow of local programs.
     slots: Arc<Semaphore>,
+    /// These flows, by number.
+    living: Mutex<Living>,
     /// Flows of peers that may live at once, for the files they take.
     served: Arc<Semaphore>,
     /// Bytes that wait in all queues.
@@ -43,6 +49,12 @@ pub(super) struct Udp {
     began: Instant,
     idle: Duration,
     counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Living {
+    last: u64,
+    flows: BTreeMap<u64, Weak<Pinned>>,
 }
 
 /// What is counted. All only grow, but for the first.
@@ -76,6 +88,7 @@ impl Udp {
     fn idle_after(idle: Duration) -> Self {
         Self {
             slots: Arc::new(Semaphore::new(MAX_UDP_FLOWS_PER_PEER as usize)),
+            living: Mutex::default(),
             served: Arc::new(Semaphore::new(max_served())),
             queued: Arc::default(),
             began: Instant::now(),
@@ -101,6 +114,17 @@ impl Udp {
         counts.dropped = dropped.map(|(reason, counter)| (reason, read(counter))).into();
     }
 
+    fn living(&self) -> MutexGuard<'_, Living> {
+        // No operation leaves it half-done.
+        self.living.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the flow that was idle for longest, of all ports.
+    fn longest_idle(&self) -> Option<Arc<Pinned>> {
+        let living: Vec<_> = self.living().flows.values().filter_map(Weak::upgrade).collect();
+        living.into_iter().min_by_key(|flow| flow.used_at())
+    }
+
     /// Returns a clock for [`Used`].
     fn now(&self) -> u64 {
         self.began.elapsed().as_millis() as u64
@@ -120,11 +144,11 @@ impl Used {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Resolves when nothing was carried for as long as a flow may be idle.
-    async fn idle(&self, udp: &Udp) {
+    /// Resolves when nothing was carried for so long.
+    async fn idle_for(&self, udp: &Udp, longest: Duration) {
         loop {
             let unused = Duration::from_millis(udp.now().saturating_sub(self.at()));
-            match udp.idle.checked_sub(unused) {
+            match longest.checked_sub(unused) {
                 None | Some(Duration::ZERO) => return,
                 Some(left) => tokio::time::sleep(left).await,
             }

@@ -34,6 +34,8 @@ struct Shared {
     flows: Mutex<HashMap<u64, Arc<Take>>>,
     /// Datagrams that come in parts.
     framed: Semaphore,
+    /// Datagrams that go in parts.
+    framing: Semaphore,
     strays: AtomicU64,
 }
 
@@ -61,6 +63,7 @@ impl Datagrams {
         let shared = Shared {
             flows: Mutex::default(),
             framed: Semaphore::new(MAX_FRAMED_AT_ONCE),
+            framing: Semaphore::new(MAX_FRAMED_AT_ONCE),
             strays: AtomicU64::new(0),
         };
         Self { connection, shared: Arc::new(shared) }
@@ -100,6 +103,12 @@ impl Datagrams {
     /// Returns how many more datagrams may come in parts at once; who reads one holds a permit.
     pub(crate) fn framed(&self) -> &Semaphore {
         &self.shared.framed
+    }
+
+    /// Returns how many more datagrams may go in parts at once; who writes one holds a permit, for the other side may take
+    /// its time.
+    pub(crate) fn framing(&self) -> &Semaphore {
+        &self.shared.framing
     }
 
     /// Returns how many datagrams came for no flow.

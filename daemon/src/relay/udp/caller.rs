@@ -3,46 +3,50 @@
 //! Owns: one flow. Must not know: how its program is listened to. Driven by: `vip`, which makes it and gives it
 //! datagrams; its own task, which opens it and carries what comes back.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::{Bytes, BytesMut};
-use quinn::{RecvStream, SendStream, StreamId};
+use quinn::StreamId;
 use tokio::net::UdpSocket;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::Instant;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use gossamer_core::catalog::{InstanceState, ServiceView};
 use gossamer_core::vip::VipName;
-use gossamer_wire::flow::{OpenRequest, OpenStatus, encode_framed};
-use gossamer_wire::limits::MAX_EARLY_BYTES;
-use gossamer_wire::{InstanceName, NodeId, Transport};
+use gossamer_wire::{InstanceName, NodeId};
 
 use super::frames::{self, Ended};
+use super::opening::{Began, Far, Local, UdpTry};
 use super::queue::Queue;
 use super::{Udp, Used, add, sockets};
-use crate::relay::copy::Guarded;
-use crate::relay::flow::FlowId;
-use crate::relay::outbound::{AGAIN, Choice, Failure, Try, elsewhere};
+use crate::relay::flow::{FlowId, InstanceKey};
+use crate::relay::outbound::{AGAIN, Choice};
 use crate::relay::scope::{PortChoice, behind};
 use crate::relay::{ConnectError, Relay, count};
-use crate::transport::{FlowStream, Registered, Sent};
+use crate::transport::{FlowStream, Sent};
 
 /// A flow as who gives it datagrams sees it.
 #[derive(Debug)]
 pub(super) struct Pinned {
     udp: Arc<Udp>,
     /// Until it is open; then those that go on its stream.
-    queue: Queue,
+    pub(super) queue: Queue,
     way: ArcSwapOption<Way>,
     used: Used,
     /// Its end: asked for, or reached.
     over: CancellationToken,
-    is_refused: AtomicBool,
+    /// Told of the first answer.
+    answered: Notify,
+    /// When no instance took it, milliseconds since the relay began; 0 for not so.
+    failed_at: AtomicU64,
+    number: u64,
     slot: std::sync::Mutex<Option<OwnedSemaphorePermit>>,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
@@ -62,18 +66,22 @@ struct Way {
     node: NodeId,
     instance: InstanceName,
     target: Target,
+    /// The target has refused a datagram.
+    refused: CancellationToken,
 }
 
-#[derive(Debug)]
 enum Target {
     Hop(crate::transport::Datagrams, StreamId),
-    Local(Arc<UdpSocket>),
+    Local(Arc<Local>),
 }
 
-/// The far end of a flow that was just opened.
-pub(super) enum Far {
-    Hop { stream: Guarded<FlowStream>, _registered: Registered },
-    Local(Arc<UdpSocket>),
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hop(_, stream) => f.debug_tuple("Hop").field(stream).finish(),
+            Self::Local(local) => f.debug_tuple("Local").field(&local.judged.address).finish(),
+        }
+    }
 }
 
 /// Why a flow is over.
@@ -88,24 +96,31 @@ enum Over {
 }
 
 impl Pinned {
-    pub(super) fn new(
+    /// Makes a flow that is not open yet.
+    pub(super) fn start(
         udp: &Arc<Udp>,
         back: Back,
         slot: OwnedSemaphorePermit,
         over: CancellationToken,
-    ) -> Self {
-        let this = Self {
+    ) -> Arc<Self> {
+        let mut living = udp.living();
+        living.last += 1;
+        let this = Arc::new(Self {
+            number: living.last,
+            answered: Notify::new(),
+            failed_at: AtomicU64::new(0),
             udp: Arc::clone(udp),
             queue: Queue::new(Arc::clone(&udp.queued)),
             way: ArcSwapOption::empty(),
             used: Used::default(),
             over,
-            is_refused: AtomicBool::new(false),
             slot: std::sync::Mutex::new(Some(slot)),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
             back,
-        };
+        });
+        living.flows.insert(this.number, Arc::downgrade(&this));
+        drop(living);
         this.used.touch(udp);
         udp.counters.open.fetch_add(1, Ordering::Relaxed);
         this
@@ -114,6 +129,21 @@ impl Pinned {
     /// Returns whether it takes no more datagrams.
     pub(super) fn is_over(&self) -> bool {
         self.over.is_cancelled()
+    }
+
+    /// Returns whether an instance has it.
+    pub(super) fn is_open(&self) -> bool {
+        self.way.load().is_some()
+    }
+
+    /// Returns whether nothing took it a moment ago: who sends on then would make flow after flow.
+    pub(super) fn is_pausing(&self) -> bool {
+        let failed_at = self.failed_at.load(Ordering::Relaxed);
+        failed_at != 0 && self.udp.now().saturating_sub(failed_at) < PAUSE.as_millis() as u64
+    }
+
+    fn fail(&self) {
+        self.failed_at.store(self.udp.now().max(1), Ordering::Relaxed);
     }
 
     /// Returns when it last carried one.
@@ -126,6 +156,7 @@ impl Pinned {
         self.over.cancel();
         let slot = self.slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if slot.is_some() {
+            self.udp.living().flows.remove(&self.number);
             self.udp.counters.open.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -145,9 +176,9 @@ impl Pinned {
     pub(super) fn push(&self, payload: &[u8]) {
         self.used.touch(&self.udp);
         let way = self.way.load();
-        match way.as_ref().map(|way| &way.target) {
-            None => self.wait(payload),
-            Some(Target::Hop(datagrams, stream)) => match datagrams.send(*stream, payload) {
+        let Some(way) = way.as_ref() else { return self.wait(payload) };
+        match &way.target {
+            Target::Hop(datagrams, stream) => match datagrams.send(*stream, payload) {
                 Sent::Queued => self.went(payload.len()),
                 Sent::Crowded => {
                     count(&self.udp.counters.crowded);
@@ -156,13 +187,15 @@ impl Pinned {
                 Sent::TooLarge => self.wait(payload),
                 Sent::Lost => self.over.cancel(),
             },
-            Some(Target::Local(socket)) => match socket.try_send(payload) {
+            Target::Local(local) if !local.judged.is_allowed() => self.over.cancel(),
+            Target::Local(local) => match local.socket.try_send(payload) {
                 Ok(_) => self.went(payload.len()),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    self.is_refused.store(true, Ordering::Relaxed);
-                    self.over.cancel();
+                Err(error) => {
+                    count(&self.udp.counters.socket);
+                    if error.kind() == io::ErrorKind::ConnectionRefused {
+                        way.refused.cancel();
+                    }
                 }
-                Err(_) => count(&self.udp.counters.socket),
             },
         }
     }
@@ -177,7 +210,7 @@ impl Pinned {
     }
 
     /// Sends an answer to the client.
-    fn answer(&self, payload: &[u8]) {
+    pub(super) fn answer(&self, payload: &[u8]) {
         self.used.touch(&self.udp);
         match self.back.socket.try_send_to(payload, self.back.client) {
             Ok(_) => {
@@ -186,6 +219,7 @@ impl Pinned {
             }
             Err(_) => count(&self.udp.counters.socket),
         }
+        self.answered.notify_one();
     }
 }
 
@@ -195,108 +229,17 @@ impl Drop for Pinned {
     }
 }
 
-/// How an instance is asked for a UDP flow: with the datagrams that wait, so that the first is not delayed.
-struct UdpTry<'a> {
-    flow: &'a Arc<Pinned>,
-    began: &'a mut Began,
-}
-
-/// What a flow began with.
-#[derive(Default)]
-struct Began {
-    /// Sent to each instance that is tried.
-    first: Vec<Bytes>,
-    /// Instances that refused.
-    refused: Vec<(NodeId, InstanceName)>,
-}
-
-impl Try for UdpTry<'_> {
-    type Far = Far;
-
-    async fn try_one(
-        &mut self,
-        relay: &Relay,
-        flow: FlowId,
-        name: &VipName,
-        choice: &Choice,
-    ) -> Result<Far, Failure> {
-        let first = &mut self.began.first;
-        let mut held: usize = first.iter().map(Bytes::len).sum();
-        while held < MAX_EARLY_BYTES
-            && let Some(datagram) = self.flow.queue.try_pop()
-        {
-            held += datagram.len();
-            first.push(datagram);
-        }
-        let request = OpenRequest {
-            flow: flow.0,
-            service: name.service().clone(),
-            instance: choice.instance.clone(),
-            port: choice.port.clone(),
-            transport: Transport::Udp,
-        };
-        if choice.node == relay.parts.node {
-            let target = relay.permitted(&request, &relay.parts.group).ok_or(Failure::Denied)?;
-            let address = target.addr.ip().ok_or(Failure::Denied)?;
-            let socket = sockets::towards(address).await.map_err(elsewhere)?;
-            for datagram in &*first {
-                if socket.try_send(datagram).is_err() {
-                    count(&relay.udp.counters.socket);
-                }
-            }
-            return Ok(Far::Local(Arc::new(socket)));
-        }
-        let mut stream = Guarded::new(relay.parts.hops.open_flow(choice.node).await.map_err(elsewhere)?);
-        let FlowStream { send, recv, datagrams, .. } = stream.side();
-        let taking = Arc::downgrade(self.flow);
-        let registered = datagrams.register(
-            send.id(),
-            Box::new(move |payload| {
-                if let Some(flow) = taking.upgrade() {
-                    flow.answer(&payload);
-                }
-            }),
-        );
-        let mut bytes = request.encode().map_err(elsewhere)?;
-        for datagram in &*first {
-            bytes.extend(encode_framed(datagram).map_err(elsewhere)?);
-        }
-        ask(send, recv, &bytes).await?;
-        Ok(Far::Hop { stream, _registered: registered })
-    }
-
-    fn is_spent(&self, choice: &Choice) -> bool {
-        self.began.refused.iter().any(|(node, instance)| *node == choice.node && *instance == choice.instance)
-    }
-}
-
-/// Sends a request with what follows it, and takes the answer.
-async fn ask(send: &mut SendStream, recv: &mut RecvStream, bytes: &[u8]) -> Result<(), Failure> {
-    let answer = async {
-        let mut status = [0];
-        recv.read_exact(&mut status).await.map_err(elsewhere)?;
-        let [code] = status;
-        match OpenStatus::try_from(code).map_err(elsewhere)? {
-            OpenStatus::Open => Ok(()),
-            status => Err(Failure::from(status)),
-        }
-    };
-    // Who refuses reads no more: its answer says more than that writing failed.
-    let written = async { Ok(send.write_all(bytes).await) };
-    let (written, ()) = tokio::try_join!(written, answer)?;
-    written.map_err(elsewhere)
-}
-
 impl Relay {
     /// Carries a UDP flow until it ends and writes its access line. One that is refused before anything came back goes
     /// to another instance with what it began with.
     pub(super) async fn carry_datagrams(self, flow: Arc<Pinned>, name: VipName, port: u16) {
         let id = FlowId::random();
-        let (mut began, mut again) = (Began::default(), 0);
+        let (mut began, mut again) = (Began::new(Arc::clone(&flow.udp.queued)), 0);
         while self.carry_datagrams_once(id, &flow, &name, port, &mut began).await && again < AGAIN {
             again += 1;
             count(&self.counters.retries);
         }
+        drop(began);
         flow.release();
     }
 
@@ -326,24 +269,26 @@ impl Relay {
                 add(&self.udp.counters.unreachable, flow.queue.len() + begun.first.len());
                 tracing::info!(target: "access", flow = %id, service = %name.service(), %name, transport = "udp",
                     bytes_in = 0, bytes_out = 0, took = ?began.elapsed(), reason = %error, "flow failed");
+                flow.fail();
                 return false;
             }
         };
         count(&self.counters.opened);
         begun.first.iter().for_each(|datagram| flow.went(datagram.len()));
         let key = choice.key(name);
-        let _in_flight = self.flows.opened(key.clone(), took);
+        let _in_flight = self.flows.began(key.clone());
         let _listed = self.flows.list(choice.info(id, name, began));
-        flow.start(&choice, &mut far);
+        let refused = flow.open(&choice, &mut far);
         let over = tokio::select! {
             biased;
             () = stop.cancelled() => Over::Stopping,
+            () = refused.cancelled() => Over::Refused,
             () = flow.over.cancelled() => Over::Released,
-            () = flow.used.idle(&self.udp) => Over::Idle,
+            () = flow.used.idle_for(&self.udp, self.udp.idle) => Over::Idle,
             over = flow.run(&mut far) => over,
+            over = self.settle(flow, begun, (&key, took)) => over,
         };
         flow.way.store(None);
-        let over = if flow.is_refused.swap(false, Ordering::Relaxed) { Over::Refused } else { over };
         if let Far::Hop { stream, .. } = &mut far {
             // The other side ends its flow with the stream.
             stream.finished();
@@ -354,49 +299,80 @@ impl Relay {
             (flow.bytes_in.swap(0, Ordering::Relaxed), flow.bytes_out.swap(0, Ordering::Relaxed));
         self.counters.bytes_in.fetch_add(bytes_in, Ordering::Relaxed);
         self.counters.bytes_out.fetch_add(bytes_out, Ordering::Relaxed);
-        if matches!(over, Over::Refused | Over::Ended(_)) {
+        // A flow that was answered says nothing against its instance when it ends.
+        if matches!(over, Over::Refused) || matches!(over, Over::Ended(_)) && bytes_out == 0 {
             self.flows.failed(key, Instant::now().into_std());
         }
         tracing::info!(target: "access", flow = %id, service = %name.service(), instance = %choice.instance,
             peer = %choice.node_name, transport = "udp", bytes_in, bytes_out, took = ?began.elapsed(),
             reason = over.words(), "flow ended");
-        let is_unseen = matches!(over, Over::Refused) && bytes_out == 0 && !flow.over.is_cancelled();
+        let is_refused = matches!(over, Over::Refused) && bytes_out == 0 && !flow.over.is_cancelled();
+        let is_unseen = is_refused && !begun.first.is_empty();
+        if is_refused {
+            flow.fail();
+        }
         begun.refused.extend(is_unseen.then_some((choice.node, choice.instance)));
         is_unseen
     }
 }
 
+impl Relay {
+    /// Notes that the instance is there when it answers, and forgets what the flow began with as soon as that is too old
+    /// for another one. Never resolves.
+    async fn settle(&self, flow: &Pinned, begun: &mut Began, (key, took): (&InstanceKey, Duration)) -> Over {
+        let is_early = timeout(AGAIN_WITHIN, flow.answered.notified()).await.is_ok();
+        begun.settle();
+        if !is_early {
+            flow.answered.notified().await;
+        }
+        self.flows.answered(key.clone(), took);
+        std::future::pending().await
+    }
+}
+
 impl Pinned {
-    /// Lets datagrams go straight on from here.
-    fn start(&self, choice: &Choice, far: &mut Far) {
+    /// Lets datagrams go straight on from here. Returns what tells of a refusal.
+    fn open(&self, choice: &Choice, far: &mut Far) -> CancellationToken {
         let target = match far {
-            Far::Local(socket) => Target::Local(Arc::clone(socket)),
+            Far::Local(local) => Target::Local(Arc::clone(local)),
             Far::Hop { stream, .. } => {
                 let FlowStream { send, datagrams, .. } = stream.side();
                 Target::Hop(datagrams.clone(), send.id())
             }
         };
         let (node, instance) = (choice.node, choice.instance.clone());
-        self.way.store(Some(Arc::new(Way { node, instance, target })));
+        let refused = CancellationToken::new();
+        self.way.store(Some(Arc::new(Way { node, instance, target, refused: refused.clone() })));
+        refused
     }
 
     /// Carries what waits and what comes back.
     async fn run(&self, far: &mut Far) -> Over {
         match far {
-            Far::Local(socket) => {
-                // What came while it was opened.
-                while let Some(datagram) = self.queue.try_pop() {
-                    self.push(&datagram);
-                }
-                let mut buffer = BytesMut::new();
-                loop {
-                    match sockets::receive(socket, &mut buffer).await {
-                        Ok(()) => self.answer(&buffer),
-                        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                            return Over::Refused;
-                        }
-                        Err(error) => return Over::Ended(error.to_string()),
+            Far::Local(local) => {
+                let up = async {
+                    loop {
+                        // What came while it was opened.
+                        self.queue.filled().await;
+                        self.queue.try_pop().iter().for_each(|datagram| self.push(datagram));
                     }
+                };
+                let down = async {
+                    let mut buffer = BytesMut::new();
+                    loop {
+                        match sockets::receive(&local.socket, &mut buffer).await {
+                            Ok(()) if !local.judged.is_allowed() => return Over::Released,
+                            Ok(()) => self.answer(&buffer),
+                            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                                return Over::Refused;
+                            }
+                            Err(error) => return Over::Ended(error.to_string()),
+                        }
+                    }
+                };
+                tokio::select! {
+                    over = up => over,
+                    over = down => over,
                 }
             }
             Far::Hop { stream, .. } => {
@@ -404,11 +380,19 @@ impl Pinned {
                 let (stream, datagrams) = (send.id(), &*datagrams);
                 let up = async {
                     loop {
-                        let datagram = self.queue.pop().await;
-                        if datagrams.send(stream, &datagram) == Sent::TooLarge
-                            && let Err(error) = frames::write(send, &datagram).await
-                        {
-                            return Over::Ended(error.to_string());
+                        self.queue.filled().await;
+                        // What waits for its turn stays where it counts.
+                        let _place = datagrams.framing().acquire().await;
+                        let Some(datagram) = self.queue.try_pop() else { continue };
+                        match datagrams.send(stream, &datagram) {
+                            Sent::Queued => {}
+                            Sent::Crowded => count(&self.udp.counters.crowded),
+                            Sent::Lost => return Over::Ended("the connection is lost".to_owned()),
+                            Sent::TooLarge => {
+                                if let Err(error) = frames::write(send, &datagram).await {
+                                    return Over::Ended(error.to_string());
+                                }
+                            }
                         }
                         self.went(datagram.len());
                     }
@@ -443,3 +427,10 @@ impl Over {
         }
     }
 }
+
+/// Within this what a flow began with may be sent to another instance, which then has it once: after that it would be old
+/// news.
+const AGAIN_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long datagrams of a client are dropped after nothing took its flow.
+const PAUSE: Duration = Duration::from_millis(250);

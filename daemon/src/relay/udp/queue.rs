@@ -57,15 +57,22 @@ impl Queue {
         self.take(&mut self.lock())
     }
 
-    /// Returns the oldest datagram when there is one.
+    /// Returns the oldest datagram, if there is one and it is no longer than `most`.
+    pub(super) fn try_pop_within(&self, most: usize) -> Option<Bytes> {
+        let mut waiting = self.lock();
+        let fits = waiting.datagrams.front().is_some_and(|datagram| datagram.len() <= most);
+        if fits { self.take(&mut waiting) } else { None }
+    }
+
+    /// Resolves when one waits.
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub(super) async fn pop(&self) -> Bytes {
+    pub(super) async fn filled(&self) {
         loop {
             let filled = self.filled.notified();
-            if let Some(datagram) = self.try_pop() {
-                return datagram;
+            if self.len() > 0 {
+                return;
             }
             filled.await;
         }
@@ -138,10 +145,18 @@ mod tests {
     #[tokio::test]
     async fn who_waits_gets_the_next_one() {
         let queue = Queue::new(Arc::default());
-        let (popped, ()) = tokio::join!(queue.pop(), async {
+        let ((), ()) = tokio::join!(queue.filled(), async {
             tokio::task::yield_now().await;
             queue.push(Bytes::from_static(b"x"));
         });
-        assert_eq!(popped, b"x"[..]);
+        assert_eq!(queue.try_pop().expect("filled"), b"x"[..]);
+    }
+
+    #[test]
+    fn one_that_is_too_long_stays() {
+        let queue = Queue::new(Arc::default());
+        queue.push(Bytes::from_static(b"long"));
+        assert_eq!((queue.try_pop_within(3), queue.len()), (None, 1));
+        assert_eq!(queue.try_pop_within(4).as_deref(), Some(&b"long"[..]));
     }
 }

@@ -4,9 +4,9 @@
 //! asks for datagrams.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::net::UdpSocket;
@@ -17,8 +17,8 @@ use gossamer_core::trust::Leaf;
 use gossamer_wire::flow::{OpenRequest, OpenStatus};
 
 use super::frames::{self, Ended, REFUSED};
+use super::judged::Judged;
 use super::{Udp, Used, add, sockets};
-use crate::register::LocalService;
 use crate::relay::copy::Guarded;
 use crate::relay::flow::{Direction, FlowId, FlowInfo};
 use crate::relay::inbound::refuse;
@@ -28,14 +28,13 @@ use crate::transport::{FlowStream, Sent};
 /// A flow of a peer.
 struct Served {
     relay: Relay,
-    request: OpenRequest,
-    peer: Arc<Leaf>,
+    judged: Judged,
     socket: UdpSocket,
     used: Used,
-    /// The registrations it was last judged by.
-    judged: arc_swap::ArcSwap<Vec<LocalService>>,
     /// It is no longer allowed.
     revoked: CancellationToken,
+    /// The target has refused a datagram.
+    refused: CancellationToken,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
 }
@@ -60,21 +59,21 @@ impl Relay {
             line(0, 0, "too many UDP flows");
             return refuse(stream, OpenStatus::Busy);
         };
-        let (address, socket) = match self.dial_datagrams(&request, &peer).await {
+        let (judged, socket) = match self.dial_datagrams(&request, &peer).await {
             Ok(dialled) => dialled,
             Err(status) => {
                 line(0, 0, if status == OpenStatus::Denied { "denied" } else { "target refused" });
                 return refuse(stream, status);
             }
         };
+        let address = judged.address;
         let served = Arc::new(Served {
-            judged: self.parts.targets.all().into(),
             relay: self.clone(),
-            request: request.clone(),
-            peer: Arc::clone(&peer),
+            judged,
             socket,
             used: Used::default(),
             revoked: CancellationToken::new(),
+            refused: CancellationToken::new(),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
         });
@@ -101,7 +100,8 @@ impl Relay {
             biased;
             () = self.parts.stage.stopping().cancelled() => "stopping".to_owned(),
             () = served.revoked.cancelled() => "no longer allowed".to_owned(),
-            () = served.used.idle(&self.udp) => "idle".to_owned(),
+            () = served.refused.cancelled() => REFUSED_WORDS.to_owned(),
+            () = served.used.idle_for(&self.udp, self.udp.idle + LONGER) => "idle".to_owned(),
             reason = served.run(stream.side()) => reason,
         };
         // Dropped without an end of its own the stream is reset, which the caller takes for the end of the flow.
@@ -121,14 +121,13 @@ impl Relay {
         &self,
         request: &OpenRequest,
         peer: &Leaf,
-    ) -> Result<(SocketAddr, UdpSocket), OpenStatus> {
-        let target = self.permitted(request, &peer.group).and_then(|target| target.addr.ip());
-        let address = target.ok_or_else(|| {
+    ) -> Result<(Judged, UdpSocket), OpenStatus> {
+        let judged = Judged::new(self, request.clone(), peer.group.clone()).ok_or_else(|| {
             count(&self.counters.denied);
             OpenStatus::Denied
         })?;
-        let socket = sockets::towards(address).await.map_err(|_| OpenStatus::Refused)?;
-        Ok((address, socket))
+        let socket = sockets::towards(judged.address).await.map_err(|_| OpenStatus::Refused)?;
+        Ok((judged, socket))
     }
 }
 
@@ -139,29 +138,23 @@ impl Served {
 
     /// Takes a datagram of the caller. Never waits.
     fn take(&self, payload: &[u8]) {
-        if !self.is_allowed() {
+        if !self.judged.is_allowed() {
             return self.revoked.cancel();
         }
         self.used.touch(self.udp());
-        // A refusal is seen by who waits for answers.
         match self.socket.try_send(payload) {
             Ok(_) => {
                 count(&self.udp().counters.forward);
                 add(&self.bytes_in, payload.len());
             }
-            Err(_) => count(&self.udp().counters.socket),
+            Err(error) => {
+                count(&self.udp().counters.socket);
+                // The system tells of a refusal once: to who sends next, or to who waits for answers.
+                if error.kind() == io::ErrorKind::ConnectionRefused {
+                    self.refused.cancel();
+                }
+            }
         }
-    }
-
-    /// Judges the flow again when the registrations have changed.
-    fn is_allowed(&self) -> bool {
-        let now = self.relay.parts.targets.all();
-        if Arc::ptr_eq(&now, &self.judged.load()) {
-            return true;
-        }
-        let is_allowed = self.relay.permitted(&self.request, &self.peer.group).is_some();
-        self.judged.store(now);
-        is_allowed
     }
 
     /// Carries datagrams both ways; returns why that ended.
@@ -188,7 +181,7 @@ impl Served {
                     }
                     Err(error) => return error.to_string(),
                 }
-                if !self.is_allowed() {
+                if !self.judged.is_allowed() {
                     self.revoked.cancel();
                     continue;
                 }
@@ -198,6 +191,10 @@ impl Served {
                     Sent::Crowded => count(&self.udp().counters.crowded),
                     Sent::Lost => return "the connection is lost".to_owned(),
                     Sent::TooLarge => {
+                        let Ok(_place) = datagrams.framing().try_acquire() else {
+                            count(&self.udp().counters.crowded);
+                            continue;
+                        };
                         if let Err(error) = frames::write(send, &buffer).await {
                             return error.to_string();
                         }
@@ -213,5 +210,9 @@ impl Served {
         }
     }
 }
+
+/// How much longer this end waits for an idle flow: the caller ends flows, and an end by this one would look like the
+/// instance's.
+const LONGER: Duration = Duration::from_secs(10);
 
 const REFUSED_WORDS: &str = "target refused";

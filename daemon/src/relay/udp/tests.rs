@@ -71,7 +71,7 @@ impl Mesh {
         let mut caller = Bench::new(HERE, Arc::new(Hops(Some(Arc::clone(&link)))));
         let mut server = Bench::new(THERE, Arc::new(Hops(None)));
         caller.relay.udp = Arc::new(Udp::idle_after(idle));
-        server.relay.udp = Arc::new(Udp::idle_after(10 * idle));
+        server.relay.udp = Arc::new(Udp::idle_after(idle));
         server.relay.clone().start_inbound(link.serve(&server.stage, "west"));
         server.targets.set(vec![udp_service("ns-0", echo(&programs, "ns-0").await)]);
         caller.set_service(service_view("dns", vec![udp_instance("ns-0")]));
@@ -291,6 +291,109 @@ async fn clients_beyond_the_limit_take_the_place_of_the_longest_idle_one() {
     assert_eq!(ask(&clients[0], "again").await, "ns-0:again");
     drop(taken);
     mesh.caller.set_service(service_view("dns", Vec::new()));
+}
+
+#[tokio::test]
+async fn a_burst_to_a_dead_program_goes_to_another_instance() {
+    let mut mesh = Mesh::new(SOON).await;
+    let alive = echo(&mesh.programs, "ns-1").await;
+    mesh.server.targets.set(vec![udp_service("ns-0", gone()), udp_service("ns-1", alive)]);
+    mesh.caller.set_service(service_view("dns", vec![udp_instance("ns-0"), udp_instance("ns-1")]));
+    let is_ejected = || mesh.caller.relay.flows.judge(&key("ns-0"), Instant::now().into_std()).1;
+    for _ in 0..200 {
+        let client = mesh.client().await;
+        // As glibc asks for A and AAAA: the second datagram is told of what the first one met.
+        client.send(b"a").await.expect("sent");
+        client.send(b"aaaa").await.expect("sent");
+        let mut answers = [receive_text(&client).await, receive_text(&client).await];
+        answers.sort();
+        assert_eq!(answers, ["ns-1:a", "ns-1:aaaa"]);
+        if is_ejected() {
+            return;
+        }
+    }
+    panic!("what refuses again and again is asked again and again");
+}
+
+fn key(instance: &str) -> crate::relay::flow::InstanceKey {
+    (THERE, service("dns"), named(instance))
+}
+
+#[tokio::test]
+async fn idle_flows_say_nothing_against_their_instance() {
+    let mesh = Mesh::new(Duration::from_millis(200)).await;
+    for _ in 0..3 {
+        let clients = [mesh.client().await, mesh.client().await, mesh.client().await];
+        for client in &clients {
+            client.send(b"x").await.expect("sent");
+            assert_eq!(receive_text(client).await, "ns-0:x");
+        }
+        mesh.has_flows(0).await;
+    }
+    let flows = &mesh.caller.relay.flows;
+    assert!(!flows.judge(&key("ns-0"), Instant::now().into_std()).1);
+}
+
+#[tokio::test]
+async fn a_target_that_moves_gets_no_more_of_a_flow_where_it_was() {
+    let mesh = Mesh::new(SOON).await;
+    let client = mesh.client().await;
+    assert_eq!(ask(&client, "a").await, "ns-0:a");
+    let moved = echo(&mesh.programs, "moved").await;
+    mesh.server.targets.set(vec![udp_service("ns-0", moved)]);
+    client.send(b"b").await.expect("sent");
+    mesh.has_flows(0).await;
+    assert_eq!(ask(&client, "c").await, "moved:c");
+}
+
+#[tokio::test]
+async fn a_full_port_leaves_room_for_others() {
+    let mesh = Mesh::new(SOON).await;
+    let _taken = Arc::clone(&mesh.caller.relay.udp.slots)
+        .try_acquire_many_owned(MAX_UDP_FLOWS_PER_PEER - 1)
+        .expect("free");
+    let first = mesh.client().await;
+    assert_eq!(ask(&first, "a").await, "ns-0:a");
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("free");
+    let address = socket.local_addr().expect("bound");
+    let name = VipName::Service(service("dns"));
+    let vip = Vip { name, port: 53, clients: Clients::default(), touch: Box::new(|| {}) };
+    let relay = mesh.caller.relay.clone();
+    let _other = Receiving::start(&mesh.caller.stage, |stop| relay.receive_datagrams(socket, vip, stop));
+    let second = UdpSocket::bind("127.0.0.1:0").await.expect("free");
+    second.connect(address).await.expect("connected");
+    assert_eq!(ask(&second, "b").await, "ns-0:b");
+    assert_eq!(dropped(&mesh.counts(), "full"), 0);
+}
+
+#[tokio::test]
+async fn who_sends_on_to_nobody_does_not_make_flow_after_flow() {
+    let mesh = Mesh::new(SOON).await;
+    mesh.server.targets.set(Vec::new());
+    let client = mesh.client().await;
+    let failed = || mesh.caller.relay.counters().failed.load(Ordering::Relaxed);
+    client.send(b"x").await.expect("sent");
+    timeout(SOON, async {
+        while failed() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("denied");
+    mesh.has_flows(0).await;
+    let (before, began) = (dropped(&mesh.counts(), "unreachable"), Instant::now());
+    for _ in 0..50 {
+        client.send(b"x").await.expect("sent");
+    }
+    timeout(SOON, async {
+        while dropped(&mesh.counts(), "unreachable") < before + 50 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("all are counted");
+    let most = 1 + 1 + began.elapsed().as_millis() / 250;
+    assert!(u128::from(failed()) <= most, "{} of at most {most}", failed());
 }
 
 /// A peer that speaks the protocol by hand.

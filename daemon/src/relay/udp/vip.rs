@@ -119,9 +119,13 @@ impl Relay {
         (stop, living): (&CancellationToken, &mpsc::Sender<()>),
     ) {
         let view = self.parts.index.service(vip.name.service());
-        if let Some(entry) = flows.get_mut(&back.client)
-            && !entry.flow.is_over()
-        {
+        if let Some(entry) = flows.get_mut(&back.client) {
+            if entry.flow.is_pausing() {
+                return count(&self.udp.counters.unreachable);
+            }
+            if entry.flow.is_over() {
+                return self.begin(vip, flows, back, payload, (view, stop, living));
+            }
             if entry.is_still_behind(view.as_ref(), &vip.name) {
                 (vip.touch)();
                 return entry.flow.push(payload);
@@ -129,17 +133,29 @@ impl Relay {
             // Its instance is gone: this datagram goes to another one.
             entry.flow.release();
         }
+        self.begin(vip, flows, back, payload, (view, stop, living));
+    }
+
+    /// Makes a flow for a client's datagram.
+    fn begin(
+        &self,
+        vip: &Vip,
+        flows: &mut HashMap<SocketAddr, Entry>,
+        back: Back,
+        payload: &[u8],
+        (view, stop, living): (Option<Arc<ServiceView>>, &CancellationToken, &mpsc::Sender<()>),
+    ) {
         if !vip.clients.admits(back.client.ip()) {
             count(&self.counters.strangers);
             return tracing::debug!(from = %back.client, "a datagram of somebody who is no client is dropped");
         }
         (vip.touch)();
-        let Some(slot) = self.slot(flows) else {
+        let Some(slot) = self.slot() else {
             count(&self.udp.counters.full);
             return;
         };
         let client = back.client;
-        let flow = Arc::new(Pinned::new(&self.udp, back, slot, stop.child_token()));
+        let flow = Pinned::start(&self.udp, back, slot, stop.child_token());
         flow.push(payload);
         let carried = self.clone().carry_datagrams(Arc::clone(&flow), vip.name.clone(), vip.port);
         let alive = living.clone();
@@ -150,16 +166,13 @@ impl Relay {
         flows.insert(client, Entry { flow, view });
     }
 
-    /// Finds a place for one more flow; the one of this port that was idle for longest makes room.
-    fn slot(&self, flows: &mut HashMap<SocketAddr, Entry>) -> Option<tokio::sync::OwnedSemaphorePermit> {
+    /// Finds a place for one more flow; the one that was idle for longest makes room, whatever its port.
+    fn slot(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
         let free = || Arc::clone(&self.udp.slots).try_acquire_owned().ok();
-        if let Some(slot) = free() {
-            return Some(slot);
-        }
-        flows.retain(|_, entry| !entry.flow.is_over());
-        let oldest = flows.iter().min_by_key(|(_, entry)| entry.flow.used_at()).map(|(client, _)| *client)?;
-        flows.remove(&oldest)?.flow.release();
-        free()
+        free().or_else(|| {
+            self.udp.longest_idle()?.release();
+            free()
+        })
     }
 }
 
@@ -175,7 +188,10 @@ impl Entry {
             return true;
         }
         let is_behind = view.is_some_and(|view| self.flow.is_behind(view, name));
-        self.view = view.cloned();
+        // Which instance it will have shows when it is open.
+        if self.flow.is_open() {
+            self.view = view.cloned();
+        }
         is_behind
     }
 }

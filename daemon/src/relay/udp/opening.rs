@@ -1,0 +1,170 @@
+//! The opening of a UDP flow: which instance takes what it began with.
+//!
+//! Owns: one try at one instance, the datagrams that may be sent to another. Must not know: what a flow does when it is open.
+//! Driven by: `caller`.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use quinn::{RecvStream, SendStream};
+use tokio::net::UdpSocket;
+use tokio::sync::OwnedSemaphorePermit;
+
+use gossamer_core::vip::VipName;
+use gossamer_wire::flow::{OpenRequest, OpenStatus, encode_framed};
+use gossamer_wire::limits::MAX_EARLY_BYTES;
+use gossamer_wire::{InstanceName, NodeId, Transport};
+
+use super::caller::Pinned;
+use super::judged::Judged;
+use super::queue::Queue;
+use super::sockets;
+use crate::relay::copy::Guarded;
+use crate::relay::flow::FlowId;
+use crate::relay::outbound::{Choice, Failure, Try, elsewhere};
+use crate::relay::{Relay, count};
+use crate::transport::{FlowStream, Registered};
+
+/// The far end of a flow that was just opened.
+pub(super) enum Far {
+    Hop { stream: Guarded<FlowStream>, _registered: Registered },
+    Local(Arc<Local>),
+}
+
+/// A target on this node.
+pub(super) struct Local {
+    pub(super) socket: UdpSocket,
+    pub(super) judged: Judged,
+    _place: OwnedSemaphorePermit,
+}
+
+/// How an instance is asked for a UDP flow: with the datagrams that wait, so that the first is not delayed.
+pub(super) struct UdpTry<'a> {
+    pub(super) flow: &'a Arc<Pinned>,
+    pub(super) began: &'a mut Began,
+}
+
+/// What a flow began with.
+pub(super) struct Began {
+    /// Sent to each instance that is tried.
+    pub(super) first: Vec<Bytes>,
+    bytes: usize,
+    /// Where they count like those that wait.
+    all: Arc<AtomicUsize>,
+    /// Instances that refused.
+    pub(super) refused: Vec<(NodeId, InstanceName)>,
+}
+
+impl Began {
+    pub(super) fn new(all: Arc<AtomicUsize>) -> Self {
+        Self { first: Vec::new(), bytes: 0, all, refused: Vec::new() }
+    }
+
+    /// Takes what waits, as much as a request may be followed by.
+    fn take(&mut self, queue: &Queue) {
+        while let Some(datagram) = queue.try_pop_within(MAX_EARLY_BYTES.saturating_sub(self.bytes)) {
+            self.bytes += datagram.len();
+            self.all.fetch_add(datagram.len(), Ordering::Relaxed);
+            self.first.push(datagram);
+        }
+    }
+
+    /// Forgets it: too old to be sent again.
+    pub(super) fn settle(&mut self) {
+        self.first = Vec::new();
+        self.all.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Began {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+impl Try for UdpTry<'_> {
+    type Far = Far;
+
+    async fn try_one(
+        &mut self,
+        relay: &Relay,
+        flow: FlowId,
+        name: &VipName,
+        choice: &Choice,
+    ) -> Result<Far, Failure> {
+        self.began.take(&self.flow.queue);
+        let request = OpenRequest {
+            flow: flow.0,
+            service: name.service().clone(),
+            instance: choice.instance.clone(),
+            port: choice.port.clone(),
+            transport: Transport::Udp,
+        };
+        if choice.node == relay.parts.node {
+            let local = Local::open(relay, request, &self.began.first).await;
+            if matches!(&local, Err(Failure::Elsewhere(_))) {
+                self.began.refused.push((choice.node, choice.instance.clone()));
+            }
+            return Ok(Far::Local(Arc::new(local?)));
+        }
+        let mut stream = Guarded::new(relay.parts.hops.open_flow(choice.node).await.map_err(elsewhere)?);
+        let FlowStream { send, recv, datagrams, .. } = stream.side();
+        let taking = Arc::downgrade(self.flow);
+        let registered = datagrams.register(
+            send.id(),
+            Box::new(move |payload| {
+                if let Some(flow) = taking.upgrade() {
+                    flow.answer(&payload);
+                }
+            }),
+        );
+        let mut bytes = request.encode().map_err(elsewhere)?;
+        for datagram in &self.began.first {
+            bytes.extend(encode_framed(datagram).map_err(elsewhere)?);
+        }
+        ask(send, recv, &bytes).await?;
+        Ok(Far::Hop { stream, _registered: registered })
+    }
+
+    fn is_spent(&self, choice: &Choice) -> bool {
+        self.began.refused.iter().any(|(node, instance)| *node == choice.node && *instance == choice.instance)
+    }
+}
+
+impl Local {
+    /// Makes the socket of a flow on this node and sends what the flow began with.
+    async fn open(relay: &Relay, request: OpenRequest, first: &[Bytes]) -> Result<Self, Failure> {
+        let judged = Judged::new(relay, request, relay.parts.group.clone()).ok_or(Failure::Denied)?;
+        let place = Arc::clone(&relay.udp.served).try_acquire_owned();
+        let place = place.map_err(|_| Failure::Elsewhere("too many UDP flows".to_owned()))?;
+        let socket = sockets::towards(judged.address).await.map_err(elsewhere)?;
+        for datagram in first {
+            if let Err(error) = socket.try_send(datagram) {
+                count(&relay.udp.counters.socket);
+                if error.kind() == io::ErrorKind::ConnectionRefused {
+                    return Err(Failure::Elsewhere("target refused".to_owned()));
+                }
+            }
+        }
+        Ok(Self { socket, judged, _place: place })
+    }
+}
+
+/// Sends a request with what follows it, and takes the answer.
+async fn ask(send: &mut SendStream, recv: &mut RecvStream, bytes: &[u8]) -> Result<(), Failure> {
+    let answer = async {
+        let mut status = [0];
+        recv.read_exact(&mut status).await.map_err(elsewhere)?;
+        let [code] = status;
+        match OpenStatus::try_from(code).map_err(elsewhere)? {
+            OpenStatus::Open => Ok(()),
+            status => Err(Failure::from(status)),
+        }
+    };
+    // Who refuses reads no more: its answer says more than that writing failed.
+    let written = async { Ok(send.write_all(bytes).await) };
+    let (written, ()) = tokio::try_join!(written, answer)?;
+    written.map_err(elsewhere)
+}
