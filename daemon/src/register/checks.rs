@@ -159,7 +159,10 @@ async fn connect(place: &Place, proxy_protocol: bool, timeout: Duration) -> Prob
         }
         Ok(Ok(Connected::Unix(_))) => Probe { passed: true, is_local, trouble: None },
         Ok(Err(error)) => Probe { passed: false, is_local, trouble: place.trouble(&error) },
-        Err(_) => Probe { passed: false, is_local, trouble: None },
+        Err(_) => {
+            let trouble = place.trouble(&std::io::ErrorKind::TimedOut.into());
+            Probe { passed: false, is_local, trouble }
+        }
     }
 }
 

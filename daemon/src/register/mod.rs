@@ -11,6 +11,7 @@ mod checks;
 mod health;
 mod place;
 mod request;
+mod socket;
 mod spec;
 mod target;
 mod task;
@@ -28,6 +29,9 @@ pub use request::{
 };
 pub use spec::Rules;
 pub use target::{Denial, DenyList};
+
+#[cfg(test)]
+pub(crate) use socket::tests::Program;
 
 use crate::store::{Store, StoreError};
 use crate::supervise::Stage;

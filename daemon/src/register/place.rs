@@ -1,6 +1,6 @@
 //! Where the program of a service listens: an address, or a socket of the file system.
 //!
-//! Owns: both forms, how each is connected to, and who may be at the other end of a socket of the file system.
+//! Owns: both forms, and how each is connected to; `socket` judges who is at the other end of one of the file system.
 //! Must not know: services, verdicts. Driven by: `spec` (what is asked for), `checks` and the relay (to connect).
 
 use std::fmt;
@@ -13,6 +13,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpStream, UnixStream};
+
+use super::socket;
 
 /// What a target is written with when it is a socket of the file system.
 const UNIX: &str = "unix:";
@@ -137,42 +139,24 @@ impl Place {
     /// Connects. Give it a deadline.
     ///
     /// # Errors
-    /// The system's. Of a socket of the file system also [`io::ErrorKind::PermissionDenied`] when another user's
-    /// program listens there: a user's registration must not open what only the daemon may.
+    /// The system's. Of a socket of the file system also [`io::ErrorKind::PermissionDenied`] for what must not be
+    /// reached: the daemon itself, what another user may have led the path to, and for a user's registration all
+    /// that is not its own.
     pub async fn connect(&self) -> io::Result<Connected> {
         match self {
             Self::Ip(address) => Ok(Connected::Tcp(TcpStream::connect(address).await?)),
-            Self::Unix { path, user } => {
-                let stream = UnixStream::connect(path.as_path()).await?;
-                // Asked after the connection: between a look at the file and that it could be changed.
-                let listener = stream.peer_cred()?;
-                if user.is_some_and(|user| user != listener.uid()) {
-                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, FOREIGN));
-                }
-                Ok(Connected::Unix(stream))
-            }
+            Self::Unix { path, user } => socket::connect(path.as_path(), *user).await.map(Connected::Unix),
         }
     }
 
     /// Says why connecting failed, when that is more than "nobody listens".
     pub fn trouble(&self, error: &io::Error) -> Option<&'static str> {
-        if self.ip().is_some() {
-            return None;
-        }
-        let is_foreign = error.get_ref().is_some_and(|cause| cause.to_string() == FOREIGN);
-        match error.kind() {
-            io::ErrorKind::NotFound => Some("there is no such file"),
-            io::ErrorKind::PermissionDenied if is_foreign => Some(FOREIGN),
-            io::ErrorKind::PermissionDenied => {
-                Some("this daemon may not open it: its file, or a directory above it, does not let it")
-            }
-            _ => None,
+        match self {
+            Self::Ip(_) => None,
+            Self::Unix { user, .. } => socket::trouble(*user, error),
         }
     }
 }
-
-/// What is said of a socket whose program is another user's than who registered it.
-const FOREIGN: &str = "another user's program listens there; let an operator register it";
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -253,26 +237,22 @@ mod tests {
         }
     }
 
-    fn place(path: &Path, user: Option<u32>) -> Place {
+    fn place(path: &Path) -> Place {
         let path = path.to_str().expect("text").parse().expect("path");
-        Place::Unix { path, user }
+        Place::Unix { path, user: None }
     }
 
     #[tokio::test]
     async fn what_cannot_be_connected_to_says_why() {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("app.sock");
-        let absent = place(&socket, None);
+        let absent = place(&socket);
         let error = absent.connect().await.expect_err("absent");
         assert_eq!(absent.trouble(&error), Some("there is no such file"));
 
         let listener = UnixListener::bind(&socket).expect("bound");
-        assert!(absent.connect().await.is_ok());
-        let me = nix::unistd::geteuid().as_raw();
-        assert!(place(&socket, Some(me)).connect().await.is_ok());
-        let foreign = place(&socket, Some(me + 1));
-        let error = foreign.connect().await.expect_err("another user's");
-        assert_eq!(foreign.trouble(&error), Some(FOREIGN));
+        let error = absent.connect().await.expect_err("this process");
+        assert!(absent.trouble(&error).is_some_and(|why| why.contains("own socket")));
         drop(listener);
         let error = absent.connect().await.expect_err("nobody listens");
         assert_eq!(absent.trouble(&error), None);

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use gossamer_wire::Visibility;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::register::{LocalService, Place};
 use crate::relay::tests::{Bench, HERE, Hops, Link, greeter, local_service, named, service};
@@ -137,16 +136,7 @@ async fn the_deny_list_is_asked_again_at_the_dial() {
 async fn a_socket_of_the_file_system_is_a_target_and_its_own_user_must_listen_there() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("app.sock");
-    let listener = tokio::net::UnixListener::bind(&path).expect("bound");
-    let programs = Stage::default();
-    programs.spawn_short("program", async move {
-        while let Ok((mut client, _)) = listener.accept().await {
-            let mut said = Vec::new();
-            if client.read_to_end(&mut said).await.is_ok() && !said.is_empty() {
-                client.write_all(&[&said[..], b" bye"].concat()).await.expect("written");
-            }
-        }
-    });
+    let _program = crate::register::Program::listen(&path);
     let me = nix::unistd::geteuid().as_raw();
     for (user, status) in
         [(None, OpenStatus::Open), (Some(me), OpenStatus::Open), (Some(me + 1), OpenStatus::Refused)]
