@@ -348,8 +348,10 @@ impl Owner {
             for target in local.targets.iter().filter(|target| wants(target, port)) {
                 let listeners = pass.listeners().await;
                 let listens = target.addr.ip().and_then(|addr| listeners.is_wildcard(addr));
+                // Clients of this machine would reach a program that waits for a header without one.
+                let is_called = target.port == port && !target.proxy_protocol;
                 found.push(LocalTarget {
-                    serves: serves(name, local, &self.parts.group) && target.port == port,
+                    serves: serves(name, local, &self.parts.group) && is_called,
                     healthy: target.healthy,
                     wildcard: listens.or(target.wildcard),
                 });

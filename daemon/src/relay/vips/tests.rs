@@ -228,6 +228,18 @@ async fn the_services_own_healthy_instance_keeps_the_port() {
 }
 
 #[tokio::test]
+async fn a_program_that_waits_for_a_header_is_not_left_to_clients_without_one() {
+    let mut host = Host::new(4);
+    let (_program, port) = wildcard();
+    host.offer(&[port]);
+    let mut told = local(port);
+    told.targets[0].proxy_protocol = true;
+    host.targets.set(vec![told]);
+    assert!(matches!(host.open().await, VipAnswer::Blocked(_)));
+    assert_eq!(host.state(port), Some(PortState::Stolen { program: own_program() }));
+}
+
+#[tokio::test]
 async fn an_instance_name_of_elsewhere_is_not_native_here() {
     let mut host = Host::new(5);
     let (_program, port) = wildcard();
