@@ -91,7 +91,8 @@ fn join(bytes: &[u8]) {
 
 fn open(bytes: &[u8]) {
     if let Ok(request) = OpenRequest::decode(bytes) {
-        assert!(request.encode().is_ok());
+        let again = request.encode().unwrap_or_default();
+        assert_eq!(OpenRequest::decode(again.get(flow::PREFIX_BYTES..).unwrap_or_default()), Ok(request));
     }
 }
 
