@@ -336,7 +336,8 @@ impl Source for Hop<'_> {
 
     async fn broken(&mut self) -> io::Error {
         match self.0.received_reset().await {
-            // Everything has arrived: what is left of it can still be delivered.
+            // The stream is over, so no reset can come. (quinn 0.11 says so only once its end was read: until then it
+            // waits, and a connection that is lost is an error also when everything has arrived.)
             Ok(None) => pending().await,
             Ok(Some(_)) => io::ErrorKind::ConnectionReset.into(),
             Err(error) => io::Error::new(io::ErrorKind::ConnectionReset, error),
