@@ -85,9 +85,9 @@ pub(super) struct Owner {
     local_ports: BTreeSet<u16>,
     /// One clone for each listener.
     pub(super) listeners: Arc<()>,
-    max_listeners: usize,
+    pub(super) max_listeners: usize,
     /// The sockets as of [`RECENT`] ago at most, for names that get no listener anyway.
-    recent: (Pass, Instant),
+    pub(super) recent: (Pass, Instant),
 }
 
 impl fmt::Debug for Owner {
@@ -370,13 +370,16 @@ impl Owner {
     /// Returns what [`Self::holder`] does, as of a moment ago. Nobody listens for us on the port, so that only who
     /// holds it at the next look counts; reading all sockets for each name beyond the limit would stop us.
     async fn recent_holder(&mut self, vip: SocketAddrV4) -> Option<Holder> {
-        let (mut recent, mut read) = std::mem::replace(&mut self.recent, (Pass::default(), Instant::now()));
-        if read.elapsed() > RECENT {
-            (recent, read) = (Pass::default(), Instant::now());
-        }
-        let holder = self.holder(vip, &mut recent).await;
-        self.recent = (recent, read);
+        let mut recent = self.take_recent();
+        let holder = self.holder(vip, &mut recent.0).await;
+        self.recent = recent;
         holder
+    }
+
+    /// Takes the sockets as of a moment ago, and when they were read. Put it back.
+    pub(super) fn take_recent(&mut self) -> (Pass, Instant) {
+        let recent = std::mem::replace(&mut self.recent, (Pass::default(), Instant::now()));
+        if recent.1.elapsed() > RECENT { (Pass::default(), Instant::now()) } else { recent }
     }
 
     /// Returns whether there are as many listeners as there may be.

@@ -76,11 +76,11 @@ impl Owner {
         let targets = self.local_udp_targets(name, vip.port(), pass).await;
         match before {
             Some(port) if port.receiving.is_some() && !must_release(&targets) => return port,
-            Some(port) => {
+            Some(port) if port.receiving.is_some() => {
                 port.close().await;
                 *pass = Pass::default();
             }
-            None => {}
+            Some(_) | None => {}
         }
         // A look before the attempt is needed where an own program may be meant; else the attempt says all.
         let holder = if targets.is_empty() { None } else { self.udp_holder(vip, pass).await };
@@ -93,8 +93,7 @@ impl Owner {
                     UdpPort { state: PortState::Bound, receiving: Some((receiving, counted)) }
                 }
                 Err(outcome) => {
-                    *pass = Pass::default();
-                    let holder = self.udp_holder(vip, pass).await;
+                    let holder = self.udp_holder_after(&outcome, vip, pass).await;
                     let state = match judge(holder.as_ref(), &targets, Some(outcome)) {
                         Step::Be(state) => state,
                         Step::Bind => PortState::Waiting,
@@ -135,9 +134,119 @@ impl Owner {
         found
     }
 
+    /// Returns who holds a port that could not be bound. All such ports of a sweep are judged by one reading: it is
+    /// taken again only for a port that somebody holds since.
+    async fn udp_holder_after(
+        &mut self,
+        outcome: &BindOutcome,
+        vip: SocketAddrV4,
+        pass: &mut Pass,
+    ) -> Option<Holder> {
+        if self.is_full() {
+            return self.recent_udp_holder(vip).await;
+        }
+        let holder = self.udp_holder(vip, pass).await;
+        if holder.is_some() || *outcome != BindOutcome::InUse {
+            return holder;
+        }
+        *pass = Pass::default();
+        self.udp_holder(vip, pass).await
+    }
+
+    /// Returns what [`Self::udp_holder`] does, as of a moment ago: as for TCP, names beyond the limit of listeners
+    /// must not cost a reading each.
+    async fn recent_udp_holder(&mut self, vip: SocketAddrV4) -> Option<Holder> {
+        let mut recent = self.take_recent();
+        let holder = self.udp_holder(vip, &mut recent.0).await;
+        self.recent = recent;
+        holder
+    }
+
     async fn udp_holder(&mut self, vip: SocketAddrV4, pass: &mut Pass) -> Option<Holder> {
         let listener = pass.udp().await.holder(SocketAddr::V4(vip))?;
         let program = program(&mut self.programs, listener.inode).await;
         Some(Holder { wildcard: listener.is_wildcard(), program })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use gossamer_core::vip::{Mode, Pool};
+    use gossamer_wire::MeshId;
+    use tokio::sync::mpsc;
+    use tokio::time::Instant;
+
+    use crate::clients::Clients;
+    use crate::events::EventLog;
+    use crate::index::{AddressWriter, IndexWriter};
+    use crate::relay::RelayCounters;
+    use crate::relay::tests::{Targets, group, service};
+    use crate::relay::vips::{Shared, VipsParts};
+    use crate::supervise::Stage;
+
+    fn owner() -> Owner {
+        let (index, names) = (IndexWriter::default(), AddressWriter::default());
+        let mesh = MeshId::from_bytes([3; 16]);
+        let pool = Pool::new(Ipv4Addr::new(127, 250, 0, 0), 20).expect("aligned");
+        let parts = VipsParts {
+            stage: Stage::default(),
+            mesh,
+            pool,
+            mode: Mode::Bind,
+            redirect: None,
+            events: EventLog::default(),
+            clients: Clients::default(),
+            group: group("west"),
+            index: index.reader(),
+            targets: Arc::new(Targets::default()),
+            raises: mpsc::channel(1).0,
+        };
+        let shared = Arc::new(Shared {
+            mesh,
+            pool,
+            mode: Mode::Bind,
+            redirected: None,
+            index: index.reader(),
+            began: Instant::now(),
+            open: dashmap::DashMap::new(),
+            names: names.reader(),
+            losers: arc_swap::ArcSwap::default(),
+        });
+        let receive: Receive = Arc::new(|_, _, _, _| panic!("nothing is bound here"));
+        Owner::new(parts, shared, names, Arc::new(RelayCounters::default()), Arc::new(|_, _, _| {}), receive)
+    }
+
+    #[tokio::test]
+    async fn ports_that_are_not_bound_share_one_reading_of_the_sockets() {
+        let (mut owner, mut pass, used) = (owner(), Pass::default(), Arc::default());
+        let name = VipName::Service(service("orders"));
+        let address = Ipv4Addr::new(127, 250, 1, 1);
+        let wildcard = |_| std::net::UdpSocket::bind("0.0.0.0:0").expect("free");
+        let port = |socket: &std::net::UdpSocket| socket.local_addr().expect("bound").port();
+        let stolen = [(); 3].map(wildcard);
+        let numbers: BTreeSet<u16> = stolen.iter().map(port).collect();
+        pass.udp().await;
+        let later = wildcard(());
+        let vip = |number| SocketAddr::V4(SocketAddrV4::new(address, number));
+
+        let mut ports = Vec::new();
+        for is_full in [false, false, true] {
+            if is_full {
+                owner.max_listeners = 0;
+            }
+            ports = owner.refresh_udp(&name, address, &numbers, ports, (&used, &mut pass)).await;
+            assert_eq!(ports.len(), 3);
+            for (_, found) in &ports {
+                assert!(matches!(&found.state, PortState::Stolen { program: Some(_) }), "{found:?}");
+            }
+            assert!(pass.udp().await.holder(vip(port(&later))).is_none(), "the sockets were read again");
+        }
+
+        // Somebody who came since is found all the same.
+        let numbers = BTreeSet::from([port(&later)]);
+        let found = self::owner().refresh_udp(&name, address, &numbers, Vec::new(), (&used, &mut pass)).await;
+        assert!(matches!(&found[0].1.state, PortState::Stolen { program: Some(_) }), "{found:?}");
     }
 }
