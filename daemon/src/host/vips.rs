@@ -19,6 +19,8 @@ use crate::clients::Network;
 
 /// The routing protocol number of our routes (ip-route(8)); no routing daemon has it.
 pub const ROUTE_PROTOCOL: &str = "147";
+/// The priority of our nat chains: one before `dstnat`, which other programs have (nft(8)).
+const BEFORE_DNAT: i32 = -101;
 /// What the comment of our tables begins with.
 const MARK: &str = "gossamer host setup ";
 
@@ -215,7 +217,9 @@ fn digest(text: &str) -> String {
 }
 
 /// The chains. Connections of strangers end before anything else sees them; those of clients are sent to the listener,
-/// but not those to the first 256 addresses, where DNS and the listener itself are.
+/// but not those to the first 256 addresses, where DNS and the listener itself are. Theirs is the priority before that of
+/// DNAT: Docker and kube-proxy redirect ports of whatever is local, which the pool is, and of equals the one that was
+/// loaded last wins.
 fn body(redirect: &Redirect, clients: &[Network], has_ipv6: bool) -> String {
     let mut families =
         vec![("ip", Family::V4, redirect.pool().to_string(), format!("{}/24", redirect.pool().network().0))];
@@ -237,8 +241,8 @@ fn body(redirect: &Redirect, clients: &[Network], has_ipv6: bool) -> String {
     }
     format!(
         "\tchain guard {{\n\t\ttype filter hook prerouting priority raw; policy accept;\n\t\tiif \"lo\" accept\n{guard}\t}}\n\
-         \tchain incoming {{\n\t\ttype nat hook prerouting priority dstnat; policy accept;\n{redirects}\t}}\n\
-         \tchain outgoing {{\n\t\ttype nat hook output priority -100; policy accept;\n{redirects}\t}}\n"
+         \tchain incoming {{\n\t\ttype nat hook prerouting priority {BEFORE_DNAT}; policy accept;\n{redirects}\t}}\n\
+         \tchain outgoing {{\n\t\ttype nat hook output priority {BEFORE_DNAT}; policy accept;\n{redirects}\t}}\n"
     )
 }
 

@@ -56,6 +56,14 @@ fn clients_are_let_in_before_all_others_are_dropped() {
 }
 
 #[test]
+fn connections_are_redirected_before_any_other_program_can() {
+    let rules = kubernetes().1.rules;
+    for hook in ["prerouting", "output"] {
+        assert!(rules.contains(&format!("type nat hook {hook} priority -101;")), "{hook} in\n{rules}");
+    }
+}
+
+#[test]
 fn the_table_is_loaded_when_it_is_missing_or_says_something_else() {
     let (redirect, plan) = kubernetes();
     let decide = |present: &Present| plan.setup(&redirect, None, present).expect("can be").0;
