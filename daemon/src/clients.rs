@@ -6,6 +6,7 @@
 //! A neighbour with a route to the pool must not enter the mesh (design section 8).
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -62,11 +63,29 @@ impl Clients {
     }
 }
 
-/// Returns whether an address belongs to this host: it can be bound.
+/// Returns whether an address belongs to this host: the way from it to it is local. That it can be bound says nothing
+/// where `net.ipv4.ip_nonlocal_bind` is set, as keepalived wants it: then each stranger's can. No packet is sent. An
+/// address of IPv6 that is local by a route alone counts as a stranger's.
 pub fn is_this_host(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     let is_one_host = !ip.is_unspecified() && !ip.is_multicast();
-    is_one_host && (ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok())
+    is_one_host && (ip.is_loopback() || source_to(ip).is_ok_and(|source| source == ip))
+}
+
+/// Returns the address from which this host would send to its own address; fails where the address is none of its own
+/// (IPv4), or is another one then (IPv6).
+fn source_to(ip: IpAddr) -> io::Result<IpAddr> {
+    let from: IpAddr = match ip {
+        // The kernel checks a given source when it looks for the way, whatever may be bound. Left to itself it takes
+        // the interface's first address for the second one.
+        IpAddr::V4(_) => ip,
+        // Here it takes the address itself, and checks no given one.
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((from, 0))?;
+    // Any port will do: to connect a datagram socket only looks for the way.
+    socket.connect((ip, 9))?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// Returns whether loopback has IPv6 here.
@@ -186,6 +205,22 @@ mod tests {
             assert!(!is_this_host(ip(other)), "{other}");
             assert!(!Clients::default().admits(ip(other)), "{other}");
         }
+    }
+
+    /// Each address of an interface is one of this host; the test machine has what it has.
+    #[test]
+    fn addresses_of_interfaces_are_of_this_host() {
+        let mut seen = 0;
+        for interface in nix::ifaddrs::getifaddrs().expect("interfaces") {
+            let Some(storage) = interface.address else { continue };
+            let v4 = storage.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+            let v6 = storage.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip()));
+            // One of a link alone says nothing without the link.
+            let Some(own) = v4.or(v6.filter(|ip| !ip.to_string().starts_with("fe80"))) else { continue };
+            assert!(is_this_host(own), "{own}");
+            seen += 1;
+        }
+        assert!(seen > 0);
     }
 
     #[test]
