@@ -13,7 +13,7 @@ use gossamer_wire::{GroupName, InstanceName, NodeName, ServiceName};
 
 use crate::config::target_of;
 use crate::index::IndexReader;
-use crate::relay::{Vips, attempt, behind, instance_attempts};
+use crate::relay::{Vips, attempt, behind, has_udp, of_instances};
 
 /// The directory of this node.
 #[derive(Clone, Debug)]
@@ -33,16 +33,22 @@ impl Resolver {
         let found: Vec<_> = in_order(behind(&view, name));
         // The nearest instance speaks for the service.
         let metadata = found.first()?.metadata.clone();
-        let tries = instance_attempts(&view);
+        let known = of_instances(&view);
         let entry = |found: &InstanceView| {
-            let attempt = tries.get(&(&found.group, &found.instance)).copied().unwrap_or_default();
-            self.instance_entry(&view.service, found, attempt)
+            let of_name = known.get(&(&found.group, &found.instance)).copied().unwrap_or_default();
+            self.instance_entry(&view.service, found, of_name)
         };
         let instances = found.into_iter().map(entry).collect();
         Some(ServiceEntry { vip: self.vips.answer(&view, name), instances, metadata })
     }
 
-    fn instance_entry(&self, service: &ServiceName, found: &InstanceView, attempt: u8) -> InstanceEntry {
+    /// `attempt` and `has_udp` are those of the name, which other instances may have, too.
+    fn instance_entry(
+        &self,
+        service: &ServiceName,
+        found: &InstanceView,
+        (attempt, has_udp): (u8, bool),
+    ) -> InstanceEntry {
         let name = VipName::Instance(service.clone(), found.group.clone(), found.instance.clone());
         InstanceEntry {
             service: service.clone(),
@@ -50,7 +56,7 @@ impl Resolver {
             instance: found.instance.clone(),
             // What is known from disk only is not vouched for by any live peer.
             usable: found.state == InstanceState::Usable && !found.stale,
-            vip: self.vips.answer_at(&name, attempt),
+            vip: self.vips.answer_at(&name, attempt, has_udp),
             addresses: addresses(found),
             ports: found.ports.iter().map(|port| (port.name.clone(), port.transport, port.number)).collect(),
             nearness: place(found.nearness),
@@ -85,7 +91,7 @@ impl Directory for Resolver {
         let view = self.index.service(service)?;
         // Two nodes with one instance name are replicas of it: the best one answers.
         let found = in_order(behind(&view, &name)).into_iter().next()?;
-        Some(self.instance_entry(service, found, attempt(&view, &name)))
+        Some(self.instance_entry(service, found, (attempt(&view, &name), has_udp(&view, &name))))
     }
 
     fn node(&self, node: &NodeName) -> Option<Vec<IpAddr>> {

@@ -36,7 +36,7 @@ use gossamer_wire::{GroupName, InstanceName, MeshId, NodeId, NodeName, PortName,
 pub use flow::{Direction, FlowId, FlowInfo};
 pub use outbound::{Carried, ConnectError};
 pub use scope::PortChoice;
-pub(crate) use scope::{attempt, behind, instance_attempts};
+pub(crate) use scope::{attempt, behind, has_udp, of_instances};
 pub use vips::{RedirectError, RedirectSockets, Standings, VipPort, Vips, VipsParts};
 
 use crate::index::IndexReader;

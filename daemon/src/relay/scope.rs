@@ -50,12 +50,22 @@ pub(crate) fn attempt(view: &ServiceView, name: &VipName) -> u8 {
     of_name.max().unwrap_or(0)
 }
 
-/// Returns the `try` of each instance name of a service: what [`attempt`] says of one, for an answer with all.
-pub(crate) fn instance_attempts(view: &ServiceView) -> BTreeMap<(&GroupName, &InstanceName), u8> {
+/// Returns whether a name is called on a UDP port.
+pub(crate) fn has_udp(view: &ServiceView, name: &VipName) -> bool {
+    behind(view, name).any(has_udp_port)
+}
+
+fn has_udp_port(found: &InstanceView) -> bool {
+    found.ports.iter().any(|port| port.transport == Transport::Udp)
+}
+
+/// Returns of each instance name of a service what [`attempt`] and [`has_udp`] say of one, for an answer with all.
+pub(crate) fn of_instances(view: &ServiceView) -> BTreeMap<(&GroupName, &InstanceName), (u8, bool)> {
     let mut all = BTreeMap::new();
     for found in view.instances.iter().chain(&view.hidden) {
-        let highest = all.entry((&found.group, &found.instance)).or_insert(0);
+        let (highest, has_udp) = all.entry((&found.group, &found.instance)).or_insert((0, false));
         *highest = found.tries.instance.max(*highest);
+        *has_udp |= found.visible && has_udp_port(found);
     }
     all
 }
@@ -173,8 +183,22 @@ mod tests {
         let mut twin = instance("a", "west");
         twin.tries.instance = 6;
         replicas.hidden.push(twin);
-        let of_instances = instance_attempts(&replicas);
-        assert_eq!((of_instances.len(), of_instances[&(&replicas.instances[0].group, &named("a"))]), (4, 6));
+        let known = of_instances(&replicas);
+        assert_eq!((known.len(), known[&(&replicas.instances[0].group, &named("a"))]), (4, (6, false)));
+    }
+
+    #[test]
+    fn a_name_has_udp_ports_when_one_instance_behind_it_has_some() {
+        let mut udp = instance("a", "west");
+        udp.ports[0].transport = Transport::Udp;
+        let hidden = InstanceView { visible: false, ..udp.clone() };
+        let mut view = service_view("orders", vec![instance("a", "west"), udp]);
+        assert!(has_udp(&view, &service()) && has_udp(&view, &group("west")));
+        assert_eq!(of_instances(&view).into_values().collect::<Vec<_>>(), [(0, true)]);
+        view.instances.pop();
+        view.hidden.push(hidden);
+        assert!(!has_udp(&view, &service()));
+        assert_eq!(of_instances(&view).into_values().collect::<Vec<_>>(), [(0, false)]);
     }
 
     #[test]

@@ -23,11 +23,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use gossamer_core::catalog::ServiceView;
-use gossamer_core::vip::{Mode, Pool, PortState, Standing, VipName};
+use gossamer_core::vip::{Mode, Pool, PortState, Redirect, Standing, VipName};
 use gossamer_dns::VipAnswer;
 use gossamer_wire::{GroupName, MeshId, Transport};
 
-use super::scope::{attempt, behind, ports};
+use super::scope::{attempt, behind, has_udp, ports};
 use super::udp::{Receiving, Vip};
 use super::{LocalTargets, Relay, RelayCounters};
 use crate::clients::Clients;
@@ -200,11 +200,11 @@ impl Vips {
     /// Returns what a name is answered with, given the view of its service. Says nothing about whether the
     /// name exists. A name that was not opened is answered with its address.
     pub fn answer(&self, view: &ServiceView, name: &VipName) -> VipAnswer {
-        self.answer_at(name, attempt(view, name))
+        self.answer_at(name, attempt(view, name), has_udp(view, name))
     }
 
-    /// Returns what [`Self::answer`] does, given the name's `try`.
-    pub fn answer_at(&self, name: &VipName, attempt: u8) -> VipAnswer {
+    /// Returns what [`Self::answer`] does, given the name's `try` and whether it has UDP ports.
+    pub fn answer_at(&self, name: &VipName, attempt: u8, has_udp: bool) -> VipAnswer {
         if self.shared.mode == Mode::None {
             return VipAnswer::Direct;
         }
@@ -220,7 +220,9 @@ impl Vips {
         }
         let vip = self.shared.address_at(name, attempt);
         match &self.shared.redirected {
-            Some(redirected) => redirected_answer(redirected, vip),
+            Some(redirected) => {
+                redirected_answer(redirected.standings(), redirected.redirect(), vip, has_udp)
+            }
             None => VipAnswer::Address(vip),
         }
     }
@@ -270,17 +272,23 @@ impl Vips {
 }
 
 /// In dnat mode a name is answered while connections to its address come here: else they would reach whatever program
-/// listens on all addresses.
-fn redirected_answer(redirected: &Redirected, vip: Ipv4Addr) -> VipAnswer {
-    let Some(standings) = redirected.standings() else {
+/// listens on all addresses. UDP is not redirected and its ports are bound on the IPv4 address alone, so a name that has
+/// some is not answered with the other one.
+fn redirected_answer(
+    standings: Option<Standings>,
+    redirect: &Redirect,
+    vip: Ipv4Addr,
+    has_udp: bool,
+) -> VipAnswer {
+    let Some(standings) = standings else {
         return VipAnswer::Blocked("it is not known yet whether virtual addresses are redirected".to_owned());
     };
     if let Some(why) = standings.v4.missing() {
         return VipAnswer::Blocked(format!("{why} on this machine: sudo gossamer host setup"));
     }
     match standings.v6 {
-        Standing::Ready => VipAnswer::Dual(vip, redirected.redirect().vip6(vip)),
-        Standing::Off | Standing::NoRoute | Standing::NoTable => VipAnswer::Address(vip),
+        Standing::Ready if !has_udp => VipAnswer::Dual(vip, redirect.vip6(vip)),
+        Standing::Ready | Standing::Off | Standing::NoRoute | Standing::NoTable => VipAnswer::Address(vip),
     }
 }
 

@@ -612,3 +612,17 @@ async fn the_services_own_udp_program_keeps_the_wildcard_and_can_restart() {
     host.becomes(port, &PortState::Bound).await;
     drop(specific);
 }
+
+#[test]
+fn a_name_with_udp_ports_has_no_address_over_ipv6_where_nobody_listens() {
+    let redirect = Redirect::new(Pool::of_slot(0), 0);
+    let vip = Ipv4Addr::new(127, 240, 7, 7);
+    let ready = Standings { v4: Standing::Ready, v6: Standing::Ready };
+    let answer = |standings, has_udp| redirected_answer(standings, &redirect, vip, has_udp);
+    assert_eq!(answer(Some(ready), false), VipAnswer::Dual(vip, redirect.vip6(vip)));
+    assert_eq!(answer(Some(ready), true), VipAnswer::Address(vip));
+    assert_eq!(answer(Some(Standings { v6: Standing::NoTable, ..ready }), false), VipAnswer::Address(vip));
+    for standings in [None, Some(Standings { v4: Standing::NoTable, ..ready })] {
+        assert!(matches!(answer(standings, false), VipAnswer::Blocked(_)), "{standings:?}");
+    }
+}
