@@ -127,7 +127,9 @@ pub fn targets(question: &Question, directory: &dyn Directory, zones: &Zones, ro
     let Some(place) = find(&question.name, directory, zones) else { return Vec::new() };
     let mesh = Mesh { directory, names: &place.names, rotation };
     match Some(place.spot) {
-        Some(Spot::Named(target)) if target.has_vip() && asks(RecordType::A) => vec![target],
+        Some(Spot::Named(target)) if target.has_vip() && (asks(RecordType::A) || asks(RecordType::AAAA)) => {
+            vec![target]
+        }
         Some(Spot::Port(base, transport, port)) if base.has_vip() && asks(RecordType::SRV) => {
             let listed = mesh.listed(&base, transport, &port).unwrap_or_default();
             listed.iter().take(MAX_GLUE).map(|(instance, _)| instance.target(false)).collect()

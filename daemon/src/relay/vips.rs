@@ -183,7 +183,10 @@ impl Vips {
     /// Cancel safe; the name may be opened all the same.
     pub async fn open(&self, name: &VipName) {
         let Some(view) = self.shared.index.service(name.service()) else { return };
-        if self.shared.mode != Mode::Bind && !self.shared.is_listened(&view, name) {
+        if self.shared.mode != Mode::Bind
+            && !self.shared.is_listened(&view, name)
+            && self.is_placed(&view, name)
+        {
             return;
         }
         if let Some(open) = self.shared.open(name)
@@ -195,6 +198,16 @@ impl Vips {
         if self.commands.send(Open { name: name.clone(), done }).await.is_ok() {
             let _ = opened.await;
         }
+    }
+
+    /// Returns whether a name without a listener can be answered: readers know what its address stands for, which
+    /// in dnat mode each connection asks. A name that does not exist is not waited for.
+    fn is_placed(&self, view: &ServiceView, name: &VipName) -> bool {
+        let shared = &self.shared;
+        shared.mode == Mode::None
+            || shared.names.name(shared.address(view, name)).as_ref() == Some(name)
+            || shared.losers.load().contains_key(name)
+            || behind(view, name).next().is_none()
     }
 
     /// Returns what a name is answered with, given the view of its service. Says nothing about whether the

@@ -438,14 +438,15 @@ fn only_vips_that_the_answer_holds_are_prepared() {
     let service =
         |name: &str| Target::Service { service: name.parse().expect("valid"), group: None, direct: false };
     assert_eq!(vips("orders", RecordType::A), [service("orders")]);
-    assert_eq!(vips("orders", RecordType::ANY), [service("orders")]);
+    for kind in [RecordType::AAAA, RecordType::ANY] {
+        assert_eq!(vips("orders", kind), [service("orders")], "{kind}");
+    }
     assert_eq!(vips("db-1.orders.west", RecordType::A), [instance("orders", "west", "db-1").target(false)]);
     assert_eq!(
         vips("_pg._tcp.orders", RecordType::SRV),
         ["db-1", "db-2"].map(|name| instance("orders", "west", name).target(false))
     );
     for (name, kind) in [
-        ("orders", RecordType::AAAA),
         ("orders", RecordType::TXT),
         ("orders.direct", RecordType::A),
         ("_pg._tcp.orders.direct", RecordType::SRV),

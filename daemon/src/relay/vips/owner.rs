@@ -175,6 +175,7 @@ impl Owner {
                     // Many ask for one name at once: the first has done the work for all.
                     if !self.is_current(&name) {
                         self.place(name.service());
+                        self.publish_addresses();
                         self.refresh(&name, true, &mut Pass::default()).await;
                         self.publish(&name);
                     }

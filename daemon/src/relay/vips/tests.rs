@@ -626,3 +626,22 @@ fn a_name_with_udp_ports_has_no_address_over_ipv6_where_nobody_listens() {
         assert!(matches!(answer(standings, false), VipAnswer::Blocked(_)), "{standings:?}");
     }
 }
+
+#[tokio::test]
+async fn in_dnat_mode_a_new_name_is_answered_when_its_address_stands_for_it() {
+    let mut host = Host::in_mode(6, Mode::Dnat);
+    host.offer(&[free_port()]);
+    let VipAnswer::Address(vip) = host.open().await else { panic!("blocked") };
+    assert_eq!(host.vips.shared.names.name(vip), Some(orders()));
+    assert!(host.vips.ports().is_empty(), "and nothing is listened on");
+
+    let pool = host.vips.shared.pool;
+    let hash = |name: &str| VipName::Service(service(name)).hash(&MESH, 0);
+    let loses = |name: &String| pool.vip(hash(name)) == vip && hash(name) > hash("orders");
+    let loser = (0..).map(|at| format!("s{at}")).find(loses).expect("the pool is small");
+    let view = service_view(&loser, vec![instance("db-9", "west")]);
+    host.index.set_service(&service(&loser), Some(view.clone()));
+    let name = VipName::Service(service(&loser));
+    host.vips.open(&name).await;
+    assert!(matches!(host.vips.answer(&view, &name), VipAnswer::Blocked(_)));
+}
