@@ -42,6 +42,8 @@ pub struct Plan {
 pub struct Present {
     /// The comment of the table of our name, empty when it has none; `None` when there is no such table.
     pub comment: Option<String>,
+    /// How many of its rules stand.
+    pub rules: usize,
     /// Of the networks of the plan and of the record: those that have a local route, and whether it is ours.
     pub routes: Vec<(String, bool)>,
     /// Addresses of this host's interfaces, loopback excepted.
@@ -58,15 +60,16 @@ pub struct Record {
     pub routes: Vec<String>,
 }
 
-/// What is done, in this order.
+/// What is done, in this order: a route without the guard of the table would let strangers in, so that the table comes
+/// first and goes last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Routes that are removed: of another pool.
     pub routes_removed: Vec<String>,
-    /// Routes that are added.
-    pub routes_added: Vec<String>,
     /// Whether the table is loaded.
     pub loads: bool,
+    /// Routes that are added.
+    pub routes_added: Vec<String>,
     /// What people should know.
     pub notes: Vec<String>,
 }
@@ -135,7 +138,9 @@ impl Plan {
         }
         let is_stale = |network: &&String| !self.routes.contains(network) && standing(network) == Some(true);
         changes.routes_removed = known.iter().filter(is_stale).cloned().collect();
-        changes.loads = present.comment.as_ref() != Some(&self.comment);
+        // The comment outlives `nft flush table`.
+        changes.loads =
+            present.comment.as_ref() != Some(&self.comment) || present.rules != rules_in(&self.rules);
         Ok((changes, Record { table: self.table.clone(), routes }))
     }
 
@@ -155,11 +160,9 @@ impl Changes {
     pub fn commands(&self) -> Vec<String> {
         let removed = self.routes_removed.iter().map(|network| route_command("del", network));
         let added = self.routes_added.iter().map(|network| route_command("add", network));
-        removed
-            .chain(added)
-            .map(|words| words.join(" "))
-            .chain(self.loads.then(|| "nft -f -".to_owned()))
-            .collect()
+        let line = |words: Vec<String>| words.join(" ");
+        let load = self.loads.then(|| "nft -f -".to_owned());
+        removed.map(line).chain(load).chain(added.map(line)).collect()
     }
 }
 
@@ -170,11 +173,7 @@ impl Record {
         let delete = ["nft", "delete", "table", "inet", &self.table].map(str::to_owned).to_vec();
         let routes =
             self.routes.iter().filter(|network| present.routes.contains(&((*network).clone(), true)));
-        is_ours
-            .then_some(delete)
-            .into_iter()
-            .chain(routes.map(|network| route_command("del", network)))
-            .collect()
+        routes.map(|network| route_command("del", network)).chain(is_ours.then_some(delete)).collect()
     }
 
     /// Returns whether a setup can have left it: another one is not believed.
@@ -196,6 +195,19 @@ pub fn route_command(verb: &str, network: &str) -> Vec<String> {
 pub fn comment_in(listing: &str) -> String {
     let comment = |line: &str| line.trim().strip_prefix("comment \"")?.strip_suffix('"').map(str::to_owned);
     listing.lines().take_while(|line| !line.contains("chain")).find_map(comment).unwrap_or_default()
+}
+
+/// Counts our rules in what `nft list table` prints, or in what `nft -f` is given.
+pub fn rules_in(text: &str) -> usize {
+    let is_rule = |line: &&str| {
+        line.contains(" dnat ") || [" drop", " accept"].iter().any(|verdict| line.ends_with(verdict))
+    };
+    text.lines().map(str::trim_end).filter(is_rule).count()
+}
+
+/// Returns whether `nft list table` failed since there is no such table: what it says then, in the C locale.
+pub fn is_absence(said: &str) -> bool {
+    said.contains("No such file or directory")
 }
 
 /// Reads what `ip route show table local exact NETWORK` prints: whether there is a route, and whether it is ours.

@@ -143,16 +143,21 @@ async fn setup(settings: &Settings, command: &Setup) -> Result<(), Failure> {
     let vips = match (command.only, settings.vip_mode) {
         (None | Some(Part::Vips), Mode::Dnat) => Some(vips::setup(settings, command.dry_run)?),
         (Some(Part::Vips), mode) => {
-            let why = format!("vip.mode is {mode}, which needs nothing of the kernel");
-            Some(vips::Report { notes: vec![why], ..vips::Report::default() })
+            let mut report = vips::take_back(settings, command.dry_run)?;
+            report.notes.insert(0, format!("vip.mode is {mode}, which needs nothing of the kernel"));
+            Some(report)
         }
-        (Some(Part::Resolver), _) | (None, Mode::Bind | Mode::None) => None,
+        (None, Mode::Bind | Mode::None) => {
+            let report = vips::take_back(settings, command.dry_run)?;
+            (report.changed || !report.notes.is_empty()).then_some(report)
+        }
+        (Some(Part::Resolver), _) => None,
     };
     if command.only == Some(Part::Vips) {
         let report = Report { vips, ..Report::default() };
         return show(&report, command.dry_run, command.json, "");
     }
-    let is_set_up = vips.is_some();
+    let is_set_up = vips.is_some() && settings.vip_mode == Mode::Dnat;
     resolver(settings, command, vips).await.map_err(|failure| {
         let note = if is_set_up && !command.dry_run { "; virtual addresses are set up" } else { "" };
         Failure { text: failure.text + note, ..failure }

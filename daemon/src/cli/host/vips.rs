@@ -1,8 +1,9 @@
 //! `host setup|undo` of dnat mode: `nft` and `ip` are told what `host::vips` decides.
 //!
-//! Owns: the calls, the order of steps: the record first, then routes, then the table, which is replaced at once. Must not
+//! Owns: the calls, the order of steps: the record first, then the table, which is replaced at once, then routes. Must not
 //! know: rules. Driven by: `cli::host`.
 
+use std::fmt;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::path::Path;
@@ -14,7 +15,9 @@ use super::super::failure::Failure;
 use crate::clients::has_ipv6;
 use crate::config::{Settings, Slot};
 use crate::host::journal::{self, DIRECTORY};
-use crate::host::vips::{Changes, Plan, Present, Record, comment_in, route_command, route_in};
+use crate::host::vips::{
+    Changes, Plan, Present, Record, comment_in, is_absence, route_command, route_in, rules_in,
+};
 
 /// What `--json` prints of the virtual addresses.
 #[derive(Debug, Default, Serialize)]
@@ -36,7 +39,7 @@ pub(super) fn setup(settings: &Settings, is_dry: bool) -> Result<Report, Failure
     let plan = Plan::new(&redirect, &settings.vip_clients, has_ipv6());
     let earlier = read(slot)?;
     let networks = earlier.iter().flat_map(|record| &record.routes).chain(&plan.routes);
-    let present = present(&plan.table, networks)?;
+    let present = present(&plan.table, networks).map_err(Failure::failed)?;
     let (changes, record) = plan.setup(&redirect, earlier.as_ref(), &present)?;
     let report = Report {
         changed: !changes.is_empty(),
@@ -68,9 +71,8 @@ pub(super) fn setup(settings: &Settings, is_dry: bool) -> Result<Report, Failure
 pub(super) fn undo(settings: &Settings, is_dry: bool) -> Result<Report, Failure> {
     let mut report = Report::default();
     for slot in Slot::all().map(Slot::number) {
-        let done = if slot == settings.slot.number() && read(slot)?.is_none() {
-            // A setup whose record is gone, as in a container that was replaced.
-            undo_record(&Plan::new(&settings.redirect(), &[], true).record(), is_dry)?
+        let done = if slot == settings.slot.number() {
+            undo_own_slot(settings, is_dry, &mut report.notes)?
         } else {
             undo_slot(slot, is_dry)?
         };
@@ -80,6 +82,35 @@ pub(super) fn undo(settings: &Settings, is_dry: bool) -> Result<Report, Failure>
         report.commands.extend(done);
     }
     Ok(report)
+}
+
+/// Takes back what a setup of the own slot left, for a `vip.mode` that needs nothing of it: connections would be sent to a
+/// port that nobody holds.
+pub(super) fn take_back(settings: &Settings, is_dry: bool) -> Result<Report, Failure> {
+    let mut report = Report::default();
+    report.commands = undo_own_slot(settings, is_dry, &mut report.notes)?;
+    if !report.commands.is_empty() {
+        (report.changed, report.done) = (true, "what an earlier setup for vip.mode dnat left is taken back");
+    }
+    Ok(report)
+}
+
+/// Takes back a setup of the own slot, also one whose record is gone, as in a container that was replaced.
+fn undo_own_slot(settings: &Settings, is_dry: bool, notes: &mut Vec<String>) -> Result<Vec<String>, Failure> {
+    let slot = settings.slot.number();
+    if read(slot)?.is_some() {
+        return undo_slot(slot, is_dry);
+    }
+    let record = Plan::new(&settings.redirect(), &[], true).record();
+    match present(&record.table, &record.routes) {
+        Ok(present) => undo_present(&record, &present, is_dry),
+        // Machines in other modes need not have the programs, nor the right to use them.
+        Err(why) => {
+            let note = format!("there is no record of an earlier setup, and the kernel does not tell: {why}");
+            notes.extend((!why.is_missing).then_some(note));
+            Ok(Vec::new())
+        }
+    }
 }
 
 fn undo_slot(slot: u8, is_dry: bool) -> Result<Vec<String>, Failure> {
@@ -92,7 +123,11 @@ fn undo_slot(slot: u8, is_dry: bool) -> Result<Vec<String>, Failure> {
 }
 
 fn undo_record(record: &Record, is_dry: bool) -> Result<Vec<String>, Failure> {
-    let commands = record.undo(&present(&record.table, &record.routes)?);
+    undo_present(record, &present(&record.table, &record.routes).map_err(Failure::failed)?, is_dry)
+}
+
+fn undo_present(record: &Record, present: &Present, is_dry: bool) -> Result<Vec<String>, Failure> {
+    let commands = record.undo(present);
     for words in commands.iter().filter(|_| !is_dry) {
         run(words).map_err(Failure::failed)?;
     }
@@ -103,21 +138,48 @@ fn apply(plan: &Plan, changes: &Changes) -> Result<(), String> {
     for network in &changes.routes_removed {
         run(&route_command("del", network))?;
     }
+    if changes.loads {
+        load(&plan.rules)?;
+    }
     for network in &changes.routes_added {
         run(&route_command("add", network))?;
     }
-    if changes.loads { load(&plan.rules) } else { Ok(()) }
+    Ok(())
+}
+
+/// Why it is not known what the kernel has.
+#[derive(Debug)]
+struct Unseen {
+    text: String,
+    /// A program is not there.
+    is_missing: bool,
+}
+
+impl fmt::Display for Unseen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
 }
 
 /// Reads what the kernel has of a table and of networks.
-fn present<'a>(table: &str, networks: impl IntoIterator<Item = &'a String>) -> Result<Present, Failure> {
-    let listing = output("nft", &["list", "table", "inet", table]).map_err(Failure::failed)?;
-    let comment = listing.status.success().then(|| comment_in(&String::from_utf8_lossy(&listing.stdout)));
+fn present<'a>(table: &str, networks: impl IntoIterator<Item = &'a String>) -> Result<Present, Unseen> {
+    let words = ["list", "table", "inet", table];
+    let found = output("nft", &words)?;
+    let listing = match verdict(&format!("nft {}", words.join(" ")), &found) {
+        Ok(()) => Some(String::from_utf8_lossy(&found.stdout)),
+        Err(_) if is_absence(&String::from_utf8_lossy(&found.stderr)) => None,
+        Err(why) => {
+            let is_root = nix::unistd::geteuid().is_root();
+            let fix =
+                if is_root { "" } else { "; to look at the kernel needs root, also with --dry-run: sudo" };
+            return Err(Unseen { text: why + fix, is_missing: false });
+        }
+    };
     let mut routes: Vec<(String, bool)> = Vec::new();
     for network in networks {
         let family = if network.contains(':') { "-6" } else { "-4" };
         let words = [family, "-o", "route", "show", "table", "local", "exact", network];
-        let listing = output("ip", &words).map_err(Failure::failed)?;
+        let listing = output("ip", &words)?;
         let route = route_in(&String::from_utf8_lossy(&listing.stdout));
         if let Some(is_ours) = route
             && !routes.iter().any(|(known, _)| known == network)
@@ -125,7 +187,8 @@ fn present<'a>(table: &str, networks: impl IntoIterator<Item = &'a String>) -> R
             routes.push((network.clone(), is_ours));
         }
     }
-    Ok(Present { comment, routes, addresses: addresses() })
+    let comment = listing.as_deref().map(comment_in);
+    Ok(Present { comment, rules: listing.as_deref().map_or(0, rules_in), routes, addresses: addresses() })
 }
 
 /// Returns the addresses of interfaces; those of loopback are in no pool but their own.
@@ -151,12 +214,17 @@ fn load(rules: &str) -> Result<(), String> {
 fn run(words: &[String]) -> Result<(), String> {
     let [program, arguments @ ..] = words else { return Ok(()) };
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    verdict(&words.join(" "), &output(program, &arguments)?)
+    let ended = output(program, &arguments).map_err(|why| why.text)?;
+    verdict(&words.join(" "), &ended)
 }
 
-fn output(program: &str, arguments: &[&str]) -> Result<Output, String> {
-    let ended = Command::new(program).args(arguments).stdin(Stdio::null()).output();
-    ended.map_err(|error| missing(program, &error))
+fn output(program: &str, arguments: &[&str]) -> Result<Output, Unseen> {
+    // What it says is read.
+    let ended = Command::new(program).args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).output();
+    ended.map_err(|error| Unseen {
+        text: missing(program, &error),
+        is_missing: error.kind() == io::ErrorKind::NotFound,
+    })
 }
 
 fn missing(program: &str, error: &io::Error) -> String {

@@ -20,6 +20,7 @@ fn kubernetes() -> (Redirect, Plan) {
 fn present(comment: Option<&str>, routes: &[(&str, bool)]) -> Present {
     Present {
         comment: comment.map(str::to_owned),
+        rules: rules_in(&kubernetes().1.rules),
         routes: routes.iter().map(|(network, ours)| ((*network).to_owned(), *ours)).collect(),
         addresses: Vec::new(),
     }
@@ -71,6 +72,10 @@ fn the_table_is_loaded_when_it_is_missing_or_says_something_else() {
     assert_eq!((nothing.loads, nothing.routes_added), (true, vec![V4.to_owned(), V6.to_owned()]));
     let done = decide(&present(Some(&plan.comment), &[(V4, true), (V6, true)]));
     assert!(done.is_empty() && done.notes.is_empty());
+    let whole = present(Some(&plan.comment), &[(V4, true), (V6, true)]);
+    for rules in [0, whole.rules - 1] {
+        assert!(decide(&Present { rules, ..whole.clone() }).loads, "of {} rules {rules} stand", whole.rules);
+    }
     let other = decide(&present(Some("gossamer host setup 00"), &[(V4, true), (V6, true)]));
     assert_eq!(other.commands(), ["nft -f -"]);
     assert_ne!(Plan::new(&redirect, &[], true).comment, plan.comment, "other clients are other rules");
@@ -106,7 +111,10 @@ fn another_pool_takes_the_route_of_the_first_one_back() {
     let earlier = Record { table: "gossamer".to_owned(), routes: vec![V4.to_owned(), V6.to_owned()] };
     let now = present(Some("gossamer host setup 00"), &[(V4, true), (V6, false)]);
     let (changes, record) = plan.setup(&redirect, Some(&earlier), &now).expect("can be");
-    assert_eq!((changes.routes_removed, record.routes), (vec![V4.to_owned()], vec![]));
+    assert_eq!((&changes.routes_removed, record.routes), (&vec![V4.to_owned()], vec![]));
+    assert!(changes.commands()[0].contains("route del") && changes.commands()[1] == "nft -f -");
+    let fresh = kubernetes().1.setup(&kubernetes().0, None, &present(None, &[])).expect("can be").0;
+    assert_eq!(fresh.commands()[0], "nft -f -", "the guard stands before there is a route");
 }
 
 #[test]
@@ -118,9 +126,9 @@ fn undo_removes_what_is_there_and_ours() {
     assert_eq!(
         words(&present(Some(&plan.comment), &[(V4, true), (V6, true)])),
         [
-            "nft delete table inet gossamer",
             "ip -4 route del local 240.80.0.0/12 dev lo proto 147",
-            "ip -6 route del local fd67:6f73:7361::/64 dev lo proto 147"
+            "ip -6 route del local fd67:6f73:7361::/64 dev lo proto 147",
+            "nft delete table inet gossamer"
         ]
     );
     assert!(words(&present(None, &[])).is_empty());
@@ -144,4 +152,11 @@ fn what_the_tools_print_is_understood() {
     assert_eq!(route_in("local 240.80.0.0/12 dev lo proto 147 scope host \n"), Some(true));
     assert_eq!(route_in("local fd67:6f73:7361::/64 dev lo metric 1024 pref medium\n"), Some(false));
     assert_eq!(route_in(""), None);
+    let listing = "\t\ttype filter hook prerouting priority raw; policy accept;\n\t\tiif \"lo\" accept\n\
+        \t\tip daddr 127.240.0.0/16 drop\n\t\tip daddr 127.240.0.0/16 dnat ip to 127.240.0.1:4679\n";
+    assert_eq!(rules_in(listing), 3);
+    assert!(is_absence("Error: No such file or directory\nlist table inet gossamer\n"));
+    assert!(!is_absence(
+        "Operation not permitted (you must be root)\nnetlink: Error: cache initialization failed"
+    ));
 }
