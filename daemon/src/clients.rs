@@ -67,9 +67,27 @@ impl Clients {
 /// where `net.ipv4.ip_nonlocal_bind` is set, as keepalived wants it: then each stranger's can. No packet is sent. An
 /// address of IPv6 that is local by a route alone counts as a stranger's.
 pub fn is_this_host(ip: IpAddr) -> bool {
+    try_this_host(ip).unwrap_or(false)
+}
+
+/// Returns what [`is_this_host`] does.
+///
+/// # Errors
+/// There is no file left to ask with.
+pub fn try_this_host(ip: IpAddr) -> io::Result<bool> {
     let ip = ip.to_canonical();
-    let is_one_host = !ip.is_unspecified() && !ip.is_multicast();
-    is_one_host && (ip.is_loopback() || source_to(ip).is_ok_and(|source| source == ip))
+    if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() {
+        return Ok(ip.is_loopback());
+    }
+    match source_to(ip) {
+        Err(error) if is_out_of_files(&error) => Err(error),
+        source => Ok(source.is_ok_and(|source| source == ip)),
+    }
+}
+
+/// Returns whether this process, or the whole machine, can open no more files.
+pub fn is_out_of_files(error: &io::Error) -> bool {
+    [nix::libc::EMFILE, nix::libc::ENFILE].map(Some).contains(&error.raw_os_error())
 }
 
 /// Returns the address from which this host would send to its own address; fails where the address is none of its own
@@ -221,6 +239,16 @@ mod tests {
             seen += 1;
         }
         assert!(seen > 0);
+    }
+
+    #[test]
+    fn want_of_files_is_told_from_other_errors() {
+        for (number, wanted) in
+            [(nix::libc::EMFILE, true), (nix::libc::ENFILE, true), (nix::libc::EADDRNOTAVAIL, false)]
+        {
+            assert_eq!(is_out_of_files(&io::Error::from_raw_os_error(number)), wanted, "{number}");
+        }
+        assert!(!try_this_host(ip("192.0.2.1")).expect("there are files"));
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod redirect;
 mod table;
 
 pub use port::{BindOutcome, Holder, LocalTarget, PortState, Step, judge, must_release};
-pub use redirect::{Family, Redirect, Standing};
+pub use redirect::{Family, Look, Redirect, Standing};
 pub use table::Table;
 
 /// A name that has a VIP: the three name levels of design section 7.

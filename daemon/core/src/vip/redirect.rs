@@ -42,6 +42,17 @@ pub enum Standing {
     Off,
 }
 
+/// What one look at a family has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// How it stands.
+    Seen(Standing),
+    /// The address is local, and nothing came back in time.
+    Late,
+    /// This process has no file left to look with.
+    NoFiles,
+}
+
 impl Redirect {
     /// Makes the addresses of a daemon. Slots above 9 wrap.
     pub const fn new(pool: Pool, slot: u8) -> Self {
@@ -134,6 +145,16 @@ impl Standing {
         }
     }
 
+    /// Returns how a family stands after a look. What is no sign of a lost table does not end all names: no file to look
+    /// with, and a single look of a busy machine that was late. `was_late` tells of the look before.
+    pub fn after(before: Option<Self>, was_late: bool, look: Look) -> Self {
+        match look {
+            Look::Seen(standing) => standing,
+            Look::Late if was_late => Self::NoTable,
+            Look::Late | Look::NoFiles => before.unwrap_or(Self::NoTable),
+        }
+    }
+
     /// Returns its name, one word.
     pub const fn word(self) -> &'static str {
         match self {
@@ -213,6 +234,20 @@ mod tests {
         assert_eq!(Standing::judge(false, false), Standing::NoRoute);
         assert_eq!(Standing::judge(true, false), Standing::NoTable);
         assert!(Standing::NoTable.missing().is_some() && Standing::Off.missing().is_none());
+    }
+
+    #[test]
+    fn a_table_is_not_lost_for_want_of_files_or_one_late_look() {
+        let ready = Some(Standing::Ready);
+        for was_late in [false, true] {
+            assert_eq!(Standing::after(ready, was_late, Look::NoFiles), Standing::Ready);
+            let seen = Look::Seen(Standing::NoRoute);
+            assert_eq!(Standing::after(ready, was_late, seen), Standing::NoRoute);
+            assert_eq!(Standing::after(None, was_late, Look::NoFiles), Standing::NoTable);
+        }
+        assert_eq!(Standing::after(ready, false, Look::Late), Standing::Ready);
+        assert_eq!(Standing::after(ready, true, Look::Late), Standing::NoTable);
+        assert_eq!(Standing::after(None, false, Look::Late), Standing::NoTable);
     }
 
     proptest! {

@@ -19,11 +19,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use gossamer_core::vip::{Family, Redirect, Standing};
+use gossamer_core::vip::{Family, Look, Redirect, Standing};
 use gossamer_dns::Subject;
 
 use super::owner::Take;
-use crate::clients::{Clients, has_ipv6, is_this_host};
+use crate::clients::{Clients, has_ipv6, is_out_of_files, try_this_host};
 use crate::events::{Event, EventLog};
 use crate::index::{AddressReader, IndexReader};
 use crate::relay::listener::{Accepting, Listening, bind_early};
@@ -199,11 +199,18 @@ async fn watch_kernel(
     index: &IndexReader,
     events: &EventLog,
 ) {
+    let mut was_late = [false; 2];
     loop {
-        let v6 = async { if has_v6 { look(redirect, Family::V6, word).await } else { Standing::Off } };
+        let before = *tell.borrow();
+        let v6 =
+            async { if has_v6 { look(redirect, Family::V6, word).await } else { Look::Seen(Standing::Off) } };
         let (v4, v6) = tokio::join!(look(redirect, Family::V4, word), v6);
-        let now = Standings { v4, v6 };
-        let before = tell.send_replace(Some(now));
+        let now = Standings {
+            v4: Standing::after(before.map(|before| before.v4), was_late[0], v4),
+            v6: Standing::after(before.map(|before| before.v6), was_late[1], v6),
+        };
+        was_late = [v4, v6].map(|look| look == Look::Late);
+        tell.send_replace(Some(now));
         if before != Some(now) {
             for service in index.services() {
                 index.revisions().bump(Subject::Service(&service));
@@ -216,7 +223,8 @@ async fn watch_kernel(
             }
         }
         let is_missing = now.each().iter().any(|(_, standing)| standing.missing().is_some());
-        sleep(if is_missing { SOON } else { EVERY }).await;
+        let is_sure = [v4, v6].iter().all(|look| matches!(look, Look::Seen(_)));
+        sleep(if is_missing || !is_sure { SOON } else { EVERY }).await;
     }
 }
 
@@ -239,30 +247,49 @@ fn report(family: Family, was: Option<Standing>, now: Standing, events: &EventLo
     }
 }
 
-async fn look(redirect: Redirect, family: Family, word: Word) -> Standing {
+async fn look(redirect: Redirect, family: Family, word: Word) -> Look {
+    match try_look(redirect, family, word).await {
+        Ok(look) => look,
+        Err(error) if is_out_of_files(&error) => {
+            tracing::debug!(%family, err = %error, "whether virtual addresses are redirected cannot be looked at");
+            Look::NoFiles
+        }
+        Err(_) => Look::Seen(Standing::NoTable),
+    }
+}
+
+async fn try_look(redirect: Redirect, family: Family, word: Word) -> io::Result<Look> {
     let at = redirect.probe(family);
     // Without the route a connection would leave the machine.
     let is_local = match family {
-        Family::V4 => is_this_host(at.ip()),
-        Family::V6 => Stage::blocking(move || has_local_route_blocking(redirect.network6().0)).await,
+        Family::V4 => try_this_host(at.ip())?,
+        Family::V6 => Stage::blocking(move || has_local_route_blocking(redirect.network6().0)).await?,
     };
+    if !is_local {
+        return Ok(Look::Seen(Standing::judge(false, false)));
+    }
     let hear = async {
         let mut said = Word::default();
         TcpStream::connect(at).await?.read_exact(&mut said).await?;
         io::Result::Ok(said)
     };
-    let arrives = is_local && matches!(timeout(LOOK_WITHIN, hear).await, Ok(Ok(said)) if said == word);
-    Standing::judge(is_local, arrives)
+    match timeout(LOOK_WITHIN, hear).await {
+        Ok(said) => Ok(Look::Seen(Standing::judge(true, said? == word))),
+        Err(_) => Ok(Look::Late),
+    }
 }
 
 /// Returns whether the whole of a /64 is local here: a local address of IPv6 cannot be told by binding it.
-fn has_local_route_blocking(network: Ipv6Addr) -> bool {
+fn has_local_route_blocking(network: Ipv6Addr) -> io::Result<bool> {
     let wanted: String = network.octets().iter().map(|byte| format!("{byte:02x}")).collect();
-    let routes = std::fs::read_to_string("/proc/self/net/ipv6_route").unwrap_or_default();
-    routes.lines().any(|line| {
+    let routes = match std::fs::read_to_string("/proc/self/net/ipv6_route") {
+        Err(error) if is_out_of_files(&error) => return Err(error),
+        routes => routes.unwrap_or_default(),
+    };
+    Ok(routes.lines().any(|line| {
         let mut words = line.split_ascii_whitespace();
         words.next() == Some(wanted.as_str()) && words.next() == Some("40") && words.next_back() == Some("lo")
-    })
+    }))
 }
 
 /// Between two looks (design section 8).
@@ -318,6 +345,6 @@ mod tests {
 
     #[test]
     fn a_route_that_is_not_there_is_not_seen() {
-        assert!(!has_local_route_blocking("2001:db8::".parse().expect("ip")));
+        assert!(!has_local_route_blocking("2001:db8::".parse().expect("ip")).expect("readable"));
     }
 }
