@@ -30,7 +30,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "6.1-dnat",
-        promise: "In dnat mode, set up by gossamer host setup and run by daemons without any privilege, with PostgreSQL, sshd and nginx on all addresses of exporter and importer, started after and before the daemons: every connection by name reaches the exporter's server over IPv4 and IPv6, no server fails to start or restart, a neighbour with a route to the pool gets nothing, and undo leaves nft list ruleset, routes and resolver byte for byte as before",
+        promise: "In dnat mode, set up by gossamer host setup before another program loads rules that redirect the same ports of all local addresses, and run by daemons without any privilege, with PostgreSQL, sshd and nginx on all addresses of exporter and importer, started after and before the daemons: every connection by name reaches the exporter's server over IPv4 and IPv6, no server fails to start or restart, a neighbour with a route to the pool gets nothing, and undo leaves nft list ruleset, routes and resolver byte for byte as before",
         sabotage: "the rule that redirects local connections is taken out of the table of the importer",
         needs: Needs::Root,
         ci: Ci::Runs,
@@ -55,6 +55,13 @@ enum Mode {
 
 /// The pool of dnat mode: outside of 127.0.0.0/8, so that a neighbour can send to it.
 const POOL: &str = "240.80.0.0/12";
+/// Another program's rules, as Docker and kube-proxy have them: what they catch reaches the machine's own servers.
+const FOREIGN: &str = "table inet foreign { \
+    chain in { type nat hook prerouting priority -100; \
+    fib daddr type local meta nfproto ipv4 tcp dport { 22, 80, 5432 } dnat ip to 127.0.0.1; }; \
+    chain out { type nat hook output priority -100; \
+    fib daddr type local meta nfproto ipv4 tcp dport { 22, 80, 5432 } dnat ip to 127.0.0.1; \
+    fib daddr type local meta nfproto ipv6 tcp dport { 22, 80, 5432 } dnat ip6 to ::1; }; }";
 const TRAVEL: Duration = Duration::from_secs(15);
 /// Two looks of the daemon are 30 s apart.
 const LOOKED: Duration = Duration::from_secs(35);
@@ -96,6 +103,7 @@ fn play(run: &Run, mode: Mode) -> Result<String> {
         if mode == Mode::Dnat {
             for index in [EXPORTER, IMPORTER] {
                 world.host(index, "setup --only vips", 0)?;
+                world.machines[index].nft(FOREIGN)?;
             }
         }
         world.daemons_first(run)?;
@@ -106,6 +114,9 @@ fn play(run: &Run, mode: Mode) -> Result<String> {
         let outside = world.neighbour()?;
         let mut figure = format!("0 of {outside} tries of the neighbour; {}", world.table.join("; "));
         if mode == Mode::Dnat {
+            for machine in world.machines.iter().take(before.len()) {
+                machine.nft("delete table inet foreign")?;
+            }
             world.undone(&before)?;
             figure += "; ruleset, routes and resolver as before after undo";
         }
