@@ -234,7 +234,9 @@ mod tests {
             let v4 = storage.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
             let v6 = storage.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip()));
             // One of a link alone says nothing without the link.
-            let Some(own) = v4.or_else(|| v6.filter(|ip| !ip.to_string().starts_with("fe80"))) else { continue };
+            let Some(own) = v4.or_else(|| v6.filter(|ip| !ip.to_string().starts_with("fe80"))) else {
+                continue;
+            };
             assert!(is_this_host(own), "{own}");
             seen += 1;
         }

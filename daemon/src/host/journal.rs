@@ -134,7 +134,7 @@ pub fn write(directory: &Path, record: &Record) -> io::Result<()> {
     put(directory, FILE, serde_json::to_vec_pretty(record)?)
 }
 
-/// Writes the record of a slot's virtual addresses, as [`write`] does.
+/// Writes the record of a slot's virtual addresses, as [`write()`] does.
 ///
 /// # Errors
 /// The system.
