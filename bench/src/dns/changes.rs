@@ -93,6 +93,9 @@ impl Board {
 pub(super) struct Probed {
     /// How long after the local catalog DNS showed each change, milliseconds.
     pub(super) late: Vec<f64>,
+    /// How long after the local catalog a question was still sent in vain, milliseconds: without the time that question
+    /// and answer need under this load.
+    pub(super) stale: Vec<f64>,
     /// Changes of instances that the daemon's catalog has shown meanwhile.
     pub(super) changes: u64,
 }
@@ -108,11 +111,12 @@ pub(super) fn probe(
     let (board, stop) = (Board::default(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let collecting = scope.spawn(|| collect(watch, &board, &stop));
-        let late = probe_all(server, changes, services, samples, &board);
+        let timed = probe_all(server, changes, services, samples, &board);
         let changes = board.shown().changes;
         stop.store(true, Ordering::Relaxed);
         collecting.join().map_err(|_| anyhow::anyhow!("the watch panicked"))??;
-        Ok(Probed { late: late?, changes })
+        let (late, stale) = timed?;
+        Ok(Probed { late, stale, changes })
     })
 }
 
@@ -122,12 +126,12 @@ fn probe_all(
     services: &[Service],
     samples: usize,
     board: &Board,
-) -> Result<Vec<f64>> {
+) -> Result<(Vec<f64>, Vec<f64>)> {
     let client = UdpSocket::bind("127.0.0.1:0")?;
     client.connect(server)?;
     client.set_read_timeout(Some(Duration::from_millis(500)))?;
     let first = services.len() - PROBED;
-    let (mut found, began) = (Vec::new(), Instant::now());
+    let (mut late, mut stale, began) = (Vec::new(), Vec::new(), Instant::now());
     for (sample, number) in (0..samples).zip(0_u32..) {
         // The pace of the probe: its changes come beside the others.
         std::thread::sleep((PROBE_EVERY * number).saturating_sub(began.elapsed()));
@@ -141,35 +145,47 @@ fn probe_all(
             shown.lost
         };
         changes.blocking_send(Change { service, instance: sample % 3, weight })?;
-        let shown = shown_at(&client, &asked, weight).with_context(|| {
+        let answers = answers(&client, &asked, weight).with_context(|| {
             let is_held = board.shown().at.contains_key(name);
             format!("{name}, which the daemon {}", if is_held { "knows" } else { "does not know" })
         })?;
         if let Some(held) = board.wait(name, lost)? {
-            found.push(shown.saturating_sub(held) as f64 / 1_000.0);
+            let after = |at: u64| at.saturating_sub(held) as f64 / 1_000.0;
+            late.push(after(answers.shown));
+            stale.push(answers.stale.map_or(0.0, after));
         }
     }
     let lost = board.shown().lost;
-    ensure!(
-        found.len() * 100 >= samples * 99,
-        "{} of {samples} changes timed: {lost} lines lost",
-        found.len()
-    );
-    Ok(found)
+    ensure!(late.len() * 100 >= samples * 99, "{} of {samples} changes timed: {lost} lines lost", late.len());
+    Ok((late, stale))
 }
 
-/// Asks until the answer has a record of this weight; returns when, microseconds since the Unix epoch.
-fn shown_at(client: &UdpSocket, asked: &[u8], weight: u16) -> Result<u64> {
+/// Moments of one change, microseconds since the Unix epoch.
+struct Answers {
+    /// When the first answer with the change was there.
+    shown: u64,
+    /// When the last question without it in its answer was sent.
+    stale: Option<u64>,
+}
+
+/// Asks until the answer has a record of this weight.
+fn answers(client: &UdpSocket, asked: &[u8], weight: u16) -> Result<Answers> {
     let end = Instant::now() + PATIENCE;
-    let mut reply = [0; 1_500];
+    let (mut stale, mut reply) = (None, [0; 1_500]);
     while Instant::now() < end {
+        let sent = wall_micros()?;
         client.send(asked)?;
         let Ok(length) = client.recv(&mut reply) else { continue };
         if weights(&reply[..length], asked.len()).contains(&weight) {
-            return Ok(u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?);
+            return Ok(Answers { shown: wall_micros()?, stale });
         }
+        stale = Some(sent);
     }
     bail!("a change was not seen in DNS within {PATIENCE:?}")
+}
+
+fn wall_micros() -> Result<u64> {
+    Ok(u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?)
 }
 
 /// Returns the weights of the SRV records behind a question.

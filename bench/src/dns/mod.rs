@@ -318,7 +318,7 @@ impl Suite<'_> {
     ) -> Result<()> {
         let samples = if self.asked.quick { 50 } else { 500 };
         let (queries, stop) = (catalog.queries(), AtomicBool::new(false));
-        // Eight questions on their way: what is measured is not the length of a queue.
+        // Eight questions on their way, and a load that waits for answers: what is measured is not the length of a queue.
         let questions = Questions { queries: &queries, srv_records: zone::INSTANCES as u16, window: 1 };
         let watch = Watch::open(&dir.join("s"), false)?;
         let began = Instant::now();
@@ -346,6 +346,7 @@ impl Suite<'_> {
         push(figures, ours.name, "torn", seen.verdicts.torn as f64);
         ensure!(seen.verdicts.other == 0, "{} replies: {}", seen.replies, seen.verdicts);
         figures.insert((ours.name, "update"), probed.late);
+        figures.insert((ours.name, "update_stale"), probed.stale);
         Ok(())
     }
 
@@ -471,7 +472,7 @@ fn unit(metric: &str) -> &'static str {
         "cpu" | "cpu2" | "cpu_local" | "cpu_one" | "p99" | "p99_2" => "us",
         "rate" | "rate2" | "rate_changing" | "changes" => "1/s",
         "memory" | "memory_added" => "MiB",
-        "update" => "ms",
+        "update" | "update_stale" => "ms",
         _ => "",
     }
 }
