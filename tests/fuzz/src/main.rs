@@ -14,7 +14,7 @@ type Body = fn(&[u8]);
 fn targets() -> Vec<(String, Body)> {
     let dns: &[(&str, Body)] = &[
         ("query", gossamer_dns::fuzz_query),
-        ("kept", |bytes| drop(gossamer_dns::fuzz_kept(bytes))),
+        ("kept", |bytes| _ = gossamer_dns::fuzz_kept(bytes)),
         ("upstream", gossamer_dns::fuzz_upstream),
     ];
     let crates = [("wire", gossamer_wire::fuzz::BODIES), ("core", gossamer_core::fuzz::BODIES), ("dns", dns)];
