@@ -8,16 +8,18 @@
 
 use std::collections::VecDeque;
 use std::future::{Future, pending, poll_fn};
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use quinn::VarInt;
+use smallvec::{SmallVec, smallvec};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
-use crate::transport::FlowStream;
+use crate::transport::{Demand, FlowStream};
 
 /// One end of a flow: a local socket or a stream of a data connection.
 pub(super) trait Side: Send {
@@ -36,6 +38,14 @@ pub(super) trait Source: Send {
     /// Cancel safe.
     fn next(&mut self) -> impl Future<Output = io::Result<Option<Bytes>>> + Send;
 
+    /// Returns all that has arrived, [`BATCH`] pieces at most; `None` after a clean end.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    fn batch(&mut self) -> impl Future<Output = io::Result<Option<Batch>>> + Send {
+        async { Ok(self.next().await?.map(|bytes| smallvec![bytes])) }
+    }
+
     /// Resolves when the other end is broken, as far as that shows without reading. Asked while nothing is read
     /// because what was read before is not taken yet.
     fn broken(&mut self) -> impl Future<Output = io::Error> + Send;
@@ -46,6 +56,16 @@ pub(super) trait Sink: Send {
     /// Writes all bytes.
     fn put(&mut self, bytes: Bytes) -> impl Future<Output = io::Result<()>> + Send;
 
+    /// Writes all bytes of a batch.
+    fn put_all(&mut self, batch: Batch) -> impl Future<Output = io::Result<()>> + Send {
+        async {
+            for bytes in batch {
+                self.put(bytes).await?;
+            }
+            Ok(())
+        }
+    }
+
     /// Ends this direction cleanly.
     fn finish(&mut self) -> impl Future<Output = io::Result<()>> + Send;
 
@@ -55,6 +75,9 @@ pub(super) trait Sink: Send {
     /// Cancel safe.
     fn refused(&mut self) -> impl Future<Output = io::Error> + Send;
 }
+
+/// What arrived at once. A hop brings a piece with each packet, a socket one piece.
+pub(super) type Batch = SmallVec<[Bytes; 1]>;
 
 /// An end that is reset when it is dropped, unless it was finished: a panic or a stop is no clean end.
 #[derive(Debug)]
@@ -150,21 +173,21 @@ enum Fault {
 
 async fn pump(mut from: impl Source, mut to: impl Sink, count: &AtomicU64) -> Result<(), Fault> {
     loop {
-        let chunk = tokio::select! {
+        let batch = tokio::select! {
             biased;
             error = to.refused() => Err(Fault::Write(error)),
-            chunk = from.next() => chunk.map_err(Fault::Read),
+            batch = from.batch() => batch.map_err(Fault::Read),
         };
-        let Some(chunk) = chunk? else {
+        let Some(batch) = batch? else {
             return to.finish().await.map_err(Fault::Write);
         };
-        let len = chunk.len() as u64;
+        let len = batch.iter().map(|bytes| bytes.len() as u64).sum();
         // Also what is then not delivered: it is no longer there to be sent to somebody else.
         count.fetch_add(len, Ordering::Relaxed);
         // A reader that has stalled must not hide that its other end is gone.
         tokio::select! {
             biased;
-            put = to.put(chunk) => put.map_err(Fault::Write)?,
+            put = to.put_all(batch) => put.map_err(Fault::Write)?,
             error = from.broken() => return Err(Fault::Read(error)),
         }
     }
@@ -227,7 +250,7 @@ impl Side for UnixStream {
 
 impl Side for FlowStream {
     fn halves(&mut self) -> (impl Source, impl Sink) {
-        (Hop(&mut self.recv), HopWriting(&mut self.send))
+        (Hop(&mut self.recv), HopWriting { send: &mut self.send, demand: &self.demand, sent: 0 })
     }
 
     fn reset(&mut self) {
@@ -316,6 +339,25 @@ impl<W: AsyncWrite + Watched> Sink for SocketWriting<W> {
         self.0.write_all(&bytes).await
     }
 
+    /// One system call takes all pieces: a hop brings them in packets, and a call for each would cost more than all else.
+    async fn put_all(&mut self, mut batch: Batch) -> io::Result<()> {
+        let mut left = batch.as_mut_slice();
+        while left.len() > 1 {
+            let slices: SmallVec<[IoSlice<'_>; BATCH]> =
+                left.iter().map(|bytes| IoSlice::new(bytes)).collect();
+            let written = self.0.write_vectored(&slices).await?;
+            drop(slices);
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            left = after(left, written);
+        }
+        match left {
+            [last] => self.0.write_all(last).await,
+            _ => Ok(()),
+        }
+    }
+
     async fn finish(&mut self) -> io::Result<()> {
         self.0.shutdown().await
     }
@@ -326,12 +368,35 @@ impl<W: AsyncWrite + Watched> Sink for SocketWriting<W> {
     }
 }
 
+/// Returns what is left of pieces of which so many bytes were written.
+fn after(mut pieces: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
+    while let Some(first) = pieces.first_mut() {
+        if written < first.len() {
+            first.advance(written);
+            break;
+        }
+        written -= first.len();
+        pieces = pieces.get_mut(1..).unwrap_or_default();
+    }
+    pieces
+}
+
 struct Hop<'a>(&'a mut quinn::RecvStream);
 
 impl Source for Hop<'_> {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         let chunk = self.0.read_chunk(CHUNK, true).await?;
         Ok(chunk.map(|chunk| chunk.bytes))
+    }
+
+    async fn batch(&mut self) -> io::Result<Option<Batch>> {
+        let read = poll_fn(|context| {
+            // Lives for one poll only: a flow that waits holds no places for pieces.
+            let mut pieces = [const { Bytes::new() }; BATCH];
+            let read = pin!(self.0.read_chunks(&mut pieces)).poll(context);
+            read.map_ok(|count| count.map(|count| pieces.into_iter().take(count).collect()))
+        });
+        Ok(read.await?)
     }
 
     async fn broken(&mut self) -> io::Error {
@@ -346,23 +411,51 @@ impl Source for Hop<'_> {
 }
 
 /// Returns the sending half of a hop alone.
-pub(super) const fn hop_sink(send: &mut quinn::SendStream) -> impl Sink {
-    HopWriting(send)
+pub(super) const fn hop_sink<'a>(send: &'a mut quinn::SendStream, demand: &'a Demand) -> impl Sink {
+    HopWriting { send, demand, sent: 0 }
 }
 
-struct HopWriting<'a>(&'a mut quinn::SendStream);
+struct HopWriting<'a> {
+    send: &'a mut quinn::SendStream,
+    demand: &'a Demand,
+    /// Bytes of this flow, up to [`BULK`].
+    sent: usize,
+}
+
+impl HopWriting<'_> {
+    /// Lets flows that move little go first from now on, when this one has turned out to move much.
+    fn count(&mut self, len: usize) {
+        if self.sent < BULK {
+            self.sent += len;
+            if self.sent >= BULK {
+                let _ = self.send.set_priority(BULK_PRIORITY);
+            }
+        }
+    }
+}
 
 impl Sink for HopWriting<'_> {
     async fn put(&mut self, bytes: Bytes) -> io::Result<()> {
-        Ok(self.0.write_chunk(bytes).await?)
+        self.count(bytes.len());
+        let mut write = pin!(self.send.write_chunk(bytes));
+        // Mostly there is room. Who waits is counted: congestion control gives each of them a window.
+        let at_once = poll_fn(|context| Poll::Ready(write.as_mut().poll(context))).await;
+        let written = match at_once {
+            Poll::Ready(written) => written,
+            Poll::Pending => {
+                let _waiting = self.demand.wait();
+                write.await
+            }
+        };
+        Ok(written?)
     }
 
     async fn finish(&mut self) -> io::Result<()> {
-        self.0.finish().map_err(io::Error::from)
+        self.send.finish().map_err(io::Error::from)
     }
 
     async fn refused(&mut self) -> io::Error {
-        match self.0.stopped().await {
+        match self.send.stopped().await {
             Ok(Some(_)) => io::ErrorKind::ConnectionReset.into(),
             Ok(None) => pending().await,
             Err(error) => error.into(),
@@ -372,6 +465,13 @@ impl Sink for HopWriting<'_> {
 
 /// Most bytes moved at once: enough to make system calls cheap, small enough for thousands of busy flows.
 pub(super) const CHUNK: usize = 32 * 1_024;
+
+/// Bytes after which a flow counts as bulk (design section 9), and how it then stands behind others of its connection.
+const BULK: usize = 1 << 20;
+const BULK_PRIORITY: i32 = -1;
+
+/// Most pieces moved at once: of packets of 1,452 bytes about as much as [`CHUNK`].
+const BATCH: usize = 32;
 
 /// Code of the QUIC reset and stop of a broken flow.
 pub(super) const BROKEN: VarInt = VarInt::from_u32(1);

@@ -339,9 +339,9 @@ async fn ask(
     client: &mut impl Side,
     early: &mut Early,
 ) -> Result<OpenStatus, Failure> {
-    let FlowStream { send, recv, .. } = stream;
+    let FlowStream { send, recv, demand, .. } = stream;
     send.write_all(&request).await.map_err(elsewhere)?;
-    let mut hop = super::copy::hop_sink(send);
+    let mut hop = super::copy::hop_sink(send, demand);
     let (mut from_client, _) = client.halves();
     let mut held: usize = early.chunks.iter().map(bytes::Bytes::len).sum();
     let (mut sent, mut is_taking) = (0, true);

@@ -21,7 +21,7 @@ use super::{LocalTargets, OpenHop, Opening, Relay, RelayParts};
 use crate::index::IndexWriter;
 use crate::register::{DenyList, LocalService, Target};
 use crate::supervise::Stage;
-use crate::transport::{Datagrams, FlowLease, FlowStream, OpenError};
+use crate::transport::{Datagrams, Demand, FlowLease, FlowStream, OpenError};
 
 /// This node in all tests.
 pub(crate) const HERE: NodeId = NodeId::from_bytes([1; 16]);
@@ -226,7 +226,8 @@ fn flow_stream(
 ) -> FlowStream {
     let datagrams = datagrams.clone();
     let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, 4677));
-    FlowStream { peer: Arc::new(leaf), remote, send, recv, datagrams, lease: FlowLease::default() }
+    let demand = Demand::default();
+    FlowStream { peer: Arc::new(leaf), remote, send, recv, datagrams, demand, lease: FlowLease::default() }
 }
 
 fn leaf(node: NodeId, group: &str) -> Leaf {

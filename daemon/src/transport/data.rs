@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use quinn::{Connection, RecvStream, SendStream};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use gossamer_core::trust::Leaf;
 use gossamer_wire::NodeId;
 
+use super::congestion::Demand;
 use super::datagrams::Datagrams;
 use super::link::CLOSE_IDLE;
 
@@ -38,6 +40,8 @@ pub struct FlowStream {
     pub recv: RecvStream,
     /// The datagrams of its connection, for a UDP flow.
     pub datagrams: Datagrams,
+    /// How many flows of its connection wait for room.
+    pub demand: Demand,
     /// Keeps the connection alive; hold it until the flow has ended.
     pub lease: FlowLease,
 }
@@ -80,6 +84,7 @@ pub(super) struct DataConnection {
     pub(super) connection: Connection,
     pub(super) peer: Arc<Leaf>,
     datagrams: Datagrams,
+    demand: Demand,
     /// Flows that live on it.
     flows: Arc<AtomicUsize>,
 }
@@ -87,7 +92,7 @@ pub(super) struct DataConnection {
 impl DataConnection {
     pub(super) fn new(connection: Connection, peer: Arc<Leaf>) -> Self {
         let datagrams = Datagrams::new(connection.clone());
-        Self { connection, peer, datagrams, flows: Arc::default() }
+        Self { connection, peer, datagrams, demand: Demand::default(), flows: Arc::default() }
     }
 
     /// Opens a stream.
@@ -136,6 +141,7 @@ impl DataConnection {
                         return self.connection.close(CLOSE_IDLE.into(), b"unused");
                     }
                     let _ = self.connection.send_datagram(bytes::Bytes::new());
+                    self.demand.show_to(&self.connection);
                 }
             }
         }
@@ -144,10 +150,13 @@ impl DataConnection {
     fn flow(&self, send: SendStream, recv: RecvStream, lease: FlowLease) -> FlowStream {
         let mut remote = self.connection.remote_address();
         remote.set_ip(remote.ip().to_canonical());
-        let datagrams = self.datagrams.clone();
-        FlowStream { peer: Arc::clone(&self.peer), remote, send, recv, datagrams, lease }
+        let (datagrams, demand) = (self.datagrams.clone(), self.demand.clone());
+        FlowStream { peer: Arc::clone(&self.peer), remote, send, recv, datagrams, demand, lease }
     }
 }
+
+/// The newest connection to each node, for flows that need not wait; written by the pool only.
+pub(super) type Newest = Arc<ArcSwap<BTreeMap<NodeId, DataConnection>>>;
 
 /// Who gets the connection once it is there.
 pub(super) type Waiting = oneshot::Sender<DataConnection>;
@@ -157,6 +166,7 @@ pub(super) type Waiting = oneshot::Sender<DataConnection>;
 pub(super) struct Pool {
     /// Mostly one per node; two when both ends dialled. The newest is used for new flows.
     live: BTreeMap<NodeId, Vec<DataConnection>>,
+    newest: Newest,
     waiting: BTreeMap<NodeId, Vec<Waiting>>,
     /// Nodes that are being dialled, or were asked to dial.
     dialling: BTreeSet<NodeId>,
@@ -202,7 +212,18 @@ impl Pool {
             let _ = caller.send(data.clone());
         }
         self.live.entry(node).or_default().push(data);
+        self.publish();
         true
+    }
+
+    /// Returns read access to the newest connections.
+    pub(super) fn newest(&self) -> Newest {
+        Arc::clone(&self.newest)
+    }
+
+    fn publish(&self) {
+        let newest = |(node, live): (&NodeId, &Vec<DataConnection>)| Some((*node, live.last()?.clone()));
+        self.newest.store(Arc::new(self.live.iter().filter_map(newest).collect()));
     }
 
     /// Forgets a connection that has ended.
@@ -212,6 +233,7 @@ impl Pool {
             if live.is_empty() {
                 self.live.remove(&node);
             }
+            self.publish();
         }
     }
 
@@ -241,7 +263,9 @@ impl Pool {
     /// Removes and returns the connections to a node that is down.
     pub(super) fn remove(&mut self, node: NodeId) -> Vec<DataConnection> {
         self.give_up(node);
-        self.live.remove(&node).unwrap_or_default()
+        let removed = self.live.remove(&node).unwrap_or_default();
+        self.publish();
+        removed
     }
 }
 

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
-    AsyncTimer, AsyncUdpSocket, ClientConfig, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig,
-    IdleTimeout, Runtime, ServerConfig, TokioRuntime, TransportConfig, ValidationTokenConfig, VarInt,
+    AckFrequencyConfig, AsyncTimer, AsyncUdpSocket, ClientConfig, ConnectionId, ConnectionIdGenerator,
+    Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime, ServerConfig, TokioRuntime,
+    TransportConfig, ValidationTokenConfig, VarInt,
 };
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -26,6 +27,7 @@ use gossamer_wire::limits::{
     MAX_UNREAD_PER_PEER,
 };
 
+use super::congestion::WindowsConfig;
 use super::data::MAX_LIVE;
 use super::tls::{self, Side};
 use crate::clock::Clock;
@@ -51,6 +53,12 @@ const DATA_STREAM_WINDOW: u32 = 1 << 20;
 pub(super) const DATA_WINDOW: u32 = 3_584 << 10;
 /// Unread and unsent datagrams of a connection; the oldest make room.
 pub(super) const DATAGRAM_BUFFER: usize = 64 << 10;
+
+/// Packets that may come before they are acknowledged, and the longest wait with fewer.
+const ACK_AFTER: VarInt = VarInt::from_u32(10);
+const ACK_WITHIN: Duration = Duration::from_millis(5);
+/// How often larger packets are tried again. Rarely: an accepted control connection has this setting too.
+const SIZES_EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// One peer pins no more unread bytes, whatever it opens.
 const _: () = assert!(
@@ -225,18 +233,34 @@ fn data_settings() -> TransportConfig {
         .send_window(u64::from(DATA_WINDOW))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
         .datagram_send_buffer_size(DATAGRAM_BUFFER);
+    make_fast(&mut settings);
     settings
 }
 
 /// What an accepted connection may do before its hello has said what it is for, and all that a joiner may do: one
-/// stream, and a window that holds a hello or a request. The stream window cannot be raised later, so it is the one of
-/// data connections.
+/// stream, and a window that holds a hello or a request. What cannot be changed later is that of data connections: the
+/// stream window, and how packets are sent.
 fn accepted_settings() -> TransportConfig {
     let mut settings = control_settings();
     settings
         .stream_receive_window(VarInt::from_u32(DATA_STREAM_WINDOW))
         .receive_window(VarInt::from_u32(GREETING_WINDOW));
+    make_fast(&mut settings);
     settings
+}
+
+/// Sets what a connection that moves much data needs: several packets with one system call, packets as large as the
+/// path takes, an acknowledgement for ten of them, and a fair share of a crowded path.
+fn make_fast(settings: &mut TransportConfig) {
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(ACK_AFTER).max_ack_delay(Some(ACK_WITHIN));
+    let mut sizes = MtuDiscoveryConfig::default();
+    sizes.interval(SIZES_EVERY);
+    settings
+        .enable_segmentation_offload(true)
+        .mtu_discovery_config(Some(sizes))
+        .ack_frequency_config(Some(acks))
+        .congestion_controller_factory(Arc::new(WindowsConfig::default()));
 }
 
 fn idle(timeout: Duration) -> Option<IdleTimeout> {

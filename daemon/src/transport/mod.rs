@@ -5,6 +5,7 @@
 
 mod accept;
 mod acceptor;
+mod congestion;
 mod data;
 mod datagrams;
 mod endpoint;
@@ -33,6 +34,7 @@ use gossamer_wire::{NodeId, frame};
 use crate::authority::AuthorityHandle;
 use crate::metrics::Metrics;
 
+pub use congestion::Demand;
 pub use data::{FlowLease, FlowStream, OpenError};
 pub use datagrams::Datagrams;
 pub(crate) use datagrams::{Registered, Sent};
@@ -197,6 +199,7 @@ type Links = Arc<ArcSwap<BTreeMap<NodeId, Arc<Link>>>>;
 #[derive(Clone, Debug)]
 pub struct Peers {
     links: Links,
+    data: data::Newest,
     commands: mpsc::Sender<Command>,
     connected: watch::Receiver<usize>,
     twin: watch::Receiver<Option<SocketAddr>>,
@@ -283,6 +286,11 @@ impl Peers {
     /// Cancel safe: a stream that was opened meanwhile is reset.
     pub async fn open_flow(&self, node: NodeId) -> Result<FlowStream, OpenError> {
         let open = async {
+            // Mostly there is a connection, and the owner need not be asked.
+            let newest = self.data.load().get(&node).cloned();
+            if let Some(data) = newest.filter(|data| data.connection.close_reason().is_none()) {
+                return data.open().await;
+            }
             let (caller, connection) = oneshot::channel();
             let command = Command::OpenData { node, caller };
             self.commands.send(command).await.map_err(|_| OpenError::Stopping)?;

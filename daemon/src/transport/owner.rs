@@ -103,7 +103,14 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     let (connected, connected_reader) = watch::channel(0);
     let links = Links::default();
     let (twin, twin_reader) = watch::channel(None);
-    let peers = Peers { links: Arc::clone(&links), commands, connected: connected_reader, twin: twin_reader };
+    let pool = Pool::default();
+    let peers = Peers {
+        links: Arc::clone(&links),
+        data: pool.newest(),
+        commands,
+        connected: connected_reader,
+        twin: twin_reader,
+    };
     let inbox = Inbox {
         membership: parts.membership,
         states: Arc::new(Semaphore::new(STATES)),
@@ -128,7 +135,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         book: DialBook::new(identity.node(), parts.entropy.rng("dials")),
         current: BTreeMap::new(),
         links,
-        pool: Pool::default(),
+        pool,
         certified: Certified::default(),
         judge_at: None,
         doorway: notes.clone(),

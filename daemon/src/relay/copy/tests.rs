@@ -281,3 +281,41 @@ async fn a_stalled_client_does_not_hide_a_reset_of_the_service() {
     assert!(matches!((far, near), (Err(Broken::Service(_)), Err(Broken::Service(_)))));
     assert_reset(&mut flow.client).await;
 }
+
+#[test]
+fn what_is_left_of_pieces_begins_where_the_writing_ended() {
+    let pieces = || [&b"one"[..], b"", b"three"].map(Bytes::from_static);
+    let all: Vec<u8> = pieces().concat();
+    for written in 0..=all.len() {
+        let mut pieces = pieces();
+        let left = after(&mut pieces, written).concat();
+        assert_eq!(left, all[written..], "{written} written");
+    }
+}
+
+#[tokio::test]
+async fn pieces_of_all_sizes_arrive_in_order_at_a_reader_that_takes_its_time() {
+    let mut flow = Flow::open().await;
+    let sent: Vec<u8> = (0..3_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let (mut from, mut to) = flow.client.split();
+    let writing = async {
+        for piece in sent.chunks(7_001) {
+            flow.service.write_all(piece).await.expect("written");
+        }
+        flow.service.shutdown().await.expect("ended");
+        to.shutdown().await.expect("ended");
+    };
+    let reading = async {
+        let (mut read, mut part) = (Vec::new(), vec![0; 50_000]);
+        loop {
+            let length = from.read(&mut part).await.expect("read");
+            if length == 0 {
+                return read;
+            }
+            read.extend_from_slice(&part[..length]);
+            tokio::task::yield_now().await;
+        }
+    };
+    let ((), read) = tokio::join!(writing, reading);
+    assert!(read == sent, "{} of {} bytes", read.len(), sent.len());
+}
