@@ -27,7 +27,7 @@ use crate::identity::Identity;
 use crate::identity::issuer::IssuerHandle;
 use crate::relay::{RedirectError, Relay};
 use crate::store::{Store, StoreError};
-use crate::supervise::Stage;
+use crate::supervise::{OwnThread, Stage};
 use crate::{api, register, transport};
 use mesh::MeshStages;
 use wiring::Wiring;
@@ -129,6 +129,9 @@ pub enum RunError {
     /// Who may give orders: the operator's fault.
     #[error(transparent)]
     Operators(#[from] api::OperatorsError),
+    /// The system gives no more: the operator's fault.
+    #[error("no thread can be started: {0}; raise the limits of processes and open files (`ulimit -u -n`)")]
+    Thread(#[source] std::io::Error),
     /// A bug: a part ended by itself.
     #[error("the daemon stopped because its part `{0}` ended; please report this with the log above")]
     Failed(&'static str),
@@ -147,18 +150,19 @@ struct Stages {
 }
 
 impl Stages {
-    fn new() -> Self {
-        let transport = Stage::default();
-        Self {
-            membership: transport.next(),
-            catalog: transport.next(),
-            registry: transport.next(),
-            relay: transport.next(),
-            dns: transport.next(),
-            issuer: transport.next(),
-            api: transport.next(),
-            transport,
-        }
+    /// What moves data has a thread of its own; all else shares the runtime of the caller.
+    fn new() -> Result<Self, RunError> {
+        let (stage, data) = (Stage::default(), OwnThread::start("data").map_err(RunError::Thread)?);
+        Ok(Self {
+            transport: stage.next_on(Arc::<OwnThread>::clone(&data)),
+            membership: stage.next(),
+            catalog: stage.next(),
+            registry: stage.next(),
+            relay: stage.next_on(data),
+            dns: stage.next(),
+            issuer: stage.next(),
+            api: stage,
+        })
     }
 
     /// Returns the stages of the replicated part.
@@ -197,7 +201,7 @@ pub async fn run(
     on_ready: impl FnOnce(&Ready),
     stop: CancellationToken,
 ) -> Result<(), RunError> {
-    let stages = Stages::new();
+    let stages = Stages::new()?;
     let wiring = Wiring::new(&stages, settings, store, Arc::new(identity));
     let result = match wiring.start(&stop).await {
         Ok(ready) => {

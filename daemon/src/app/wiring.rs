@@ -186,7 +186,10 @@ impl<'a> Wiring<'a> {
     /// Listens for what the kernel redirects, in the mode that needs it.
     fn redirect(&self) -> Result<Option<RedirectSockets>, RedirectError> {
         match self.settings.vip_mode {
-            Mode::Dnat => RedirectSockets::bind(self.settings.redirect()).map(Some),
+            Mode::Dnat => {
+                let _entered = self.stages.relay.enter();
+                RedirectSockets::bind(self.settings.redirect()).map(Some)
+            }
             Mode::Bind | Mode::None => Ok(None),
         }
     }

@@ -148,8 +148,12 @@ mod tests {
 
     const MTU: u16 = 1_200;
 
+    fn now() -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+
     fn windows(demand: &Demand) -> Windows {
-        let built = Arc::new(WindowsConfig::default()).build(Instant::now(), MTU);
+        let built = Arc::new(WindowsConfig::default()).build(now(), MTU);
         let built = *built.into_any().downcast::<Windows>().expect("its own kind");
         built.demand.set(demand.clone()).expect("set once");
         built
@@ -159,7 +163,7 @@ mod tests {
     fn turns(windows: &mut Windows, acknowledgements: usize) -> Vec<usize> {
         let mut counts = vec![0; MAX_WINDOWS];
         for _ in 0..acknowledgements {
-            windows.take_turn(Instant::now());
+            windows.take_turn(now());
             counts[windows.turn] += 1;
         }
         counts
@@ -175,10 +179,10 @@ mod tests {
         assert_eq!(turns(&mut windows, 800), [100; MAX_WINDOWS]);
         assert_eq!(windows.window(), MAX_WINDOWS as u64 * windows.initial_window());
         waiting.truncate(2);
-        let now = Instant::now() + Duration::from_secs(60);
-        for later in 0..10 {
-            assert_eq!(windows.all.len(), MAX_WINDOWS.saturating_sub(later).max(2));
-            windows.on_congestion_event(now, now, false, MTU.into());
+        let later = now() + Duration::from_secs(60);
+        for steps in 0..10 {
+            assert_eq!(windows.all.len(), MAX_WINDOWS.saturating_sub(steps).max(2));
+            windows.on_congestion_event(later, later, false, MTU.into());
         }
     }
 
@@ -189,23 +193,23 @@ mod tests {
         let mut windows = windows(&demand);
         turns(&mut windows, 4);
         let before: Vec<_> = windows.all.iter().map(Controller::window).collect();
-        let now = Instant::now() + Duration::from_secs(1);
-        windows.on_congestion_event(now, now, false, MTU.into());
+        let later = now() + Duration::from_secs(1);
+        windows.on_congestion_event(later, later, false, MTU.into());
         let smaller = |windows: &Windows| {
             let sum: u64 = windows.all.iter().map(Controller::window).sum();
             before.iter().sum::<u64>() - sum
         };
         let largest = before.iter().max().copied().expect("four");
         assert!((smaller(&windows) as f64 - largest as f64 * 0.3).abs() <= 1.0, "30 % of the largest");
-        windows.on_congestion_event(now, now, false, u64::from(MTU) * 100);
+        windows.on_congestion_event(later, later, false, u64::from(MTU) * 100);
         assert!(smaller(&windows) as f64 >= before.iter().sum::<u64>() as f64 * 0.29);
     }
 
     #[test]
     fn a_path_that_is_silent_for_long_leaves_the_least() {
         let mut windows = windows(&Demand::default());
-        let now = Instant::now() + Duration::from_secs(9);
-        windows.on_congestion_event(now, now, true, 9_000);
+        let later = now() + Duration::from_secs(9);
+        windows.on_congestion_event(later, later, true, 9_000);
         assert_eq!(windows.window(), 2 * u64::from(MTU));
     }
 }

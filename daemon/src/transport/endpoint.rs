@@ -324,6 +324,7 @@ impl Runtime for OnStage {
     }
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        let _entered = self.0.enter();
         TokioRuntime.wrap_udp_socket(socket)
     }
 
