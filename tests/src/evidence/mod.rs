@@ -17,6 +17,7 @@ mod datagrams;
 mod decoders;
 mod demo;
 mod detection;
+mod etcd;
 mod evicted;
 mod flood;
 mod forwarding;
@@ -122,7 +123,7 @@ pub fn rows() -> Vec<Row> {
         .chain(issue_4.concat())
         .chain([flood::ROW, secrets::ROW, spiffe::ROW, callers::ROW])
         .chain(issue_5.concat())
-        .chain([consent::ROW, pods::ROW])
+        .chain([consent::ROW, pods::ROW, etcd::ROW])
         .chain(issue_6.concat())
         .collect()
 }
