@@ -145,6 +145,8 @@ fn record(number: usize) -> Result<ServiceRecord> {
         visibility: Visibility::Groups(vec!["west".parse()?]),
         health: Health::Passing,
         weight: 100,
+        draining: false,
+        routing: gossamer_wire::Routing::default(),
         tries: gossamer_wire::Tries::default(),
         metadata: vec![("version".to_owned(), "15".to_owned())],
         fqdns: Vec::new(),

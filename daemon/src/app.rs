@@ -190,7 +190,8 @@ impl Stages {
     }
 }
 
-/// Runs the daemon until `stop` is cancelled or a part fails. Calls `on_ready` once everything listens.
+/// Runs the daemon until `stop` is cancelled or a part fails. Calls `on_ready` once everything listens. Before the end it
+/// lets flows end, unless `at_once` is cancelled.
 ///
 /// # Errors
 /// See [`RunError`]; everything that was started is stopped again.
@@ -200,22 +201,42 @@ pub async fn run(
     identity: Identity,
     on_ready: impl FnOnce(&Ready),
     stop: CancellationToken,
+    at_once: CancellationToken,
 ) -> Result<(), RunError> {
     let stages = Stages::new()?;
+    let deadline = settings.drain_deadline;
     let wiring = Wiring::new(&stages, settings, store, Arc::new(identity));
     let result = match wiring.start(&stop).await {
         Ok(ready) => {
             on_ready(&ready);
+            let running = async {
+                stop.cancelled().await;
+                drain(&ready, deadline).await;
+            };
             tokio::select! {
-                () = stop.cancelled() => Ok(()),
+                biased;
+                () = at_once.cancelled() => Ok(()),
                 at = ready.peers.runs_twice() => Err(RunError::RunsTwice(at)),
                 part = stages.transport.failure() => Err(RunError::Failed(part)),
+                () = running => Ok(()),
             }
         }
         Err(error) => Err(error),
     };
     stages.stop().await;
     result
+}
+
+/// Lets no new flow come to services of this node and waits for those that live, at most `deadline`.
+async fn drain(ready: &Ready, deadline: Duration) {
+    // Others try another instance from here on. A registry that cannot say so must not keep the daemon.
+    if tokio::time::timeout(STAGE_WITHIN, ready.registry.leave()).await.is_err() {
+        tracing::warn!("the services of this node could not be drained in time");
+    }
+    let left = ready.relay.leave(deadline).await;
+    if left > 0 {
+        tracing::warn!(flows = left, "flows are reset: drain.deadline is over");
+    }
 }
 
 #[cfg(test)]

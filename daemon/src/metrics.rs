@@ -97,6 +97,12 @@ pub struct FlowCounts {
     pub refused: Vec<(&'static str, u64)>,
     /// Instances tried in vain before another one was.
     pub retries: u64,
+    /// The same by reason.
+    pub in_vain: Vec<(&'static str, u64)>,
+    /// Flows that went to an instance that was asked beside a slow one.
+    pub overtaken: u64,
+    /// Flows that began with another tier than the first healthy one.
+    pub spilled: u64,
     /// Bytes from clients to services.
     pub bytes_in: u64,
     /// Bytes from services to clients.
@@ -404,7 +410,12 @@ impl Page<'_> {
         let opened = [("local", flows.opened), ("peer", flows.served)];
         self.counters("flows_opened", "Flows opened by who asked", "client", &opened)?;
         self.counters("flows_refused", "Flows refused or failed", "reason", &flows.refused)?;
-        self.counter("flow_retries", "Instances tried in vain before another one", flows.retries)?;
+        let in_vain = "Instances tried in vain before another one";
+        self.counters("flow_retries", in_vain, "reason", &flows.in_vain)?;
+        let overtaken = "Flows that went to an instance asked beside a slow one";
+        self.counter("flows_overtaken", overtaken, flows.overtaken)?;
+        let spilled = "Flows that began with another tier than the first healthy one";
+        self.counter("flows_spilled", spilled, flows.spilled)?;
         let bytes = [("in", flows.bytes_in), ("out", flows.bytes_out)];
         self.family(
             "flow_bytes",
@@ -512,6 +523,9 @@ mod tests {
                 open: 1,
                 opened: 9,
                 refused: vec![("denied", 2)],
+                in_vain: vec![("slow", 3)],
+                overtaken: 4,
+                spilled: 5,
                 bytes_in: 70_000,
                 bytes_out: 5,
                 ..FlowCounts::default()
@@ -632,6 +646,9 @@ mod tests {
             ("gossamer_flows_open", 1),
             ("gossamer_flows_opened_total{client=\"local\"}", 9),
             ("gossamer_flows_refused_total{reason=\"denied\"}", 2),
+            ("gossamer_flow_retries_total{reason=\"slow\"}", 3),
+            ("gossamer_flows_overtaken_total", 4),
+            ("gossamer_flows_spilled_total", 5),
             ("gossamer_flow_bytes_total{direction=\"in\"}", 70_000),
             ("gossamer_dns_responses_total{outcome=\"nodata\"}", 7),
             ("gossamer_dns_dropped_total", 1),

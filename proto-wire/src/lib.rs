@@ -18,6 +18,7 @@ pub mod join;
 pub mod limits;
 mod name;
 mod record;
+mod routing;
 pub mod statement;
 pub mod swim;
 pub mod token;
@@ -29,3 +30,4 @@ pub use name::{
     ZoneName,
 };
 pub use record::{Health, Port, ServiceRecord, Transport, Tries, Visibility};
+pub use routing::{Order, Routing, RoutingError, Tier, parse_order};

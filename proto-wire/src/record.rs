@@ -10,7 +10,7 @@ use crate::limits::{
     MAX_ADVERT_BYTES, MAX_FQDNS, MAX_METADATA, MAX_METADATA_KEY_BYTES, MAX_METADATA_VALUE_BYTES, MAX_PORTS,
     MAX_VISIBLE_GROUPS,
 };
-use crate::{DecodeError, EncodeError, Fqdn, GroupName, InstanceName, PortName, ServiceName};
+use crate::{DecodeError, EncodeError, Fqdn, GroupName, InstanceName, PortName, Routing, ServiceName};
 
 /// The transport protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -92,6 +92,10 @@ pub struct ServiceRecord {
     pub health: Health,
     /// Share of traffic among equal instances; 0 takes none. Default 100.
     pub weight: u16,
+    /// Whether it takes no new flows at the moment, as with weight 0; its weight is that of afterwards.
+    pub draining: bool,
+    /// What its exporter wishes about the instances of the service.
+    pub routing: Routing,
     /// See [`Tries`].
     pub tries: Tries,
     /// Free `key=value` pairs, shown in TXT. At most [`MAX_METADATA`].
@@ -144,6 +148,9 @@ impl ServiceRecord {
         if let Visibility::Groups(groups) = &self.visibility {
             at_most("visible groups", groups, MAX_VISIBLE_GROUPS)?;
         }
+        if let Err(error) = self.routing.check() {
+            return malformed(&error.to_string());
+        }
         at_most("metadata", &self.metadata, MAX_METADATA)?;
         for (key, value) in &self.metadata {
             let plain = |text: &str| !text.chars().any(char::is_control);
@@ -171,6 +178,7 @@ pub(crate) const MAX_RECORD_BYTES: usize = MAX_ADVERT_BYTES - 52 - 64 - 16;
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::Tier;
 
     pub(crate) fn sample() -> ServiceRecord {
         ServiceRecord {
@@ -180,6 +188,8 @@ pub(crate) mod tests {
             visibility: Visibility::Groups(vec!["west".parse().expect("name")]),
             health: Health::Passing,
             weight: 100,
+            draining: false,
+            routing: Routing { order: vec![Tier::Zone], only: Some(Tier::Region), spill_below: Some(70) },
             tries: Tries::default(),
             metadata: vec![("version".to_owned(), "15".to_owned())],
             fqdns: vec!["pg.corp.example".parse().expect("name")],
@@ -205,7 +215,9 @@ pub(crate) mod tests {
 
     #[test]
     fn records_outside_the_limits_do_not_decode() {
-        let broken: [fn(&mut ServiceRecord); 10] = [
+        let broken: [fn(&mut ServiceRecord); 12] = [
+            |record| record.routing.order = vec![Tier::Zone; 2],
+            |record| record.routing.spill_below = Some(101),
             |record| record.fqdns = vec![record.fqdns[0].clone(); 2],
             |record| {
                 record.fqdns = (0..=MAX_FQDNS).map(|n| format!("n{n}.test").parse().expect("name")).collect();

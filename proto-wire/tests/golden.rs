@@ -13,7 +13,8 @@ use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
 use gossamer_wire::token::{Claims, Grant, Token};
 use gossamer_wire::{
-    Generation, Health, MeshId, NodeId, Port, ServiceRecord, TokenId, Transport, Tries, Visibility,
+    Generation, Health, MeshId, NodeId, Port, Routing, ServiceRecord, Tier, TokenId, Transport, Tries,
+    Visibility,
 };
 
 const NODE: NodeId = NodeId::from_bytes([0xaa; 16]);
@@ -185,6 +186,8 @@ fn record() -> ServiceRecord {
         visibility: Visibility::Groups(vec!["west".parse().expect("name")]),
         health: Health::Failing,
         weight: 100,
+        draining: false,
+        routing: Routing::default(),
         tries: Tries { service: 1, group: 2, instance: 3 },
         metadata: vec![("version".to_owned(), "15".to_owned())],
         fqdns: vec!["*.b.c".parse().expect("name")],
@@ -196,7 +199,7 @@ fn records_keep_their_bytes() {
     let cases = [
         (
             record(),
-            "096f72646572732d646204766d2d62020435343332fb3815000573746174735001010104776573740164010203010776657273696f6e02313501052a2e622e63",
+            "096f72646572732d646204766d2d62020435343332fb381500057374617473500101010477657374016400000000010203010776657273696f6e02313501052a2e622e63",
         ),
         (
             ServiceRecord {
@@ -206,11 +209,23 @@ fn records_keep_their_bytes() {
                 fqdns: Vec::new(),
                 ..record()
             },
-            "096f72646572732d646204766d2d62020435343332fb38150005737461747350010000640102030000",
+            "096f72646572732d646204766d2d62020435343332fb3815000573746174735001000064000000000102030000",
+        ),
+        (
+            ServiceRecord {
+                draining: true,
+                routing: Routing {
+                    order: vec![Tier::Zone, Tier::Region],
+                    only: Some(Tier::Region),
+                    spill_below: Some(70),
+                },
+                ..record()
+            },
+            "096f72646572732d646204766d2d62020435343332fb38150005737461747350010101047765737401640102020301030146010203010776657273696f6e02313501052a2e622e63",
         ),
         (
             ServiceRecord { visibility: Visibility::All, ..record() },
-            "096f72646572732d646204766d2d62020435343332fb3815000573746174735001020164010203010776657273696f6e02313501052a2e622e63",
+            "096f72646572732d646204766d2d62020435343332fb381500057374617473500102016400000000010203010776657273696f6e02313501052a2e622e63",
         ),
     ];
     for (record, golden) in cases {

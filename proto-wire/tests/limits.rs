@@ -13,8 +13,8 @@ use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::swim::{Identity, SwimMember, SwimState};
 use gossamer_wire::token::{Claims, Grant, MAX_CLAIMS_BYTES, Token};
 use gossamer_wire::{
-    DecodeError, EncodeError, Generation, Health, MeshId, NodeId, Port, ServiceRecord, TokenId, Transport,
-    Tries, Visibility, codec,
+    DecodeError, EncodeError, Generation, Health, MeshId, NodeId, Port, Routing, ServiceRecord, TokenId,
+    Transport, Tries, Visibility, codec,
 };
 
 const NODE: NodeId = NodeId::from_bytes([0xff; 16]);
@@ -124,6 +124,8 @@ fn record() -> ServiceRecord {
         visibility: Visibility::Own,
         health: Health::Passing,
         weight: 100,
+        draining: false,
+        routing: Routing::default(),
         tries: Tries::default(),
         metadata: Vec::new(),
         fqdns: Vec::new(),

@@ -19,8 +19,8 @@ use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
 use gossamer_wire::token::{Claims, Grant, Token, pattern_matches};
 use gossamer_wire::{
-    Fqdn, FqdnSuffix, Generation, Health, Label, MeshId, NodeId, Port, PortName, ServiceRecord, TokenId,
-    Transport, Tries, Visibility,
+    Fqdn, FqdnSuffix, Generation, Health, Label, MeshId, NodeId, Port, PortName, Routing, ServiceRecord,
+    Tier, TokenId, Transport, Tries, Visibility,
 };
 
 /// A label that is valid for every kind of name: none of the reserved words has a digit.
@@ -128,6 +128,17 @@ fn message() -> impl Strategy<Value = SwimMessage> {
 }
 
 prop_compose! {
+    /// Wishes within every limit: an order is a part of all tiers, of which `any` is the last.
+    fn routing()(
+        order in proptest::sample::subsequence(Tier::ALL.to_vec(), 0..=5),
+        only in option::of(proptest::sample::select(Tier::ALL.to_vec())),
+        spill_below in option::of(0..=100_u8),
+    ) -> Routing {
+        Routing { order, only, spill_below }
+    }
+}
+
+prop_compose! {
     /// A record within every limit: ports differ in number and, being named by it, in name.
     fn record()(
         service in name(),
@@ -140,6 +151,8 @@ prop_compose! {
         ],
         passing: bool,
         weight: u16,
+        draining: bool,
+        routing in routing(),
         tries in any::<(u8, u8, u8)>(),
         metadata in vec(("[a-z.]{1,10}", "[ -~é]{0,10}"), 0..=MAX_METADATA.min(8)),
         fqdns in proptest::collection::btree_set(fqdn(), 0..3),
@@ -156,6 +169,8 @@ prop_compose! {
             visibility,
             health: if passing { Health::Passing } else { Health::Failing },
             weight,
+            draining,
+            routing,
             tries: Tries { service: tries.0, group: tries.1, instance: tries.2 },
             metadata,
             fqdns: fqdns.into_iter().collect(),

@@ -33,8 +33,8 @@ use crate::wait::{Broken, wait_for};
 pub const START: Duration = Duration::from_secs(20);
 /// How long a command may take.
 pub const COMMAND: Duration = Duration::from_secs(30);
-/// How long a daemon may take to leave after SIGTERM.
-const LEAVE: Duration = Duration::from_secs(20);
+/// How long a daemon may take to leave after SIGTERM: it waits 20 s for flows.
+const LEAVE: Duration = Duration::from_secs(40);
 /// How often a start is repeated when another process took the port or the pool first.
 const STARTS: usize = 8;
 /// Lines of each log that are shown when a scenario fails.

@@ -138,6 +138,8 @@ impl Service {
             visibility: Visibility::Own,
             health: Health::Passing,
             weight: WEIGHT,
+            draining: false,
+            routing: gossamer_wire::Routing::default(),
             tries: self.tries[instance],
             metadata: Vec::new(),
         })

@@ -1,21 +1,30 @@
 //! Selection: in which order the instances of a service are tried for one flow.
 //!
 //! Owns: the score, the draw among equals, the memory of failures. Must not know: connections, who may call.
-//! Driven by: the outbound relay, once per flow and once per outcome (design section 9).
+//! Driven by: the outbound relay, once per flow and once per outcome (design section 9, ADR 28).
+//!
+//! [`Policy`] joins what caller and exporters wish, [`Shares`] says how much of it goes to which tier, [`order`] draws,
+//! and [`explain`] says the same in words for every instance.
+
+mod explain;
+mod policy;
+mod spill;
 
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
 use rand::{Rng, RngExt};
 
-use crate::catalog::Nearness;
+pub use explain::{Excluded, Explained, Explanation, Seen, Verdict, explain, reaches, refusal};
+pub use policy::{Policy, Routes, Wisher};
+pub use spill::{Share, Shares, shares};
 
 /// How good an instance is; smaller is better. The order of the fields is the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Score {
-    /// The failover order: same node, group, zone, region, any.
-    pub nearness: Nearness,
-    /// Recent failures seen from here. Below `nearness`, so ejection never empties a tier.
+    /// Its tier: the place in [`Policy::order`].
+    pub tier: usize,
+    /// Recent failures seen from here. Below `tier`, so ejection never empties a tier.
     pub ejected: bool,
     /// What decides between two drawn from one tier.
     pub load: Load,
@@ -43,19 +52,19 @@ pub struct Candidate<T> {
 
 /// Returns the instances to try, best first, at most [`MAX_CANDIDATES`].
 ///
-/// Tier by tier; within a tier two are drawn by weight and the less loaded goes first ("power of two choices":
-/// near the best choice without herding onto it).
-pub fn order<T>(mut candidates: Vec<Candidate<T>>, rng: &mut impl Rng) -> Vec<T> {
+/// The tier a flow begins with ([`Shares::draw`]) comes first, then tier by tier; within a tier two are drawn by weight
+/// and the less loaded goes first ("power of two choices": near the best choice without herding onto it).
+pub fn order<T>(mut candidates: Vec<Candidate<T>>, first: Option<usize>, rng: &mut impl Rng) -> Vec<T> {
     candidates.retain(|candidate| candidate.weight > 0);
-    let tier = |score: Score| (score.nearness, score.ejected);
+    let rank = |score: Score| (Some(score.tier) != first, score.tier, score.ejected);
     // Descending, so that the best tier is the tail.
-    candidates.sort_by_key(|candidate| Reverse(tier(candidate.score)));
+    candidates.sort_by_key(|candidate| Reverse(rank(candidate.score)));
     let mut ordered = Vec::new();
     while let Some(last) = candidates.last()
         && ordered.len() < MAX_CANDIDATES
     {
-        let best = tier(last.score);
-        let start = candidates.partition_point(|candidate| tier(candidate.score) > best);
+        let best = rank(last.score);
+        let start = candidates.partition_point(|candidate| rank(candidate.score) > best);
         let chosen = start + choose(candidates.get(start..).unwrap_or_default(), rng);
         ordered.push(candidates.remove(chosen).item);
     }
@@ -117,7 +126,12 @@ impl Standing {
 
     /// Returns whether it is ejected.
     pub fn is_ejected(&self, now: Instant) -> bool {
-        self.ejected_until.is_some_and(|until| now < until)
+        self.ejected_for(now).is_some()
+    }
+
+    /// Returns how much longer it is ejected, more than nothing; `None` when it is not.
+    pub fn ejected_for(&self, now: Instant) -> Option<Duration> {
+        self.ejected_until?.checked_duration_since(now).filter(|left| !left.is_zero())
     }
 
     /// Returns the smoothed time to open a flow; zero while unmeasured.
@@ -126,7 +140,7 @@ impl Standing {
     }
 }
 
-/// Most instances tried for one flow. With 500 ms each, eight use up the time a client waits.
+/// Most instances tried for one flow. With 250 ms each, eight use up a good part of the time a client waits.
 pub const MAX_CANDIDATES: usize = 8;
 
 /// Failures in a row before an instance is ejected: one may be a restart, two bad luck.
@@ -158,55 +172,61 @@ mod tests {
         SmallRng::seed_from_u64(1)
     }
 
-    fn candidate(item: &'static str, nearness: Nearness) -> Candidate<&'static str> {
-        let score = Score { nearness, ejected: false, load: Load::default() };
+    fn candidate(item: &'static str, tier: usize) -> Candidate<&'static str> {
+        let score = Score { tier, ejected: false, load: Load::default() };
         Candidate { score, weight: 100, item }
     }
 
     #[test]
     fn nearer_instances_are_tried_before_farther_ones() {
         let all = vec![
-            candidate("any", Nearness::Any),
-            candidate("zone", Nearness::Zone),
-            candidate("node", Nearness::SameNode),
-            candidate("region", Nearness::Region),
-            candidate("group", Nearness::Group),
+            candidate("any", 4),
+            candidate("zone", 2),
+            candidate("node", 0),
+            candidate("region", 3),
+            candidate("group", 1),
         ];
-        assert_eq!(order(all, &mut rng()), ["node", "group", "zone", "region", "any"]);
+        assert_eq!(order(all, None, &mut rng()), ["node", "group", "zone", "region", "any"]);
+    }
+
+    #[test]
+    fn the_tier_a_flow_begins_with_comes_before_nearer_ones() {
+        let all = vec![candidate("any", 4), candidate("group", 1), candidate("zone", 2)];
+        assert_eq!(order(all, Some(2), &mut rng()), ["zone", "group", "any"]);
     }
 
     #[test]
     fn the_less_loaded_of_two_is_tried_first() {
-        let mut busy = candidate("busy", Nearness::Group);
+        let mut busy = candidate("busy", 1);
         busy.score.load.in_flight = 5;
-        let mut slow = candidate("slow", Nearness::Group);
+        let mut slow = candidate("slow", 1);
         slow.score.load.connect = Duration::from_millis(9);
         let all = vec![busy, slow];
         for seed in 0..20 {
             let mut rng = SmallRng::seed_from_u64(seed);
-            assert_eq!(order(all.clone(), &mut rng), ["slow", "busy"]);
+            assert_eq!(order(all.clone(), None, &mut rng), ["slow", "busy"]);
         }
     }
 
     #[test]
     fn an_ejected_instance_is_last_of_its_tier_but_before_farther_ones() {
-        let mut ejected = candidate("ejected", Nearness::Group);
+        let mut ejected = candidate("ejected", 1);
         ejected.score.ejected = true;
-        let all = vec![candidate("far", Nearness::Any), ejected, candidate("well", Nearness::Group)];
-        assert_eq!(order(all, &mut rng()), ["well", "ejected", "far"]);
+        let all = vec![candidate("far", 4), ejected, candidate("well", 1)];
+        assert_eq!(order(all, None, &mut rng()), ["well", "ejected", "far"]);
     }
 
     #[test]
     fn weights_are_shares_and_zero_takes_none() {
-        let mut light = candidate("light", Nearness::Group);
+        let mut light = candidate("light", 1);
         light.weight = 10;
-        let mut none = candidate("none", Nearness::Group);
+        let mut none = candidate("none", 1);
         none.weight = 0;
         let mut rng = rng();
         let mut first = 0;
         for _ in 0..1_000 {
-            let all = vec![light.clone(), candidate("heavy", Nearness::Group), none.clone()];
-            let ordered = order(all, &mut rng);
+            let all = vec![light.clone(), candidate("heavy", 1), none.clone()];
+            let ordered = order(all, None, &mut rng);
             assert_eq!(ordered.len(), 2);
             first += u32::from(ordered[0] == "light");
         }
@@ -216,16 +236,16 @@ mod tests {
     #[test]
     fn equal_instances_share_the_flows() {
         let mut rng = rng();
-        let all = || vec![candidate("a", Nearness::Zone), candidate("b", Nearness::Zone)];
-        let first = (0..1_000).filter(|_| order(all(), &mut rng)[0] == "a").count();
+        let all = || vec![candidate("a", 2), candidate("b", 2)];
+        let first = (0..1_000).filter(|_| order(all(), None, &mut rng)[0] == "a").count();
         assert!((400..600).contains(&first), "{first}");
     }
 
     #[test]
     fn a_flow_tries_a_bounded_number_of_instances() {
-        let all = (0..100).map(|_| candidate("x", Nearness::Any)).collect();
-        assert_eq!(order(all, &mut rng()).len(), MAX_CANDIDATES);
-        assert!(order(Vec::<Candidate<()>>::new(), &mut rng()).is_empty());
+        let all = (0..100).map(|_| candidate("x", 4)).collect();
+        assert_eq!(order(all, None, &mut rng()).len(), MAX_CANDIDATES);
+        assert!(order(Vec::<Candidate<()>>::new(), None, &mut rng()).is_empty());
     }
 
     #[test]
@@ -276,28 +296,21 @@ mod tests {
             instances in proptest::collection::vec((0..5_usize, any::<bool>(), 0..9_u32, 0..3_u16), 0..12),
             seed: u64,
         ) {
-            let places = [
-                Nearness::SameNode,
-                Nearness::Group,
-                Nearness::Zone,
-                Nearness::Region,
-                Nearness::Any,
-            ];
             let candidates: Vec<_> = instances
                 .iter()
                 .enumerate()
                 .map(|(item, (place, ejected, in_flight, weight))| {
                     let load = Load { in_flight: *in_flight, connect: Duration::ZERO };
-                    let score = Score { nearness: places[*place], ejected: *ejected, load };
+                    let score = Score { tier: *place, ejected: *ejected, load };
                     Candidate { score, weight: *weight, item }
                 })
                 .collect();
-            let ordered = order(candidates.clone(), &mut SmallRng::seed_from_u64(seed));
+            let ordered = order(candidates.clone(), None, &mut SmallRng::seed_from_u64(seed));
             let takers = candidates.iter().filter(|candidate| candidate.weight > 0).count();
             prop_assert_eq!(ordered.len(), takers.min(MAX_CANDIDATES));
             let tiers: Vec<_> = ordered
                 .iter()
-                .map(|item| (candidates[*item].score.nearness, candidates[*item].score.ejected))
+                .map(|item| (candidates[*item].score.tier, candidates[*item].score.ejected))
                 .collect();
             prop_assert!(tiers.is_sorted());
             let once: std::collections::BTreeSet<_> = ordered.iter().collect();

@@ -21,12 +21,12 @@ use gossamer_dns::{Asked, Outcome, Resolution};
 use gossamer_wire::Visibility;
 
 use super::messages::{
-    Audience, Connect, CreateToken, CreatedToken, Expose, Exposed, ExposedPort, NodeRow, RecordRow, Resolved,
-    RevokeToken, RevokedToken, ServiceRow, Status, StatusMesh, StatusNode, TokenRow, TokenUse, Withdraw,
-    Withdrawn,
+    Audience, Connect, CreateToken, CreatedToken, Expose, Exposed, ExposedPort, LeavingRow, NodeRow,
+    RecordRow, Resolved, RevokeToken, RevokedToken, ServiceRow, Status, StatusMesh, StatusNode, TokenRow,
+    TokenUse, Withdraw, Withdrawn,
 };
 use super::refusal::Refusal;
-use super::{Api, FLOW_PROTOCOL, redirection, views};
+use super::{Api, FLOW_PROTOCOL, drain, redirection, views};
 use crate::catalog::Holdings;
 use crate::clock;
 use crate::identity::credentials::names;
@@ -108,6 +108,7 @@ fn expose_request(asked: Expose, owner: Owner) -> ExposeRequest {
         metadata: asked.metadata.into_iter().collect(),
         fqdns: asked.fqdns,
         weight: asked.weight,
+        routing: asked.routing,
         proxy_protocol: asked.proxy_protocol,
         owner,
     }
@@ -388,6 +389,11 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         members: views::members(&nodes, about.node),
         oldest_head_seconds: holdings.oldest_head.as_secs(),
         waiting: holdings.waiting.iter().map(|of| views::waiting_row(of, name_of)).collect(),
+        draining: drain::rows(state),
+        leaving: state
+            .relay
+            .leaving()
+            .map(|(flows, left)| LeavingRow { flows, left_seconds: left.as_secs() }),
         services: state.index.count_services(),
         upstreams: upstreams.iter().map(views::upstream_row).collect(),
         findings,

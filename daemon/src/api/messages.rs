@@ -9,15 +9,18 @@ use std::path::PathBuf;
 
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
-    Fqdn, GroupName, InstanceName, MeshName, NodeName, PortName, RegionName, ServiceName, Transport, ZoneName,
+    Fqdn, GroupName, InstanceName, MeshName, NodeName, PortName, RegionName, Routing, ServiceName, Transport,
+    ZoneName,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::register::Host;
 
+mod drain;
 mod roots;
 mod tokens;
 
+pub use drain::{Drain, DrainRow, Draining, LeavingRow};
 pub use roots::{ExportRoot, ExportedRoot, ImportRoot, RemoveRoot, RetireRoot, RootRow, RootsDone, Secret};
 pub use tokens::{CreateToken, CreatedToken, RevokeToken, RevokedToken, TokenRow, TokenUse};
 
@@ -54,6 +57,9 @@ pub struct Expose {
     /// Share of traffic among equal instances; 100 unless given.
     #[serde(default = "full_weight")]
     pub weight: u16,
+    /// What it wishes about which instances a caller uses.
+    #[serde(default)]
+    pub routing: Routing,
     /// Whether TCP targets get a PROXY protocol header (version 2) before the client's bytes.
     #[serde(default)]
     pub proxy_protocol: bool,
@@ -340,6 +346,9 @@ pub struct InstanceRow {
     pub ports: Vec<PortRow>,
     /// `node`, `group`, `zone`, `region` or `any`.
     pub nearness: String,
+    /// What its exporter wishes about which instances a caller uses.
+    #[serde(default)]
+    pub routing: Routing,
     /// Whether this node's group may see and call it.
     pub visible: bool,
     /// Whether it is behind the short name here.
@@ -443,6 +452,12 @@ pub struct Status {
     /// What came and is not served, by the node it is of.
     #[serde(default)]
     pub waiting: Vec<WaitingRow>,
+    /// Own services that drain.
+    #[serde(default)]
+    pub draining: Vec<DrainRow>,
+    /// Whether it stops when its flows have ended.
+    #[serde(default)]
+    pub leaving: Option<LeavingRow>,
     /// Services it knows of.
     pub services: usize,
     /// How connections to virtual addresses come here: `bind`, `dnat` or `none`.

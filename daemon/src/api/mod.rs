@@ -8,6 +8,7 @@
 
 mod client;
 mod connection;
+mod drain;
 mod handlers;
 mod members;
 pub mod messages;
@@ -38,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 
 use gossamer_core::callers::{Act, Caller, Policy};
 use gossamer_core::vip::VipName;
+use gossamer_wire::{InstanceName, ServiceName};
 
 use crate::app::{About, CatalogHandle};
 use crate::authority::AuthorityHandle;
@@ -121,6 +123,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Duplex for T {}
 pub trait Flows: Send + Sync {
     /// Carries one flow to its end.
     fn carry(&self, to: Connect, client: Box<dyn Duplex>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    /// Returns how many TCP flows of a registration of this node live.
+    fn served(&self, service: &ServiceName, instance: &InstanceName) -> usize;
+
+    /// Ends the flows of a registration that drains until `until`, after `left`.
+    fn end_drained(&self, service: &ServiceName, instance: &InstanceName, left: Duration, until: u64);
+
+    /// Returns how many TCP flows live and how long they may; `None` unless the daemon stops.
+    fn leaving(&self) -> Option<(usize, Duration)>;
 }
 
 /// Knows the ports of virtual addresses.
@@ -147,6 +158,18 @@ impl Flows for Relay {
                 tracing::debug!(%service, err = %error, "a forwarded flow reached no instance");
             }
         })
+    }
+
+    fn served(&self, service: &ServiceName, instance: &InstanceName) -> usize {
+        self.served_flows(service, instance)
+    }
+
+    fn end_drained(&self, service: &ServiceName, instance: &InstanceName, left: Duration, until: u64) {
+        Self::end_drained(self, service.clone(), instance.clone(), left, until);
+    }
+
+    fn leaving(&self) -> Option<(usize, Duration)> {
+        Self::leaving(self)
     }
 }
 
@@ -185,13 +208,15 @@ fn router(api: Api) -> Router {
         .route("/v1/services", get(handlers::services))
         .route("/v1/resolve", get(handlers::resolve))
         .route("/v1/status", get(handlers::status))
+        .route("/v1/drain", get(drain::list))
         .route("/v1/events", get(streams::events))
         .route("/v1/watch", get(streams::watch))
         .route("/v1/metrics", get(handlers::metrics))
         .route("/v1/connect", post(handlers::connect));
     let register = Router::new()
         .route("/v1/expose", post(handlers::expose))
-        .route("/v1/withdraw", post(handlers::withdraw));
+        .route("/v1/withdraw", post(handlers::withdraw))
+        .route("/v1/drain", post(drain::drain));
     let order = Router::new()
         .route("/v1/leave", post(handlers::leave))
         .route("/v1/token", post(handlers::create_token))

@@ -12,7 +12,7 @@ use super::messages::Problem;
 use crate::authority::AuthorityError;
 use crate::identity::issuer::TokenError;
 use crate::identity::root_keys::RootKeyError;
-use crate::register::{ExposeError, WithdrawError};
+use crate::register::{DrainError, ExposeError, WithdrawError};
 
 /// A reply that is not a success.
 #[derive(Debug)]
@@ -114,6 +114,17 @@ impl From<AuthorityError> for Refusal {
                 Self::failed(error)
             }
             AuthorityError::Stopping => Self::stopping(),
+        }
+    }
+}
+
+impl From<DrainError> for Refusal {
+    fn from(error: DrainError) -> Self {
+        match error {
+            DrainError::Unknown { .. } => Self::not_found(error),
+            DrainError::Owned { .. } => Self::denied(error),
+            DrainError::NotDurable(_) => Self::failed(error),
+            DrainError::Stopping => Self::stopping(),
         }
     }
 }

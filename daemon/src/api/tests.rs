@@ -9,12 +9,12 @@ use gossamer_core::catalog::ServiceView;
 use gossamer_core::vip::{Pool, PortState, VipName};
 use gossamer_dns::{CustomTarget, Directory, InstanceEntry, ServiceEntry, Target, VipAnswer, Zone};
 use gossamer_wire::token::Claims;
-use gossamer_wire::{GroupName, InstanceName, MeshId, NodeId, NodeName, ServiceName, Transport};
+use gossamer_wire::{GroupName, InstanceName, MeshId, NodeId, NodeName, Routing, ServiceName, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::messages::{
-    CreateToken, CreatedToken, Expose, ExposePort, Exposed, NodeRow, Protocol, Resolved, ServiceRow, Status,
-    StatusNode, TokenRow, Withdraw, Withdrawn,
+    CreateToken, CreatedToken, Drain, Draining, Expose, ExposePort, Exposed, NodeRow, Protocol, Resolved,
+    ServiceRow, Status, StatusNode, TokenRow, Withdraw, Withdrawn,
 };
 use super::views::tests::{instance, node};
 use super::*;
@@ -46,6 +46,16 @@ impl Flows for Echo {
             let _ = tokio::io::copy(&mut from, &mut into).await;
             let _ = into.shutdown().await;
         })
+    }
+
+    fn served(&self, _: &ServiceName, instance: &InstanceName) -> usize {
+        usize::from(instance.as_str() == "busy")
+    }
+
+    fn end_drained(&self, _: &ServiceName, _: &InstanceName, _: Duration, _: u64) {}
+
+    fn leaving(&self) -> Option<(usize, Duration)> {
+        None
     }
 }
 
@@ -270,6 +280,7 @@ fn expose(service: &str) -> Expose {
         metadata: BTreeMap::new(),
         fqdns: Vec::new(),
         weight: 100,
+        routing: Routing::default(),
         proxy_protocol: false,
     }
 }
@@ -289,6 +300,37 @@ async fn a_service_is_exposed_and_withdrawn() {
     assert_eq!(withdrawn.instances.len(), 1);
     let again = daemon.client.post::<Withdrawn>("/v1/withdraw", &body).await.expect_err("is gone");
     assert_eq!(refused(again).0, 404);
+}
+
+#[tokio::test]
+async fn a_service_drains_and_takes_flows_again() {
+    let daemon = Daemon::start().await;
+    let busy = Expose { instance: Some("busy".parse().expect("name")), ..expose("web") };
+    daemon.client.post::<Exposed>("/v1/expose", &busy).await.expect("registers");
+    let body =
+        |service: &str, undo| Drain { service: Some(name(service)), instance: None, for_seconds: 60, undo };
+    let done: Draining = daemon.client.post("/v1/drain", &body("web", false)).await.expect("drains");
+    let row = &done.registrations[0];
+    assert_eq!((row.instance.as_str(), row.flows, row.left_seconds, done.undone), ("busy", 1, 60, false));
+    let listed: Draining = daemon.client.get("/v1/drain").await.expect("lists");
+    let status: Status = daemon.client.get("/v1/status").await.expect("answers");
+    assert_eq!((listed.registrations.len(), status.draining), (1, listed.registrations));
+    assert_eq!(status.leaving, None);
+
+    let undone: Draining = daemon.client.post("/v1/drain", &body("web", true)).await.expect("undoes");
+    assert!(undone.undone && undone.registrations.len() == 1);
+    let listed: Draining = daemon.client.get("/v1/drain").await.expect("lists");
+    assert!(listed.registrations.is_empty());
+
+    let unknown = daemon.client.post::<Draining>("/v1/drain", &body("nothing", false)).await;
+    assert_eq!(refused(unknown.expect_err("unknown")).0, 404);
+    let endless = Drain { for_seconds: u64::MAX, ..body("web", false) };
+    let refusal = refused(daemon.client.post::<Draining>("/v1/drain", &endless).await.expect_err("too long"));
+    assert!(refusal.0 == 400 && refusal.1.contains("7d"), "{refusal:?}");
+    let headless =
+        Drain { service: None, instance: Some("busy".parse().expect("name")), ..body("web", false) };
+    let refusal = daemon.client.post::<Draining>("/v1/drain", &headless).await.expect_err("no service");
+    assert_eq!(refused(refusal).0, 400);
 }
 
 /// A policy for which this test, whoever runs it, is an ordinary user.

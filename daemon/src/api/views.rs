@@ -188,6 +188,7 @@ fn instance_row(view: &InstanceView, answered: &Answered<'_>) -> InstanceRow {
             Nearness::Any => "any",
         }
         .to_owned(),
+        routing: view.routing.clone(),
         visible: view.visible,
         imported: view.imported,
         fqdns: view.fqdns.iter().map(|fqdn| answered.row(fqdn, view.visible && view.imported)).collect(),

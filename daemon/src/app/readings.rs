@@ -44,7 +44,10 @@ impl Readers {
             dns_traffic: self.dns.traffic(),
             forwarding: self.forwarder.as_ref().map(|forwarder| (forwarder.counts(), forwarder.status())),
             members: count(self.index.nodes().iter().filter_map(|node| node.state).map(state_word)),
-            registrations: count(self.targets.all().iter().map(|local| health(local.record.health))),
+            registrations: count(self.targets.all().iter().map(|local| match local.record.draining {
+                true => "draining",
+                false => health(local.record.health),
+            })),
             vip_ports: count(self.vips.ports().iter().map(|port| port.state.word())),
             redirected: self.vips.redirection().map_or_else(Vec::new, |standings| {
                 let ready = |standing| u64::from(standing == Standing::Ready);

@@ -16,7 +16,7 @@ use crate::identity::issuer::TokenRequest;
 use crate::identity::{self, InitRequest, JoinRequest, Lifetimes, init, join};
 use crate::register::{ExposeRequest, PortRequest};
 use gossamer_core::callers::Owner;
-use gossamer_wire::{Transport, Visibility};
+use gossamer_wire::{Routing, Transport, Visibility};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -24,6 +24,7 @@ const SOON: Duration = Duration::from_secs(15);
 struct Daemon {
     ready: Ready,
     stop: CancellationToken,
+    at_once: CancellationToken,
     ended: JoinHandle<Result<(), RunError>>,
 }
 
@@ -44,11 +45,13 @@ fn settings(dir: &Path, pool: u8) -> Settings {
 async fn start_daemon(settings: Settings, store: Store, identity: Identity) -> Daemon {
     let stop = CancellationToken::new();
     let (tell, ready) = oneshot::channel();
-    let running = run(settings, store, identity, |ready| drop(tell.send(ready.clone())), stop.clone());
+    let at_once = CancellationToken::new();
+    let tell = |ready: &Ready| drop(tell.send(ready.clone()));
+    let running = run(settings, store, identity, tell, stop.clone(), at_once.clone());
     #[expect(clippy::disallowed_methods, reason = "a test runs daemons side by side")]
     let ended = tokio::spawn(running);
     let ready = timeout(SOON, ready).await.expect("in time").expect("starts");
-    Daemon { ready, stop, ended }
+    Daemon { ready, stop, at_once, ended }
 }
 
 impl Daemon {
@@ -151,6 +154,7 @@ fn expose(port: u16) -> ExposeRequest {
         metadata: Vec::new(),
         fqdns: Vec::new(),
         weight: 100,
+        routing: Routing::default(),
         proxy_protocol: false,
         owner: Owner::Operator,
     }
@@ -182,6 +186,52 @@ async fn a_service_of_one_daemon_is_called_by_name_at_the_other() {
     assert!(vip.octets()[1] == 232);
     b.stop().await;
     a.stop().await;
+}
+
+/// Opens a flow and reads its greeting.
+async fn greeted(vip: std::net::Ipv4Addr) -> std::io::Result<TcpStream> {
+    let mut stream = timeout(SOON, TcpStream::connect((vip, 7_432))).await.expect("in time")?;
+    timeout(SOON, stream.read_exact(&mut [0; 13])).await.expect("in time")?;
+    Ok(stream)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_stops_lets_flows_end_and_takes_no_new_ones() {
+    let (dir_a, dir_b) = (tempfile::tempdir().expect("scratch"), tempfile::tempdir().expect("scratch"));
+    let a = Daemon::first(&dir_a, 237).await;
+    let b = a.second(&dir_b, 238).await;
+    let target = greeter().await;
+    b.ready.registry.expose(expose(target.port())).await.expect("exposes");
+    let vip = a.address_of("orders.mesh.internal").await;
+    let mut flow = greeted(vip).await.expect("greeted");
+    b.stop.cancel();
+    assert!(greeted(vip).await.is_err(), "nobody else serves");
+    assert!(!b.ended.is_finished());
+    flow.write_all(b"ping").await.expect("writes");
+    flow.shutdown().await.expect("half-closes");
+    let mut rest = Vec::new();
+    timeout(SOON, flow.read_to_end(&mut rest)).await.expect("in time").expect("a clean end");
+    assert_eq!(rest, b"ping");
+    timeout(SOON, b.ended).await.expect("in time").expect("no panic").expect("no fault");
+    a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_is_told_twice_resets_its_flows() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let a = Daemon::first(&dir, 239).await;
+    let target = greeter().await;
+    a.ready.registry.expose(expose(target.port())).await.expect("exposes");
+    let mut flow = greeted(a.address_of("orders.mesh.internal").await).await.expect("greeted");
+    a.stop.cancel();
+    while a.ready.relay.leaving().is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!a.ended.is_finished(), "it waits for the flow");
+    a.at_once.cancel();
+    let error = timeout(SOON, flow.read(&mut [0])).await.expect("in time").expect_err("no clean end");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    timeout(SOON, a.ended).await.expect("in time").expect("no panic").expect("no fault");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use quinn::Connection;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -175,6 +176,7 @@ impl<'a> Wiring<'a> {
             group: self.identity.group().clone(),
             mesh: self.identity.mesh,
             index: index.clone(),
+            routes: Arc::new(ArcSwap::from_pointee(self.settings.routes.clone())),
             targets: Arc::new(registry.targets()),
             deny,
             hops: Arc::new(peers.clone()),

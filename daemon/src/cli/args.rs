@@ -12,8 +12,12 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use gossamer_wire::{Fqdn, FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, ServiceName};
+use gossamer_wire::{
+    Fqdn, FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, Order, ServiceName, Tier,
+    parse_order,
+};
 
+use super::drain;
 use super::host::HostCommand;
 use super::name_port::{ForwardSpec, LocalAddress, NamePort, OwnName, PortSpec, TargetSpec};
 use super::name_port::{audience, certified, pair};
@@ -77,6 +81,8 @@ pub(super) enum Command {
     Expose(Expose),
     /// Take a service of this machine back
     Withdraw(Withdraw),
+    /// Let services of this machine take no new connections, and wait for those that live
+    Drain(drain::Asked),
     /// List the nodes of the mesh
     Nodes(Shape),
     /// List services and their instances
@@ -388,6 +394,15 @@ pub(super) struct Expose {
     /// Share of traffic among equal instances; 0 takes none
     #[arg(long, default_value_t = 100)]
     pub(super) weight: u16,
+    /// In which order callers use instances: of node, group, zone, region, any
+    #[arg(long, value_name = "TIER,..", value_parser = parse_order)]
+    pub(super) order: Option<Order>,
+    /// How near to a caller this instance has to be to be used: node, group, zone, region or any
+    #[arg(long, value_name = "TIER")]
+    pub(super) only: Option<Tier>,
+    /// When less than so many percent of a tier is healthy, let a part of the flows go to the next one
+    #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(super) spill_below: Option<u8>,
     /// Tell TCP targets who calls, by a PROXY protocol header (version 2) before the client's bytes
     #[arg(long)]
     pub(super) proxy_protocol: bool,

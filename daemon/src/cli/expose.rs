@@ -3,6 +3,8 @@
 //! Owns: what is asked for, and the words about what came of it. Must not know: how it is registered.
 //! Driven by: `cli`, and `run` for `GOSSAMER_EXPOSE`.
 
+use gossamer_wire::Routing;
+
 use super::args;
 use super::failure::Failure;
 use super::name_port::OwnName;
@@ -95,6 +97,11 @@ fn base(asked: args::Expose) -> Expose {
         metadata: asked.meta.into_iter().collect(),
         fqdns: asked.fqdn,
         weight: asked.weight,
+        routing: Routing {
+            order: asked.order.unwrap_or_default(),
+            only: asked.only,
+            spill_below: asked.spill_below,
+        },
         proxy_protocol: asked.proxy_protocol,
     }
 }
@@ -119,6 +126,7 @@ pub(super) fn from_variable(text: &str) -> Result<Vec<Expose>, Failure> {
                 metadata: std::collections::BTreeMap::new(),
                 fqdns: Vec::new(),
                 weight: 100,
+                routing: Routing::default(),
                 proxy_protocol: false,
             }),
         }

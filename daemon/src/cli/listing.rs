@@ -2,6 +2,8 @@
 //!
 //! Owns: their columns. Must not know: where rows come from. Driven by: `cli`.
 
+use gossamer_wire::Routing;
+
 use super::args::{Services, Shape};
 use super::failure::Failure;
 use super::{output, token};
@@ -78,7 +80,8 @@ fn instance_cells(row: &ServiceRow, instance: &InstanceRow) -> Vec<String> {
     let named = |row: &FqdnRow| {
         if row.answered { row.fqdn.to_string() } else { format!("{} not answered", row.fqdn) }
     };
-    let notes: Vec<_> = note.into_iter().chain(instance.fqdns.iter().map(named)).collect();
+    let wishes = wishes(&instance.routing);
+    let notes: Vec<_> = note.into_iter().chain(instance.fqdns.iter().map(named)).chain(wishes).collect();
     vec![
         row.service.to_string(),
         instance.instance.to_string(),
@@ -91,8 +94,18 @@ fn instance_cells(row: &ServiceRow, instance: &InstanceRow) -> Vec<String> {
     ]
 }
 
+/// Returns what an exporter wishes, in words.
+fn wishes(routing: &Routing) -> Vec<String> {
+    let order: Vec<_> = routing.order.iter().map(ToString::to_string).collect();
+    let order = (!order.is_empty()).then(|| format!("order {}", order.join(" > ")));
+    let only = routing.only.map(|only| format!("only {only}"));
+    let spill = routing.spill_below.map(|percentage| format!("spills below {percentage} %"));
+    [order, only, spill].into_iter().flatten().collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use gossamer_wire::Tier;
     use gossamer_wire::token::Claims;
 
     use super::*;
@@ -155,6 +168,11 @@ mod tests {
                 PortRow { name: "admin".parse().expect("name"), number: 80, transport: Protocol::Udp },
             ],
             nearness: "any".to_owned(),
+            routing: Routing {
+                order: vec![Tier::Zone, Tier::Any],
+                only: Some(Tier::Region),
+                spill_below: Some(70),
+            },
             visible: true,
             imported: false,
             fqdns: [("pg.corp.example", true), ("*.debian.org", false)]
@@ -165,8 +183,12 @@ mod tests {
         let row = ServiceRow { service: "db".parse().expect("name"), instances: vec![instance.clone()] };
         let cells = instance_cells(&row, &instance);
         assert_eq!(cells[4], "5432,admin:80/udp");
-        assert_eq!(cells[7], "not imported, pg.corp.example, *.debian.org not answered");
-        let hidden = InstanceRow { visible: false, fqdns: Vec::new(), ..instance };
+        assert_eq!(
+            cells[7],
+            "not imported, pg.corp.example, *.debian.org not answered, order zone > any, only region, spills below 70 %"
+        );
+        let hidden =
+            InstanceRow { visible: false, fqdns: Vec::new(), routing: Routing::default(), ..instance };
         assert_eq!(instance_cells(&row, &hidden)[7], "hidden");
     }
 }

@@ -7,6 +7,7 @@ mod args;
 mod claim;
 mod config;
 mod demo;
+mod drain;
 mod events;
 mod expose;
 mod failure;
@@ -87,6 +88,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Node(node) => done(node::run(&client(&global)?, node).await),
         Command::Expose(expose) => done(expose::expose(&client(&global)?, expose).await),
         Command::Withdraw(withdraw) => done(expose::withdraw(&client(&global)?, withdraw).await),
+        Command::Drain(asked) => done(drain::run(&client(&global)?, asked).await),
         Command::Nodes(shape) => done(listing::nodes(&client(&global)?, shape).await),
         Command::Services(services) => done(listing::services(&client(&global)?, &services).await),
         Command::Resolve(resolve) => done(resolve::run(&client(&global)?, &resolve).await),

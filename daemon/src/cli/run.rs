@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -62,13 +62,14 @@ pub(super) async fn foreground(prepared: Prepared, then: Then) -> Result<ExitCod
         let _ = telemetry::install(settings.log_level, settings.log_format);
     }
     let (stop, asked) = (CancellationToken::new(), CancellationToken::new());
+    let at_once = CancellationToken::new();
     let stage = Stage::default();
-    end_on_signals(&stage, &stop, &asked);
+    end_on_signals(&stage, &stop, &asked, &at_once);
     let client = Client::new(&settings.socket);
     let (is_ready, ready) = oneshot::channel();
     let announce = |ready: &Ready| drop(is_ready.send(ready.clone()));
     let daemon = async {
-        let ended = app::run(settings, store, identity, announce, stop.clone()).await;
+        let ended = app::run(settings, store, identity, announce, stop.clone(), at_once).await;
         stop.cancel();
         ended
     };
@@ -86,11 +87,11 @@ pub(super) async fn foreground(prepared: Prepared, then: Then) -> Result<ExitCod
         if matches!(result, Ok(None)) {
             asked.cancelled().await;
         }
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
         stop.cancel();
         result
     };
     let (ended, worked) = tokio::join!(Box::pin(daemon), Box::pin(work));
-    let _ = sd_notify::notify(&[NotifyState::Stopping]);
     drop(claim);
     let code = worked?;
     ended?;
@@ -137,29 +138,48 @@ pub(super) async fn join_line(client: &Client, body: &CreateToken) -> Result<(),
     Ok(())
 }
 
-/// Cancels `asked` when this process is asked to end, or the daemon stops.
-fn end_on_signals(stage: &Stage, stop: &CancellationToken, asked: &CancellationToken) {
-    let (stop, asked) = (stop.clone(), asked.clone());
+/// Cancels `asked` when this process is asked to end, or the daemon stops, and `at_once` when it is asked again,
+/// or while it stops: then flows are not waited for.
+fn end_on_signals(
+    stage: &Stage,
+    stop: &CancellationToken,
+    asked: &CancellationToken,
+    at_once: &CancellationToken,
+) {
+    let (stop, asked, at_once) = (stop.clone(), asked.clone(), at_once.clone());
     stage.spawn_short("signals", async move {
+        let mut interrupts = Interrupts::listen();
         tokio::select! {
-            () = interrupted() => {}
+            () = interrupts.next() => {}
             () = stop.cancelled() => {}
         }
         asked.cancel();
+        interrupts.next().await;
+        at_once.cancel();
     });
+}
+
+/// Requests to this process to end.
+struct Interrupts(Option<(Signal, Signal)>);
+
+impl Interrupts {
+    fn listen() -> Self {
+        Self(signal(SignalKind::terminate()).ok().zip(signal(SignalKind::interrupt()).ok()))
+    }
+
+    /// Resolves when this process is asked to end.
+    async fn next(&mut self) {
+        let Some((terminate, interrupt)) = &mut self.0 else { return std::future::pending().await };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }
 }
 
 /// Resolves when this process is asked to end.
 pub(super) async fn interrupted() {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    Interrupts::listen().next().await;
 }
 
 /// Runs a command to its end, or ends it with `stop`; returns its exit code as a shell would. It is not told

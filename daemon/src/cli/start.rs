@@ -20,7 +20,7 @@ use super::failure::{Exit, Failure};
 use super::run::{Prepared, Then, foreground, join_line};
 use super::{expose, identity, load, output};
 use crate::api::Client;
-use crate::api::messages::{CreateToken, Status, StatusNode};
+use crate::api::messages::{CreateToken, LeavingRow, Status, StatusNode};
 use crate::config::{Config, Flags, REMEMBERED_FILE, Remembered, Settings, SlotChoice, remember};
 use crate::memory;
 use crate::store::Store;
@@ -136,8 +136,17 @@ fn without_core() {
 /// Asks the daemon to leave and waits until it is gone.
 pub(super) async fn leave(client: &Client) -> Result<(), Failure> {
     let node: StatusNode = client.post("/v1/leave", &()).await?;
-    let deadline = Instant::now() + CHANGE_WITHIN;
-    while client.get::<Status>("/v1/status").await.is_ok() {
+    let mut deadline = Instant::now() + CHANGE_WITHIN;
+    let mut is_told = false;
+    while let Ok(status) = client.get::<Status>("/v1/status").await {
+        if let Some(leaving) = status.leaving.filter(|leaving| leaving.flows > 0) {
+            let LeavingRow { flows, left_seconds } = leaving;
+            deadline = Instant::now() + CHANGE_WITHIN + Duration::from_secs(left_seconds);
+            if !is_told {
+                output::note(format_args!("waiting for {flows} flows to end, at most {left_seconds} s"));
+                is_told = true;
+            }
+        }
         if Instant::now() > deadline {
             return Err(Failure::new(Exit::TimedOut, "the daemon left but did not end; look at its log"));
         }

@@ -8,7 +8,7 @@ use super::args::Shape;
 use super::failure::Failure;
 use super::{output, token};
 use crate::api::Client;
-use crate::api::messages::{Protocol, Status, UpstreamRow};
+use crate::api::messages::{DrainRow, LeavingRow, Protocol, Status, UpstreamRow};
 
 pub(super) async fn run(client: &Client, shape: Shape) -> Result<(), Failure> {
     let status: Status = client.get("/v1/status").await?;
@@ -51,6 +51,7 @@ fn lines(status: &Status) -> Vec<String> {
         line("socket", &status.socket.display()),
         line("state", &status.state_dir.display()),
     ];
+    lines.extend(drains(status).iter().map(|text| line("draining", text)));
     for of in &status.waiting {
         let held = of.held_because.as_ref().map(|why| format!(", {why}")).unwrap_or_default();
         let counts = format!(
@@ -97,6 +98,21 @@ fn lines(status: &Status) -> Vec<String> {
     }
     lines.extend(findings(status));
     lines
+}
+
+/// Returns what takes no new flows.
+fn drains(status: &Status) -> Vec<String> {
+    let leaving = status.leaving.map(|LeavingRow { flows, left_seconds }| {
+        format!("everything, to stop: {flows} flows, which are reset in {left_seconds} s")
+    });
+    let row = |row: &DrainRow| {
+        let DrainRow { service, instance, flows, left_seconds } = row;
+        match left_seconds {
+            0 => format!("{instance} of {service}: {flows} flows; gossamer drain {service} --undo ends it"),
+            left => format!("{instance} of {service}: {flows} flows, which are reset in {left} s"),
+        }
+    };
+    leaving.into_iter().chain(status.draining.iter().map(row)).collect()
 }
 
 /// Returns the members by state; what is not there is not named.
@@ -156,6 +172,13 @@ mod tests {
                 outside_claims: 0,
                 outside_suffixes: 0,
             }],
+            draining: vec![DrainRow {
+                service: "orders".parse().expect("name"),
+                instance: "vm-a".parse().expect("name"),
+                flows: 3,
+                left_seconds: 60,
+            }],
+            leaving: Some(LeavingRow { flows: 4, left_seconds: 19 }),
             services: 2,
             vip_mode: "dnat".to_owned(),
             vip_pool: "127.241.0.0/16".to_owned(),
@@ -200,6 +223,8 @@ mod tests {
             "issuers     vm-a, vm-b; the root key is on this machine",
             "claims      service web-*",
             "dns         127.241.0.53:4653 for mesh.internal corp.example",
+            "draining    everything, to stop: 4 flows, which are reset in 19 s",
+            "draining    vm-a of orders: 3 flows, which are reset in 60 s",
             "upstream    192.0.2.53:53 up, 12 answers, 1 failures",
             "vips        dnat of 127.241.0.0/16, v4 ready, v6 off",
             "vip         127.241.3.4:5432/udp db stolen by postgres",

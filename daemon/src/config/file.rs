@@ -99,6 +99,10 @@ fn entry(path: &Path, name: &str, value: &Value) -> Result<Given, Fault> {
                 fault("a line is no pair of texts".to_owned(), fix)
             })?)
         }
+        Value::Table(routes) if name == "route" => Raw::Pairs(wishes(routes).ok_or_else(|| {
+            let fix = "write for example [route.\"orders\"] and below it only = \"region\"".to_owned();
+            fault("a route is no table of text, numbers and lists of text".to_owned(), fix)
+        })?),
         Value::Float(_) | Value::Datetime(_) | Value::Table(_) => {
             return Err(fault(
                 format!("a {} stands where text, a number or a list is expected", value.type_str()),
@@ -107,4 +111,21 @@ fn entry(path: &Path, name: &str, value: &Value) -> Result<Given, Fault> {
         }
     };
     Ok(Given { key, raw, place: format!("{}: {name}", path.display()) })
+}
+
+/// Returns the wishes of all routes, each as `NAME.FIELD` with its value, lists separated by commas.
+fn wishes(routes: &Table) -> Option<Vec<(String, String)>> {
+    let mut pairs = Vec::new();
+    for (name, fields) in routes {
+        for (field, value) in fields.as_table()? {
+            let text = match value {
+                Value::String(text) => text.clone(),
+                Value::Integer(number) => number.to_string(),
+                Value::Array(items) => items.iter().map(Value::as_str).collect::<Option<Vec<_>>>()?.join(","),
+                Value::Float(_) | Value::Boolean(_) | Value::Datetime(_) | Value::Table(_) => return None,
+            };
+            pairs.push((format!("{name}.{field}"), text));
+        }
+    }
+    Some(pairs)
 }

@@ -5,7 +5,7 @@
 use super::{Flags, Host};
 
 /// Every key of the configuration, sorted. Each is also a variable: `dns.zone` is `GOSSAMER_DNS_ZONE`.
-pub const KEYS: [&str; 25] = [
+pub const KEYS: [&str; 27] = [
     "advertise",
     "alias",
     "api.operators",
@@ -17,12 +17,14 @@ pub const KEYS: [&str; 25] = [
     "dns.upstream",
     "dns.zone",
     "dns.zones",
+    "drain.deadline",
     "import",
     "listen",
     "log.format",
     "log.level",
     "node.region",
     "node.zone",
+    "route",
     "slot",
     "socket",
     "state_dir",

@@ -12,14 +12,17 @@ mod host;
 mod keys;
 mod names;
 mod remembered;
+mod routes;
 mod slot;
 mod values;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use gossamer_core::catalog::Imports;
+use gossamer_core::select::Routes;
 use gossamer_core::vip::{Mode, Pool, Redirect};
 use gossamer_wire::{FqdnSuffix, RegionName, ZoneName};
 
@@ -42,6 +45,9 @@ pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// UDP port of mesh traffic of slot 0; slot N adds 10 N.
 pub const MESH_PORT: u16 = 4677;
+
+/// How long a stop waits for flows unless told otherwise.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What the command line says; text as typed. `None` where a flag is absent.
 #[derive(Clone, Debug, Default)]
@@ -98,6 +104,11 @@ pub struct Settings {
     pub rebind_protection: bool,
     /// The suffixes for which that does not count, lower case. Default none.
     pub rebind_allow: Vec<String>,
+    /// How long a stop waits for flows to end, 0 s to 1 h; then they are reset. Default 20 s, which leaves time to leave
+    /// within the 30 s of a container's stop.
+    pub drain_deadline: Duration,
+    /// What this node wishes about the instances of services. Default nothing.
+    pub routes: Routes,
     /// Who may use DNS and virtual addresses beside this host. Default nobody.
     pub vip_clients: Vec<Network>,
     /// How connections to virtual addresses reach this daemon. Default `bind`.
@@ -190,6 +201,8 @@ impl Config {
             upstreams: values.upstreams.clone(),
             rebind_protection: values.rebind_protection,
             rebind_allow: values.rebind_allow.clone(),
+            drain_deadline: values.drain_deadline.unwrap_or(DRAIN_DEADLINE),
+            routes: values.routes.clone(),
             vip_clients: values.vip_clients.clone(),
             vip_mode: values.vip_mode.unwrap_or_default(),
             vip_pool: values.vip_pool.unwrap_or_else(|| Pool::of_slot(slot.number())),
@@ -324,12 +337,14 @@ impl Settings {
             ("dns.upstream", list(self.upstreams.iter().map(|address| quote(address)).collect())),
             ("dns.zone", quote(&self.dns_zone)),
             ("dns.zones", list(self.dns_zones.iter().map(|zone| quote(zone)).collect())),
+            ("drain.deadline", quote(&words(self.drain_deadline))),
             ("import", list(self.import.0.iter().map(|import| quote(import)).collect())),
             ("listen", quote(&self.listen)),
             ("log.format", quote(&self.log_format)),
             ("log.level", quote(&self.log_level.to_string().to_lowercase())),
             ("node.region", option(self.region.as_ref().map(|region| quote(region)))),
             ("node.zone", option(self.zone.as_ref().map(|zone| quote(zone)))),
+            ("route", routes::words(&self.routes)),
             ("slot", self.slot.number().to_string()),
             ("socket", quote(&self.socket.display())),
             ("state_dir", quote(&self.state_dir.display())),

@@ -351,3 +351,47 @@ fn names_of_others_and_names_that_meet_are_refused_with_the_reason() {
         assert!(fault.contains(words) && fault.contains("; "), "{text}: {fault}");
     }
 }
+
+#[test]
+fn routes_are_tables_of_wishes() {
+    let text = "[route.\"orders\"]\norder = [\"zone\", \"any\"]\nspill_below = 70\n[route.\"orders.west\"]\nonly = \"region\"\n[drain]\ndeadline = \"5s\"\n";
+    let settings = with_file(text, Flags::default(), user()).expect("loads").settings(Slot::FIRST);
+    assert_eq!(settings.routes.0.len(), 2);
+    assert_eq!(settings.drain_deadline, Duration::from_secs(5));
+    let entry =
+        |key: &str| settings.entries().into_iter().find(|(name, _)| *name == key).map(|(_, text)| text);
+    let expected = "{ \"orders\" = { order = [\"zone\", \"any\"], spill_below = 70 }, \"orders.west\" = { only = \"region\" } }";
+    assert_eq!(entry("route").as_deref(), Some(expected));
+    assert_eq!(entry("drain.deadline").as_deref(), Some("\"5s\""));
+    // What is shown is what may be written.
+    let again = with_file(&format!("route = {expected}\n"), Flags::default(), user()).expect("loads");
+    assert_eq!(again.settings(Slot::FIRST).routes, settings.routes);
+    let host = Host {
+        variables: [
+            ("HOME".to_owned(), "/home/u".to_owned()),
+            ("GOSSAMER_ROUTE".to_owned(), "web.only=zone".to_owned()),
+        ]
+        .into(),
+        ..user()
+    };
+    let settings = Config::load(&Flags::default(), &host).expect("loads").settings(Slot::FIRST);
+    assert_eq!((settings.routes.0.len(), settings.drain_deadline), (1, Duration::from_secs(20)));
+}
+
+#[test]
+fn faults_of_routes_name_the_wish_and_the_nearest_word() {
+    for (text, words) in [
+        (
+            "[route.\"orders\"]\nonli = \"region\"\n",
+            &["route: \"orders\": a route has no \"onli\"", "write only"][..],
+        ),
+        ("[route.\"orders\"]\nonly = \"regoin\"\n", &["is none of node, group, zone", "write region"]),
+        ("[route.\"orders\"]\nspill_below = 101\n", &["no percentage", "0 to 100"]),
+        ("[route]\norders = 7\n", &["a route is no table", "[route.\"orders\"]"]),
+        ("[rout.\"orders\"]\nonly = \"region\"\n", &["there is no such key", "write route"]),
+        ("[drain]\ndeadline = \"2h\"\n", &["drain.deadline", "0s to 1h"]),
+    ] {
+        let faults = faults(text);
+        assert!(words.iter().all(|word| faults[0].contains(word)), "{faults:?}");
+    }
+}

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use gossamer_core::catalog::Imports;
+use gossamer_core::select::Routes;
 use gossamer_core::vip::{Mode, Pool, PoolError};
 use gossamer_dns::{MAX_UPSTREAMS, Zone, ZoneError, check_upstream};
 use gossamer_wire::limits::MAX_ADDRESSES;
@@ -18,6 +19,7 @@ use gossamer_wire::{FqdnSuffix, RegionName, ZoneName};
 use super::fault::nearest;
 use super::keys::Raw;
 use super::names::Alias;
+use super::routes::{routes, split as split_routes};
 use super::slot::SlotChoice;
 use crate::clients::{Network, NetworkError};
 use crate::duration;
@@ -67,6 +69,8 @@ pub(super) struct Values {
     pub(super) upstreams: Vec<SocketAddr>,
     pub(super) rebind_protection: bool,
     pub(super) rebind_allow: Vec<String>,
+    pub(super) drain_deadline: Option<Duration>,
+    pub(super) routes: Routes,
     pub(super) vip_clients: Vec<Network>,
     pub(super) vip_mode: Option<Mode>,
     pub(super) vip_pool: Option<Pool>,
@@ -142,6 +146,7 @@ impl Values {
             "dns.zones" => {
                 self.dns_zones = list(raw)?.iter().map(|item| dns_zone(item)).collect::<Result<_, _>>()?;
             }
+            "drain.deadline" => self.drain_deadline = Some(text(raw).and_then(drain_deadline)?),
             "import" => {
                 let patterns = list(raw)?;
                 self.import = Imports(patterns.iter().map(|item| parsed(item)).collect::<Result<_, _>>()?);
@@ -151,6 +156,12 @@ impl Values {
             "log.level" => self.log_level = Some(word(raw, &LOG_LEVELS)?),
             "node.region" => self.region = Some(text(raw).and_then(parsed)?),
             "node.zone" => self.zone = Some(text(raw).and_then(parsed)?),
+            "route" => {
+                self.routes = match raw {
+                    Raw::Pairs(pairs) => routes(pairs)?,
+                    raw => text(raw).and_then(split_routes).and_then(|pairs| routes(&pairs))?,
+                };
+            }
             "slot" => self.slot = Some(slot(raw)?),
             "socket" => self.socket = Some(text(raw).and_then(path)?),
             "state_dir" => self.state_dir = Some(text(raw).and_then(path)?),
@@ -357,6 +368,17 @@ fn lifetime(text: &str) -> Result<Duration, Wrong> {
         Ok(lifetime)
     } else {
         Err((format!("a certificate cannot last {text}"), fix()))
+    }
+}
+
+/// How long a stop waits for flows.
+fn drain_deadline(text: &str) -> Result<Duration, Wrong> {
+    let fix = || "write from 0s to 1h, for example 20s".to_owned();
+    let deadline = duration::parse(text).map_err(|why| (why, fix()))?;
+    if deadline <= Duration::from_secs(3_600) {
+        Ok(deadline)
+    } else {
+        Err((format!("a stop that waits {text} for flows is none"), fix()))
     }
 }
 

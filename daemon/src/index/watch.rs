@@ -236,6 +236,7 @@ fn differences(was: &InstanceView, now: &InstanceView) -> Vec<String> {
         ("address", was.addresses != now.addresses || was.tries != now.tries),
         ("place", place(was) != place(now)),
         ("fqdns", was.fqdns != now.fqdns),
+        ("routing", was.routing != now.routing),
         ("visibility", (was.visible, was.imported, was.stale) != (now.visible, now.imported, now.stale)),
     ];
     parts.into_iter().filter(|(_, differs)| *differs).map(|(part, _)| part.to_owned()).collect()

@@ -11,6 +11,7 @@ use gossamer_wire::advert::{HEADER_BYTES, SIGNATURE_BYTES};
 use gossamer_wire::limits::{MAX_ADVERT_BYTES, MAX_FRAGMENTS, MAX_OWN_RECORDS, MAX_RECORDS_PER_FRAGMENT};
 use gossamer_wire::{Health, InstanceName, PortName, ServiceRecord, Transport, Tries};
 
+use super::drain::Drains;
 use super::health::Verdict;
 use super::place::{Host, Place};
 use super::request::{ExposeError, ExposeRequest, Exposed, WithdrawError, WithdrawRequest, Withdrawn};
@@ -57,6 +58,8 @@ pub(super) struct CheckId {
 struct Entry {
     spec: Arc<Spec>,
     tries: Tries,
+    /// When its flows end, while it drains.
+    drains_until: Option<u64>,
     /// One per port of the spec.
     watches: Vec<Watch>,
     /// Unique per adopted content.
@@ -81,6 +84,8 @@ pub(super) struct Book {
     /// Registrations of earlier starts that break today's rules: kept on disk, not offered.
     barred: BTreeMap<Key, StoredService>,
     next_run: u64,
+    /// The daemon stops: everything drains, which the next start does not remember.
+    is_leaving: bool,
 }
 
 /// Registrations as they are to be, before they are durable.
@@ -89,8 +94,9 @@ pub(super) struct Draft {
     specs: BTreeMap<Key, Arc<Spec>>,
     /// Those that are not 0.
     tries: BTreeMap<Key, Tries>,
+    pub(super) drains: Drains,
     barred: BTreeMap<Key, StoredService>,
-    is_changed: bool,
+    pub(super) is_changed: bool,
 }
 
 /// A request that was put into a draft, to be answered when the draft is durable.
@@ -109,7 +115,8 @@ impl Book {
         rules: Rules,
         stored: Option<Stored>,
     ) -> Result<(Self, Vec<(Key, ExposeError)>), String> {
-        let mut book = Self { rules, entries: BTreeMap::new(), barred: BTreeMap::new(), next_run: 0 };
+        let mut book =
+            Self { rules, entries: BTreeMap::new(), barred: BTreeMap::new(), next_run: 0, is_leaving: false };
         let mut faults = Vec::new();
         let Some(stored) = stored else { return Ok((book, faults)) };
         if stored.version != VERSION {
@@ -121,7 +128,10 @@ impl Book {
                 return Err(format!("instance {} of {} is in it twice", key.1, key.0));
             }
             match service.spec.check(&book.rules) {
-                Ok(()) => book.insert(service.spec.into(), service.tries, &service.wildcard_ports),
+                Ok(()) => {
+                    let StoredService { spec, wildcard_ports, tries, drains_until } = service;
+                    book.insert(spec.into(), tries, drains_until, &wildcard_ports);
+                }
                 Err(
                     fault @ (ExposeError::NotAllowed { .. }
                     | ExposeError::FqdnNotAllowed { .. }
@@ -146,6 +156,7 @@ impl Book {
         Draft {
             specs: specs.collect(),
             tries: raised.map(|(key, entry)| (key.clone(), entry.tries)).collect(),
+            drains: self.drains().collect(),
             barred: self.barred.clone(),
             is_changed: false,
         }
@@ -171,8 +182,10 @@ impl Book {
         let mut fresh = Vec::new();
         for (key, spec) in draft.specs {
             let tries = draft.tries.get(&key).copied().unwrap_or_default();
+            let drains_until = draft.drains.get(&key).copied();
             let is_known = match self.entries.get_mut(&key) {
                 Some(entry) if entry.spec == spec => {
+                    changes.extend(entry.drain(&key, drains_until));
                     if entry.tries != tries {
                         entry.tries = tries;
                         let cause = "its virtual address is that of another name too";
@@ -184,7 +197,7 @@ impl Book {
             };
             let (was, now) = if is_known { ("registered", "replaced") } else { ("absent", "registered") };
             changes.push(Change::new(&key, was, now, "gossamer expose"));
-            self.insert(spec, tries, &[]);
+            self.insert(spec, tries, drains_until, &[]);
             fresh.extend(self.checks_of(&key));
         }
         (changes, fresh)
@@ -243,12 +256,16 @@ impl Book {
 
     /// Returns everything the mesh is told, sorted by service and instance.
     pub(super) fn records(&self) -> Vec<ServiceRecord> {
-        self.entries.values().map(Entry::record).collect()
+        self.entries.values().map(|entry| entry.record(self.is_leaving)).collect()
     }
 
     /// Returns records and targets, sorted by service and instance.
     pub(super) fn services(&self) -> Vec<LocalService> {
-        let service = |entry: &Entry| LocalService { record: entry.record(), targets: entry.targets() };
+        let service = |entry: &Entry| LocalService {
+            record: entry.record(self.is_leaving),
+            targets: entry.targets(self.is_leaving),
+            drains_until: entry.drains_until,
+        };
         self.entries.values().map(service).collect()
     }
 
@@ -263,6 +280,7 @@ impl Book {
                 .map(Entry::wildcard_ports)
                 .unwrap_or_default(),
             tries: draft.tries.get(key).copied().unwrap_or_default(),
+            drains_until: draft.drains.get(key).copied(),
         };
         let services = draft.specs.iter().map(stored).chain(draft.barred.values().cloned());
         Stored { version: VERSION, services: services.collect() }
@@ -272,19 +290,27 @@ impl Book {
     pub(super) fn exposed(&self, planned: &Planned) -> Exposed {
         // A later request of the same draft may have replaced or withdrawn it: then nothing is known of it.
         let known = self.entries.get(&planned.spec.key()).filter(|entry| entry.spec == planned.spec);
-        let entry =
-            known.cloned().unwrap_or_else(|| Entry::new(Arc::clone(&planned.spec), Tries::default(), &[], 0));
-        let targets = entry.targets();
+        let entry = known
+            .cloned()
+            .unwrap_or_else(|| Entry::new(Arc::clone(&planned.spec), Tries::default(), None, &[], 0));
+        let targets = entry.targets(self.is_leaving);
         let silent = targets.iter().filter(|target| !target.healthy);
         let warning = |target: &Target| {
             format!("{}: the service will be offered as soon as the check passes", target.silence())
         };
+        let mut warnings: Vec<String> = silent.map(warning).collect();
+        if entry.drains_until.is_some() {
+            let service = &entry.spec.service;
+            warnings.push(format!(
+                "it drains and takes no flows; run gossamer drain {service} --undo to change that"
+            ));
+        }
         let is_checked = targets.iter().any(|target| target.transport == Transport::Tcp);
         Exposed {
-            record: entry.record(),
+            record: entry.record(self.is_leaving),
             target: targets.iter().map(|target| target.addr.clone()).collect(),
             replaced: planned.replaced,
-            warnings: silent.map(warning).collect(),
+            warnings,
             check: match &planned.spec.target {
                 Host::Unix(_) => "connection to the socket each 5 s",
                 Host::Ip(_) if is_checked => "TCP connect each 5 s",
@@ -293,9 +319,25 @@ impl Book {
         }
     }
 
-    fn insert(&mut self, spec: Arc<Spec>, tries: Tries, wildcard_ports: &[PortName]) {
+    /// Lets everything drain from here on: the daemon stops.
+    pub(super) const fn leave(&mut self) {
+        self.is_leaving = true;
+    }
+
+    /// Returns when the flows of registrations end that drain.
+    fn drains(&self) -> impl Iterator<Item = (Key, u64)> {
+        self.entries.iter().filter_map(|(key, entry)| Some((key.clone(), entry.drains_until?)))
+    }
+
+    fn insert(
+        &mut self,
+        spec: Arc<Spec>,
+        tries: Tries,
+        drains_until: Option<u64>,
+        wildcard_ports: &[PortName],
+    ) {
         let key = spec.key();
-        self.entries.insert(key, Entry::new(spec, tries, wildcard_ports, self.next_run));
+        self.entries.insert(key, Entry::new(spec, tries, drains_until, wildcard_ports, self.next_run));
         self.next_run += 1;
     }
 
@@ -315,14 +357,28 @@ impl Book {
 }
 
 impl Entry {
-    fn new(spec: Arc<Spec>, tries: Tries, wildcard_ports: &[PortName], run: u64) -> Self {
+    fn new(
+        spec: Arc<Spec>,
+        tries: Tries,
+        drains_until: Option<u64>,
+        wildcard_ports: &[PortName],
+        run: u64,
+    ) -> Self {
         let watch = |port: &PortSpec| Watch {
             verdict: None,
             trouble: None,
             is_local: matches!(&spec.target, Host::Ip(ip) if ip.is_loopback()),
             wildcard: wildcard_ports.contains(&port.name).then_some(true),
         };
-        Self { watches: spec.ports.iter().map(watch).collect(), spec, tries, run }
+        Self { watches: spec.ports.iter().map(watch).collect(), spec, tries, drains_until, run }
+    }
+
+    /// Lets it drain or takes that back; returns the change.
+    fn drain(&mut self, key: &Key, until: Option<u64>) -> Option<Change> {
+        let words = |until: Option<u64>| if until.is_some() { "draining" } else { "serving" };
+        let was = std::mem::replace(&mut self.drains_until, until);
+        let cause = if until.is_some() { "gossamer drain" } else { "gossamer drain --undo" };
+        (was.is_some() != until.is_some()).then(|| Change::new(key, words(was), words(until), cause))
     }
 
     /// An instance passes while every checked target does: a client may use any of its ports.
@@ -330,11 +386,13 @@ impl Entry {
         self.spec.ports.iter().zip(&self.watches).all(|(port, watch)| watch.is_healthy(port))
     }
 
-    fn record(&self) -> ServiceRecord {
-        self.spec.record(if self.is_passing() { Health::Passing } else { Health::Failing }, self.tries)
+    fn record(&self, is_leaving: bool) -> ServiceRecord {
+        let health = if self.is_passing() { Health::Passing } else { Health::Failing };
+        let draining = is_leaving || self.drains_until.is_some();
+        ServiceRecord { draining, ..self.spec.record(health, self.tries) }
     }
 
-    fn targets(&self) -> Vec<Target> {
+    fn targets(&self, is_leaving: bool) -> Vec<Target> {
         let target = |(port, watch): (&PortSpec, &Watch)| Target {
             addr: self.spec.addr(port),
             transport: port.transport,
@@ -343,6 +401,7 @@ impl Entry {
             trouble: watch.trouble,
             proxy_protocol: self.spec.proxy_protocol,
             visibility: self.spec.visibility.clone(),
+            draining: is_leaving || self.drains_until.is_some(),
             wildcard: watch.wildcard,
         };
         self.spec.ports.iter().zip(&self.watches).map(target).collect()
@@ -420,6 +479,7 @@ impl Draft {
         for key in &keys {
             self.specs.remove(key);
             self.tries.remove(key);
+            self.drains.remove(key);
             self.barred.remove(key);
         }
         self.is_changed = true;
@@ -444,6 +504,11 @@ impl Draft {
             self.tries.insert(key, after);
             self.is_changed = true;
         }
+    }
+
+    /// Returns the registrations that are offered, with whose they are.
+    pub(super) fn owners(&self) -> impl Iterator<Item = (Key, Owner)> {
+        self.specs.iter().map(|(key, spec)| (key.clone(), spec.owner()))
     }
 
     /// Returns whose a registration is that is meant and that `by` may not change.

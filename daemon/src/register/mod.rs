@@ -8,6 +8,7 @@
 
 mod book;
 mod checks;
+mod drain;
 mod health;
 mod place;
 mod request;
@@ -20,9 +21,11 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use gossamer_wire::{InstanceName, PortName, ServiceName, ServiceRecord, Transport, Tries, Visibility};
 
+pub use drain::{DrainError, DrainRequest, Drained};
 pub use place::{Connected, Host, Place, UnixPath};
 pub use request::{
     ExposeError, ExposeRequest, Exposed, PortRequest, WithdrawError, WithdrawRequest, Withdrawn,
@@ -45,6 +48,15 @@ pub struct Registry {
     commands: mpsc::Sender<Command>,
     raises: mpsc::Sender<Vec<Raise>>,
     targets: TargetsReader,
+    leaving: Leaving,
+}
+
+/// How the end of the daemon is told to the owner task.
+#[derive(Clone, Debug, Default)]
+struct Leaving {
+    asked: CancellationToken,
+    /// The targets and the catalog have it.
+    done: CancellationToken,
 }
 
 /// Names of a registration that met others: publish them with at least these `try`s.
@@ -94,6 +106,30 @@ impl Registry {
         answered.await.unwrap_or(Err(WithdrawError::Stopping))
     }
 
+    /// Lets registrations take no new flows, or takes that back. `Ok` means: on disk and given to the catalog.
+    ///
+    /// # Errors
+    /// See [`DrainError`]; nothing changed unless it says so.
+    ///
+    /// # Cancel safety
+    /// A cancelled request may still be carried out; repeating it is harmless.
+    pub async fn drain(&self, request: DrainRequest) -> Result<Drained, DrainError> {
+        let (answer, answered) = oneshot::channel();
+        let command = Command::Drain(request, answer);
+        self.commands.send(command).await.map_err(|_| DrainError::Stopping)?;
+        answered.await.unwrap_or(Err(DrainError::Stopping))
+    }
+
+    /// Lets everything drain until the daemon has ended; the next start does not remember it. Returns when the relay and
+    /// the catalog have it.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn leave(&self) {
+        self.leaving.asked.cancel();
+        self.leaving.done.cancelled().await;
+    }
+
     /// Returns where raised `try`s go. They are on disk before they are published.
     pub fn raises(&self) -> mpsc::Sender<Vec<Raise>> {
         self.raises.clone()
@@ -116,6 +152,8 @@ pub struct LocalService {
     pub record: ServiceRecord,
     /// Where its flows go, one per port of the record, in its order.
     pub targets: Vec<Target>,
+    /// When flows that still live are ended, seconds since the Unix epoch, while `gossamer drain` counts.
+    pub drains_until: Option<u64>,
 }
 
 /// Where the flows of one port go.
@@ -135,6 +173,8 @@ pub struct Target {
     pub proxy_protocol: bool,
     /// Who may call it.
     pub visibility: Visibility,
+    /// Whether it takes no new flows at the moment.
+    pub draining: bool,
     /// Whether its program listens on the wildcard address of this machine, as last seen while it listened,
     /// also before a restart of the daemon; `None` when that was never seen.
     pub wildcard: Option<bool>,
@@ -232,6 +272,7 @@ fn start_at(
     let (commands, asked) = mpsc::channel(WAITING_REQUESTS);
     let (raises, raised) = mpsc::channel(WAITING_RAISES);
     let targets = TargetsReader(Arc::clone(&snapshot));
+    let leaving = Leaving::default();
     let task = Task {
         book,
         checks: Checks::new(pace),
@@ -240,10 +281,11 @@ fn start_at(
         raises: raised,
         snapshot,
         records,
+        leaving: leaving.clone(),
         events: Box::new(events),
     };
     stage.spawn("registry", task.run(stage.stopping().clone()));
-    Ok(Registry { commands, raises, targets })
+    Ok(Registry { commands, raises, targets, leaving })
 }
 
 #[cfg(test)]

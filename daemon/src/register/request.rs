@@ -9,7 +9,9 @@ use thiserror::Error;
 
 use gossamer_core::callers::Owner;
 use gossamer_wire::limits::{MAX_FRAGMENTS, MAX_OWN_RECORDS};
-use gossamer_wire::{Fqdn, InstanceName, PortName, ServiceName, ServiceRecord, Transport, Visibility};
+use gossamer_wire::{
+    Fqdn, InstanceName, PortName, Routing, ServiceName, ServiceRecord, Transport, Visibility,
+};
 
 use super::place::{Host, Place};
 use super::target::Denial;
@@ -34,6 +36,8 @@ pub struct ExposeRequest {
     pub fqdns: Vec<Fqdn>,
     /// Share of traffic among equal instances; 0 takes none.
     pub weight: u16,
+    /// What it wishes about which instances of the service a caller uses.
+    pub routing: Routing,
     /// Whether TCP targets get a PROXY protocol header (version 2) before the client's bytes.
     pub proxy_protocol: bool,
     /// Whose it is from then on.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use gossamer_core::callers::Owner;
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
-    DecodeError, Fqdn, FqdnSuffix, Health, InstanceName, NodeName, Port, PortName, ServiceName,
+    DecodeError, Fqdn, FqdnSuffix, Health, InstanceName, NodeName, Port, PortName, Routing, ServiceName,
     ServiceRecord, Transport, Tries, Visibility,
 };
 
@@ -41,6 +41,9 @@ pub(super) struct Spec {
     pub(super) ports: Vec<PortSpec>,
     pub(super) visibility: Visibility,
     pub(super) weight: u16,
+    /// Absent when there is no wish, and in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Routing::is_none")]
+    pub(super) routing: Routing,
     pub(super) metadata: Vec<(String, String)>,
     /// Absent in files of earlier versions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -87,6 +90,7 @@ impl Spec {
             ports: request.ports.into_iter().map(port).collect(),
             visibility,
             weight: request.weight,
+            routing: request.routing,
             metadata: request.metadata,
             fqdns,
             proxy_protocol: request.proxy_protocol,
@@ -171,6 +175,8 @@ impl Spec {
             visibility: self.visibility.clone(),
             health,
             weight: self.weight,
+            draining: false,
+            routing: self.routing.clone(),
             tries,
             metadata: self.metadata.clone(),
             fqdns: self.fqdns.clone(),
@@ -206,6 +212,9 @@ pub(super) struct StoredService {
     /// again.
     #[serde(default)]
     pub(super) tries: Tries,
+    /// When its flows are ended, seconds since the Unix epoch, while it drains. Kept, because a restart undoes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) drains_until: Option<u64>,
 }
 
 /// Name of the state file.
@@ -215,6 +224,8 @@ pub(super) const VERSION: u32 = 1;
 
 #[cfg(test)]
 mod tests {
+    use gossamer_wire::Tier;
+
     use super::super::target::Denial;
     use super::super::tests::{request, rules};
     use super::*;
@@ -311,7 +322,8 @@ mod tests {
     #[test]
     fn broken_records_are_refused_in_words() {
         type Break = fn(&mut ExposeRequest);
-        let broken: [(Break, &str); 6] = [
+        let broken: [(Break, &str); 7] = [
+            (|asked| asked.routing.order = vec![Tier::Zone; 2], "zone twice"),
             (|asked| asked.ports.clear(), "has no port"),
             (|asked| asked.ports.push(asked.ports[0].clone()), "appears twice"),
             (|asked| asked.ports[0].number = 0, "port 0"),

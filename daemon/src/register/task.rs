@@ -12,9 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::book::{Book, Draft, Learned, Planned};
 use super::checks::{Checks, Done};
+use super::drain::{DrainError, DrainRequest, Drained};
 use super::request::{ExposeError, ExposeRequest, Exposed, WithdrawError, WithdrawRequest, Withdrawn};
 use super::spec::{FILE, Stored};
-use super::{Change, LocalService, Raise};
+use super::{Change, Leaving, LocalService, Raise};
 use crate::store::{Store, StoreError};
 use crate::supervise::Stage;
 
@@ -23,6 +24,7 @@ use crate::supervise::Stage;
 pub(super) enum Command {
     Expose(Box<ExposeRequest>, oneshot::Sender<Result<Exposed, ExposeError>>),
     Withdraw(WithdrawRequest, oneshot::Sender<Result<Withdrawn, WithdrawError>>),
+    Drain(DrainRequest, oneshot::Sender<Result<Drained, DrainError>>),
 }
 
 /// Most requests that share one write: more would only make the first of them wait.
@@ -32,6 +34,7 @@ const MAX_BATCH: usize = 64;
 enum Waiting {
     Expose(Planned, oneshot::Sender<Result<Exposed, ExposeError>>),
     Withdraw(Withdrawn, oneshot::Sender<Result<Withdrawn, WithdrawError>>),
+    Drain(Drained, oneshot::Sender<Result<Drained, DrainError>>),
 }
 
 pub(super) struct Task {
@@ -42,11 +45,13 @@ pub(super) struct Task {
     pub(super) raises: mpsc::Receiver<Vec<Raise>>,
     pub(super) snapshot: Arc<ArcSwap<Vec<LocalService>>>,
     pub(super) records: mpsc::Sender<Vec<ServiceRecord>>,
+    pub(super) leaving: Leaving,
     pub(super) events: Box<dyn Fn(Change) + Send>,
 }
 
 enum Input {
     Stop,
+    Leave,
     Checked(Done),
     Raised(Vec<Raise>),
     Asked(Command),
@@ -65,12 +70,18 @@ impl Task {
             let input = tokio::select! {
                 biased;
                 () = stop.cancelled() => Input::Stop,
+                () = self.leaving.asked.cancelled(), if !self.leaving.done.is_cancelled() => Input::Leave,
                 done = self.checks.next() => Input::Checked(done),
                 Some(raises) = self.raises.recv() => Input::Raised(raises),
                 Some(command) = self.commands.recv() => Input::Asked(command),
             };
             match input {
                 Input::Stop => return,
+                Input::Leave => {
+                    self.book.leave();
+                    self.publish().await;
+                    self.leaving.done.cancel();
+                }
                 Input::Checked(done) => self.take_check(done).await,
                 Input::Raised(raises) => self.raise(raises).await,
                 Input::Asked(first) => self.commit(first).await,
@@ -105,6 +116,7 @@ impl Task {
             match request {
                 Waiting::Expose(planned, answer) => drop(answer.send(Ok(self.book.exposed(&planned)))),
                 Waiting::Withdraw(withdrawn, answer) => drop(answer.send(Ok(withdrawn))),
+                Waiting::Drain(drained, answer) => drop(answer.send(Ok(drained))),
             }
         }
         self.keep(learned).await;
@@ -208,6 +220,13 @@ fn plan(command: Command, draft: &mut Draft, book: &Book) -> Option<Waiting> {
                 None
             }
         },
+        Command::Drain(request, answer) => match draft.drain(&request) {
+            Ok(drained) => Some(Waiting::Drain(drained, answer)),
+            Err(error) => {
+                let _ = answer.send(Err(error));
+                None
+            }
+        },
     }
 }
 
@@ -219,6 +238,7 @@ fn refuse(waiting: Vec<Waiting>, error: &Arc<StoreError>) {
             Waiting::Withdraw(_, answer) => {
                 drop(answer.send(Err(WithdrawError::NotDurable(Arc::clone(error)))));
             }
+            Waiting::Drain(_, answer) => drop(answer.send(Err(DrainError::NotDurable(Arc::clone(error))))),
         }
     }
 }

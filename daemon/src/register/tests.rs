@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use gossamer_core::callers::Owner;
-use gossamer_wire::Health;
 use gossamer_wire::token::Claims;
+use gossamer_wire::{Health, Routing};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
@@ -32,6 +32,7 @@ pub(super) fn request(service: &str, port: u16) -> ExposeRequest {
         metadata: Vec::new(),
         fqdns: Vec::new(),
         weight: 100,
+        routing: Routing::default(),
         proxy_protocol: false,
         owner: Owner::Operator,
     }
@@ -323,4 +324,87 @@ async fn a_raised_try_is_on_disk_and_then_published_and_told() {
     let records = timeout(PATIENCE, again.records.recv()).await.expect("in time").expect("running");
     assert_eq!(records[0].tries, tries);
     again.stop().await;
+}
+
+fn drain(service: Option<&str>, until: Option<u64>, by: Owner) -> DrainRequest {
+    let service = service.map(|text| text.parse().expect("name"));
+    DrainRequest { service, instance: None, until, by }
+}
+
+impl Running {
+    /// Returns which services drain, for the relay and for the mesh; the two agree.
+    fn draining(&self) -> Vec<String> {
+        let all = self.registry.targets().all();
+        let drains = |local: &&LocalService| local.record.draining;
+        assert!(
+            all.iter()
+                .all(|local| local.targets.iter().all(|target| target.draining == local.record.draining))
+        );
+        all.iter().filter(drains).map(|local| local.record.service.to_string()).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_drain_is_kept_over_a_restart_until_it_is_undone() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let state = dir.path().join("state");
+    let mut running = Running::start(&state);
+    assert_eq!(running.published().await, []);
+    running.expose(request("orders", 5432)).await;
+    running.expose(request("web", 80)).await;
+    let drained =
+        running.registry.drain(drain(Some("orders"), Some(7), Owner::Operator)).await.expect("drains");
+    assert_eq!(drained.registrations, [("orders".parse().expect("name"), "vm-b".parse().expect("name"))]);
+    assert_eq!(running.draining(), ["orders"]);
+    let again = running.expose(request("orders", 5433)).await;
+    assert!(again.record.draining && again.warnings.iter().any(|text| text.contains("--undo")), "{again:?}");
+    running.stop().await;
+
+    let mut running = Running::start(&state);
+    assert_eq!(running.draining(), ["orders"]);
+    assert_eq!(running.registry.targets().all()[0].drains_until, Some(7));
+    assert_eq!(running.published().await.len(), 2);
+    let undone = running.registry.drain(drain(None, None, Owner::Operator)).await.expect("undoes");
+    assert_eq!((undone.registrations.len(), running.draining().len()), (1, 0));
+    assert_eq!(running.registry.targets().all()[0].record.weight, 100);
+    let events: Vec<_> = std::iter::from_fn(|| running.events.try_recv().ok()).collect();
+    assert!(events.iter().any(|change| (change.was, change.now) == ("draining", "serving")), "{events:?}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_drains_everything_and_the_next_start_serves() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let state = dir.path().join("state");
+    let mut running = Running::start(&state);
+    assert_eq!(running.published().await, []);
+    running.expose(request("orders", 5432)).await;
+    running.published().await;
+    timeout(PATIENCE, running.registry.leave()).await.expect("in time");
+    let published = running.records.try_recv().expect("published before the answer");
+    assert!(published.iter().all(|record| record.draining));
+    assert_eq!(running.draining(), ["orders"]);
+    running.registry.leave().await;
+    running.stop().await;
+    let running = Running::start(&state);
+    assert!(running.draining().is_empty());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn who_may_not_change_a_registration_may_not_drain_it() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let running = Running::start(&dir.path().join("state"));
+    running.expose(request("orders", 5432)).await;
+    running.expose(ExposeRequest { owner: Owner::User(7), ..request("mine", 80) }).await;
+    let refused = running.registry.drain(drain(Some("orders"), Some(9), Owner::User(7))).await;
+    assert!(matches!(refused, Err(DrainError::Owned { .. })), "{refused:?}");
+    let unknown = running.registry.drain(drain(Some("web"), Some(9), Owner::Operator)).await;
+    assert!(matches!(unknown, Err(DrainError::Unknown { .. })), "{unknown:?}");
+    let own = running.registry.drain(drain(None, Some(9), Owner::User(7))).await.expect("what is its own");
+    assert_eq!((own.registrations.len(), running.draining()), (1, vec!["mine".to_owned()]));
+    running.registry.withdraw(withdrawal("mine")).await.expect("withdraws");
+    running.expose(request("mine", 80)).await;
+    assert!(running.draining().is_empty(), "a new registration");
+    running.stop().await;
 }

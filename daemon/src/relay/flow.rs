@@ -83,11 +83,11 @@ struct Known {
 }
 
 impl Flows {
-    /// Returns load and ejection of an instance.
-    pub(super) fn judge(&self, key: &InstanceKey, now: Instant) -> (Load, bool) {
+    /// Returns the load of an instance, and how much longer it is ejected.
+    pub(super) fn judge(&self, key: &InstanceKey, now: Instant) -> (Load, Option<Duration>) {
         self.lock().instances.get(key).map_or_else(Default::default, |known| {
             let load = Load { in_flight: known.in_flight, connect: known.standing.connect() };
-            (load, known.standing.is_ejected(now))
+            (load, known.standing.ejected_for(now))
         })
     }
 
@@ -245,10 +245,10 @@ mod tests {
         let first = flows.opened(key(1), Duration::from_millis(4));
         let second = flows.opened(key(1), Duration::from_millis(4));
         let load = Load { in_flight: 2, connect: Duration::from_millis(4) };
-        assert_eq!(flows.judge(&key(1), now), (load, false));
+        assert_eq!(flows.judge(&key(1), now), (load, None));
         drop((first, second));
         assert_eq!(flows.judge(&key(1), now).0.in_flight, 0);
-        assert_eq!(flows.judge(&key(2), now), (Load::default(), false));
+        assert_eq!(flows.judge(&key(2), now), (Load::default(), None));
     }
 
     #[test]
@@ -257,9 +257,9 @@ mod tests {
         for _ in 0..EJECT_AFTER {
             flows.failed(key(1), now);
         }
-        assert!(flows.judge(&key(1), now).1);
+        assert!(flows.judge(&key(1), now).1.is_some());
         drop(flows.opened(key(1), Duration::ZERO));
-        assert!(!flows.judge(&key(1), now).1);
+        assert!(flows.judge(&key(1), now).1.is_none());
     }
 
     #[test]

@@ -19,7 +19,9 @@ use gossamer_wire::{GroupName, NodeId, NodeName, Transport};
 
 use super::copy::{BROKEN, Counts, Early, Guarded};
 use super::dialled::Dialled;
+use super::drain::Serving;
 use super::flow::{Direction, FlowId, FlowInfo};
+use super::outbound::DRAINED;
 use super::{Relay, count, proxy};
 use crate::register::{Connected, Place, Target};
 use crate::transport::FlowStream;
@@ -32,6 +34,15 @@ pub(super) struct Caller<'a> {
     pub(super) group: &'a GroupName,
     /// Where the node is; `None` for this one.
     pub(super) remote: Option<SocketAddr>,
+}
+
+/// A target that was dialled.
+#[derive(Debug)]
+pub(super) struct Dialling {
+    pub(super) target: Dialled,
+    pub(super) place: Place,
+    /// Counts it at its registration.
+    pub(super) serving: Serving,
 }
 
 impl Relay {
@@ -52,6 +63,7 @@ impl Relay {
 
     async fn serve(self, mut stream: Guarded<FlowStream>) {
         let (peer, remote) = (Arc::clone(&stream.side().peer), stream.side().remote);
+        let _living = self.living.begin();
         let Some(_admitted) = self.flows.admit(peer.node) else {
             count(&self.counters.busy);
             return refuse(stream, OpenStatus::Busy);
@@ -71,10 +83,10 @@ impl Relay {
                 peer = %peer.name, bytes_in, bytes_out, took = ?began.elapsed(), reason, "flow served");
         };
         let caller = Caller { node: peer.node, name: &peer.name, group: &peer.group, remote: Some(remote) };
-        let (mut target, place) = match self.dial_target(&request, &caller).await {
+        let Dialling { mut target, place, serving } = match self.dial_target(&request, &caller).await {
             Ok(dialled) => dialled,
             Err(status) => {
-                line(0, 0, if status == OpenStatus::Denied { "denied" } else { "target refused" });
+                line(0, 0, refusal_words(status));
                 return refuse(stream, status);
             }
         };
@@ -98,9 +110,14 @@ impl Relay {
             copied = target.copy(&mut stream, Early::default(), &counts) => {
                 copied.err().map(|broken| broken.to_string())
             }
+            () = serving.over() => Some(DRAINED.to_owned()),
         };
         let (bytes_in, bytes_out) = self.counters.add_bytes(&counts);
         line(bytes_in, bytes_out, reason.as_deref().unwrap_or("done"));
+        if reason.is_none() && self.is_leaving() {
+            // The end of the connection would overtake what the caller has not got yet.
+            let _ = timeout(TAKEN_WITHIN, stream.side().send.stopped()).await;
+        }
     }
 
     /// Connects to the target of a request, by every rule of the exporter.
@@ -108,11 +125,16 @@ impl Relay {
         &self,
         request: &OpenRequest,
         caller: &Caller<'_>,
-    ) -> Result<(Dialled, Place), OpenStatus> {
+    ) -> Result<Dialling, OpenStatus> {
+        let serving = self.living.serve((request.service.clone(), request.instance.clone()));
         let target = self.permitted(request, caller.group).ok_or_else(|| {
             count(&self.counters.denied);
             OpenStatus::Denied
         })?;
+        if target.draining {
+            count(&self.counters.draining);
+            return Err(OpenStatus::Draining);
+        }
         let dialling = async {
             let mut connected = target.addr.connect().await?;
             if target.proxy_protocol {
@@ -122,7 +144,7 @@ impl Relay {
         };
         let dialled = timeout(DIAL_WITHIN, dialling).await;
         let connected = dialled.ok().and_then(Result::ok).ok_or(OpenStatus::Refused)?;
-        Ok((Dialled::new(connected), target.addr))
+        Ok(Dialling { target: Dialled::new(connected), place: target.addr, serving })
     }
 
     /// Tells a target who calls. The caller of a flow that stays here has this machine's address.
@@ -172,6 +194,16 @@ async fn read_request(stream: &mut FlowStream) -> Option<OpenRequest> {
     OpenRequest::decode(&payload).ok()
 }
 
+/// Says in an access line why a flow was not served.
+pub(super) const fn refusal_words(status: OpenStatus) -> &'static str {
+    match status {
+        OpenStatus::Denied => "denied",
+        OpenStatus::Busy => "too many flows",
+        OpenStatus::Draining => "draining",
+        OpenStatus::Refused | OpenStatus::Open => "target refused",
+    }
+}
+
 /// Answers and ends both directions; the answer still arrives, what the caller sent is dropped.
 pub(super) fn refuse(mut stream: Guarded<FlowStream>, status: OpenStatus) {
     stream.finished();
@@ -188,6 +220,9 @@ pub(super) fn refuse(mut stream: Guarded<FlowStream>, status: OpenStatus) {
 
 /// How long a peer may take to send its request: it sends it with the stream's first packet.
 const REQUEST_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long a daemon that stops waits until the caller has got the end of a flow.
+const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long a target may take to accept (design section 9): it is near, and the caller's client waits.
 const DIAL_WITHIN: Duration = Duration::from_secs(2);

@@ -9,14 +9,17 @@
 //!
 //! The protocol is never sniffed. Start reading at `outbound`, then `inbound`; `copy` moves the bytes.
 
+mod choices;
 mod copy;
 mod dialled;
+mod drain;
 mod flow;
 mod inbound;
 mod listener;
 mod outbound;
 mod proxy;
 mod scope;
+mod tries;
 mod udp;
 mod vips;
 
@@ -33,6 +36,7 @@ use tokio::sync::mpsc;
 use gossamer_core::vip::VipName;
 use gossamer_wire::{GroupName, InstanceName, MeshId, NodeId, NodeName, PortName, ServiceName, Transport};
 
+pub use choices::LiveRoutes;
 pub use flow::{Direction, FlowId, FlowInfo};
 pub use outbound::{Carried, ConnectError};
 pub use scope::PortChoice;
@@ -45,7 +49,9 @@ use crate::register::{DenyList, LocalService, Target, TargetsReader};
 use crate::supervise::Stage;
 use crate::transport::{FlowStream, OpenError, Peers};
 use copy::{Counts, Guarded, Plain};
+use drain::Living;
 use flow::Flows;
+pub use tries::TriesInVain;
 use udp::Udp;
 
 /// What the relay is made of.
@@ -63,6 +69,8 @@ pub struct RelayParts {
     pub mesh: MeshId,
     /// Where instances are.
     pub index: IndexReader,
+    /// What this node wishes about the instances of others.
+    pub routes: LiveRoutes,
     /// What runs here.
     pub targets: Arc<dyn LocalTargets>,
     /// What is never dialled.
@@ -122,6 +130,7 @@ impl OpenHop for Peers {
 pub struct Relay {
     parts: Arc<RelayParts>,
     flows: Flows,
+    living: Living,
     udp: Arc<Udp>,
     counters: Arc<RelayCounters>,
 }
@@ -132,6 +141,7 @@ impl Relay {
         Self {
             parts: Arc::new(parts),
             flows: Flows::default(),
+            living: Living::default(),
             udp: Arc::default(),
             counters: Arc::default(),
         }
@@ -187,6 +197,7 @@ impl Relay {
             ("unreachable", &counters.failed),
             ("denied", &counters.denied),
             ("busy", &counters.busy),
+            ("draining", &counters.draining),
             ("malformed", &counters.malformed),
             ("stranger", &counters.strangers),
             ("nameless", &counters.nameless),
@@ -197,6 +208,9 @@ impl Relay {
             served: read(&counters.served),
             refused: refused.map(|(reason, counter)| (reason, read(counter))).into(),
             retries: read(&counters.retries),
+            in_vain: counters.in_vain.by_reason(),
+            overtaken: read(&counters.overtaken),
+            spilled: read(&counters.spilled),
             bytes_in: read(&counters.bytes_in),
             bytes_out: read(&counters.bytes_out),
             ..FlowCounts::default()
@@ -225,10 +239,18 @@ pub struct RelayCounters {
     pub failed: AtomicU64,
     /// Instances tried in vain.
     pub retries: AtomicU64,
+    /// The same by reason.
+    pub in_vain: TriesInVain,
+    /// Flows that went to an instance that was asked beside a slow one.
+    pub overtaken: AtomicU64,
+    /// Flows that begin with another tier than the first healthy one.
+    pub spilled: AtomicU64,
     /// Flows of peers that reached their target.
     pub served: AtomicU64,
     /// Flows of peers refused because of access, or because there is no such target.
     pub denied: AtomicU64,
+    /// Flows refused because their service drains.
+    pub draining: AtomicU64,
     /// Flows of peers refused because they have too many.
     pub busy: AtomicU64,
     /// Flows of peers whose request is broken or late.

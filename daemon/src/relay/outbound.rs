@@ -10,20 +10,22 @@ use std::io;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::Instant;
 
-use gossamer_core::catalog::{InstanceState, InstanceView};
-use gossamer_core::select::{self, Candidate, Score};
+use gossamer_core::catalog::InstanceView;
+use gossamer_core::select::Wisher;
 use gossamer_core::vip::VipName;
 use gossamer_wire::flow::{OpenRequest, OpenStatus};
 use gossamer_wire::limits::MAX_EARLY_BYTES;
-use gossamer_wire::{InstanceName, NodeId, NodeName, PortName, Transport};
+use gossamer_wire::{InstanceName, NodeId, NodeName, PortName, Tier, Transport};
 
 use super::copy::{Broken, CHUNK, Counts, Early, Guarded, Side, Sink, Source, copy};
 use super::dialled::Dialled;
+use super::drain::Serving;
 use super::flow::{Direction, FlowId, FlowInfo, InstanceKey};
 use super::inbound::Caller;
-use super::scope::{PortChoice, behind};
+use super::scope::PortChoice;
+use super::tries::{Beside, Call, Failure, Round, unreached};
 use super::{Relay, RelayParts, count};
 use crate::transport::FlowStream;
 
@@ -40,6 +42,18 @@ pub enum ConnectError {
         name: String,
         /// Its TCP ports.
         known: String,
+    },
+    /// The wish of this node's configuration or of an exporter: nothing was sent to anybody.
+    #[error("{count} instances of {name} are not used: {by} wants only = {only}, and none is that near")]
+    Excluded {
+        /// The name.
+        name: String,
+        /// How near one has to be.
+        only: Tier,
+        /// Whose wish that is.
+        by: Wisher,
+        /// How many there are.
+        count: usize,
     },
     /// The exporter's decision, or its record has just gone.
     #[error("{0} does not admit this node")]
@@ -85,17 +99,8 @@ pub(super) struct Choice {
 /// The far end of an open TCP flow.
 enum Far {
     Hop(Guarded<FlowStream>),
-    Local(Dialled),
-}
-
-/// Why one instance did not take the flow.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// It says no: access, or no such target.
-    Denied,
-    /// Anything that another try may not meet.
-    Elsewhere(String),
-    Client,
+    /// With what ends it when its service has drained for long enough.
+    Local(Dialled, Serving),
 }
 
 /// How one instance is tried.
@@ -114,6 +119,18 @@ pub(super) trait Try: Send {
         name: &VipName,
         choice: &Choice,
     ) -> impl Future<Output = Result<Self::Far, Failure>> + Send;
+
+    /// Asks an instance beside the one that is being tried, without a word of the client: that goes to it when it is open,
+    /// out of what the try has kept. `None` when this kind of flow is not asked for twice.
+    fn ask_beside<'a>(
+        relay: &'a Relay,
+        flow: FlowId,
+        name: &'a VipName,
+        choice: &'a Choice,
+    ) -> Option<Beside<'a, Self::Far>> {
+        let _ = (relay, flow, name, choice);
+        None
+    }
 
     /// Returns whether an instance is to be left alone while there is another one.
     fn is_spent(&self, choice: &Choice) -> bool {
@@ -140,6 +157,15 @@ impl<C: Side> Try for TcpTry<'_, C> {
     ) -> Result<Far, Failure> {
         relay.attempt(flow, name, choice, self.client, self.early).await
     }
+
+    fn ask_beside<'a>(
+        relay: &'a Relay,
+        flow: FlowId,
+        name: &'a VipName,
+        choice: &'a Choice,
+    ) -> Option<Beside<'a, Far>> {
+        Some(Box::pin(relay.ask_only(flow, name, choice)))
+    }
 }
 
 impl Relay {
@@ -152,6 +178,7 @@ impl Relay {
         mut client: Guarded<C>,
     ) -> Result<Carried, ConnectError> {
         let flow = FlowId::random();
+        let _living = self.living.begin();
         let mut again = 0;
         loop {
             let (carried, is_unseen) = self.carry_once(flow, name, port, &mut client).await?;
@@ -160,6 +187,7 @@ impl Relay {
             }
             again += 1;
             count(&self.counters.retries);
+            count(&self.counters.in_vain.unseen);
         }
     }
 
@@ -197,23 +225,30 @@ impl Relay {
         let counts = Counts::default();
         let copied = async {
             match far {
-                Far::Hop(mut hop) => copy(client, &mut hop, early, &counts).await,
-                Far::Local(mut target) => target.copy(client, early, &counts).await,
+                Far::Hop(mut hop) => copy(client, &mut hop, early, &counts).await.map_err(Ended::Broken),
+                Far::Local(mut target, serving) => tokio::select! {
+                    biased;
+                    copied = target.copy(client, early, &counts) => copied.map_err(Ended::Broken),
+                    () = serving.over() => Err(Ended::Drained),
+                },
             }
         };
-        let broken = tokio::select! {
+        let ended = tokio::select! {
             biased;
-            () = stop.cancelled() => Err(None),
-            copied = copied => copied.map_err(Some),
+            () = stop.cancelled() => Err(Ended::Stopping),
+            copied = copied => copied,
         };
         let (bytes_in, bytes_out) = self.counters.add_bytes(&counts);
-        let is_unseen = matches!(broken, Err(Some(Broken::Service(_)))) && (bytes_in, bytes_out) == (0, 0);
+        let is_unseen =
+            matches!(ended, Err(Ended::Broken(Broken::Service(_)))) && (bytes_in, bytes_out) == (0, 0);
         if is_unseen {
             self.flows.failed(key, Instant::now().into_std());
         }
-        let reason = broken
-            .err()
-            .map(|broken| broken.map_or_else(|| "stopping".to_owned(), |broken| broken.to_string()));
+        let reason = ended.err().map(|ended| match ended {
+            Ended::Stopping => "stopping".to_owned(),
+            Ended::Drained => DRAINED.to_owned(),
+            Ended::Broken(broken) => broken.to_string(),
+        });
         tracing::info!(target: "access", %flow, service = %name.service(), instance = %choice.instance,
             peer = %choice.node_name, bytes_in, bytes_out, took = ?began.elapsed(),
             reason = reason.as_deref().unwrap_or("done"), "flow ended");
@@ -236,62 +271,20 @@ impl Relay {
             if choices.iter().any(|choice| !attempt.is_spent(choice)) {
                 choices.retain(|choice| !attempt.is_spent(choice));
             }
-            let mut denied = 0;
-            for (at, choice) in choices.iter().enumerate() {
-                let is_last = at + 1 == choices.len();
-                let limit = if is_last { LAST_ATTEMPT } else { ATTEMPT };
-                let began = Instant::now();
-                let tried = timeout(limit, attempt.try_one(self, flow, name, choice));
-                let failure = match timeout_at(deadline, tried).await {
-                    Ok(Ok(Ok(far))) => return Ok((choice.clone(), far, began.elapsed())),
-                    Ok(Ok(Err(failure))) => failure,
-                    Ok(Err(_)) | Err(_) => Failure::Elsewhere("no answer in time".to_owned()),
-                };
-                count(&self.counters.retries);
-                match failure {
-                    Failure::Client => return Err(ConnectError::ClientGone),
-                    Failure::Denied => denied += 1,
-                    Failure::Elsewhere(why) => {
-                        tracing::debug!(%flow, peer = %choice.node_name, reason = %why, "instance not reached");
-                        self.flows.failed(choice.key(name), Instant::now().into_std());
-                        last = format!("{} on {}: {why}", choice.instance, choice.node_name);
-                    }
-                }
-            }
-            if denied > 0 && denied == choices.len() {
+            let failures = match self.round(Call { flow, name, deadline }, &choices, attempt).await {
+                Round::Open(choice, far, took) => return Ok((choice, far, took)),
+                Round::ClientGone => return Err(ConnectError::ClientGone),
+                Round::Failed(failures) => failures,
+            };
+            if failures.denied > 0 && failures.denied == choices.len() {
                 return Err(ConnectError::Denied(name.to_string()));
             }
+            last = failures.last.unwrap_or(last);
             if Instant::now() + ROUND_PAUSE >= deadline {
                 return Err(ConnectError::Unreachable { name: name.to_string(), why: last });
             }
             tokio::time::sleep(ROUND_PAUSE).await;
         }
-    }
-
-    /// Returns the usable instances of a name, best first; empty when there is none at the moment.
-    fn choices(&self, name: &VipName, port: &PortChoice) -> Result<Vec<Choice>, ConnectError> {
-        let unknown = || ConnectError::UnknownName(name.to_string());
-        let view = self.parts.index.service(name.service()).ok_or_else(unknown)?;
-        let all: Vec<_> = behind(&view, name).collect();
-        if all.is_empty() {
-            return Err(unknown());
-        }
-        let with_port: Vec<_> =
-            all.iter().filter_map(|found| port.find(found).map(|port| (*found, port.name.clone()))).collect();
-        if with_port.is_empty() {
-            let numbers = super::scope::tcp_ports(&view, name);
-            let known: Vec<_> = numbers.iter().map(u16::to_string).collect();
-            return Err(ConnectError::UnknownPort { name: name.to_string(), known: known.join(", ") });
-        }
-        let now = Instant::now().into_std();
-        let usable = with_port.into_iter().filter(|(found, _)| found.state == InstanceState::Usable);
-        let candidates = usable.map(|(found, port)| {
-            let choice = Choice::new(found, port);
-            let (load, ejected) = self.flows.judge(&choice.key(name), now);
-            let score = Score { nearness: found.nearness, ejected, load };
-            Candidate { score, weight: found.weight, item: choice }
-        });
-        Ok(select::order(candidates.collect(), &mut rand::rng()))
     }
 
     /// Tries one instance.
@@ -306,27 +299,52 @@ impl Relay {
         client: &mut Guarded<C>,
         early: &mut Early,
     ) -> Result<Far, Failure> {
-        let request = OpenRequest {
+        let request = self.request(flow, name, choice);
+        if choice.node == self.parts.node {
+            return self.ask_here(&request).await;
+        }
+        let bytes = request.encode().map_err(unreached)?;
+        let mut stream = Guarded::new(self.parts.hops.open_flow(choice.node).await.map_err(unreached)?);
+        match ask(stream.side(), bytes, client.side(), early).await? {
+            OpenStatus::Open => Ok(Far::Hop(stream)),
+            status => Err(status.into()),
+        }
+    }
+
+    /// Asks one instance and sends it nothing.
+    async fn ask_only(&self, flow: FlowId, name: &VipName, choice: &Choice) -> Result<Far, Failure> {
+        let request = self.request(flow, name, choice);
+        if choice.node == self.parts.node {
+            return self.ask_here(&request).await;
+        }
+        let bytes = request.encode().map_err(unreached)?;
+        let mut stream = Guarded::new(self.parts.hops.open_flow(choice.node).await.map_err(unreached)?);
+        let FlowStream { send, recv, .. } = stream.side();
+        send.write_all(&bytes).await.map_err(unreached)?;
+        let mut status = [0];
+        recv.read_exact(&mut status).await.map_err(unreached)?;
+        let [code] = status;
+        match OpenStatus::try_from(code).map_err(unreached)? {
+            OpenStatus::Open => Ok(Far::Hop(stream)),
+            status => Err(status.into()),
+        }
+    }
+
+    /// Connects to a target of this node.
+    async fn ask_here(&self, request: &OpenRequest) -> Result<Far, Failure> {
+        let RelayParts { node, name, group, .. } = &*self.parts;
+        let caller = Caller { node: *node, name, group, remote: None };
+        let served = self.dial_target(request, &caller).await?;
+        Ok(Far::Local(served.target, served.serving))
+    }
+
+    fn request(&self, flow: FlowId, name: &VipName, choice: &Choice) -> OpenRequest {
+        OpenRequest {
             flow: flow.0,
             service: name.service().clone(),
             instance: choice.instance.clone(),
             port: choice.port.clone(),
             transport: Transport::Tcp,
-        };
-        if choice.node == self.parts.node {
-            let RelayParts { node, name, group, .. } = &*self.parts;
-            let caller = Caller { node: *node, name, group, remote: None };
-            return match self.dial_target(&request, &caller).await {
-                Ok((target, _)) => Ok(Far::Local(target)),
-                Err(status) => Err(status.into()),
-            };
-        }
-        let bytes = request.encode().map_err(elsewhere)?;
-        let stream = self.parts.hops.open_flow(choice.node).await.map_err(elsewhere)?;
-        let mut stream = Guarded::new(stream);
-        match ask(stream.side(), bytes, client.side(), early).await? {
-            OpenStatus::Open => Ok(Far::Hop(stream)),
-            status => Err(status.into()),
         }
     }
 }
@@ -340,7 +358,7 @@ async fn ask(
     early: &mut Early,
 ) -> Result<OpenStatus, Failure> {
     let FlowStream { send, recv, demand, .. } = stream;
-    send.write_all(&request).await.map_err(elsewhere)?;
+    send.write_all(&request).await.map_err(unreached)?;
     let mut hop = super::copy::hop_sink(send, demand);
     let (mut from_client, _) = client.halves();
     let mut held: usize = early.chunks.iter().map(bytes::Bytes::len).sum();
@@ -358,9 +376,9 @@ async fn ask(
         tokio::select! {
             biased;
             read = recv.read_exact(&mut status) => {
-                read.map_err(elsewhere)?;
+                read.map_err(unreached)?;
                 let [code] = status;
-                let status = OpenStatus::try_from(code).map_err(elsewhere)?;
+                let status = OpenStatus::try_from(code).map_err(unreached)?;
                 if status == OpenStatus::Open {
                     early.sent = early.chunks.drain(..sent).map(|chunk| chunk.len() as u64).sum();
                 }
@@ -380,23 +398,8 @@ async fn ask(
     }
 }
 
-pub(super) fn elsewhere(error: impl ToString) -> Failure {
-    Failure::Elsewhere(error.to_string())
-}
-
-impl From<OpenStatus> for Failure {
-    fn from(status: OpenStatus) -> Self {
-        match status {
-            OpenStatus::Denied => Self::Denied,
-            OpenStatus::Busy => elsewhere("the node has too many flows"),
-            OpenStatus::Draining => elsewhere("it is draining"),
-            OpenStatus::Refused | OpenStatus::Open => elsewhere("the target refused the connection"),
-        }
-    }
-}
-
 impl Choice {
-    fn new(found: &InstanceView, port: PortName) -> Self {
+    pub(super) fn new(found: &InstanceView, port: PortName) -> Self {
         Self { node: found.node, node_name: found.node_name.clone(), instance: found.instance.clone(), port }
     }
 
@@ -417,6 +420,13 @@ impl Choice {
     }
 }
 
+/// Why a flow did not end cleanly.
+enum Ended {
+    Stopping,
+    Drained,
+    Broken(Broken),
+}
+
 impl std::fmt::Display for Broken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (end, error): (_, &io::Error) = match self {
@@ -427,17 +437,14 @@ impl std::fmt::Display for Broken {
     }
 }
 
-/// How long one instance may take to answer while another one is left (design section 9).
-const ATTEMPT: Duration = Duration::from_millis(500);
-
-/// How long the last one may take: a first connection over a long path needs about a second.
-const LAST_ATTEMPT: Duration = Duration::from_secs(3);
-
 /// How long instances are looked for in all: a dead node is noticed and a program restarted in this time.
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// How often a flow that broke unseen is opened again: two nodes of a group may die together.
 pub(super) const AGAIN: u32 = 2;
+
+/// Why a flow ended whose service drained for as long as it was told.
+pub(super) const DRAINED: &str = "drained";
 
 /// Between two rounds: short beside a restart, long beside a refusal.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);

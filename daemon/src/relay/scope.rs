@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gossamer_core::catalog::{InstanceView, ServiceView};
+use gossamer_core::select::reaches;
 use gossamer_core::vip::VipName;
 use gossamer_wire::{GroupName, InstanceName, Port, PortName, Transport};
 
@@ -15,14 +16,7 @@ pub(crate) fn behind<'a>(
     view: &'a ServiceView,
     name: &'a VipName,
 ) -> impl Iterator<Item = &'a InstanceView> + 'a {
-    view.instances.iter().filter(move |found| {
-        found.visible
-            && match name {
-                VipName::Service(_) => found.imported,
-                VipName::Group(_, group) => found.group == *group,
-                VipName::Instance(_, group, instance) => found.group == *group && found.instance == *instance,
-            }
-    })
+    view.instances.iter().filter(move |found| reaches(found, name).is_none())
 }
 
 /// Returns the numbers of the TCP ports a name is called on.

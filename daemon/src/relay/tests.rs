@@ -8,8 +8,8 @@ use gossamer_core::catalog::{InstanceState, InstanceView, Nearness, ServiceView}
 use gossamer_core::trust::Leaf;
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
-    GroupName, Health, InstanceName, MeshId, NodeId, Port, PortName, ServiceName, ServiceRecord, Transport,
-    Tries, Visibility,
+    GroupName, Health, InstanceName, MeshId, NodeId, Port, PortName, Routing, ServiceName, ServiceRecord,
+    Transport, Tries, Visibility,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::{LocalTargets, OpenHop, Opening, Relay, RelayParts};
+use super::{LiveRoutes, LocalTargets, OpenHop, Opening, Relay, RelayParts};
 use crate::index::IndexWriter;
 use crate::register::{DenyList, LocalService, Target};
 use crate::supervise::Stage;
@@ -45,9 +45,13 @@ pub(crate) fn instance(name: &str, group: &str) -> InstanceView {
         instance: name.parse().expect("name"),
         ports: vec![Port { name: 5432.into(), number: 5432, transport: Transport::Tcp }],
         weight: 100,
+        draining: false,
+        routing: Routing::default(),
         health: Health::Passing,
         state: InstanceState::Usable,
         nearness: Nearness::Group,
+        in_zone: false,
+        in_region: false,
         addresses: Vec::new(),
         metadata: Vec::new(),
         tries: Tries::default(),
@@ -74,6 +78,8 @@ pub(crate) fn local_service(name: &str, instance: &str, port: u16, addr: SocketA
             visibility: visibility.clone(),
             health: Health::Passing,
             weight: 100,
+            draining: false,
+            routing: Routing::default(),
             tries: Tries::default(),
             metadata: Vec::new(),
             fqdns: Vec::new(),
@@ -86,8 +92,10 @@ pub(crate) fn local_service(name: &str, instance: &str, port: u16, addr: SocketA
             trouble: None,
             proxy_protocol: false,
             visibility,
+            draining: false,
             wildcard: None,
         }],
+        drains_until: None,
     }
 }
 
@@ -129,6 +137,7 @@ pub(crate) struct Bench {
     pub(crate) relay: Relay,
     pub(crate) index: IndexWriter,
     pub(crate) targets: Targets,
+    pub(crate) routes: LiveRoutes,
     pub(crate) stage: Stage,
 }
 
@@ -136,6 +145,7 @@ impl Bench {
     /// Makes the relay of `node`, of group `west`.
     pub(crate) fn new(node: NodeId, hops: Arc<dyn OpenHop>) -> Self {
         let (index, targets, stage) = (IndexWriter::default(), Targets::default(), Stage::default());
+        let routes = LiveRoutes::default();
         let own_port = SocketAddr::from(([0, 0, 0, 0], 4677));
         let relay = Relay::new(RelayParts {
             stage: stage.clone(),
@@ -144,11 +154,12 @@ impl Bench {
             group: group("west"),
             mesh: MeshId::from_bytes([7; 16]),
             index: index.reader(),
+            routes: routes.clone(),
             targets: Arc::new(targets.clone()),
             deny: DenyList::new(vec![own_port], Ipv4Addr::new(127, 240, 0, 0), 16),
             hops,
         });
-        Self { relay, index, targets, stage }
+        Self { relay, index, targets, routes, stage }
     }
 
     pub(crate) fn set_service(&mut self, view: ServiceView) {

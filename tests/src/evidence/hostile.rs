@@ -16,7 +16,7 @@ use gossamer_wire::advert::{
 };
 use gossamer_wire::frame::{AdvertCopy, Frame};
 use gossamer_wire::limits::{MAX_FRAGMENTS, MAX_RECORDS_PER_FRAGMENT};
-use gossamer_wire::{Health, Port, ServiceRecord, Transport, Tries, Visibility};
+use gossamer_wire::{Health, Port, Routing, ServiceRecord, Transport, Tries, Visibility};
 
 use super::{Ci, Needs, Row, Run};
 use crate::api::Api;
@@ -234,6 +234,8 @@ pub(super) fn record(service: &str) -> Result<ServiceRecord> {
         visibility: Visibility::All,
         health: Health::Passing,
         weight: 100,
+        draining: false,
+        routing: Routing::default(),
         tries: Tries::default(),
         metadata: Vec::new(),
         fqdns: Vec::new(),

@@ -37,6 +37,7 @@ mod restart;
 mod rotation;
 mod scarce;
 mod secrets;
+mod selection;
 mod shape;
 mod simulated;
 mod spiffe;
@@ -117,7 +118,7 @@ pub fn rows() -> Vec<Row> {
     let rows = issue_2.concat().into_iter().chain([shape::ROW, bad::ROW]);
     let issue_4 = [issuers::ROWS, joins::ROWS, redeeming::ROWS, evicted::ROWS, rotation::ROWS];
     let issue_5 = [answers::ROWS, clients::ROWS, resolvers::ROWS, gone::ROWS, forwarding::ROWS];
-    let issue_6 = [hosts::ROWS, vips::ROWS, carried::ROWS, protocols::ROWS, datagrams::ROWS];
+    let issue_6 = [hosts::ROWS, vips::ROWS, carried::ROWS, protocols::ROWS, datagrams::ROWS, selection::ROWS];
     rows.chain(simulated::ROWS.iter().copied())
         .chain([gossip::ROW, bugs::ROW, mixed::ROW, hostile::ROW, long::ROW, scarce::ROW])
         .chain(issue_4.concat())

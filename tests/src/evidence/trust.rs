@@ -16,7 +16,9 @@ use gossamer_core::catalog::{CardContent, Catalog, CatalogConfig, DIRECT_UP_TO, 
 use gossamer_core::time::Now;
 use gossamer_wire::flow::{OpenRequest, OpenStatus};
 use gossamer_wire::frame::{ALPN, AdvertCopy, Frame};
-use gossamer_wire::{Health, MeshId, NodeId, Port, ServiceRecord, Transport, Tries, Visibility, join};
+use gossamer_wire::{
+    Health, MeshId, NodeId, Port, Routing, ServiceRecord, Transport, Tries, Visibility, join,
+};
 
 use super::{Ci, Needs, Row, Run};
 use crate::dnsq::{RecordType, ResponseCode};
@@ -297,6 +299,8 @@ fn record(service: &str) -> ServiceRecord {
         visibility: Visibility::Own,
         health: Health::Passing,
         weight: 100,
+        draining: false,
+        routing: Routing::default(),
         tries: Tries::default(),
         metadata: Vec::new(),
         fqdns: Vec::new(),

@@ -20,7 +20,7 @@ use gossamer::supervise::Stage;
 use gossamer::transport::Udp;
 use gossamer_core::catalog::Imports;
 use gossamer_core::statements::Statements;
-use gossamer_wire::{Health, Port, ServiceRecord, Transport, Tries, Visibility};
+use gossamer_wire::{Health, Port, Routing, ServiceRecord, Transport, Tries, Visibility};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
@@ -237,6 +237,8 @@ fn record(node: usize, number: usize) -> ServiceRecord {
         visibility: Visibility::Own,
         health: Health::Passing,
         weight: 100,
+        draining: false,
+        routing: Routing::default(),
         tries: Tries::default(),
         metadata: Vec::new(),
         fqdns: Vec::new(),

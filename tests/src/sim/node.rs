@@ -16,7 +16,8 @@ use gossamer_core::trust::TrustBundle;
 use gossamer_wire::frame::AdvertCopy;
 use gossamer_wire::swim::Identity as SwimIdentity;
 use gossamer_wire::{
-    Generation, Health, InstanceName, NodeId, Port, ServiceName, ServiceRecord, Transport, Tries, Visibility,
+    Generation, Health, InstanceName, NodeId, Port, Routing, ServiceName, ServiceRecord, Transport, Tries,
+    Visibility,
 };
 use rand::rngs::{SmallRng, StdRng};
 use rand::{RngExt as _, SeedableRng as _};
@@ -269,6 +270,8 @@ pub(super) fn record(service: ServiceName, instance: InstanceName) -> ServiceRec
         visibility: Visibility::All,
         health: Health::Passing,
         weight: 100,
+        draining: false,
+        routing: Routing::default(),
         tries: Tries::default(),
         metadata: vec![("version".to_owned(), "15".to_owned())],
         fqdns: Vec::new(),

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
-    DecodeError, Fqdn, GroupName, Health, InstanceName, NodeId, NodeName, Port, RegionName, ServiceName,
-    ServiceRecord, Tries, ZoneName,
+    DecodeError, Fqdn, GroupName, Health, InstanceName, NodeId, NodeName, Port, RegionName, Routing,
+    ServiceName, ServiceRecord, Tier, Tries, ZoneName,
 };
 
 use super::owner::{Gate, Owner};
@@ -42,7 +42,7 @@ pub enum InstanceState {
     LeaseOver,
     /// Its exporter's check fails.
     Failing,
-    /// Its weight is 0.
+    /// Its exporter drains it, or its weight is 0.
     Drained,
 }
 
@@ -59,14 +59,22 @@ pub struct InstanceView {
     pub instance: InstanceName,
     /// Ports clients may use.
     pub ports: Vec<Port>,
-    /// Share of traffic among equal instances.
+    /// Share of traffic among equal instances; of one that is draining, the share it has otherwise.
     pub weight: u16,
+    /// Whether its exporter drains it.
+    pub draining: bool,
+    /// What its exporter wishes about the instances of the service.
+    pub routing: Routing,
     /// The exporter's verdict.
     pub health: Health,
     /// Whether it may be used.
     pub state: InstanceState,
     /// How near it is.
     pub nearness: Nearness,
+    /// Whether its node is in the own zone, also when it is in the own group.
+    pub in_zone: bool,
+    /// Whether its node is in the own region, also when it is in the own group.
+    pub in_region: bool,
     /// Its node's addresses.
     pub addresses: Vec<SocketAddr>,
     /// Free pairs.
@@ -84,6 +92,23 @@ pub struct InstanceView {
     pub fqdns: Vec<Fqdn>,
     /// Known from disk only; no word of its node since the start.
     pub stale: bool,
+}
+
+impl InstanceView {
+    /// Returns whether a tier holds it. [`Nearness`] names only the first of them in the default order.
+    pub const fn is_within(&self, tier: Tier) -> bool {
+        match tier {
+            Tier::Node => matches!(self.nearness, Nearness::SameNode),
+            Tier::Group => matches!(self.nearness, Nearness::SameNode | Nearness::Group),
+            Tier::Zone => self.in_zone || matches!(self.nearness, Nearness::SameNode | Nearness::Zone),
+            Tier::Region => {
+                self.in_region
+                    || self.in_zone
+                    || matches!(self.nearness, Nearness::SameNode | Nearness::Zone | Nearness::Region)
+            }
+            Tier::Any => true,
+        }
+    }
 }
 
 /// A service as this node sees it. Both lists: nearest first, then by node id and instance.
@@ -286,9 +311,13 @@ impl Catalog {
             instance: record.instance.clone(),
             ports: record.ports.clone(),
             weight: record.weight,
+            draining: record.draining,
+            routing: record.routing.clone(),
             health: record.health,
             state: state(gate, record),
             nearness: nearness(&self.config, node, owner),
+            in_zone: is_in_zone(&self.config, owner),
+            in_region: regions_meet(&self.config, owner) == Some(true),
             addresses: owner.card().addresses.clone(),
             metadata: record.metadata.clone(),
             tries: record.tries,
@@ -306,22 +335,29 @@ const fn state(gate: Gate, record: &ServiceRecord) -> InstanceState {
         _ if !gate.is_member => InstanceState::NodeDown,
         _ if !gate.has_lease => InstanceState::LeaseOver,
         Health::Failing => InstanceState::Failing,
-        Health::Passing if record.weight == 0 => InstanceState::Drained,
+        Health::Passing if record.weight == 0 || record.draining => InstanceState::Drained,
         Health::Passing => InstanceState::Usable,
     }
 }
 
+/// Returns whether both are in one region; `None` when one of them names none.
+fn regions_meet(config: &CatalogConfig, owner: &Owner) -> Option<bool> {
+    config.region.as_ref().zip(owner.card().region.as_ref()).map(|(own, other)| own == other)
+}
+
 /// A zone is the same when its name is and the regions do not differ.
+fn is_in_zone(config: &CatalogConfig, owner: &Owner) -> bool {
+    config.zone.is_some() && config.zone == owner.card().zone && regions_meet(config, owner) != Some(false)
+}
+
 fn nearness(config: &CatalogConfig, node: NodeId, owner: &Owner) -> Nearness {
-    let card = owner.card();
-    let regions_meet = config.region.as_ref().zip(card.region.as_ref()).map(|(own, other)| own == other);
     if node == config.node {
         Nearness::SameNode
     } else if owner.leaf().group == config.group {
         Nearness::Group
-    } else if config.zone.is_some() && config.zone == card.zone && regions_meet != Some(false) {
+    } else if is_in_zone(config, owner) {
         Nearness::Zone
-    } else if regions_meet == Some(true) {
+    } else if regions_meet(config, owner) == Some(true) {
         Nearness::Region
     } else {
         Nearness::Any
@@ -342,11 +378,14 @@ mod tests {
         let passing = record("orders", "n0");
         let mut drained = passing.clone();
         drained.weight = 0;
+        let mut draining = passing.clone();
+        draining.draining = true;
         let mut failing = drained.clone();
         failing.health = Health::Failing;
         let table = [
             (gate(true, true), &passing, InstanceState::Usable),
             (gate(true, true), &drained, InstanceState::Drained),
+            (gate(true, true), &draining, InstanceState::Drained),
             (gate(true, true), &failing, InstanceState::Failing),
             (gate(true, false), &failing, InstanceState::LeaseOver),
             (gate(false, true), &passing, InstanceState::NodeDown),

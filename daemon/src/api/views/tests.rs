@@ -2,7 +2,7 @@
 
 use gossamer_core::catalog::{InstanceState, MemberLiveness, NodeView};
 use gossamer_wire::token::Claims;
-use gossamer_wire::{Health, Port, Transport, Tries};
+use gossamer_wire::{Health, Port, Routing, Transport, Tries};
 
 use std::time::Duration;
 
@@ -19,9 +19,13 @@ pub(crate) fn instance(node: &str, group: &str) -> InstanceView {
         instance: node.parse().expect("name"),
         ports: vec![Port { name: "pg".parse().expect("name"), number: 5432, transport: Transport::Tcp }],
         weight: 100,
+        draining: false,
+        routing: Routing::default(),
         health: Health::Passing,
         state: InstanceState::Usable,
         nearness: Nearness::Group,
+        in_zone: false,
+        in_region: false,
         addresses: vec!["192.0.2.1:4677".parse().expect("address")],
         metadata: Vec::new(),
         tries: Tries::default(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use gossamer_core::catalog::{CardContent, CatalogConfig, Imports, Input, MemberLiveness, Output};
 use gossamer_core::trust::TrustBundle;
 use gossamer_wire::frame::Frame;
-use gossamer_wire::{Health, MeshId, Port, ServiceRecord, Transport, Tries, Visibility};
+use gossamer_wire::{Health, MeshId, Port, Routing, ServiceRecord, Transport, Tries, Visibility};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rcgen::{
@@ -75,6 +75,8 @@ fn record(service: &str, version: usize) -> ServiceRecord {
         visibility: Visibility::All,
         health: Health::Passing,
         weight: 100,
+        draining: false,
+        routing: Routing::default(),
         tries: Tries::default(),
         metadata: vec![("version".to_owned(), version.to_string())],
         fqdns: Vec::new(),

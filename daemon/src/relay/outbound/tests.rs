@@ -7,14 +7,17 @@ use std::sync::atomic::Ordering;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 use gossamer_core::catalog::Nearness;
+use gossamer_core::select::EJECT_AFTER;
 use gossamer_wire::Visibility;
 
 use crate::relay::tests::{
     Aside, Bench, HERE, Hops, Link, THERE, aside, greeter, group, instance, local_service, named, service,
     service_view, tcp_pair,
 };
+use crate::relay::tries::{ATTEMPT, LAST_ATTEMPT};
 use crate::supervise::Stage;
 
 /// A calling node of group `west` with a link to a serving one.
@@ -256,7 +259,7 @@ async fn a_flow_that_breaks_with_what_the_client_said_is_not_repeated() {
 }
 
 #[tokio::test]
-async fn a_silent_node_costs_half_a_second_when_another_one_is_left() {
+async fn a_silent_node_costs_a_quarter_of_a_second_when_another_one_is_left() {
     let mesh = Mesh::new().await;
     // A stream that is accepted and never answered, then one that is served.
     let silent = Arc::new(Link::new().await);
@@ -273,6 +276,85 @@ async fn a_silent_node_costs_half_a_second_when_another_one_is_left() {
     assert!(carried.is_ok());
     let took = began.elapsed();
     assert!(took >= ATTEMPT && took < LAST_ATTEMPT, "{took:?}");
+    // The slow one had the client's words and was given up before the other one got them.
+    let mut given_up = silent.accept("west").await;
+    let mut sent = Vec::new();
+    let error = loop {
+        match given_up.recv.read_chunk(64, true).await {
+            Ok(Some(chunk)) => sent.extend_from_slice(&chunk.bytes),
+            Ok(None) => panic!("a reset, no clean end"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, quinn::ReadError::Reset(_)), "{error}");
+}
+
+#[tokio::test]
+async fn an_instance_that_drains_is_left_alone_and_not_blamed() {
+    let mesh = Mesh::new().await;
+    let addr = greeter(&mesh.programs).await;
+    let mut offered = ["db-0", "db-1"].map(|name| local_service("orders", name, 5432, addr));
+    offered[0].targets[0].draining = true;
+    mesh.server.targets.set(offered.into());
+    for _ in 0..20 {
+        let (program, flow) = mesh.connect();
+        assert_eq!(talk(program, b"x").await, b"hello x bye");
+        flow.end().await.expect("reached");
+    }
+    let (caller, server) = (mesh.caller.relay.flow_counts(), mesh.server.relay.flow_counts());
+    let of = |all: &[(&str, u64)]| {
+        all.iter().find(|(reason, _)| *reason == "draining").map_or(0, |(_, count)| *count)
+    };
+    assert!(
+        caller.retries > 0 && of(&caller.in_vain) == caller.retries && of(&server.refused) == caller.retries
+    );
+    let key = (THERE, service("orders"), named("db-0"));
+    assert_eq!(mesh.caller.relay.flows.judge(&key, Instant::now().into_std()).1, None);
+}
+
+#[tokio::test]
+async fn what_lives_when_a_drain_is_over_is_reset() {
+    let mesh = Mesh::new().await;
+    let addr = greeter(&mesh.programs).await;
+    let offer = |drains_until| {
+        let mut local = local_service("orders", "db-0", 5432, addr);
+        local.targets[0].draining = drains_until > Some(0);
+        local.drains_until = drains_until;
+        mesh.server.targets.set(vec![local]);
+    };
+    offer(None);
+    let (mut program, flow) = mesh.connect();
+    program.read_exact(&mut [0; 6]).await.expect("greeted");
+    let (orders, db_0) = (service("orders"), named("db-0"));
+    let server = &mesh.server.relay;
+    assert_eq!(server.served_flows(&orders, &db_0), 1);
+    // One that was undone, and one with another deadline, end nothing; the last one does.
+    server.end_drained(orders.clone(), db_0.clone(), Duration::ZERO, 7);
+    offer(Some(8));
+    server.end_drained(orders.clone(), db_0.clone(), Duration::ZERO, 7);
+    assert!(timeout(Duration::from_millis(100), program.read(&mut [0])).await.is_err(), "it lives");
+    server.end_drained(orders.clone(), db_0.clone(), Duration::ZERO, 8);
+    let broken = flow.end().await.expect("it was open").broken.expect("no clean end");
+    assert!(broken.starts_with("service: "), "{broken}");
+    while server.served_flows(&orders, &db_0) > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_flows_and_no_longer_than_it_may() {
+    let mesh = Mesh::new().await;
+    let (mut program, flow) = mesh.connect();
+    program.read_exact(&mut [0; 6]).await.expect("greeted");
+    assert_eq!(mesh.caller.relay.leaving(), None);
+    assert_eq!(mesh.caller.relay.leave(Duration::ZERO).await, 1);
+    let server = mesh.server.relay.clone();
+    let stop = aside(async move { server.leave(Duration::from_secs(20)).await });
+    assert_eq!(talk(program, b"x").await, b"x bye");
+    flow.end().await.expect("reached");
+    assert_eq!(stop.end().await, 0);
+    let (flows, left) = mesh.server.relay.leaving().expect("it stops");
+    assert!(flows == 0 && left > Duration::ZERO, "{flows} {left:?}");
 }
 
 #[tokio::test]
@@ -356,7 +438,7 @@ async fn an_instance_that_keeps_failing_is_left_alone() {
         assert_eq!(talk(program, b"x").await, b"hello x bye");
         flow.end().await.expect("reached");
     }
-    assert_eq!(mesh.caller.relay.flow_counts().retries, u64::from(select::EJECT_AFTER));
+    assert_eq!(mesh.caller.relay.flow_counts().retries, u64::from(EJECT_AFTER));
 }
 
 #[tokio::test]

@@ -23,7 +23,8 @@ use super::queue::Queue;
 use super::sockets;
 use crate::relay::copy::Guarded;
 use crate::relay::flow::FlowId;
-use crate::relay::outbound::{Choice, Failure, Try, elsewhere};
+use crate::relay::outbound::{Choice, Try};
+use crate::relay::tries::{Failure, unreached};
 use crate::relay::{Relay, count};
 use crate::transport::{FlowStream, Registered};
 
@@ -104,12 +105,12 @@ impl Try for UdpTry<'_> {
         };
         if choice.node == relay.parts.node {
             let local = Local::open(relay, request, &self.began.first).await;
-            if matches!(&local, Err(Failure::Elsewhere(_))) {
+            if matches!(&local, Err(Failure::Refused | Failure::Unreached(_))) {
                 self.began.refused.push((choice.node, choice.instance.clone()));
             }
             return Ok(Far::Local(Arc::new(local?)));
         }
-        let mut stream = Guarded::new(relay.parts.hops.open_flow(choice.node).await.map_err(elsewhere)?);
+        let mut stream = Guarded::new(relay.parts.hops.open_flow(choice.node).await.map_err(unreached)?);
         let FlowStream { send, recv, datagrams, .. } = stream.side();
         let taking = Arc::downgrade(self.flow);
         let registered = datagrams.register(
@@ -120,9 +121,9 @@ impl Try for UdpTry<'_> {
                 }
             }),
         );
-        let mut bytes = request.encode().map_err(elsewhere)?;
+        let mut bytes = request.encode().map_err(unreached)?;
         for datagram in &self.began.first {
-            bytes.extend(encode_framed(datagram).map_err(elsewhere)?);
+            bytes.extend(encode_framed(datagram).map_err(unreached)?);
         }
         ask(send, recv, &bytes).await?;
         Ok(Far::Hop { stream, _registered: registered })
@@ -136,15 +137,18 @@ impl Try for UdpTry<'_> {
 impl Local {
     /// Makes the socket of a flow on this node and sends what the flow began with.
     async fn open(relay: &Relay, request: OpenRequest, first: &[Bytes]) -> Result<Self, Failure> {
+        if relay.drains(&request) {
+            return Err(Failure::Draining);
+        }
         let judged = Judged::new(relay, request, relay.parts.group.clone()).ok_or(Failure::Denied)?;
         let place = Arc::clone(&relay.udp.served).try_acquire_owned();
-        let place = place.map_err(|_| Failure::Elsewhere("too many UDP flows".to_owned()))?;
-        let socket = sockets::towards(judged.address).await.map_err(elsewhere)?;
+        let place = place.map_err(|_| Failure::Busy)?;
+        let socket = sockets::towards(judged.address).await.map_err(unreached)?;
         for datagram in first {
             if let Err(error) = socket.try_send(datagram) {
                 count(&relay.udp.counters.socket);
                 if error.kind() == io::ErrorKind::ConnectionRefused {
-                    return Err(Failure::Elsewhere("target refused".to_owned()));
+                    return Err(Failure::Refused);
                 }
             }
         }
@@ -156,9 +160,9 @@ impl Local {
 async fn ask(send: &mut SendStream, recv: &mut RecvStream, bytes: &[u8]) -> Result<(), Failure> {
     let answer = async {
         let mut status = [0];
-        recv.read_exact(&mut status).await.map_err(elsewhere)?;
+        recv.read_exact(&mut status).await.map_err(unreached)?;
         let [code] = status;
-        match OpenStatus::try_from(code).map_err(elsewhere)? {
+        match OpenStatus::try_from(code).map_err(unreached)? {
             OpenStatus::Open => Ok(()),
             status => Err(Failure::from(status)),
         }
@@ -166,5 +170,5 @@ async fn ask(send: &mut SendStream, recv: &mut RecvStream, bytes: &[u8]) -> Resu
     // Who refuses reads no more: its answer says more than that writing failed.
     let written = async { Ok(send.write_all(bytes).await) };
     let (written, ()) = tokio::try_join!(written, answer)?;
-    written.map_err(elsewhere)
+    written.map_err(unreached)
 }

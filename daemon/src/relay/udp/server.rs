@@ -21,7 +21,7 @@ use super::judged::Judged;
 use super::{Udp, Used, add, sockets};
 use crate::relay::copy::Guarded;
 use crate::relay::flow::{Direction, FlowId, FlowInfo};
-use crate::relay::inbound::refuse;
+use crate::relay::inbound::{refusal_words, refuse};
 use crate::relay::{Relay, count};
 use crate::transport::{FlowStream, Sent};
 
@@ -62,7 +62,7 @@ impl Relay {
         let (judged, socket) = match self.dial_datagrams(&request, &peer).await {
             Ok(dialled) => dialled,
             Err(status) => {
-                line(0, 0, if status == OpenStatus::Denied { "denied" } else { "target refused" });
+                line(0, 0, refusal_words(status));
                 return refuse(stream, status);
             }
         };
@@ -126,6 +126,11 @@ impl Relay {
             count(&self.counters.denied);
             OpenStatus::Denied
         })?;
+        // Only who may call it learns that.
+        if self.drains(request) {
+            count(&self.counters.draining);
+            return Err(OpenStatus::Draining);
+        }
         let socket = sockets::towards(judged.address).await.map_err(|_| OpenStatus::Refused)?;
         Ok((judged, socket))
     }

@@ -308,7 +308,7 @@ async fn a_burst_to_a_dead_program_goes_to_another_instance() {
         let mut answers = [receive_text(&client).await, receive_text(&client).await];
         answers.sort();
         assert_eq!(answers, ["ns-1:a", "ns-1:aaaa"]);
-        if is_ejected() {
+        if is_ejected().is_some() {
             return;
         }
     }
@@ -331,7 +331,7 @@ async fn idle_flows_say_nothing_against_their_instance() {
         mesh.has_flows(0).await;
     }
     let flows = &mesh.caller.relay.flows;
-    assert!(!flows.judge(&key("ns-0"), Instant::now().into_std()).1);
+    assert!(flows.judge(&key("ns-0"), Instant::now().into_std()).1.is_none());
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use gossamer_wire::advert::{Advert, AdvertId, Header, Kind, Slot, Version};
 use gossamer_wire::frame::{AdvertCopy, Frame, PREFIX_BYTES};
-use gossamer_wire::{Health, NodeId, ServiceName, ServiceRecord, Transport, Tries, Visibility};
+use gossamer_wire::{Health, NodeId, Routing, ServiceName, ServiceRecord, Transport, Tries, Visibility};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 
@@ -70,6 +70,8 @@ pub(in crate::catalog) fn record(service: &str, instance: &str) -> ServiceRecord
         visibility: Visibility::All,
         health: Health::Passing,
         weight: 100,
+        draining: false,
+        routing: Routing::default(),
         tries: Tries::default(),
         metadata: Vec::new(),
         fqdns: Vec::new(),
