@@ -7,6 +7,7 @@ mod dns;
 mod interfaces;
 pub mod mesh;
 mod readings;
+mod reload;
 mod wiring;
 
 use std::net::SocketAddr;
@@ -28,12 +29,14 @@ use crate::identity::issuer::IssuerHandle;
 use crate::relay::{RedirectError, Relay};
 use crate::store::{Store, StoreError};
 use crate::supervise::{OwnThread, Stage};
+use crate::telemetry::Levels;
 use crate::{api, register, transport};
 use mesh::MeshStages;
 use wiring::Wiring;
 
 pub use dns::Listening as DnsListening;
 pub use mesh::CatalogHandle;
+pub use reload::{Again, Reloaded, Reloader, Takers};
 
 /// Longest stop of one stage.
 const STAGE_WITHIN: Duration = Duration::from_secs(5);
@@ -94,6 +97,19 @@ pub struct Ready {
     pub peers: transport::Peers,
     /// The relay, for forwards named on the command line.
     pub relay: Relay,
+    /// Reads the configuration again.
+    pub reloader: Reloader,
+}
+
+/// What a daemon is started with beside its identity.
+#[derive(Debug)]
+pub struct Start {
+    /// The settings.
+    pub settings: Settings,
+    /// Reads them again.
+    pub again: Again,
+    /// Changes how detailed log lines are, where this process has installed them.
+    pub levels: Option<Levels>,
 }
 
 /// Why the daemon did not start or had to stop.
@@ -196,7 +212,7 @@ impl Stages {
 /// # Errors
 /// See [`RunError`]; everything that was started is stopped again.
 pub async fn run(
-    settings: Settings,
+    start: Start,
     store: Store,
     identity: Identity,
     on_ready: impl FnOnce(&Ready),
@@ -204,8 +220,8 @@ pub async fn run(
     at_once: CancellationToken,
 ) -> Result<(), RunError> {
     let stages = Stages::new()?;
-    let deadline = settings.drain_deadline;
-    let wiring = Wiring::new(&stages, settings, store, Arc::new(identity));
+    let deadline = start.settings.drain_deadline;
+    let wiring = Wiring::new(&stages, start, store, Arc::new(identity));
     let result = match wiring.start(&stop).await {
         Ok(ready) => {
             on_ready(&ready);

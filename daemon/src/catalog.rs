@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use gossamer_core::catalog::{
-    CardContent, Catalog, CatalogEvent, HeadContent, Input, MemberLiveness, Output,
+    CardContent, Catalog, CatalogEvent, HeadContent, Imports, Input, MemberLiveness, Output,
 };
 use gossamer_core::dial::Source;
 use gossamer_core::membership::MemberState;
@@ -76,6 +76,8 @@ pub enum Command {
     },
     /// This node has a new certificate, DER.
     Certificate(Vec<u8>),
+    /// Other services of other groups stand behind their short names from here on.
+    Imports(Imports),
     /// What is held, in numbers and by node.
     Holdings(oneshot::Sender<Holdings>),
     /// Every advert is wanted, byte for byte, in the order of their ids.
@@ -238,6 +240,9 @@ impl Task {
                 Wake::Command(Command::Certificate(leaf)) => {
                     self.parts.card.leaf = leaf;
                     self.parts.core.handle(Input::Card(self.parts.card.clone()), now);
+                }
+                Wake::Command(Command::Imports(imports)) => {
+                    self.parts.core.handle(Input::Imports(imports), now);
                 }
                 Wake::Command(Command::Holdings(reply)) => {
                     drop(reply.send(Holdings::of(&self.parts.core, self.parts.me, now)));

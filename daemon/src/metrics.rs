@@ -103,6 +103,10 @@ pub struct FlowCounts {
     pub overtaken: u64,
     /// Flows that began with another tier than the first healthy one.
     pub spilled: u64,
+    /// Flows let in by `policy.audit` only.
+    pub audited: u64,
+    /// Living flows ended because they were no longer allowed or imported.
+    pub revoked: u64,
     /// Bytes from clients to services.
     pub bytes_in: u64,
     /// Bytes from services to clients.
@@ -416,6 +420,8 @@ impl Page<'_> {
         self.counter("flows_overtaken", overtaken, flows.overtaken)?;
         let spilled = "Flows that began with another tier than the first healthy one";
         self.counter("flows_spilled", spilled, flows.spilled)?;
+        self.counter("flows_audited", "Flows let in by policy.audit only", flows.audited)?;
+        self.counter("flows_revoked", "Living flows ended by a change of rules or imports", flows.revoked)?;
         let bytes = [("in", flows.bytes_in), ("out", flows.bytes_out)];
         self.family(
             "flow_bytes",
@@ -526,6 +532,8 @@ mod tests {
                 in_vain: vec![("slow", 3)],
                 overtaken: 4,
                 spilled: 5,
+                audited: 3,
+                revoked: 4,
                 bytes_in: 70_000,
                 bytes_out: 5,
                 ..FlowCounts::default()
@@ -649,6 +657,8 @@ mod tests {
             ("gossamer_flow_retries_total{reason=\"slow\"}", 3),
             ("gossamer_flows_overtaken_total", 4),
             ("gossamer_flows_spilled_total", 5),
+            ("gossamer_flows_audited_total", 3),
+            ("gossamer_flows_revoked_total", 4),
             ("gossamer_flow_bytes_total{direction=\"in\"}", 70_000),
             ("gossamer_dns_responses_total{outcome=\"nodata\"}", 7),
             ("gossamer_dns_dropped_total", 1),

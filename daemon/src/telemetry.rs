@@ -9,7 +9,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{Layer, Registry, fmt};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::LogFormat;
 
@@ -17,8 +17,21 @@ use crate::config::LogFormat;
 ///
 /// # Errors
 /// Somebody has installed a subscriber before; that one stays.
-pub fn install(level: Level, format: LogFormat) -> Result<(), TryInitError> {
-    tracing_subscriber::registry().with(layer(level, format, io::stderr)).try_init()
+pub fn install(level: Level, format: LogFormat) -> Result<Levels, TryInitError> {
+    let (layer, levels) = layer(level, format, io::stderr);
+    tracing_subscriber::registry().with(layer).try_init().map(|()| levels)
+}
+
+/// Changes how detailed the lines are that are written. Clones are handles to the same.
+#[derive(Clone, Debug)]
+pub struct Levels(reload::Handle<Targets, Registry>);
+
+impl Levels {
+    /// Writes lines up to this level from here on.
+    pub fn set(&self, level: Level) {
+        // It fails only where the subscriber is gone, and with it every line.
+        let _ = self.0.reload(filter(level));
+    }
 }
 
 /// Libraries that say more than an operator wants at the level of ours: hickory and quinn describe single
@@ -34,15 +47,17 @@ fn filter(level: Level) -> Targets {
     Targets::new().with_default(LevelFilter::from_level(level)).with_targets(bounds)
 }
 
-fn layer<W>(level: Level, format: LogFormat, writer: W) -> Box<dyn Layer<Registry> + Send + Sync>
+fn layer<W>(level: Level, format: LogFormat, writer: W) -> (Box<dyn Layer<Registry> + Send + Sync>, Levels)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let lines = fmt::layer().with_writer(writer).with_ansi(false);
-    match format {
-        LogFormat::Text => lines.with_filter(filter(level)).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).with_filter(filter(level)).boxed(),
-    }
+    let (filter, handle) = reload::Layer::new(filter(level));
+    let layer = match format {
+        LogFormat::Text => lines.with_filter(filter).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),
+    };
+    (layer, Levels(handle))
 }
 
 #[cfg(test)]
@@ -70,7 +85,7 @@ mod tests {
     fn written(level: Level, format: LogFormat, log: impl FnOnce()) -> String {
         let lines = Lines::default();
         let writer = lines.clone();
-        let layer = layer(level, format, move || writer.clone());
+        let (layer, _levels) = layer(level, format, move || writer.clone());
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
         let bytes = lines.0.lock().expect("not poisoned").clone();
         String::from_utf8(bytes).expect("text")
@@ -99,6 +114,22 @@ mod tests {
         for wanted in ["in detail", "a packet", "a stranger"] {
             assert!(text.contains(wanted), "{text}");
         }
+    }
+
+    #[test]
+    fn the_level_can_change_while_lines_are_written() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let (layer, levels) = layer(Level::INFO, LogFormat::Text, move || writer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::debug!("before");
+            levels.set(Level::DEBUG);
+            tracing::debug!("in between");
+            levels.set(Level::INFO);
+            tracing::debug!("after");
+        });
+        let text = String::from_utf8(lines.0.lock().expect("not poisoned").clone()).expect("text");
+        assert!(text.contains("in between") && text.lines().count() == 1, "{text}");
     }
 
     #[test]

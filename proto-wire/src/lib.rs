@@ -6,6 +6,7 @@
 //!
 //! Every decoder checks lengths against [`limits`] before it allocates, and refuses trailing bytes.
 
+mod access;
 pub mod advert;
 pub mod codec;
 mod error;
@@ -23,6 +24,7 @@ pub mod statement;
 pub mod swim;
 pub mod token;
 
+pub use access::{NodePattern, Rule, RuleError, Subject};
 pub use error::{DecodeError, EncodeError, NameError};
 pub use id::{Generation, IdError, MeshId, NodeId, TokenId};
 pub use name::{

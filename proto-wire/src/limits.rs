@@ -35,6 +35,9 @@ pub const MAX_PORTS: usize = 16;
 /// Most groups a record names in its visibility.
 pub const MAX_VISIBLE_GROUPS: usize = 32;
 
+/// Most rules a record names in its visibility: as many as groups, and all of them are compared for each view.
+pub const MAX_VISIBLE_RULES: usize = 32;
+
 /// Most metadata pairs of one record, and the longest key and value in bytes.
 pub const MAX_METADATA: usize = 32;
 /// Longest metadata key, bytes.

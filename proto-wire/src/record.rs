@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{self, at_most};
 use crate::limits::{
     MAX_ADVERT_BYTES, MAX_FQDNS, MAX_METADATA, MAX_METADATA_KEY_BYTES, MAX_METADATA_VALUE_BYTES, MAX_PORTS,
-    MAX_VISIBLE_GROUPS,
+    MAX_VISIBLE_GROUPS, MAX_VISIBLE_RULES,
 };
-use crate::{DecodeError, EncodeError, Fqdn, GroupName, InstanceName, PortName, Routing, ServiceName};
+use crate::{
+    DecodeError, EncodeError, Fqdn, GroupName, InstanceName, PortName, Routing, Rule, ServiceName, Subject,
+};
 
 /// The transport protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -32,7 +34,8 @@ pub struct Port {
     pub transport: Transport,
 }
 
-/// Which groups may resolve and call a service. Access, not secrecy: every member can read the record.
+/// Who may resolve and call a service, so that others can hide names they may not call. Access, not secrecy: every
+/// member can read the record. The exporter decides by its own rules, whatever the record says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Visibility {
     /// The exporter's own group.
@@ -41,17 +44,25 @@ pub enum Visibility {
     Groups(Vec<GroupName>),
     /// Every group of the mesh.
     All,
+    /// Whom one of the rules names.
+    Rules {
+        /// The exporter's own group as well.
+        own: bool,
+        /// At most [`MAX_VISIBLE_RULES`].
+        rules: Vec<Rule>,
+    },
 }
 
 impl Visibility {
-    /// Returns whether a node of group `caller` may see and call a service exported by group `exporter`.
-    pub fn admits(&self, exporter: &GroupName, caller: &GroupName) -> bool {
-        caller == exporter
-            || match self {
-                Self::Own => false,
-                Self::Groups(groups) => groups.contains(caller),
-                Self::All => true,
-            }
+    /// Returns whether `caller` may see and call a service exported by group `exporter`.
+    pub fn admits(&self, exporter: &GroupName, caller: &Subject<'_>) -> bool {
+        let is_own = caller.group == exporter;
+        match self {
+            Self::Own => is_own,
+            Self::Groups(groups) => is_own || groups.contains(caller.group),
+            Self::All => true,
+            Self::Rules { own, rules } => is_own && *own || rules.iter().any(|rule| rule.matches(caller)),
+        }
     }
 }
 
@@ -145,8 +156,10 @@ impl ServiceRecord {
                 return malformed("a port name or number appears twice");
             }
         }
-        if let Visibility::Groups(groups) = &self.visibility {
-            at_most("visible groups", groups, MAX_VISIBLE_GROUPS)?;
+        match &self.visibility {
+            Visibility::Groups(groups) => at_most("visible groups", groups, MAX_VISIBLE_GROUPS)?,
+            Visibility::Rules { rules, .. } => at_most("rules of visibility", rules, MAX_VISIBLE_RULES)?,
+            Visibility::Own | Visibility::All => {}
         }
         if let Err(error) = self.routing.check() {
             return malformed(&error.to_string());
@@ -206,18 +219,28 @@ pub(crate) mod tests {
     fn own_group_always_sees_and_others_only_when_named() {
         let group = |text: &str| text.parse::<GroupName>().expect("name");
         let (east, west, north) = (group("east"), group("west"), group("north"));
-        assert!(Visibility::Own.admits(&east, &east));
-        assert!(!Visibility::Own.admits(&east, &west));
-        assert!(Visibility::Groups(vec![west.clone()]).admits(&east, &west));
-        assert!(!Visibility::Groups(vec![west]).admits(&east, &north));
-        assert!(Visibility::All.admits(&east, &north));
+        let admits = |visibility: &Visibility, caller| visibility.admits(&east, &Subject::of_group(caller));
+        assert!(admits(&Visibility::Own, &east));
+        assert!(!admits(&Visibility::Own, &west));
+        assert!(admits(&Visibility::Groups(vec![west.clone()]), &west));
+        assert!(!admits(&Visibility::Groups(vec![west.clone()]), &north));
+        assert!(admits(&Visibility::All, &north));
+        for own in [true, false] {
+            let rules = Visibility::Rules { own, rules: vec![Rule::Group(west.clone())] };
+            assert_eq!([&east, &west, &north].map(|group| admits(&rules, group)), [own, true, false]);
+        }
     }
 
     #[test]
     fn records_outside_the_limits_do_not_decode() {
-        let broken: [fn(&mut ServiceRecord); 12] = [
+        let broken: [fn(&mut ServiceRecord); 13] = [
             |record| record.routing.order = vec![Tier::Zone; 2],
             |record| record.routing.spill_below = Some(101),
+            |record| {
+                let rule = "group:west".parse().expect("a rule");
+                record.visibility =
+                    Visibility::Rules { own: false, rules: vec![rule; MAX_VISIBLE_RULES + 1] };
+            },
             |record| record.fqdns = vec![record.fqdns[0].clone(); 2],
             |record| {
                 record.fqdns = (0..=MAX_FQDNS).map(|n| format!("n{n}.test").parse().expect("name")).collect();

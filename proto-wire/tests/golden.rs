@@ -227,6 +227,16 @@ fn records_keep_their_bytes() {
             ServiceRecord { visibility: Visibility::All, ..record() },
             "096f72646572732d646204766d2d62020435343332fb381500057374617473500102016400000000010203010776657273696f6e02313501052a2e622e63",
         ),
+        (
+            ServiceRecord {
+                visibility: Visibility::Rules {
+                    own: true,
+                    rules: vec!["group:west".parse().expect("a rule")],
+                },
+                ..record()
+            },
+            "096f72646572732d646204766d2d62020435343332fb38150005737461747350010301010a67726f75703a776573740164010203010776657273696f6e02313501052a2e622e63",
+        ),
     ];
     for (record, golden) in cases {
         let bytes = record.encode().expect("fits");

@@ -148,6 +148,11 @@ fn lists_in_records_are_limited() {
         let group = |number| format!("g{number}").parse().expect("name");
         decode_record(|record| record.visibility = Visibility::Groups((0..count).map(group).collect()))
     });
+    assert_limit("rules of visibility", MAX_VISIBLE_RULES, |count| {
+        let rule = |number| format!("group:g{number}").parse().expect("a rule");
+        let rules = (0..count).map(rule).collect();
+        decode_record(|record| record.visibility = Visibility::Rules { own: false, rules })
+    });
     assert_limit("metadata", MAX_METADATA, |count| {
         decode_record(|record| record.metadata = vec![("k".to_owned(), "v".to_owned()); count])
     });

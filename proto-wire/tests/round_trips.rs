@@ -19,7 +19,7 @@ use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
 use gossamer_wire::token::{Claims, Grant, Token, pattern_matches};
 use gossamer_wire::{
-    Fqdn, FqdnSuffix, Generation, Health, Label, MeshId, NodeId, Port, PortName, Routing, ServiceRecord,
+    Fqdn, FqdnSuffix, Generation, Health, Label, MeshId, NodeId, Port, PortName, Routing, Rule, ServiceRecord,
     Tier, TokenId, Transport, Tries, Visibility,
 };
 
@@ -127,6 +127,15 @@ fn message() -> impl Strategy<Value = SwimMessage> {
     ]
 }
 
+fn rule() -> impl Strategy<Value = Rule> {
+    prop_oneof![
+        name().prop_map(Rule::Group),
+        any::<[u8; 16]>().prop_map(|bytes| Rule::Id(NodeId::from_bytes(bytes))),
+        (name(), name()).prop_map(|(key, value)| Rule::Label(key, value)),
+        "[a-z*-]{1,20}".prop_map(|pattern| format!("node:{pattern}").parse().expect("a rule")),
+    ]
+}
+
 prop_compose! {
     /// Wishes within every limit: an order is a part of all tiers, of which `any` is the last.
     fn routing()(
@@ -148,6 +157,7 @@ prop_compose! {
             Just(Visibility::Own),
             Just(Visibility::All),
             vec(name(), 0..4).prop_map(Visibility::Groups),
+            (any::<bool>(), vec(rule(), 0..4)).prop_map(|(own, rules)| Visibility::Rules { own, rules }),
         ],
         passing: bool,
         weight: u16,

@@ -24,6 +24,7 @@ pub mod process;
 pub mod quic;
 pub mod report;
 pub mod scenario;
+pub mod search;
 pub mod servers;
 pub mod sim;
 pub mod targets;

@@ -240,20 +240,28 @@ pub fn open_flow(
     request: &OpenRequest,
 ) -> Result<Option<OpenStatus>> {
     runtime()?.block_on(async {
-        let connection = connect(server, member, ALPN).await?.map_err(anyhow::Error::msg)?;
-        let (mut send, mut recv) = connection.open_bi().await?;
-        send.write_all(&hello(Purpose::Data)?).await?;
-        let mut prefix = [0; PREFIX_BYTES];
-        recv.read_exact(&mut prefix).await.context("the answer to the hello")?;
-        let (_, length) = Frame::decode_prefix(prefix)?;
-        recv.read_exact(&mut vec![0; length]).await?;
-
+        let connection = data_connection(server, member).await?;
         let (mut send, mut recv) = connection.open_bi().await?;
         send.write_all(&request.encode()?).await?;
         let mut status = [0];
         let answer = tokio::time::timeout(ANSWER, recv.read_exact(&mut status)).await;
         Ok(answer.is_ok_and(|read| read.is_ok()).then(|| OpenStatus::try_from(status[0])).transpose()?)
     })
+}
+
+/// Opens a data connection as this member does.
+///
+/// # Errors
+/// The daemon does not answer its hello.
+pub(crate) async fn data_connection(server: SocketAddr, member: &Credentials) -> Result<Connection> {
+    let connection = connect(server, member, ALPN).await?.map_err(anyhow::Error::msg)?;
+    let (mut send, mut recv) = connection.open_bi().await?;
+    send.write_all(&hello(Purpose::Data)?).await?;
+    let mut prefix = [0; PREFIX_BYTES];
+    recv.read_exact(&mut prefix).await.context("the answer to the hello")?;
+    let (_, length) = Frame::decode_prefix(prefix)?;
+    recv.read_exact(&mut vec![0; length]).await?;
+    Ok(connection)
 }
 
 /// Asks an issuer from this address to admit a new key with a token. The inner error is why it hung up instead of

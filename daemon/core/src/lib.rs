@@ -5,6 +5,7 @@
 //! Does not know tokio, quinn, files, environment, or how time is read.
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests may read the clock"))]
 
+pub mod access;
 pub mod admission;
 pub mod callers;
 pub mod catalog;

@@ -23,7 +23,7 @@ use x509_parser::prelude::FromDer;
 use gossamer_wire::advert::Fragment;
 use gossamer_wire::limits::{MAX_CERTIFICATE_BYTES, MAX_LEAF_BYTES};
 use gossamer_wire::token::Claims;
-use gossamer_wire::{DecodeError, GroupName, MeshId, NodeId, NodeName, ServiceRecord};
+use gossamer_wire::{DecodeError, GroupName, MeshId, NodeId, NodeName, ServiceRecord, Subject};
 
 mod issuer;
 mod recent;
@@ -118,6 +118,18 @@ pub struct Leaf {
     pub skew: u64,
     /// The issuer that signed it; `None` where a root did.
     pub issuer: Option<NodeId>,
+}
+
+impl Leaf {
+    /// Returns who it is for rules of access.
+    pub const fn subject(&self) -> Subject<'_> {
+        Subject {
+            group: &self.group,
+            node: Some(self.node),
+            name: Some(&self.name),
+            labels: Some(&self.claims.labels),
+        }
+    }
 }
 
 /// Who does the expensive part of a judgement. The daemon's is the default of each method: every check is made

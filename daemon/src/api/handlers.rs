@@ -26,7 +26,7 @@ use super::messages::{
     TokenUse, Withdraw, Withdrawn,
 };
 use super::refusal::Refusal;
-use super::{Api, FLOW_PROTOCOL, drain, redirection, views};
+use super::{Api, FLOW_PROTOCOL, access, drain, redirection, views};
 use crate::catalog::Holdings;
 use crate::clock;
 use crate::identity::credentials::names;
@@ -56,7 +56,6 @@ pub(super) async fn expose(
 ) -> Reply<Exposed> {
     let asked = read(body)?;
     tracing::debug!(service = %asked.service, %owner, "expose");
-    let visibility = views::visibility_words(&asked.to, &api.state.about.group);
     let exposed = api.state.registry.expose(expose_request(asked, owner)).await.inspect_err(|error| {
         if matches!(error, ExposeError::Owned { .. }) {
             api.state.metrics.api_refused("owner");
@@ -77,7 +76,7 @@ pub(super) async fn expose(
         service: record.service,
         instance: record.instance,
         check: exposed.check.to_owned(),
-        visibility,
+        visibility: access::admits(&exposed.access, &api.state.about.group),
         replaced: exposed.replaced,
         holders: (api.state.holders)(),
         members: views::members_alive(&api.state.index.nodes(), api.state.about.node) - 1,
@@ -105,6 +104,7 @@ fn expose_request(asked: Expose, owner: Owner) -> ExposeRequest {
             Audience::Groups(groups) => Visibility::Groups(groups),
             Audience::All => Visibility::All,
         },
+        allow: asked.allow,
         metadata: asked.metadata.into_iter().collect(),
         fqdns: asked.fqdns,
         weight: asked.weight,

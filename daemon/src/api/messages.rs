@@ -9,17 +9,20 @@ use std::path::PathBuf;
 
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
-    Fqdn, GroupName, InstanceName, MeshName, NodeName, PortName, RegionName, Routing, ServiceName, Transport,
+    Fqdn, GroupName, InstanceName, MeshName, NodeName, PortName, RegionName, Routing, Rule, ServiceName,
+    Transport,
     ZoneName,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::register::Host;
 
+mod access;
 mod drain;
 mod roots;
 mod tokens;
 
+pub use access::{PolicyRow, PolicyShown, PolicyTested, Reloaded, ReloadedKey, VerdictRow};
 pub use drain::{Drain, DrainRow, Draining, LeavingRow};
 pub use roots::{ExportRoot, ExportedRoot, ImportRoot, RemoveRoot, RetireRoot, RootRow, RootsDone, Secret};
 pub use tokens::{CreateToken, CreatedToken, RevokeToken, RevokedToken, TokenRow, TokenUse};
@@ -48,6 +51,9 @@ pub struct Expose {
     /// Who may see and call it beside the own group.
     #[serde(default)]
     pub to: Audience,
+    /// Who may call it as well, by rules: `group:NAME`, `node:PATTERN`, `id:NODEID`, `label:KEY=VALUE`.
+    #[serde(default)]
+    pub allow: Vec<Rule>,
     /// Free pairs, shown in TXT.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,

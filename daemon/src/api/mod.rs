@@ -6,6 +6,7 @@
 //! Data in: HTTP/1.1 with JSON. Data out: the same; text for metrics; raw bytes of a flow after an upgrade.
 //! Start reading at the routes in [`serve`], then `handlers`; `views` turns what the daemon knows into rows.
 
+mod access;
 mod client;
 mod connection;
 mod drain;
@@ -41,7 +42,7 @@ use gossamer_core::callers::{Act, Caller, Policy};
 use gossamer_core::vip::VipName;
 use gossamer_wire::{InstanceName, ServiceName};
 
-use crate::app::{About, CatalogHandle};
+use crate::app::{About, CatalogHandle, Reloader};
 use crate::authority::AuthorityHandle;
 use crate::events::EventLog;
 use crate::identity::Live;
@@ -98,6 +99,8 @@ pub struct ApiState {
     pub authority: AuthorityHandle,
     /// What this node shows now.
     pub live: Live,
+    /// Reads the configuration again.
+    pub reloader: Reloader,
     /// Changes of state.
     pub events: EventLog,
     /// Counters.
@@ -212,6 +215,8 @@ fn router(api: Api) -> Router {
         .route("/v1/events", get(streams::events))
         .route("/v1/watch", get(streams::watch))
         .route("/v1/metrics", get(handlers::metrics))
+        .route("/v1/policy", get(access::show))
+        .route("/v1/policy/test", get(access::test))
         .route("/v1/connect", post(handlers::connect));
     let register = Router::new()
         .route("/v1/expose", post(handlers::expose))
@@ -219,6 +224,7 @@ fn router(api: Api) -> Router {
         .route("/v1/drain", post(drain::drain));
     let order = Router::new()
         .route("/v1/leave", post(handlers::leave))
+        .route("/v1/reload", post(access::reload))
         .route("/v1/token", post(handlers::create_token))
         .route("/v1/token/revoke", post(handlers::revoke_token))
         .route("/v1/token/renew", post(handlers::renew_token))

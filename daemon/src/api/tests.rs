@@ -18,7 +18,9 @@ use super::messages::{
 };
 use super::views::tests::{instance, node};
 use super::*;
+use crate::app::{Again, Takers};
 use crate::catalog::{Command, Holdings};
+use crate::config::{Config, Flags, Host, Slot};
 use crate::events::{Event, EventLine};
 use crate::identity::{Credentials, InitRequest, Lifetimes, init, issuer};
 use crate::index::{IndexWriter, WatchLine};
@@ -162,6 +164,16 @@ fn about(dir: &Path) -> About {
     }
 }
 
+/// Reads a file that a test writes.
+fn reloader(dir: &Path, events: EventLog) -> Reloader {
+    let flags = Flags { config: Some(dir.join("gossamer.toml")), keys: Vec::new() };
+    std::fs::write(dir.join("gossamer.toml"), "").expect("writes");
+    let config = Config::load(&flags, &Host { is_root: true, ..Host::default() }).expect("sound");
+    let running = config.settings(Slot::FIRST);
+    let again = move || config.again().map(|config| config.settings(Slot::FIRST));
+    Takers::new(Again::new(again), &running, events).takes(&["import"], |_| {}).done()
+}
+
 /// The handles of a node that is no issuer.
 fn trust(stage: &Stage, dir: &Path, index: &IndexWriter) -> (IssuerHandle, AuthorityHandle, Live) {
     let request = InitRequest {
@@ -210,7 +222,8 @@ impl Daemon {
         let stage = Stage::default();
         let store = Store::open(&dir.path().join("state")).expect("opens");
         let denied = DenyList::new(Vec::new(), Ipv4Addr::new(127, 240, 0, 0), 16);
-        let rules = Rules { node: "vm-a".parse().expect("name"), claims: Claims::default(), denied };
+        let policy = gossamer_core::access::Policy::default();
+        let rules = Rules { node: "vm-a".parse().expect("name"), claims: Claims::default(), policy, denied };
         let (records, mut published) = tokio::sync::mpsc::channel(8);
         stage.spawn_short("catalog", async move { while published.recv().await.is_some() {} });
         let registry = register::start(&stage, store, rules, records, |_| {}).expect("starts");
@@ -243,6 +256,7 @@ impl Daemon {
             issuer,
             authority,
             live,
+            reloader: reloader(dir.path(), events.clone()),
             events: events.clone(),
             metrics: Arc::default(),
             holders: Arc::new(|| 1),
@@ -277,6 +291,7 @@ fn expose(service: &str) -> Expose {
         ports: vec![ExposePort { name: None, number: 5432, target_port: Some(9), transport: Protocol::Tcp }],
         target: None,
         to: messages::Audience::All,
+        allow: Vec::new(),
         metadata: BTreeMap::new(),
         fqdns: Vec::new(),
         weight: 100,

@@ -14,7 +14,7 @@ use gossamer_wire::{DecodeError, Fqdn, GroupName, NodeId, ServiceName, Transport
 use time::OffsetDateTime;
 
 use super::messages::{
-    Audience, Finding, FqdnRow, InstanceRow, NodeRow, PortRow, ServiceRow, UpstreamRow, VipRow, WaitingRow,
+    Finding, FqdnRow, InstanceRow, NodeRow, PortRow, ServiceRow, UpstreamRow, VipRow, WaitingRow,
 };
 use crate::app::About;
 use crate::authority::Known;
@@ -208,18 +208,6 @@ pub(super) fn vip_row(port: VipPort) -> VipRow {
         transport: port.transport.into(),
         state: port.state.to_string(),
         program,
-    }
-}
-
-/// Says in words who may see a service.
-pub(super) fn visibility_words(to: &Audience, own: &GroupName) -> String {
-    match to {
-        Audience::Own => format!("group {own}"),
-        Audience::Groups(groups) => {
-            let names: Vec<_> = groups.iter().map(GroupName::as_str).collect();
-            format!("groups {own}, {}", names.join(", "))
-        }
-        Audience::All => "all groups".to_owned(),
     }
 }
 
@@ -447,6 +435,13 @@ pub(super) fn named_finding(named: &Named, this: NodeId, name_of: impl Fn(NodeId
         What::SameName { other } => (
             format!("node {who} and node {other} have the same name and group, since {since}"),
             format!("let one of them join again with another --node; {who}.node names both"),
+        ),
+        What::Searches { name } => (
+            format!("node {name} asks over and over for what it may not call or is not here, since {since}"),
+            format!(
+                "look what runs on {name}, or put it out: gossamer node evict {}; its connections are closed meanwhile",
+                named.who
+            ),
         ),
     };
     Finding { text, fix }

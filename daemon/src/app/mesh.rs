@@ -131,6 +131,14 @@ impl CatalogHandle {
         holdings.await.ok()
     }
 
+    /// Lets other services of other groups stand behind their short names. When it returns, readers see that.
+    pub async fn set_imports(&self, imports: Imports) {
+        if self.0.send(catalog::Command::Imports(imports)).await.is_ok() {
+            // Commands are carried out one after the other, and what one changed is written before the next.
+            let _ = self.holdings().await;
+        }
+    }
+
     /// Returns every advert as it is held, byte for byte, by node and kind; `None` when the node stops.
     pub async fn dump(&self) -> Option<Vec<AdvertCopy>> {
         let (reply, copies) = oneshot::channel();

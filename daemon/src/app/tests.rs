@@ -47,7 +47,9 @@ async fn start_daemon(settings: Settings, store: Store, identity: Identity) -> D
     let (tell, ready) = oneshot::channel();
     let at_once = CancellationToken::new();
     let tell = |ready: &Ready| drop(tell.send(ready.clone()));
-    let running = run(settings, store, identity, tell, stop.clone(), at_once.clone());
+    let running = settings.clone();
+    let start = Start { settings, again: Again::new(move || Ok(running.clone())), levels: None };
+    let running = run(start, store, identity, tell, stop.clone(), at_once.clone());
     #[expect(clippy::disallowed_methods, reason = "a test runs daemons side by side")]
     let ended = tokio::spawn(running);
     let ready = timeout(SOON, ready).await.expect("in time").expect("starts");
@@ -151,6 +153,7 @@ fn expose(port: u16) -> ExposeRequest {
         }],
         target: None,
         visibility: Visibility::Own,
+        allow: Vec::new(),
         metadata: Vec::new(),
         fqdns: Vec::new(),
         weight: 100,

@@ -16,7 +16,8 @@ use gossamer_wire::{RegionName, ServiceRecord, ZoneName};
 
 use super::mesh::{self, MeshParts};
 use super::readings::Readers;
-use super::{About, Ready, RunError, Stages, dns};
+use super::reload::Again;
+use super::{About, CatalogHandle, Ready, Reloader, RunError, Stages, Start, Takers, dns};
 use crate::api::{self, ApiState};
 use crate::authority::AuthorityHandle;
 use crate::clients::Clients;
@@ -29,10 +30,11 @@ use crate::identity::{Identity, Live};
 use crate::index::IndexReader;
 use crate::metrics::Metrics;
 use crate::register::{self, DenyList, Registry, Rules};
-use crate::relay::{RedirectError, RedirectSockets, Relay, RelayParts, Vips, VipsParts};
+use crate::relay::{LiveRoutes, RedirectError, RedirectSockets, Relay, RelayParts, Vips, VipsParts};
 use crate::resolver::Resolver;
 use crate::store::{Store, StoreError};
 use crate::supervise::Stage;
+use crate::telemetry::Levels;
 use crate::transport::{FlowStream, Peers, Trust, Udp};
 
 /// Joiners waiting for the issuer; more are told to come back.
@@ -42,15 +44,22 @@ const JOINERS: usize = 64;
 pub(super) struct Wiring<'a> {
     stages: &'a Stages,
     settings: Settings,
+    again: Again,
+    levels: Option<Levels>,
     store: Store,
     identity: Arc<Identity>,
+    /// What callers wish of instances; follows the configuration.
+    routes: LiveRoutes,
     metrics: Arc<Metrics>,
     events: EventLog,
 }
 
 impl<'a> Wiring<'a> {
-    pub(super) fn new(stages: &'a Stages, settings: Settings, store: Store, identity: Arc<Identity>) -> Self {
-        Self { stages, settings, store, identity, metrics: Arc::default(), events: EventLog::default() }
+    pub(super) fn new(stages: &'a Stages, start: Start, store: Store, identity: Arc<Identity>) -> Self {
+        let Start { settings, again, levels } = start;
+        let (metrics, events) = (Arc::default(), EventLog::default());
+        let routes = Arc::new(ArcSwap::from_pointee(settings.routes.clone()));
+        Self { stages, settings, again, levels, store, identity, routes, metrics, events }
     }
 
     /// Starts all parts. Everything that can be refused is bound before anything is said to others.
@@ -93,6 +102,7 @@ impl<'a> Wiring<'a> {
 
         self.read_metrics((dns_metrics, forwarder.clone()), &reader, &registry, &relay, &vips, &mesh.live);
         let about = Arc::new(self.about(mesh.listen, advertised, listening));
+        let reloader = self.reloader(&mesh.catalog, &registry);
         let state = ApiState {
             about: Arc::clone(&about),
             callers,
@@ -107,6 +117,7 @@ impl<'a> Wiring<'a> {
             issuer: issuer.clone(),
             authority: mesh.authority.clone(),
             live: mesh.live,
+            reloader: reloader.clone(),
             events: self.events.clone(),
             metrics: Arc::clone(&self.metrics),
             holders: Arc::new({
@@ -117,7 +128,7 @@ impl<'a> Wiring<'a> {
         };
         api::serve(Arc::new(state), api_listener, &self.stages.api);
         tracing::info!(node = %about.node_name, mesh = %about.mesh_listen, dns = %about.dns, "ready");
-        Ok(Ready { about, issuer, authority: mesh.authority, registry, peers, relay })
+        Ok(Ready { about, issuer, authority: mesh.authority, registry, peers, relay, reloader })
     }
 
     fn mesh(&self, joiners: mpsc::Sender<Connection>) -> MeshParts {
@@ -138,6 +149,28 @@ impl<'a> Wiring<'a> {
         }
     }
 
+    /// Says which settings count at once when they are read again, and who takes them.
+    fn reloader(&self, catalog: &CatalogHandle, registry: &Registry) -> Reloader {
+        let (catalog, registry, levels) = (catalog.clone(), registry.clone(), self.levels.clone());
+        let routes = LiveRoutes::clone(&self.routes);
+        let imports = move |settings: &Settings| {
+            let (catalog, imports) = (catalog.clone(), settings.import.clone());
+            async move { catalog.set_imports(imports).await }
+        };
+        let policy = move |settings: &Settings| {
+            let (registry, policy) = (registry.clone(), settings.policy);
+            async move { registry.set_policy(policy).await }
+        };
+        let level =
+            move |settings: &Settings| levels.iter().for_each(|levels| levels.set(settings.log_level));
+        Takers::new(self.again.clone(), &self.settings, self.events.clone())
+            .awaits(&["import"], imports)
+            .awaits(&["policy.audit", "policy.default"], policy)
+            .takes(&["log.level"], level)
+            .takes(&["route"], move |settings| routes.store(Arc::new(settings.routes.clone())))
+            .done()
+    }
+
     fn registry(
         &self,
         deny: &DenyList,
@@ -146,6 +179,7 @@ impl<'a> Wiring<'a> {
         let rules = Rules {
             node: self.identity.name().clone(),
             claims: self.identity.leaf.claims.clone(),
+            policy: self.settings.policy,
             denied: deny.clone(),
         };
         let log = self.events.clone();
@@ -174,12 +208,14 @@ impl<'a> Wiring<'a> {
             node: self.identity.node(),
             name: self.identity.name().clone(),
             group: self.identity.group().clone(),
+            leaf: Arc::new(self.identity.leaf.clone()),
             mesh: self.identity.mesh,
             index: index.clone(),
-            routes: Arc::new(ArcSwap::from_pointee(self.settings.routes.clone())),
+            routes: LiveRoutes::clone(&self.routes),
             targets: Arc::new(registry.targets()),
             deny,
             hops: Arc::new(peers.clone()),
+            events: self.events.clone(),
         });
         relay.start_inbound(flows);
         relay

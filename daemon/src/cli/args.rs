@@ -13,14 +13,14 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use gossamer_wire::{
-    Fqdn, FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, Order, ServiceName, Tier,
+    Fqdn, FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, Order, Rule, ServiceName, Tier,
     parse_order,
 };
 
 use super::drain;
 use super::host::HostCommand;
 use super::name_port::{ForwardSpec, LocalAddress, NamePort, OwnName, PortSpec, TargetSpec};
-use super::name_port::{audience, certified, pair};
+use super::name_port::{audience, caller, certified, pair};
 use crate::api::messages::Audience;
 use crate::config::Flags;
 use crate::duration;
@@ -102,6 +102,15 @@ pub(super) enum Command {
     /// Let the resolver of this machine send questions for mesh names to the daemon; needs root
     #[command(subcommand)]
     Host(HostCommand),
+    /// Show who may call what this node exports, and why
+    #[command(subcommand)]
+    Policy(Policy),
+    /// Read the configuration again; what needs a restart is named, a faulty file changes nothing
+    Reload {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Check or show the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -385,6 +394,9 @@ pub(super) struct Expose {
     /// Groups that may see it beside the own one, or all
     #[arg(long, value_name = "GROUP,..|all", value_parser = audience)]
     pub(super) to: Option<Audience>,
+    /// Who may call it as well, by what is certified: group:NAME, node:PATTERN, id:NODEID or label:KEY=VALUE
+    #[arg(long, value_name = "RULE")]
+    pub(super) allow: Vec<Rule>,
     /// Name outside the mesh zones that it is called by as well, or *.SUFFIX; must lie below an --allow-fqdn of this node
     #[arg(long, value_name = "FQDN")]
     pub(super) fqdn: Vec<Fqdn>,
@@ -475,6 +487,23 @@ pub(super) struct Watch {
     pub(super) all: bool,
     #[command(flatten)]
     pub(super) shape: Shape,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Policy {
+    /// What this node exports, and who may call it
+    Show(Shape),
+    /// Say whether somebody may call a service of this node, and what decides; exit 5 when denied
+    Test {
+        /// A node by name or id, or group:NAME for a node of which nothing else is known
+        #[arg(value_name = "WHO", value_parser = caller)]
+        who: String,
+        /// The service
+        service: ServiceName,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

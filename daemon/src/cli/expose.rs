@@ -94,6 +94,7 @@ fn base(asked: args::Expose) -> Expose {
         ports: Vec::new(),
         target: asked.target.and_then(|target| target.host),
         to: asked.to.unwrap_or_default(),
+        allow: asked.allow,
         metadata: asked.meta.into_iter().collect(),
         fqdns: asked.fqdn,
         weight: asked.weight,
@@ -123,6 +124,7 @@ pub(super) fn from_variable(text: &str) -> Result<Vec<Expose>, Failure> {
                 ports: vec![port],
                 target: None,
                 to: crate::api::messages::Audience::Own,
+                allow: Vec::new(),
                 metadata: std::collections::BTreeMap::new(),
                 fqdns: Vec::new(),
                 weight: 100,
@@ -182,6 +184,19 @@ mod tests {
         let failure = asked("db").expect_err("no port");
         assert!(failure.text.contains("gossamer expose db:5432"), "{failure}");
         assert!(asked("db 1.2.3.4:80 --port 1").is_err());
+    }
+
+    #[test]
+    fn who_may_call_is_a_list_of_groups_and_rules() {
+        let expose =
+            asked("db:5432 --to west,east --allow node:web-* --allow label:team=shop").expect("parses");
+        assert_eq!(
+            expose.allow.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["node:web-*", "label:team=shop"]
+        );
+        let words = ["gossamer", "expose", "db:1", "--allow", "web-1"];
+        let error = args::Cli::try_parse_from(words).expect_err("no rule").to_string();
+        assert!(error.contains("write group:NAME, node:PATTERN, id:NODEID or label:KEY=VALUE"), "{error}");
     }
 
     #[test]

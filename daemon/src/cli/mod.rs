@@ -19,6 +19,7 @@ mod listing;
 mod name_port;
 mod node;
 mod output;
+mod policy;
 mod resolve;
 mod root;
 mod run;
@@ -99,6 +100,12 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Leave => done(start::leave(&client(&global)?).await),
         Command::Host(command) => {
             done(host::run(&load(host::flags(global.flags(), &command))?, command).await)
+        }
+        Command::Policy(policy) => done(policy::run(&client(&global)?, policy).await),
+        Command::Reload { json } => {
+            // The file is read here first, to find the daemon: a fault of it is a reload that failed.
+            let client = client(&global).map_err(|failure| Failure { exit: Exit::Failed, ..failure })?;
+            done(policy::reload(&client, json).await)
         }
         Command::Config(command) => done(config::run(&load(global.flags())?, &command)),
         Command::Completions { shell } => {

@@ -208,6 +208,17 @@ pub(super) fn certified(text: &str) -> Result<(Label, Label), String> {
     Ok((parse(&key)?, parse(&value)?))
 }
 
+/// Whom `policy test` means; the daemon knows the nodes.
+pub(super) fn caller(text: &str) -> Result<String, String> {
+    match text.strip_prefix("group:") {
+        Some(group) => parse::<GroupName>(group).map(drop)?,
+        None => parse::<Label>(text)
+            .map(drop)
+            .map_err(|why| format!("{why}; write a node's name or id, or group:NAME"))?,
+    }
+    Ok(text.to_owned())
+}
+
 fn port_number(text: &str) -> Result<u16, String> {
     match text.parse() {
         Ok(number) if number > 0 => Ok(number),

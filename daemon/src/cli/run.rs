@@ -21,7 +21,7 @@ use super::name_port::ForwardSpec;
 use super::{expose, forward, output, token};
 use crate::api::Client;
 use crate::api::messages::{CreateToken, Expose, Exposed};
-use crate::app::{self, Ready};
+use crate::app::{self, Again, Ready, Start};
 use crate::config::Settings;
 use crate::identity::Identity;
 use crate::store::Store;
@@ -35,6 +35,8 @@ const END_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) settings: Settings,
+    /// Reads the settings again.
+    pub(super) again: Again,
     pub(super) store: Store,
     pub(super) identity: Identity,
     /// Held until the daemon has ended.
@@ -56,20 +58,22 @@ pub(super) struct Then {
 
 /// Runs the daemon until a signal, `leave`, the end of the command, or a failure.
 pub(super) async fn foreground(prepared: Prepared, then: Then) -> Result<ExitCode, Failure> {
-    let Prepared { settings, store, identity, claim } = prepared;
-    if !cfg!(test) {
-        // Tests share one process, whose log would hold the lines of all of them.
-        let _ = telemetry::install(settings.log_level, settings.log_format);
-    }
+    let Prepared { settings, again, store, identity, claim } = prepared;
+    // Tests share one process, whose log would hold the lines of all of them.
+    let installed = (!cfg!(test)).then(|| telemetry::install(settings.log_level, settings.log_format));
+    let levels = installed.and_then(Result::ok);
     let (stop, asked) = (CancellationToken::new(), CancellationToken::new());
     let at_once = CancellationToken::new();
     let stage = Stage::default();
     end_on_signals(&stage, &stop, &asked, &at_once);
+    // From here on it ends no daemon, also before there is something to read again.
+    let hangups = signal(SignalKind::hangup()).ok();
     let client = Client::new(&settings.socket);
     let (is_ready, ready) = oneshot::channel();
     let announce = |ready: &Ready| drop(is_ready.send(ready.clone()));
     let daemon = async {
-        let ended = app::run(settings, store, identity, announce, stop.clone(), at_once).await;
+        let start = Start { settings, again, levels };
+        let ended = app::run(start, store, identity, announce, stop.clone(), at_once).await;
         stop.cancel();
         ended
     };
@@ -81,7 +85,10 @@ pub(super) async fn foreground(prepared: Prepared, then: Then) -> Result<ExitCod
             ready = ready => ready.ok(),
         };
         let result = match ready {
-            Some(ready) => after(&ready, &client, then, &stage, &asked).await,
+            Some(ready) => {
+                reload_on_hangup(&stage, hangups, &ready, &stop);
+                after(&ready, &client, then, &stage, &asked).await
+            }
             None => Ok(None),
         };
         if matches!(result, Ok(None)) {
@@ -136,6 +143,19 @@ pub(super) async fn join_line(client: &Client, body: &CreateToken) -> Result<(),
     output::note("run on the other machine, within an hour:");
     output::data(format_args!("gossamer join {}", created.token));
     Ok(())
+}
+
+/// Reads the configuration again at each SIGHUP. What is wrong with it is in the log.
+fn reload_on_hangup(stage: &Stage, hangups: Option<Signal>, ready: &Ready, stop: &CancellationToken) {
+    let Some(mut hangups) = hangups else { return };
+    let (reloader, stop) = (ready.reloader.clone(), stop.clone());
+    stage.spawn_short("hangups", async move {
+        while let Some(Some(())) = stop.run_until_cancelled(hangups.recv()).await {
+            if let Err(error) = reloader.reload().await {
+                error.faults.iter().for_each(|fault| tracing::warn!(%fault, "the configuration is faulty"));
+            }
+        }
+    });
 }
 
 /// Cancels `asked` when this process is asked to end, or the daemon stops, and `at_once` when it is asked again,

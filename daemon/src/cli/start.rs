@@ -21,6 +21,7 @@ use super::run::{Prepared, Then, foreground, join_line};
 use super::{expose, identity, load, output};
 use crate::api::Client;
 use crate::api::messages::{CreateToken, LeavingRow, Status, StatusNode};
+use crate::app::Again;
 use crate::config::{Config, Flags, REMEMBERED_FILE, Remembered, Settings, SlotChoice, remember};
 use crate::memory;
 use crate::store::Store;
@@ -58,7 +59,7 @@ pub(super) async fn init(global: &Global, asked: &Init) -> Result<ExitCode, Fail
         return Ok(ExitCode::SUCCESS);
     }
     let then = Then { join_line: Some(body), expose: exposed(&config)?, ..Then::default() };
-    foreground(Prepared { settings, store, identity, claim }, then).await
+    foreground(Prepared { again: again(&config, &settings), settings, store, identity, claim }, then).await
 }
 
 pub(super) async fn join(global: &Global, asked: &Join) -> Result<ExitCode, Failure> {
@@ -94,7 +95,7 @@ pub(super) async fn join(global: &Global, asked: &Join) -> Result<ExitCode, Fail
         let error = without_token(&asked.start.add_to(global.flags()), &settings);
         output::note(format_args!("warning: the token stays among the arguments of this process ({error})"));
     }
-    foreground(Prepared { settings, store, identity, claim }, then).await
+    foreground(Prepared { again: again(&config, &settings), settings, store, identity, claim }, then).await
 }
 
 pub(super) async fn run(global: &Global, asked: Run) -> Result<ExitCode, Failure> {
@@ -124,7 +125,13 @@ pub(super) async fn run(global: &Global, asked: Run) -> Result<ExitCode, Failure
         background(global, &asked.start, &settings).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    foreground(Prepared { settings, store, identity, claim }, then).await
+    foreground(Prepared { again: again(&config, &settings), settings, store, identity, claim }, then).await
+}
+
+/// Returns what reads the settings of a slot again. It keeps no token: what it has read of the environment stays.
+fn again(config: &Config, settings: &Settings) -> Again {
+    let (config, slot) = (config.clone().without_token(), settings.slot);
+    Again::new(move || config.again().map(|config| config.settings(slot)))
 }
 
 /// No core, also where the kernel was not told that this process is private. A unit that may not set limits has set

@@ -5,7 +5,7 @@
 use super::{Flags, Host};
 
 /// Every key of the configuration, sorted. Each is also a variable: `dns.zone` is `GOSSAMER_DNS_ZONE`.
-pub const KEYS: [&str; 27] = [
+pub const KEYS: [&str; 29] = [
     "advertise",
     "alias",
     "api.operators",
@@ -24,6 +24,8 @@ pub const KEYS: [&str; 27] = [
     "log.level",
     "node.region",
     "node.zone",
+    "policy.audit",
+    "policy.default",
     "route",
     "slot",
     "socket",

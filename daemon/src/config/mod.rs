@@ -21,6 +21,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use gossamer_core::access::Policy;
 use gossamer_core::catalog::Imports;
 use gossamer_core::select::Routes;
 use gossamer_core::vip::{Mode, Pool, Redirect};
@@ -67,9 +68,10 @@ pub struct Config {
     remembered: BTreeMap<PathBuf, (Values, BTreeMap<&'static str, String>)>,
     host: Host,
     file: PathBuf,
+    flags: Flags,
 }
 
-/// What the daemon runs with. Nothing in it changes while it runs.
+/// What the daemon runs with; what of it follows the file while it runs is said where the daemon is wired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Which of the ten daemons of a machine this is.
@@ -82,6 +84,8 @@ pub struct Settings {
     pub operators: Vec<Operator>,
     /// Services of other groups that stand behind the short name here. Default none.
     pub import: Imports,
+    /// Who may call what registrations of this node say nothing about. Default its group, without audit.
+    pub policy: Policy,
     /// The small failure domain of this node.
     pub zone: Option<ZoneName>,
     /// The large failure domain of this node.
@@ -149,13 +153,29 @@ impl Config {
             }
         }
         let remembered = BTreeMap::new();
-        let mut config = Self { values, sources, remembered, host: host.clone(), file: path };
+        let mut config =
+            Self { values, sources, remembered, host: host.clone(), file: path, flags: flags.clone() };
         config.check_paths(&mut faults);
         config.read_remembered(&mut faults);
         if faults.is_empty() {
             config.check_names(&mut faults);
         }
         if faults.is_empty() { Ok(config) } else { Err(ConfigError { faults }) }
+    }
+
+    /// Forgets the token of the environment, which only a start needs.
+    #[must_use]
+    pub fn without_token(mut self) -> Self {
+        self.host.variables.remove("GOSSAMER_TOKEN");
+        self
+    }
+
+    /// Reads all sources once more: the same flags and environment, the file as it is.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub fn again(&self) -> Result<Self, ConfigError> {
+        Self::load(&self.flags, &self.host)
     }
 
     /// Returns which slot was asked for.
@@ -190,6 +210,7 @@ impl Config {
             advertise: values.advertise.iter().map(|address| address.or_port(listen.port())).collect(),
             operators: values.operators.clone(),
             import: values.import.clone(),
+            policy: Policy { base: values.policy_base, audit: values.policy_audit },
             zone: values.zone.clone(),
             region: values.region.clone(),
             dns_zone: values.dns_zone.clone().unwrap_or_else(|| "mesh.internal".to_owned()),
@@ -344,6 +365,8 @@ impl Settings {
             ("log.level", quote(&self.log_level.to_string().to_lowercase())),
             ("node.region", option(self.region.as_ref().map(|region| quote(region)))),
             ("node.zone", option(self.zone.as_ref().map(|zone| quote(zone)))),
+            ("policy.audit", self.policy.audit.to_string()),
+            ("policy.default", quote(&self.policy.base.word())),
             ("route", routes::words(&self.routes)),
             ("slot", self.slot.number().to_string()),
             ("socket", quote(&self.socket.display())),

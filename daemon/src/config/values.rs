@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use gossamer_core::access::Base;
 use gossamer_core::catalog::Imports;
 use gossamer_core::select::Routes;
 use gossamer_core::vip::{Mode, Pool, PoolError};
@@ -60,6 +61,8 @@ pub(super) struct Values {
     pub(super) import: Imports,
     pub(super) zone: Option<ZoneName>,
     pub(super) region: Option<RegionName>,
+    pub(super) policy_audit: bool,
+    pub(super) policy_base: Base,
     pub(super) dns_zone: Option<String>,
     pub(super) dns_zones: Vec<String>,
     pub(super) fqdn_suffixes: Vec<FqdnSuffix>,
@@ -156,6 +159,8 @@ impl Values {
             "log.level" => self.log_level = Some(word(raw, &LOG_LEVELS)?),
             "node.region" => self.region = Some(text(raw).and_then(parsed)?),
             "node.zone" => self.zone = Some(text(raw).and_then(parsed)?),
+            "policy.audit" => self.policy_audit = flag(raw)?,
+            "policy.default" => self.policy_base = word(raw, &POLICY_DEFAULTS)?,
             "route" => {
                 self.routes = match raw {
                     Raw::Pairs(pairs) => routes(pairs)?,
@@ -183,6 +188,8 @@ const LOG_LEVELS: [(&str, tracing::Level); 5] = [
     ("debug", tracing::Level::DEBUG),
     ("trace", tracing::Level::TRACE),
 ];
+
+const POLICY_DEFAULTS: [(&str, Base); 2] = [("group", Base::Group), ("deny", Base::Deny)];
 
 const VIP_MODES: [(&str, Mode); 3] = [("bind", Mode::Bind), ("dnat", Mode::Dnat), ("none", Mode::None)];
 

@@ -17,7 +17,7 @@ use std::mem::{Discriminant, discriminant};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use gossamer_wire::NodeId;
+use gossamer_wire::{NodeId, NodeName};
 
 /// What is wrong with a node. Its data may change while the finding stays the same one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,11 @@ pub enum What {
     SameName {
         /// The other one.
         other: NodeId,
+    },
+    /// It asks over and over for services that it may not call or that are not here.
+    Searches {
+        /// Its name, as certified: its card may not be here.
+        name: NodeName,
     },
 }
 
@@ -91,7 +96,7 @@ impl Findings {
     /// Counts findings by their word.
     pub fn counts(&self) -> Vec<(&'static str, u64)> {
         let mut counts: BTreeMap<_, u64> =
-            ["false_claims", "runs_twice", "same_name"].map(|word| (word, 0)).into();
+            ["false_claims", "runs_twice", "same_name", "searches"].map(|word| (word, 0)).into();
         for named in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             *counts.entry(named.what.word()).or_default() += 1;
         }
@@ -112,6 +117,7 @@ impl What {
             Self::FalseClaims { .. } => "false_claims",
             Self::RunsTwice { .. } => "runs_twice",
             Self::SameName { .. } => "same_name",
+            Self::Searches { .. } => "searches",
         }
     }
 
@@ -137,7 +143,8 @@ mod tests {
         let of = |what, since| Named { who: node(1), what, since };
         let expected = [of(What::RunsTwice { at: None }, 50), of(What::FalseClaims { refuted: 9 }, 100)];
         assert_eq!(findings.all(), expected);
-        assert_eq!(findings.counts(), [("false_claims", 1), ("runs_twice", 1), ("same_name", 0)]);
+        let counts = [("false_claims", 1), ("runs_twice", 1), ("same_name", 0), ("searches", 0)];
+        assert_eq!(findings.counts(), counts);
     }
 
     #[test]

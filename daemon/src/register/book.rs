@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use gossamer_core::access::{Access, Policy};
 use gossamer_core::callers::Owner;
 use gossamer_wire::advert::{HEADER_BYTES, SIGNATURE_BYTES};
 use gossamer_wire::limits::{MAX_ADVERT_BYTES, MAX_FRAGMENTS, MAX_OWN_RECORDS, MAX_RECORDS_PER_FRAGMENT};
@@ -57,6 +58,7 @@ pub(super) struct CheckId {
 #[derive(Clone, Debug)]
 struct Entry {
     spec: Arc<Spec>,
+    access: Arc<Access>,
     tries: Tries,
     /// When its flows end, while it drains.
     drains_until: Option<u64>,
@@ -167,7 +169,17 @@ impl Book {
         &self.rules
     }
 
-    /// Takes a durable draft over. Entries with the same content keep what is known about them. Returns
+    /// Lets another policy hold from here on. Returns whether it differs.
+    pub(super) fn set_policy(&mut self, policy: Policy) -> bool {
+        let is_other = self.rules.policy != policy;
+        self.rules.policy = policy;
+        for entry in self.entries.values_mut().filter(|_| is_other) {
+            entry.access = entry.spec.access(policy).into();
+        }
+        is_other
+    }
+
+    /// Takes a durable draft over. Entries with the same targets keep what is known about them. Returns
     /// what changed and which checks are to be run first.
     pub(super) fn adopt(&mut self, draft: Draft) -> (Vec<Change>, Vec<CheckId>) {
         let mut changes = Vec::new();
@@ -191,6 +203,13 @@ impl Book {
                         let cause = "its virtual address is that of another name too";
                         changes.push(Change::new(&key, "blocked", "moved", cause));
                     }
+                    continue;
+                }
+                Some(entry) if entry.spec.has_targets_of(&spec) => {
+                    // Who may call it, or what it says of itself, has changed: nothing that takes a check.
+                    entry.access = spec.access(self.rules.policy).into();
+                    (entry.spec, entry.tries) = (spec, tries);
+                    changes.push(Change::new(&key, "registered", "replaced", "gossamer expose"));
                     continue;
                 }
                 known => known.is_some(),
@@ -276,7 +295,7 @@ impl Book {
             wildcard_ports: self
                 .entries
                 .get(key)
-                .filter(|entry| entry.spec == *spec)
+                .filter(|entry| entry.spec.has_targets_of(spec))
                 .map(Entry::wildcard_ports)
                 .unwrap_or_default(),
             tries: draft.tries.get(key).copied().unwrap_or_default(),
@@ -292,7 +311,7 @@ impl Book {
         let known = self.entries.get(&planned.spec.key()).filter(|entry| entry.spec == planned.spec);
         let entry = known
             .cloned()
-            .unwrap_or_else(|| Entry::new(Arc::clone(&planned.spec), Tries::default(), None, &[], 0));
+            .unwrap_or_else(|| self.entry(Arc::clone(&planned.spec), Tries::default(), None, &[], 0));
         let targets = entry.targets(self.is_leaving);
         let silent = targets.iter().filter(|target| !target.healthy);
         let warning = |target: &Target| {
@@ -309,6 +328,7 @@ impl Book {
         Exposed {
             record: entry.record(self.is_leaving),
             target: targets.iter().map(|target| target.addr.clone()).collect(),
+            access: Arc::clone(&entry.access),
             replaced: planned.replaced,
             warnings,
             check: match &planned.spec.target {
@@ -337,8 +357,20 @@ impl Book {
         wildcard_ports: &[PortName],
     ) {
         let key = spec.key();
-        self.entries.insert(key, Entry::new(spec, tries, drains_until, wildcard_ports, self.next_run));
+        self.entries.insert(key, self.entry(spec, tries, drains_until, wildcard_ports, self.next_run));
         self.next_run += 1;
+    }
+
+    fn entry(
+        &self,
+        spec: Arc<Spec>,
+        tries: Tries,
+        drains_until: Option<u64>,
+        wildcard_ports: &[PortName],
+        run: u64,
+    ) -> Entry {
+        let access = spec.access(self.rules.policy).into();
+        Entry::new(spec, access, tries, drains_until, wildcard_ports, run)
     }
 
     fn checks_of(&self, key: &Key) -> Vec<CheckId> {
@@ -359,6 +391,7 @@ impl Book {
 impl Entry {
     fn new(
         spec: Arc<Spec>,
+        access: Arc<Access>,
         tries: Tries,
         drains_until: Option<u64>,
         wildcard_ports: &[PortName],
@@ -370,7 +403,7 @@ impl Entry {
             is_local: matches!(&spec.target, Host::Ip(ip) if ip.is_loopback()),
             wildcard: wildcard_ports.contains(&port.name).then_some(true),
         };
-        Self { watches: spec.ports.iter().map(watch).collect(), spec, tries, drains_until, run }
+        Self { watches: spec.ports.iter().map(watch).collect(), spec, access, tries, drains_until, run }
     }
 
     /// Lets it drain or takes that back; returns the change.
@@ -389,7 +422,8 @@ impl Entry {
     fn record(&self, is_leaving: bool) -> ServiceRecord {
         let health = if self.is_passing() { Health::Passing } else { Health::Failing };
         let draining = is_leaving || self.drains_until.is_some();
-        ServiceRecord { draining, ..self.spec.record(health, self.tries) }
+        let visibility = self.access.published();
+        ServiceRecord { draining, visibility, ..self.spec.record(health, self.tries) }
     }
 
     fn targets(&self, is_leaving: bool) -> Vec<Target> {
@@ -400,7 +434,7 @@ impl Entry {
             healthy: watch.is_healthy(port),
             trouble: watch.trouble,
             proxy_protocol: self.spec.proxy_protocol,
-            visibility: self.spec.visibility.clone(),
+            access: Arc::clone(&self.access),
             draining: is_leaving || self.drains_until.is_some(),
             wildcard: watch.wildcard,
         };

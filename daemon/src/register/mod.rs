@@ -20,10 +20,11 @@ mod task;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use gossamer_wire::{InstanceName, PortName, ServiceName, ServiceRecord, Transport, Tries, Visibility};
+use gossamer_core::access::{Access, Policy};
+use gossamer_wire::{InstanceName, PortName, ServiceName, ServiceRecord, Transport, Tries};
 
 pub use drain::{DrainError, DrainRequest, Drained};
 pub use place::{Connected, Host, Place, UnixPath};
@@ -47,6 +48,8 @@ use task::{Command, Task};
 pub struct Registry {
     commands: mpsc::Sender<Command>,
     raises: mpsc::Sender<Vec<Raise>>,
+    policies: mpsc::Sender<(Policy, oneshot::Sender<()>)>,
+    policy: watch::Receiver<Policy>,
     targets: TargetsReader,
     leaving: Leaving,
 }
@@ -70,7 +73,8 @@ pub struct Raise {
     pub tries: Tries,
 }
 
-/// Sets of [`Raise`] that wait. The sender looks again and says all that is still to be said, so one is enough.
+/// Sets of [`Raise`] that wait, and policies. Who sends a set looks again and says all that is still to be said, and who
+/// sends a policy waits until it holds, so one is enough.
 const WAITING_RAISES: usize = 1;
 
 /// Requests that wait for the owner task. Two batches: one is written while the other one gathers; when it
@@ -130,6 +134,23 @@ impl Registry {
         self.leaving.done.cancelled().await;
     }
 
+    /// Lets another policy hold. When it returns, each new flow is judged by it, and the catalog has the records.
+    ///
+    /// # Cancel safety
+    /// A cancelled call may still be carried out.
+    pub async fn set_policy(&self, policy: Policy) {
+        let (answer, answered) = oneshot::channel();
+        if self.policies.send((policy, answer)).await.is_ok() {
+            // It stops: nothing is judged any more.
+            let _ = answered.await;
+        }
+    }
+
+    /// Returns the policy that holds.
+    pub fn policy(&self) -> Policy {
+        *self.policy.borrow()
+    }
+
     /// Returns where raised `try`s go. They are on disk before they are published.
     pub fn raises(&self) -> mpsc::Sender<Vec<Raise>> {
         self.raises.clone()
@@ -143,7 +164,11 @@ impl Registry {
 
 /// Read access to this node's services; clones are cheap and see later changes.
 #[derive(Clone, Debug)]
-pub struct TargetsReader(Arc<ArcSwap<Vec<LocalService>>>);
+pub struct TargetsReader {
+    snapshot: Arc<ArcSwap<Vec<LocalService>>>,
+    /// Changes when who may call what has.
+    access: watch::Receiver<()>,
+}
 
 /// An instance this node offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,7 +197,7 @@ pub struct Target {
     /// Whether it wants a PROXY header before the client's bytes.
     pub proxy_protocol: bool,
     /// Who may call it.
-    pub visibility: Visibility,
+    pub access: Arc<Access>,
     /// Whether it takes no new flows at the moment.
     pub draining: bool,
     /// Whether its program listens on the wildcard address of this machine, as last seen while it listened,
@@ -199,7 +224,7 @@ impl TargetsReader {
         port: &PortName,
         transport: Transport,
     ) -> Option<Target> {
-        let services = self.0.load();
+        let services = self.snapshot.load();
         let wanted = (service, instance);
         let at = services
             .binary_search_by(|local| (&local.record.service, &local.record.instance).cmp(&wanted))
@@ -212,7 +237,12 @@ impl TargetsReader {
 
     /// Returns all services, sorted by service and instance.
     pub fn all(&self) -> Arc<Vec<LocalService>> {
-        self.0.load_full()
+        self.snapshot.load_full()
+    }
+
+    /// Returns what tells of each change of who may call what, after it can be read here.
+    pub fn access_changes(&self) -> watch::Receiver<()> {
+        self.access.clone()
     }
 }
 
@@ -271,7 +301,10 @@ fn start_at(
     let snapshot = Arc::new(ArcSwap::from_pointee(book.services()));
     let (commands, asked) = mpsc::channel(WAITING_REQUESTS);
     let (raises, raised) = mpsc::channel(WAITING_RAISES);
-    let targets = TargetsReader(Arc::clone(&snapshot));
+    let (policies, ruled) = mpsc::channel(WAITING_RAISES);
+    let (policy_holds, policy) = watch::channel(book.rules().policy);
+    let (access_changed, access) = watch::channel(());
+    let targets = TargetsReader { snapshot: Arc::clone(&snapshot), access };
     let leaving = Leaving::default();
     let task = Task {
         book,
@@ -279,13 +312,16 @@ fn start_at(
         store,
         commands: asked,
         raises: raised,
+        policies: ruled,
+        policy_holds,
         snapshot,
+        access_changed,
         records,
         leaving: leaving.clone(),
         events: Box::new(events),
     };
     stage.spawn("registry", task.run(stage.stopping().clone()));
-    Ok(Registry { commands, raises, targets, leaving })
+    Ok(Registry { commands, raises, policies, policy, targets, leaving })
 }
 
 #[cfg(test)]

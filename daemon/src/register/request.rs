@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use gossamer_core::access::Access;
 use gossamer_core::callers::Owner;
 use gossamer_wire::limits::{MAX_FRAGMENTS, MAX_OWN_RECORDS};
 use gossamer_wire::{
-    Fqdn, InstanceName, PortName, Routing, ServiceName, ServiceRecord, Transport, Visibility,
+    Fqdn, InstanceName, PortName, Routing, Rule, ServiceName, ServiceRecord, Transport, Visibility,
 };
 
 use super::place::{Host, Place};
@@ -28,8 +29,10 @@ pub struct ExposeRequest {
     pub ports: Vec<PortRequest>,
     /// Where the program listens; 127.0.0.1 unless given.
     pub target: Option<Host>,
-    /// Who may see and call it.
+    /// Which groups may see and call it.
     pub visibility: Visibility,
+    /// Who may as well, by rules.
+    pub allow: Vec<Rule>,
     /// Free pairs, shown in TXT.
     pub metadata: Vec<(String, String)>,
     /// Names outside the mesh zones it wants to be called by.
@@ -64,6 +67,8 @@ pub struct Exposed {
     pub record: ServiceRecord,
     /// Where its flows go, one per port of the record.
     pub target: Vec<Place>,
+    /// Who may call it.
+    pub access: Arc<Access>,
     /// Whether a registration with another content was replaced.
     pub replaced: bool,
     /// What the operator should know, each a sentence.

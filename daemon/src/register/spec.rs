@@ -7,10 +7,11 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use gossamer_core::access::{Access, Policy};
 use gossamer_core::callers::Owner;
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
-    DecodeError, Fqdn, FqdnSuffix, Health, InstanceName, NodeName, Port, PortName, Routing, ServiceName,
+    DecodeError, Fqdn, FqdnSuffix, Health, InstanceName, NodeName, Port, PortName, Routing, Rule, ServiceName,
     ServiceRecord, Transport, Tries, Visibility,
 };
 
@@ -25,6 +26,8 @@ pub struct Rules {
     pub node: NodeName,
     /// What the certificate allows.
     pub claims: Claims,
+    /// Who is admitted where a registration names nobody; it may change.
+    pub policy: Policy,
     /// Where no service may point.
     pub denied: DenyList,
 }
@@ -40,6 +43,9 @@ pub(super) struct Spec {
     pub(super) target: Host,
     pub(super) ports: Vec<PortSpec>,
     pub(super) visibility: Visibility,
+    /// Absent in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) allow: Vec<Rule>,
     pub(super) weight: u16,
     /// Absent when there is no wish, and in files of earlier versions.
     #[serde(default, skip_serializing_if = "Routing::is_none")]
@@ -74,6 +80,9 @@ impl Spec {
             groups.sort();
             groups.dedup();
         }
+        let mut allow = request.allow;
+        allow.sort();
+        allow.dedup();
         let mut fqdns = request.fqdns;
         fqdns.sort();
         fqdns.dedup();
@@ -89,6 +98,7 @@ impl Spec {
             target: canonical(request.target.unwrap_or_default()),
             ports: request.ports.into_iter().map(port).collect(),
             visibility,
+            allow,
             weight: request.weight,
             routing: request.routing,
             metadata: request.metadata,
@@ -135,14 +145,26 @@ impl Spec {
 
     /// Returns the bytes of its record, after the checks of records.
     pub(super) fn encoded_len(&self) -> Result<usize, ExposeError> {
-        // A `try` has one byte, whatever it is.
-        let record = self.record(Health::Passing, Tries::default());
+        // A `try` has one byte, whatever it is; the policy may change without asking again.
+        let visibility = self.access(Policy::default()).longest();
+        let record = ServiceRecord { visibility, ..self.record(Health::Passing, Tries::default()) };
         record.check().map_err(|error| match error {
             DecodeError::Malformed { why, .. } => ExposeError::Record(why),
             error => ExposeError::Record(error.to_string()),
         })?;
         let bytes = record.encode().map_err(|error| ExposeError::Record(error.to_string()))?;
         Ok(bytes.len())
+    }
+
+    /// Returns who may call it.
+    pub(super) fn access(&self, policy: Policy) -> Access {
+        Access { visibility: self.visibility.clone(), allow: self.allow.clone(), policy }
+    }
+
+    /// Returns whether flows and checks of the other one go where those of this one do.
+    pub(super) fn has_targets_of(&self, other: &Self) -> bool {
+        let of = |spec: &Self| (spec.proxy_protocol, spec.user);
+        self.target == other.target && self.ports == other.ports && of(self) == of(other)
     }
 
     pub(super) const fn owner(&self) -> Owner {
@@ -161,7 +183,7 @@ impl Spec {
         }
     }
 
-    /// Returns what other nodes are told.
+    /// Returns what other nodes are told while nothing else is said for the whole node.
     pub(super) fn record(&self, health: Health, tries: Tries) -> ServiceRecord {
         let port = |port: &PortSpec| Port {
             name: port.name.clone(),
@@ -172,7 +194,7 @@ impl Spec {
             service: self.service.clone(),
             instance: self.instance.clone(),
             ports: self.ports.iter().map(port).collect(),
-            visibility: self.visibility.clone(),
+            visibility: self.access(Policy::default()).published(),
             health,
             weight: self.weight,
             draining: false,
@@ -322,13 +344,14 @@ mod tests {
     #[test]
     fn broken_records_are_refused_in_words() {
         type Break = fn(&mut ExposeRequest);
-        let broken: [(Break, &str); 7] = [
+        let broken: [(Break, &str); 8] = [
             (|asked| asked.routing.order = vec![Tier::Zone; 2], "zone twice"),
             (|asked| asked.ports.clear(), "has no port"),
             (|asked| asked.ports.push(asked.ports[0].clone()), "appears twice"),
             (|asked| asked.ports[0].number = 0, "port 0"),
             (|asked| asked.ports[0].target_port = Some(0), "port 0"),
             (|asked| asked.metadata = vec![("a=b".to_owned(), String::new())], "metadata key"),
+            (|asked| asked.allow = rules_of(33), "rules of visibility"),
             (|asked| asked.metadata = (0..9).map(|n| (n.to_string(), "v".repeat(120))).collect(), "bytes"),
         ];
         for (break_it, words) in broken {
@@ -337,6 +360,29 @@ mod tests {
             let error = Spec::of(asked, &rules()).expect_err(words).to_string();
             assert!(error.contains(words), "{error}");
         }
+    }
+
+    fn rules_of(count: usize) -> Vec<Rule> {
+        (0..count).map(|number| format!("group:g{number}").parse().expect("a rule")).collect()
+    }
+
+    #[test]
+    fn rules_are_told_to_others_and_their_order_is_no_content() {
+        let with = |allow| Spec::of(ExposeRequest { allow, ..request("web", 80) }, &rules());
+        let spec = with([rules_of(2), rules_of(2)].concat()).expect("valid");
+        assert_eq!(with(rules_of(2).into_iter().rev().collect()).expect("valid"), spec);
+        let record = spec.record(Health::Passing, Tries::default());
+        assert_eq!(record.visibility, Visibility::Rules { own: true, rules: rules_of(2) });
+        let json = serde_json::to_value(&spec).expect("JSON");
+        assert_eq!(json["allow"], serde_json::json!(["group:g0", "group:g1"]));
+        assert_eq!(serde_json::from_value::<Spec>(json).expect("read"), spec);
+        let plain = Spec::of(request("web", 80), &rules()).expect("valid");
+        let json = serde_json::to_value(&plain).expect("JSON");
+        assert!(
+            json.get("allow").is_none()
+                && plain.record(Health::Passing, Tries::default()).visibility == Visibility::Own
+        );
+        assert!(spec.has_targets_of(&plain));
     }
 
     #[test]

@@ -6,8 +6,9 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use gossamer_core::access::Policy;
 use gossamer_wire::ServiceRecord;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::book::{Book, Draft, Learned, Planned};
@@ -43,7 +44,10 @@ pub(super) struct Task {
     pub(super) store: Store,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) raises: mpsc::Receiver<Vec<Raise>>,
+    pub(super) policies: mpsc::Receiver<(Policy, oneshot::Sender<()>)>,
+    pub(super) policy_holds: watch::Sender<Policy>,
     pub(super) snapshot: Arc<ArcSwap<Vec<LocalService>>>,
+    pub(super) access_changed: watch::Sender<()>,
     pub(super) records: mpsc::Sender<Vec<ServiceRecord>>,
     pub(super) leaving: Leaving,
     pub(super) events: Box<dyn Fn(Change) + Send>,
@@ -54,6 +58,7 @@ enum Input {
     Leave,
     Checked(Done),
     Raised(Vec<Raise>),
+    Ruled(Policy, oneshot::Sender<()>),
     Asked(Command),
 }
 
@@ -73,6 +78,7 @@ impl Task {
                 () = self.leaving.asked.cancelled(), if !self.leaving.done.is_cancelled() => Input::Leave,
                 done = self.checks.next() => Input::Checked(done),
                 Some(raises) = self.raises.recv() => Input::Raised(raises),
+                Some((policy, answer)) = self.policies.recv() => Input::Ruled(policy, answer),
                 Some(command) = self.commands.recv() => Input::Asked(command),
             };
             match input {
@@ -84,6 +90,14 @@ impl Task {
                 }
                 Input::Checked(done) => self.take_check(done).await,
                 Input::Raised(raises) => self.raise(raises).await,
+                Input::Ruled(policy, answer) => {
+                    if self.book.set_policy(policy) {
+                        self.policy_holds.send_replace(policy);
+                        self.publish().await;
+                    }
+                    // Who asked may have gone; the policy holds.
+                    let _ = answer.send(());
+                }
                 Input::Asked(first) => self.commit(first).await,
             }
         }
@@ -182,7 +196,9 @@ impl Task {
     }
 
     fn publish_targets(&self) {
-        self.snapshot.store(Arc::new(self.book.services()));
+        let services = Arc::new(self.book.services());
+        let before = self.snapshot.swap(Arc::clone(&services));
+        self.access_changed.send_if_modified(|()| has_other_access(&before, &services));
     }
 
     /// Writes what was learned about listeners, if the file has it at all. Nobody was promised that: nobody waits
@@ -201,6 +217,17 @@ impl Task {
         let store = self.store.clone();
         Stage::blocking(move || store.write_json(FILE, &stored)).await
     }
+}
+
+/// Returns whether something is called by others than before: a check that passes or fails is no such change.
+fn has_other_access(before: &[LocalService], after: &[LocalService]) -> bool {
+    let is_same = |(one, other): (&LocalService, &LocalService)| {
+        let targets = one.targets.iter().zip(&other.targets);
+        let is_one = (&one.record.service, &one.record.instance, &one.record.ports)
+            == (&other.record.service, &other.record.instance, &other.record.ports);
+        is_one && targets.into_iter().all(|(one, other)| Arc::ptr_eq(&one.access, &other.access))
+    };
+    before.len() != after.len() || !before.iter().zip(after).all(is_same)
 }
 
 /// Puts a request into the draft, or answers it at once when it breaks a rule.

@@ -4,9 +4,10 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
+use gossamer_core::access::Policy;
 use gossamer_core::callers::Owner;
 use gossamer_wire::token::Claims;
-use gossamer_wire::{Health, Routing};
+use gossamer_wire::{Health, Routing, Visibility};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
@@ -17,6 +18,7 @@ pub(super) fn rules() -> Rules {
     Rules {
         node: "vm-b".parse().expect("name"),
         claims: Claims::default(),
+        policy: Policy::default(),
         denied: DenyList::new(own, Ipv4Addr::new(127, 240, 0, 0), 16),
     }
 }
@@ -29,6 +31,7 @@ pub(super) fn request(service: &str, port: u16) -> ExposeRequest {
         ports: vec![port],
         target: None,
         visibility: Visibility::Own,
+        allow: Vec::new(),
         metadata: Vec::new(),
         fqdns: Vec::new(),
         weight: 100,

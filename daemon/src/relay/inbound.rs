@@ -13,25 +13,28 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use gossamer_core::trust::spiffe_id;
+use gossamer_core::access::Verdict;
+use gossamer_core::trust::{Leaf, spiffe_id};
+use gossamer_wire::Transport;
 use gossamer_wire::flow::{OpenRequest, OpenStatus, PREFIX_BYTES};
-use gossamer_wire::{GroupName, NodeId, NodeName, Transport};
 
 use super::copy::{BROKEN, Counts, Early, Guarded};
 use super::dialled::Dialled;
 use super::drain::Serving;
 use super::flow::{Direction, FlowId, FlowInfo};
 use super::outbound::DRAINED;
+use super::permits::{NO_LONGER_ALLOWED, Permit};
 use super::{Relay, count, proxy};
+use crate::clock;
+use crate::events::{Event, What};
 use crate::register::{Connected, Place, Target};
 use crate::transport::FlowStream;
 
-/// Who calls, as the certificate says.
+/// Who calls.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Caller<'a> {
-    pub(super) node: NodeId,
-    pub(super) name: &'a NodeName,
-    pub(super) group: &'a GroupName,
+    /// What is certified of it.
+    pub(super) leaf: &'a Arc<Leaf>,
     /// Where the node is; `None` for this one.
     pub(super) remote: Option<SocketAddr>,
 }
@@ -43,6 +46,27 @@ pub(super) struct Dialling {
     pub(super) place: Place,
     /// Counts it at its registration.
     pub(super) serving: Serving,
+    /// Ends it when it is no longer allowed.
+    pub(super) permit: Permit,
+}
+
+/// Why a request comes to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// What the caller is told.
+    pub(super) status: OpenStatus,
+    /// What only this node is told.
+    pub(super) why: String,
+}
+
+impl Refusal {
+    fn denied(why: impl std::fmt::Display) -> Self {
+        Self { status: OpenStatus::Denied, why: format!("denied: {why}") }
+    }
+
+    pub(super) fn target(why: &str) -> Self {
+        Self { status: OpenStatus::Refused, why: why.to_owned() }
+    }
 }
 
 impl Relay {
@@ -82,12 +106,14 @@ impl Relay {
             tracing::info!(target: "access", %flow, service = %request.service, instance = %request.instance,
                 peer = %peer.name, bytes_in, bytes_out, took = ?began.elapsed(), reason, "flow served");
         };
-        let caller = Caller { node: peer.node, name: &peer.name, group: &peer.group, remote: Some(remote) };
-        let Dialling { mut target, place, serving } = match self.dial_target(&request, &caller).await {
+        let caller = Caller { leaf: &peer, remote: Some(remote) };
+        let Dialling { mut target, place, serving, mut permit } = match self.dial_target(&request, &caller).await {
             Ok(dialled) => dialled,
-            Err(status) => {
-                line(0, 0, refusal_words(status));
-                return refuse(stream, status);
+            Err(refusal) => {
+                if self.turn_away(stream, refusal.status, &peer) {
+                    line(0, 0, &refusal.why);
+                }
+                return;
             }
         };
         if stream.side().send.write_all(&[OpenStatus::Open.code()]).await.is_err() {
@@ -107,6 +133,10 @@ impl Relay {
         let reason = tokio::select! {
             biased;
             () = self.parts.stage.stopping().cancelled() => Some("stopping".to_owned()),
+            () = permit.revoked() => {
+                count(&self.counters.revoked);
+                Some(NO_LONGER_ALLOWED.to_owned())
+            }
             copied = target.copy(&mut stream, Early::default(), &counts) => {
                 copied.err().map(|broken| broken.to_string())
             }
@@ -125,15 +155,15 @@ impl Relay {
         &self,
         request: &OpenRequest,
         caller: &Caller<'_>,
-    ) -> Result<Dialling, OpenStatus> {
+    ) -> Result<Dialling, Refusal> {
         let serving = self.living.serve((request.service.clone(), request.instance.clone()));
-        let target = self.permitted(request, caller.group).ok_or_else(|| {
-            count(&self.counters.denied);
-            OpenStatus::Denied
-        })?;
+        // Before it is judged: what changes from here on finds it.
+        let permit = self.permits.call(request, caller.leaf);
+        let target = self.admitted(request, caller.leaf)?;
+        // Only who may call it learns that.
         if target.draining {
             count(&self.counters.draining);
-            return Err(OpenStatus::Draining);
+            return Err(Refusal { status: OpenStatus::Draining, why: "draining".to_owned() });
         }
         let dialling = async {
             let mut connected = target.addr.connect().await?;
@@ -143,8 +173,8 @@ impl Relay {
             std::io::Result::Ok(connected)
         };
         let dialled = timeout(DIAL_WITHIN, dialling).await;
-        let connected = dialled.ok().and_then(Result::ok).ok_or(OpenStatus::Refused)?;
-        Ok(Dialling { target: Dialled::new(connected), place: target.addr, serving })
+        let connected = dialled.ok().and_then(Result::ok).ok_or_else(|| Refusal::target("target refused"))?;
+        Ok(Dialling { target: Dialled::new(connected), place: target.addr, serving, permit })
     }
 
     /// Tells a target who calls. The caller of a flow that stays here has this machine's address.
@@ -160,8 +190,8 @@ impl Relay {
         let from = caller.remote.unwrap_or(here);
         let to = own.map_or_else(|| proxy::nowhere(from, target.port), |(_, to)| to);
         let told = proxy::Told {
-            identity: &spiffe_id(self.parts.mesh, caller.group, caller.name),
-            node: &caller.node.to_string(),
+            identity: &spiffe_id(self.parts.mesh, &caller.leaf.group, &caller.leaf.name),
+            node: &caller.leaf.node.to_string(),
             service: request.service.as_str(),
             flow: &FlowId(request.flow).to_string(),
             addresses: (from, to),
@@ -169,20 +199,67 @@ impl Relay {
         proxy::header(&told).unwrap_or_default()
     }
 
-    /// Returns the target of a request, when a caller of `group` may use it and the deny list lets it.
-    pub(super) fn permitted(&self, request: &OpenRequest, group: &GroupName) -> Option<Target> {
+    /// Returns the target of a new flow, by every rule of the exporter, and counts what was decided.
+    pub(super) fn admitted(&self, request: &OpenRequest, caller: &Leaf) -> Result<Target, Refusal> {
+        let (target, audited) =
+            self.permitted(request, caller).inspect_err(|_| count(&self.counters.denied))?;
+        if let Some(ground) = audited {
+            count(&self.counters.audited);
+            tracing::info!(target: "access", flow = %FlowId(request.flow), service = %request.service,
+                instance = %request.instance, peer = %caller.name, group = %caller.group, reason = %ground,
+                "flow would be denied");
+        }
+        Ok(target)
+    }
+
+    /// Judges a request: returns its target when the rules let this caller use it and the deny list lets anybody, with
+    /// what would be against it were it not for `policy.audit`.
+    pub(super) fn permitted(
+        &self,
+        request: &OpenRequest,
+        caller: &Leaf,
+    ) -> Result<(Target, Option<String>), Refusal> {
         let OpenRequest { service, instance, port, transport, .. } = request;
-        let target = self.parts.targets.lookup(service, instance, port, *transport)?;
-        if !target.visibility.admits(&self.parts.group, group) {
-            return None;
-        }
+        let target = self.parts.targets.lookup(service, instance, port, *transport);
+        let target = target.ok_or_else(|| Refusal::denied("no such service, instance or port here"))?;
+        let audited = match target.access.judge(&self.parts.group, &caller.subject()) {
+            Verdict::Allowed(_) => None,
+            Verdict::Audited(ground) => Some(ground.to_string()),
+            Verdict::Denied(ground) => return Err(Refusal::denied(ground)),
+        };
         match self.parts.deny.check(&target.addr) {
-            Ok(()) => Some(target),
-            Err(denial) => {
-                tracing::debug!(%service, %instance, reason = %denial, "a registered target is not dialled");
-                None
-            }
+            Ok(()) => Ok((target, audited)),
+            Err(denial) => Err(Refusal::denied(format_args!("{} is no target: {denial}", target.addr))),
         }
+    }
+
+    /// Answers a peer that gets no flow. One that asks over and over for what it may not call, or what is not here, is
+    /// searching: its connection is closed, and it is named. Returns whether a line is worth it: who searches gets none.
+    pub(super) fn turn_away(&self, mut stream: Guarded<FlowStream>, status: OpenStatus, peer: &Leaf) -> bool {
+        if status != OpenStatus::Denied || !self.has_searched(peer) {
+            refuse(stream, status);
+            return true;
+        }
+        if stream.side().datagrams.hang_up() {
+            count(&self.counters.searches);
+        }
+        let what = What::Searches { name: peer.name.clone() };
+        if self.parts.events.findings().name(peer.node, what, clock::wall()) {
+            self.parts.events.push(&Event {
+                who: format!("node {}", peer.name),
+                was: "connected",
+                now: "hung up on",
+                cause: "it asks over and over for services that it may not call or that are not here"
+                    .to_owned(),
+                by: "self".to_owned(),
+            });
+        }
+        false
+    }
+
+    fn has_searched(&self, peer: &Leaf) -> bool {
+        let mut denials = self.denials.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        denials.handle_denied(peer.node, Instant::now().into_std())
     }
 }
 
@@ -192,16 +269,6 @@ async fn read_request(stream: &mut FlowStream) -> Option<OpenRequest> {
     let mut payload = vec![0; OpenRequest::decode_prefix(prefix).ok()?];
     stream.recv.read_exact(&mut payload).await.ok()?;
     OpenRequest::decode(&payload).ok()
-}
-
-/// Says in an access line why a flow was not served.
-pub(super) const fn refusal_words(status: OpenStatus) -> &'static str {
-    match status {
-        OpenStatus::Denied => "denied",
-        OpenStatus::Busy => "too many flows",
-        OpenStatus::Draining => "draining",
-        OpenStatus::Refused | OpenStatus::Open => "target refused",
-    }
 }
 
 /// Answers and ends both directions; the answer still arrives, what the caller sent is dropped.

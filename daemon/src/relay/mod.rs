@@ -17,6 +17,7 @@ mod flow;
 mod inbound;
 mod listener;
 mod outbound;
+mod permits;
 mod proxy;
 mod scope;
 mod tries;
@@ -26,13 +27,15 @@ mod vips;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
+use gossamer_core::access::Denials;
+use gossamer_core::trust::Leaf;
 use gossamer_core::vip::VipName;
 use gossamer_wire::{GroupName, InstanceName, MeshId, NodeId, NodeName, PortName, ServiceName, Transport};
 
@@ -43,6 +46,7 @@ pub use scope::PortChoice;
 pub(crate) use scope::{attempt, behind, has_udp, of_instances};
 pub use vips::{RedirectError, RedirectSockets, Standings, VipPort, Vips, VipsParts};
 
+use crate::events::EventLog;
 use crate::index::IndexReader;
 use crate::metrics::FlowCounts;
 use crate::register::{DenyList, LocalService, Target, TargetsReader};
@@ -51,6 +55,7 @@ use crate::transport::{FlowStream, OpenError, Peers};
 use copy::{Counts, Guarded, Plain};
 use drain::Living;
 use flow::Flows;
+use permits::Permits;
 pub use tries::TriesInVain;
 use udp::Udp;
 
@@ -65,6 +70,8 @@ pub struct RelayParts {
     pub name: NodeName,
     /// Its group.
     pub group: GroupName,
+    /// What is certified of it: flows that stay here are judged by it.
+    pub leaf: Arc<Leaf>,
     /// Its mesh.
     pub mesh: MeshId,
     /// Where instances are.
@@ -77,6 +84,8 @@ pub struct RelayParts {
     pub deny: DenyList,
     /// The way to other nodes.
     pub hops: Arc<dyn OpenHop>,
+    /// The event log.
+    pub events: EventLog,
 }
 
 /// Opens streams to other nodes; [`Peers`] but for tests.
@@ -98,6 +107,9 @@ pub trait LocalTargets: Send + Sync + fmt::Debug {
 
     /// Returns all services of this node.
     fn all(&self) -> Arc<Vec<LocalService>>;
+
+    /// Returns what tells of each change of who may call what, after it can be read here.
+    fn access_changes(&self) -> watch::Receiver<()>;
 }
 
 impl LocalTargets for TargetsReader {
@@ -113,6 +125,10 @@ impl LocalTargets for TargetsReader {
 
     fn all(&self) -> Arc<Vec<LocalService>> {
         Self::all(self)
+    }
+
+    fn access_changes(&self) -> watch::Receiver<()> {
+        Self::access_changes(self)
     }
 }
 
@@ -131,6 +147,8 @@ pub struct Relay {
     parts: Arc<RelayParts>,
     flows: Flows,
     living: Living,
+    permits: Permits,
+    denials: Arc<Mutex<Denials>>,
     udp: Arc<Udp>,
     counters: Arc<RelayCounters>,
 }
@@ -142,13 +160,17 @@ impl Relay {
             parts: Arc::new(parts),
             flows: Flows::default(),
             living: Living::default(),
+            permits: Permits::default(),
+            denials: Arc::default(),
             udp: Arc::default(),
             counters: Arc::default(),
         }
     }
 
-    /// Starts to serve the streams of peers.
+    /// Starts to serve the streams of peers, and to end flows that are no longer allowed.
     pub fn start_inbound(&self, inbound: mpsc::Receiver<FlowStream>) {
+        let changes = (self.parts.targets.access_changes(), self.parts.index.changes());
+        self.parts.stage.spawn("relay-permits", self.clone().judge(changes));
         self.parts.stage.spawn("relay-inbound", self.clone().accept_hops(inbound));
     }
 
@@ -196,6 +218,7 @@ impl Relay {
         let refused = [
             ("unreachable", &counters.failed),
             ("denied", &counters.denied),
+            ("search", &counters.searches),
             ("busy", &counters.busy),
             ("draining", &counters.draining),
             ("malformed", &counters.malformed),
@@ -211,6 +234,8 @@ impl Relay {
             in_vain: counters.in_vain.by_reason(),
             overtaken: read(&counters.overtaken),
             spilled: read(&counters.spilled),
+            audited: read(&counters.audited),
+            revoked: read(&counters.revoked),
             bytes_in: read(&counters.bytes_in),
             bytes_out: read(&counters.bytes_out),
             ..FlowCounts::default()
@@ -251,6 +276,12 @@ pub struct RelayCounters {
     pub denied: AtomicU64,
     /// Flows refused because their service drains.
     pub draining: AtomicU64,
+    /// Flows let in by `policy.audit` only.
+    pub audited: AtomicU64,
+    /// Living flows ended because they were no longer allowed or imported.
+    pub revoked: AtomicU64,
+    /// Connections closed because the peer asked over and over for what it may not call or what is not here.
+    pub searches: AtomicU64,
     /// Flows of peers refused because they have too many.
     pub busy: AtomicU64,
     /// Flows of peers whose request is broken or late.

@@ -24,9 +24,10 @@ use super::dialled::Dialled;
 use super::drain::Serving;
 use super::flow::{Direction, FlowId, FlowInfo, InstanceKey};
 use super::inbound::Caller;
+use super::permits::{NO_LONGER_ALLOWED, NO_LONGER_IMPORTED, Permit, revoked};
 use super::scope::PortChoice;
 use super::tries::{Beside, Call, Failure, Round, unreached};
-use super::{Relay, RelayParts, count};
+use super::{Relay, count};
 use crate::transport::FlowStream;
 
 /// Why a flow reached no instance. Nothing was sent to the client; a VIP's client gets a reset.
@@ -99,8 +100,8 @@ pub(super) struct Choice {
 /// The far end of an open TCP flow.
 enum Far {
     Hop(Guarded<FlowStream>),
-    /// With what ends it when its service has drained for long enough.
-    Local(Dialled, Serving),
+    /// With what ends it when its service has drained for long enough, or it is no longer allowed.
+    Local(Dialled, Serving, Permit),
 }
 
 /// How one instance is tried.
@@ -222,12 +223,14 @@ impl Relay {
         let key = choice.key(name);
         let _in_flight = self.flows.opened(key.clone(), took);
         let _listed = self.flows.list(choice.info(flow, name, began));
+        let mut imported = self.import(name, &choice);
         let counts = Counts::default();
         let copied = async {
             match far {
                 Far::Hop(mut hop) => copy(client, &mut hop, early, &counts).await.map_err(Ended::Broken),
-                Far::Local(mut target, serving) => tokio::select! {
+                Far::Local(mut target, serving, mut permit) => tokio::select! {
                     biased;
+                    () = permit.revoked() => Err(Ended::Revoked(NO_LONGER_ALLOWED)),
                     copied = target.copy(client, early, &counts) => copied.map_err(Ended::Broken),
                     () = serving.over() => Err(Ended::Drained),
                 },
@@ -236,19 +239,19 @@ impl Relay {
         let ended = tokio::select! {
             biased;
             () = stop.cancelled() => Err(Ended::Stopping),
+            () = revoked(&mut imported) => Err(Ended::Revoked(NO_LONGER_IMPORTED)),
             copied = copied => copied,
         };
+        if matches!(ended, Err(Ended::Revoked(_))) {
+            count(&self.counters.revoked);
+        }
         let (bytes_in, bytes_out) = self.counters.add_bytes(&counts);
         let is_unseen =
             matches!(ended, Err(Ended::Broken(Broken::Service(_)))) && (bytes_in, bytes_out) == (0, 0);
         if is_unseen {
             self.flows.failed(key, Instant::now().into_std());
         }
-        let reason = ended.err().map(|ended| match ended {
-            Ended::Stopping => "stopping".to_owned(),
-            Ended::Drained => DRAINED.to_owned(),
-            Ended::Broken(broken) => broken.to_string(),
-        });
+        let reason = ended.err().map(|ended| ended.to_string());
         tracing::info!(target: "access", %flow, service = %name.service(), instance = %choice.instance,
             peer = %choice.node_name, bytes_in, bytes_out, took = ?began.elapsed(),
             reason = reason.as_deref().unwrap_or("done"), "flow ended");
@@ -332,10 +335,9 @@ impl Relay {
 
     /// Connects to a target of this node.
     async fn ask_here(&self, request: &OpenRequest) -> Result<Far, Failure> {
-        let RelayParts { node, name, group, .. } = &*self.parts;
-        let caller = Caller { node: *node, name, group, remote: None };
-        let served = self.dial_target(request, &caller).await?;
-        Ok(Far::Local(served.target, served.serving))
+        let caller = Caller { leaf: &self.parts.leaf, remote: None };
+        let served = self.dial_target(request, &caller).await.map_err(|refusal| refusal.status)?;
+        Ok(Far::Local(served.target, served.serving, served.permit))
     }
 
     fn request(&self, flow: FlowId, name: &VipName, choice: &Choice) -> OpenRequest {
@@ -420,11 +422,24 @@ impl Choice {
     }
 }
 
-/// Why a flow did not end cleanly.
+/// Why an open flow has ended before both its ends did.
 enum Ended {
     Stopping,
     Drained,
+    /// It may not go on.
+    Revoked(&'static str),
     Broken(Broken),
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Stopping => f.write_str("stopping"),
+            Self::Drained => f.write_str(DRAINED),
+            Self::Revoked(why) => f.write_str(why),
+            Self::Broken(broken) => broken.fmt(f),
+        }
+    }
 }
 
 impl std::fmt::Display for Broken {

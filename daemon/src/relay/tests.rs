@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
+use gossamer_core::access::{Access, Policy};
 use gossamer_core::catalog::{InstanceState, InstanceView, Nearness, ServiceView};
 use gossamer_core::trust::Leaf;
 use gossamer_wire::token::Claims;
@@ -14,10 +15,11 @@ use gossamer_wire::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::{LiveRoutes, LocalTargets, OpenHop, Opening, Relay, RelayParts};
+use crate::events::EventLog;
 use crate::index::IndexWriter;
 use crate::register::{DenyList, LocalService, Target};
 use crate::supervise::Stage;
@@ -91,7 +93,7 @@ pub(crate) fn local_service(name: &str, instance: &str, port: u16, addr: SocketA
             healthy: true,
             trouble: None,
             proxy_protocol: false,
-            visibility,
+            access: access(visibility, &[], Policy::default()),
             draining: false,
             wildcard: None,
         }],
@@ -101,12 +103,31 @@ pub(crate) fn local_service(name: &str, instance: &str, port: u16, addr: SocketA
 
 /// The registered services of a test, which may change.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Targets(Arc<Mutex<Arc<Vec<LocalService>>>>);
+pub(crate) struct Targets(Arc<Mutex<Arc<Vec<LocalService>>>>, watch::Sender<()>);
 
 impl Targets {
     pub(crate) fn set(&self, services: Vec<LocalService>) {
         *self.0.lock().expect("not poisoned") = Arc::new(services);
+        self.1.send_replace(());
     }
+}
+
+/// Targets of the deny list, for one that was registered under other rules.
+pub(crate) const DENIED: [&str; 8] = [
+    "127.0.0.1:4677",
+    "127.240.7.7:5432",
+    "169.254.169.254:80",
+    "[::ffff:169.254.169.254]:80",
+    "[fd00:ec2::254]:80",
+    "224.0.0.1:80",
+    "0.0.0.0:80",
+    "255.255.255.255:80",
+];
+
+/// Who may call a target.
+pub(crate) fn access(visibility: Visibility, allow: &[&str], policy: Policy) -> Arc<Access> {
+    let allow = allow.iter().map(|text| text.parse().expect(text)).collect();
+    Arc::new(Access { visibility, allow, policy })
 }
 
 impl LocalTargets for Targets {
@@ -130,6 +151,10 @@ impl LocalTargets for Targets {
     fn all(&self) -> Arc<Vec<LocalService>> {
         Arc::clone(&self.0.lock().expect("not poisoned"))
     }
+
+    fn access_changes(&self) -> watch::Receiver<()> {
+        self.1.subscribe()
+    }
 }
 
 /// A relay with everything around it.
@@ -152,12 +177,15 @@ impl Bench {
             node,
             name: "here".parse().expect("name"),
             group: group("west"),
+            leaf: Arc::new(leaf(node, "west")),
             mesh: MeshId::from_bytes([7; 16]),
             index: index.reader(),
             routes: routes.clone(),
             targets: Arc::new(targets.clone()),
-            deny: DenyList::new(vec![own_port], Ipv4Addr::new(127, 240, 0, 0), 16),
+            deny: DenyList::new(vec![own_port], Ipv4Addr::new(127, 240, 0, 0), 16)
+                .with_files(vec!["/run/gossamer".into()]),
             hops,
+            events: EventLog::default(),
         });
         Self { relay, index, targets, routes, stage }
     }

@@ -6,6 +6,7 @@
 //! Nothing is listened on for a name nobody here asked for, and nothing that would keep a program of this
 //! machine from starting (design section 8).
 
+mod capacity;
 mod owner;
 mod raises;
 mod redirect;

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use gossamer_wire::flow::{decode_stream_id, encode_stream_id};
 use gossamer_wire::limits::MAX_FRAMED_AT_ONCE;
 
-use super::link::CLOSE_BAD_BYTES;
+use super::link::{CLOSE_BAD_BYTES, CLOSE_SEARCH};
 
 /// Takes the datagrams of one flow. It must not block.
 pub(crate) type Take = Box<dyn Fn(Bytes) + Send + Sync>;
@@ -67,6 +67,13 @@ impl Datagrams {
             strays: AtomicU64::new(0),
         };
         Self { connection, shared: Arc::new(shared) }
+    }
+
+    /// Closes the connection, with all its flows: the peer searches for what it may not call. Returns whether it was open.
+    pub(crate) fn hang_up(&self) -> bool {
+        let is_open = self.connection.close_reason().is_none();
+        self.connection.close(CLOSE_SEARCH.into(), b"too many refused requests");
+        is_open
     }
 
     /// Lets a flow take its datagrams until the guard is dropped. They must be registered before the other side can

@@ -135,6 +135,9 @@ pub(super) const CLOSE_REFUSED: u32 = 5;
 /// The certificate does not count any more: it ended, or statements put the node or its issuer out.
 pub(super) const CLOSE_OUT: u32 = 7;
 
+/// The peer has asked too often for what it may not call or what is not here.
+pub(super) const CLOSE_SEARCH: u32 = 10;
+
 /// The identity of the peer runs twice, at the address in the reason; this process started later.
 pub(super) const CLOSE_TWICE: u32 = 6;
 

@@ -6,6 +6,7 @@
 //! Each check can be sabotaged: the same steps with the feature broken from outside, which must make it fail. A
 //! check that cannot fail does not count.
 
+mod access;
 mod answers;
 mod bad;
 mod bugs;
@@ -118,7 +119,15 @@ pub fn rows() -> Vec<Row> {
     let rows = issue_2.concat().into_iter().chain([shape::ROW, bad::ROW]);
     let issue_4 = [issuers::ROWS, joins::ROWS, redeeming::ROWS, evicted::ROWS, rotation::ROWS];
     let issue_5 = [answers::ROWS, clients::ROWS, resolvers::ROWS, gone::ROWS, forwarding::ROWS];
-    let issue_6 = [hosts::ROWS, vips::ROWS, carried::ROWS, protocols::ROWS, datagrams::ROWS, selection::ROWS];
+    let issue_6 = [
+        hosts::ROWS,
+        vips::ROWS,
+        carried::ROWS,
+        protocols::ROWS,
+        datagrams::ROWS,
+        selection::ROWS,
+        access::ROWS,
+    ];
     rows.chain(simulated::ROWS.iter().copied())
         .chain([gossip::ROW, bugs::ROW, mixed::ROW, hostile::ROW, long::ROW, scarce::ROW])
         .chain(issue_4.concat())

@@ -15,6 +15,7 @@ use super::receive::{self, Content};
 use super::tree::{self, Handover, Interval};
 use super::{Catalog, CatalogEvent, Output};
 use crate::time::Now;
+use crate::trust::Leaf;
 
 /// Bytes of a copy beside the advert: age, length.
 const COPY_OVERHEAD: usize = 10;
@@ -58,6 +59,10 @@ impl Catalog {
         match leaf {
             Ok(leaf) => {
                 self.publisher.set_card(card, leaf.claims.ephemeral_seconds > 0);
+                if self.own_leaf.as_ref().is_none_or(|known| !is_same_subject(known, &leaf)) {
+                    // Rules of records may name it otherwise.
+                    self.changed_services.extend(self.store.services().cloned());
+                }
                 self.own_leaf = Some(leaf);
             }
             Err(why) => {
@@ -144,6 +149,12 @@ impl Catalog {
             Kind::Later(_) => return None,
         })
     }
+}
+
+/// Returns whether rules of access see the same node in both.
+fn is_same_subject(known: &Leaf, new: &Leaf) -> bool {
+    let of = |leaf: &Leaf| (leaf.group.clone(), leaf.name.clone(), leaf.claims.labels.clone());
+    of(known) == of(new)
 }
 
 /// Cuts a list of adverts into what fits a frame.

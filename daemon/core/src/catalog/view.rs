@@ -9,12 +9,13 @@ use std::time::Duration;
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
     DecodeError, Fqdn, GroupName, Health, InstanceName, NodeId, NodeName, Port, RegionName, Routing,
-    ServiceName, ServiceRecord, Tier, Tries, ZoneName,
+    ServiceName, ServiceRecord, Subject, Tier, Tries, ZoneName,
 };
 
 use super::owner::{Gate, Owner};
 use super::{Catalog, CatalogConfig, MemberLiveness};
 use crate::time::Now;
+use crate::trust::Leaf;
 
 /// How near an instance is; the order is the failover order of design section 9, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,7 +82,7 @@ pub struct InstanceView {
     pub metadata: Vec<(String, String)>,
     /// Tries of the VIP function.
     pub tries: Tries,
-    /// Whether its exporter lets this node's group see and call it.
+    /// Whether its exporter lets this node see and call it.
     pub visible: bool,
     /// Whether it is behind the short name: of the own group, or imported.
     pub imported: bool,
@@ -299,6 +300,11 @@ impl Catalog {
         }
     }
 
+    /// Returns this node for rules of access; only its group is known until its card was taken.
+    fn me(&self) -> Subject<'_> {
+        self.own_leaf.as_ref().map_or_else(|| Subject::of_group(&self.config.group), Leaf::subject)
+    }
+
     fn instance(&self, node: NodeId, owner: &Owner, gate: Gate, record: &ServiceRecord) -> InstanceView {
         let group = &owner.leaf().group;
         let own_group = &self.config.group;
@@ -321,7 +327,7 @@ impl Catalog {
             addresses: owner.card().addresses.clone(),
             metadata: record.metadata.clone(),
             tries: record.tries,
-            visible: record.visibility.admits(group, own_group),
+            visible: record.visibility.admits(group, &self.me()),
             imported: rank.is_some(),
             rank: rank.and_then(|rank| u16::try_from(rank).ok()).unwrap_or(u16::MAX),
             fqdns: record.fqdns.clone(),

@@ -264,15 +264,6 @@ fn a_member_that_is_down_is_a_finding_and_one_that_left_is_not() {
 }
 
 #[test]
-fn visibility_is_said_in_words() {
-    let east: GroupName = "east".parse().expect("name");
-    let west: GroupName = "west".parse().expect("name");
-    assert_eq!(visibility_words(&Audience::Own, &east), "group east");
-    assert_eq!(visibility_words(&Audience::Groups(vec![west]), &east), "groups east, west");
-    assert_eq!(visibility_words(&Audience::All, &east), "all groups");
-}
-
-#[test]
 fn a_finding_about_a_node_says_who_what_since_when_and_what_to_do() {
     let (this, other) = (NodeId::from_bytes([1; 16]), NodeId::from_bytes([2; 16]));
     let name_of = |node| if node == this { "vm-a".to_owned() } else { "vm-b".to_owned() };

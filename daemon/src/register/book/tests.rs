@@ -1,5 +1,6 @@
 //! The rules of the book, without a runtime.
 
+use gossamer_core::access::Base;
 use gossamer_wire::Visibility;
 
 use super::super::request::PortRequest;
@@ -135,6 +136,35 @@ fn other_content_replaces_and_is_judged_anew() {
     assert!(!book.has(&old[0]));
     assert_eq!(book.observe(&old[0], PASSED), None, "a late check says nothing about the new target");
     assert_eq!(book.records()[0].health, Health::Failing);
+}
+
+#[test]
+fn other_callers_take_no_other_check() {
+    let mut book = empty();
+    let (_, _, checks) = expose(&mut book, request("orders", 5432));
+    book.observe(&checks[0], PASSED);
+    let wider = ExposeRequest { visibility: Visibility::All, ..request("orders", 5432) };
+    let (planned, changes, fresh) = expose(&mut book, wider);
+    assert!(book.exposed(&planned).replaced && fresh.is_empty());
+    assert_eq!(changes[0].now, "replaced");
+    let record = &book.records()[0];
+    assert_eq!((&record.visibility, record.health), (&Visibility::All, Health::Passing));
+    assert!(book.has(&checks[0]));
+}
+
+#[test]
+fn another_policy_is_told_to_others_and_holds_for_what_comes() {
+    let mut book = empty();
+    expose(&mut book, request("orders", 5432));
+    let deny = Policy { base: Base::Deny, audit: false };
+    assert!(book.set_policy(deny) && !book.set_policy(deny));
+    let nobody = Visibility::Rules { own: false, rules: Vec::new() };
+    assert_eq!(book.records()[0].visibility, nobody);
+    assert_eq!(book.services()[0].targets[0].access.policy, deny);
+    expose(&mut book, request("web", 80));
+    assert_eq!(book.records()[1].visibility, nobody);
+    assert!(book.set_policy(Policy::default()));
+    assert!(book.records().iter().all(|record| record.visibility == Visibility::Own));
 }
 
 #[test]

@@ -5,10 +5,11 @@ use super::*;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use gossamer_core::access::{Base, Policy};
 use gossamer_wire::Visibility;
 
 use crate::register::{LocalService, Place};
-use crate::relay::tests::{Bench, HERE, Hops, Link, greeter, local_service, named, service};
+use crate::relay::tests::{Bench, DENIED, HERE, Hops, Link, access, greeter, local_service, named, service};
 use crate::supervise::Stage;
 
 /// An exporting node of group `west`, and a peer's link to it.
@@ -73,7 +74,9 @@ async fn a_peer_of_another_group_is_denied_unless_it_is_named() {
     assert_eq!(exporter.call(&request()).await, (OpenStatus::Denied, Vec::new()));
     let open_to = |groups: Vec<&str>| {
         let groups = groups.into_iter().map(|group| group.parse().expect("name")).collect();
-        move |local: &mut LocalService| local.targets[0].visibility = Visibility::Groups(groups)
+        move |local: &mut LocalService| {
+            local.targets[0].access = access(Visibility::Groups(groups), &[], Policy::default());
+        }
     };
     let exporter = Exporter::new("east", open_to(vec!["north"])).await;
     assert_eq!(exporter.call(&request()).await.0, OpenStatus::Denied);
@@ -116,20 +119,15 @@ async fn a_target_nobody_listens_on_is_refused() {
 
 #[tokio::test]
 async fn the_deny_list_is_asked_again_at_the_dial() {
-    for denied in [
-        "127.0.0.1:4677",
-        "127.240.7.7:5432",
-        "169.254.169.254:80",
-        "[::ffff:169.254.169.254]:80",
-        "[fd00:ec2::254]:80",
-        "224.0.0.1:80",
-        "0.0.0.0:80",
-        "255.255.255.255:80",
-    ] {
+    for denied in DENIED {
         let addr: SocketAddr = denied.parse().expect("address");
         let exporter = Exporter::new("west", move |local| local.targets[0].addr = addr.into()).await;
         assert_eq!(exporter.call(&request()).await.0, OpenStatus::Denied, "{denied}");
     }
+    let path = "/run/gossamer/gossamer.sock".parse().expect("a path");
+    let exporter =
+        Exporter::new("west", move |local| local.targets[0].addr = Place::Unix { path, user: None }).await;
+    assert_eq!(exporter.call(&request()).await.0, OpenStatus::Denied, "the daemon's own socket");
 }
 
 #[tokio::test]
@@ -211,4 +209,83 @@ async fn a_stop_is_a_reset_and_no_clean_end() {
     stream.recv.read_exact(&mut [0; 7]).await.expect("open");
     exporter.bench.stage.stopping().cancel();
     assert!(stream.recv.read(&mut [0]).await.is_err());
+}
+
+/// Rules of a service that nothing but `allow` admits anybody to.
+fn only(allow: &[&str], audit: bool) -> impl FnOnce(&mut LocalService) {
+    let rules = access(Visibility::Own, allow, Policy { base: Base::Deny, audit });
+    move |local: &mut LocalService| local.targets[0].access = rules
+}
+
+#[tokio::test]
+async fn rules_admit_by_what_is_certified_and_nothing_else_does_where_the_default_is_deny() {
+    let id = format!("id:{HERE}");
+    for (allow, status) in [
+        (&[][..], OpenStatus::Denied),
+        (&["group:east"], OpenStatus::Denied),
+        (&["group:west"], OpenStatus::Open),
+        (&["node:pe*"], OpenStatus::Open),
+        (&["node:other", "node:*-x"], OpenStatus::Denied),
+        (&[id.as_str()], OpenStatus::Open),
+        (&["label:team=shop"], OpenStatus::Denied),
+    ] {
+        let exporter = Exporter::new("west", only(allow, false)).await;
+        assert_eq!(exporter.call(&request()).await.0, status, "{allow:?}");
+    }
+}
+
+#[tokio::test]
+async fn audit_lets_in_who_would_be_denied_and_counts_it() {
+    let exporter = Exporter::new("east", only(&[], true)).await;
+    assert_eq!(exporter.call(&request()).await, (OpenStatus::Open, b"hello  bye".to_vec()));
+    let counters = exporter.bench.relay.counters();
+    let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    assert_eq!((read(&counters.audited), read(&counters.denied)), (1, 0));
+    // What is not there is not there for anybody.
+    let unknown = OpenRequest { instance: named("db-1"), ..request() };
+    assert_eq!(exporter.call(&unknown).await.0, OpenStatus::Denied);
+}
+
+#[tokio::test]
+async fn a_change_of_the_rules_resets_a_living_flow_and_one_that_leaves_it_does_not() {
+    let exporter = Exporter::new("west", unchanged).await;
+    let mut stream = exporter.ask(&request().encode().expect("fits")).await;
+    stream.recv.read_exact(&mut [0; 7]).await.expect("open");
+    let rewritten = |change: Box<dyn FnOnce(&mut LocalService)>| {
+        let mut local = LocalService::clone(&exporter.bench.relay.parts.targets.all()[0]);
+        change(&mut local);
+        exporter.bench.targets.set(vec![local]);
+    };
+    rewritten(Box::new(only(&["node:peer"], false)));
+    stream.send.write_all(b"still ").await.expect("written");
+    exporter.bench.targets.set(Vec::new());
+    stream.send.write_all(b"there").await.expect("a withdrawn service ends no flow");
+    exporter.bench.targets.set(vec![local_service(
+        "orders",
+        "db-0",
+        5432,
+        "127.0.0.1:1".parse().expect("an address"),
+    )]);
+    rewritten(Box::new(only(&["node:other"], false)));
+    let answer = timeout(Duration::from_secs(5), stream.recv.read(&mut [0])).await.expect("soon");
+    assert!(answer.is_err(), "{answer:?}");
+    assert_eq!(exporter.bench.relay.counters().revoked.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn who_searches_is_hung_up_on_and_named_whatever_it_asks_for() {
+    let exporter = Exporter::new("east", unchanged).await;
+    let unknown = OpenRequest { instance: named("db-1"), ..request() };
+    {
+        let mut denials = exporter.bench.relay.denials.lock().expect("not poisoned");
+        let now = Instant::now().into_std();
+        assert!((0..gossamer_core::access::BURST).all(|_| !denials.handle_denied(HERE, now)));
+    }
+    let mut stream = exporter.ask(&unknown.encode().expect("fits")).await;
+    assert!(stream.recv.read_exact(&mut [0]).await.is_err());
+    let reason = timeout(Duration::from_secs(5), exporter.link.near.closed()).await.expect("closed");
+    assert!(reason.to_string().contains("too many refused requests"), "{reason}");
+    let findings = exporter.bench.relay.parts.events.findings().all();
+    assert_eq!((findings.len(), findings[0].who), (1, HERE));
+    assert_eq!(exporter.bench.relay.counters().searches.load(Ordering::Relaxed), 1);
 }

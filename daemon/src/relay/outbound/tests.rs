@@ -9,13 +9,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
+use gossamer_core::access::{Base, Policy};
 use gossamer_core::catalog::Nearness;
 use gossamer_core::select::EJECT_AFTER;
 use gossamer_wire::Visibility;
 
 use crate::relay::tests::{
-    Aside, Bench, HERE, Hops, Link, THERE, aside, greeter, group, instance, local_service, named, service,
-    service_view, tcp_pair,
+    Aside, Bench, DENIED, HERE, Hops, Link, THERE, access, aside, greeter, group, instance, local_service,
+    named, service, service_view, tcp_pair,
 };
 use crate::relay::tries::{ATTEMPT, LAST_ATTEMPT};
 use crate::supervise::Stage;
@@ -186,7 +187,7 @@ async fn an_instance_on_this_node_is_called_without_a_hop_by_the_same_rules() {
     assert_eq!(carried.expect("reached").bytes_in, 4);
 
     local.targets[0].addr = "127.240.1.2:5432".parse().expect("address");
-    local.targets[0].visibility = Visibility::All;
+    local.targets[0].access = access(Visibility::All, &[], Policy::default());
     bench.targets.set(vec![local]);
     bench.set_service(service_view("orders", {
         let mut own = instance("db-0", "west");
@@ -467,4 +468,72 @@ async fn stopping_ends_open_flows_with_a_reset() {
     mesh.caller.stage.stop(Duration::from_secs(5)).await;
     let error = program.read(&mut [0]).await.expect_err("a reset, no clean end");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn an_import_that_goes_ends_flows_by_the_short_name_only() {
+    let mut mesh = Mesh::new().await;
+    let relay = mesh.caller.relay.clone();
+    let changes = (relay.parts.targets.access_changes(), relay.parts.index.changes());
+    mesh.caller.stage.spawn_short("judge", relay.clone().judge(changes));
+    let view = |imported| {
+        let mut found = instance("db-0", "east");
+        found.imported = imported;
+        service_view("orders", vec![found])
+    };
+    mesh.caller.set_service(view(true));
+    let (mut by_service, flow) = mesh.connect();
+    by_service.read_exact(&mut [0; 6]).await.expect("greeted");
+    let (mut by_group, client) = duplex(1 << 20);
+    let _other = aside(async move {
+        relay.connect(&service("orders"), Some(&group("east")), None, PortChoice::Only, client).await
+    });
+    by_group.read_exact(&mut [0; 6]).await.expect("greeted");
+
+    mesh.caller.set_service(view(false));
+    let carried = flow.end().await.expect("it was open");
+    assert_eq!(carried.broken.as_deref(), Some(NO_LONGER_IMPORTED));
+    by_group.write_all(b"x").await.expect("it goes on");
+    assert_eq!(mesh.caller.relay.counters().revoked.load(Ordering::Relaxed), 1);
+    let (_program, flow) = mesh.connect();
+    assert!(matches!(flow.end().await, Err(ConnectError::UnknownName(_))));
+}
+
+#[tokio::test]
+async fn a_flow_that_stays_on_this_node_ends_with_its_right() {
+    let mut mesh = Mesh::new().await;
+    let relay = mesh.caller.relay.clone();
+    let changes = (relay.parts.targets.access_changes(), relay.parts.index.changes());
+    mesh.caller.stage.spawn_short("judge", relay.clone().judge(changes));
+    let mut own = instance("db-0", "west");
+    (own.node, own.nearness) = (HERE, Nearness::SameNode);
+    mesh.caller.set_service(service_view("orders", vec![own]));
+    let mut local = local_service("orders", "db-0", 5432, greeter(&mesh.programs).await);
+    mesh.caller.targets.set(vec![local.clone()]);
+    let (mut program, flow) = mesh.connect();
+    program.read_exact(&mut [0; 6]).await.expect("greeted");
+    local.targets[0].access = access(Visibility::Own, &[], Policy { base: Base::Deny, audit: false });
+    mesh.caller.targets.set(vec![local]);
+    assert_eq!(flow.end().await.expect("it was open").broken.as_deref(), Some(NO_LONGER_ALLOWED));
+    let (_program, flow) = mesh.connect();
+    assert!(matches!(flow.end().await, Err(ConnectError::Denied(_))));
+}
+
+#[tokio::test]
+async fn the_deny_list_is_asked_again_for_flows_that_stay_on_this_node() {
+    let mut mesh = Mesh::new().await;
+    let mut own = instance("db-0", "west");
+    (own.node, own.nearness) = (HERE, Nearness::SameNode);
+    mesh.caller.set_service(service_view("orders", vec![own]));
+    for denied in DENIED {
+        mesh.caller.targets.set(vec![local_service(
+            "orders",
+            "db-0",
+            5432,
+            denied.parse().expect("address"),
+        )]);
+        let (_program, flow) = mesh.connect();
+        assert!(matches!(flow.end().await, Err(ConnectError::Denied(_))), "{denied}");
+    }
+    assert_eq!(mesh.caller.relay.counters().denied.load(Ordering::Relaxed), DENIED.len() as u64);
 }

@@ -28,6 +28,7 @@ use super::queue::Queue;
 use super::{Udp, Used, add, sockets};
 use crate::relay::flow::{FlowId, InstanceKey};
 use crate::relay::outbound::{AGAIN, Choice};
+use crate::relay::permits::{NO_LONGER_ALLOWED, NO_LONGER_IMPORTED, revoked};
 use crate::relay::scope::{PortChoice, behind};
 use crate::relay::{ConnectError, Relay, count};
 use crate::transport::{FlowStream, Sent};
@@ -92,6 +93,8 @@ enum Over {
     /// Its listener has closed, its instance is gone, or another flow needs its place.
     Released,
     Refused,
+    /// It may not go on.
+    Revoked(&'static str),
     Ended(String),
 }
 
@@ -278,17 +281,22 @@ impl Relay {
         let key = choice.key(name);
         let _in_flight = self.flows.began(key.clone());
         let _listed = self.flows.list(choice.info(id, name, began));
+        let mut imported = self.import(name, &choice);
         let refused = flow.open(&choice, &mut far);
         let over = tokio::select! {
             biased;
             () = stop.cancelled() => Over::Stopping,
             () = refused.cancelled() => Over::Refused,
             () = flow.over.cancelled() => Over::Released,
+            () = revoked(&mut imported) => Over::Revoked(NO_LONGER_IMPORTED),
             () = flow.used.idle_for(&self.udp, self.udp.idle) => Over::Idle,
             over = flow.run(&mut far) => over,
             over = self.settle(flow, begun, (&key, took)) => over,
         };
         flow.way.store(None);
+        if matches!(over, Over::Revoked(_)) {
+            count(&self.counters.revoked);
+        }
         if let Far::Hop { stream, .. } = &mut far {
             // The other side ends its flow with the stream.
             stream.finished();
@@ -334,7 +342,7 @@ impl Pinned {
     /// Lets datagrams go straight on from here. Returns what tells of a refusal.
     fn open(&self, choice: &Choice, far: &mut Far) -> CancellationToken {
         let target = match far {
-            Far::Local(local) => Target::Local(Arc::clone(local)),
+            Far::Local(local, _) => Target::Local(Arc::clone(local)),
             Far::Hop { stream, .. } => {
                 let FlowStream { send, datagrams, .. } = stream.side();
                 Target::Hop(datagrams.clone(), send.id())
@@ -349,7 +357,7 @@ impl Pinned {
     /// Carries what waits and what comes back.
     async fn run(&self, far: &mut Far) -> Over {
         match far {
-            Far::Local(local) => {
+            Far::Local(local, permit) => {
                 let up = async {
                     loop {
                         // What came while it was opened.
@@ -371,6 +379,7 @@ impl Pinned {
                     }
                 };
                 tokio::select! {
+                    () = permit.revoked() => Over::Revoked(NO_LONGER_ALLOWED),
                     over = up => over,
                     over = down => over,
                 }
@@ -423,6 +432,7 @@ impl Over {
             Self::Stopping => "stopping",
             Self::Released => "released",
             Self::Refused => "target refused",
+            Self::Revoked(why) => why,
             Self::Ended(why) => why,
         }
     }

@@ -7,17 +7,18 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use gossamer_wire::GroupName;
+use gossamer_core::trust::Leaf;
 use gossamer_wire::flow::OpenRequest;
 
 use crate::register::LocalService;
 use crate::relay::Relay;
+use crate::relay::inbound::Refusal;
 
 /// The right of one flow to one target of this node.
 pub(super) struct Judged {
     relay: Relay,
     request: OpenRequest,
-    group: GroupName,
+    caller: Arc<Leaf>,
     /// The target.
     pub(super) address: SocketAddr,
     /// The registrations it was last judged by.
@@ -25,11 +26,16 @@ pub(super) struct Judged {
 }
 
 impl Judged {
-    /// Finds the target of a request of a group; `None` when there is none for it.
-    pub(super) fn new(relay: &Relay, request: OpenRequest, group: GroupName) -> Option<Self> {
+    /// Finds the target of a new flow.
+    ///
+    /// # Errors
+    /// There is none for this caller.
+    pub(super) fn new(relay: &Relay, request: OpenRequest, caller: Arc<Leaf>) -> Result<Self, Refusal> {
         let by = relay.parts.targets.all().into();
-        let address = relay.permitted(&request, &group)?.addr.ip()?;
-        Some(Self { relay: relay.clone(), request, group, address, by })
+        let target = relay.admitted(&request, &caller)?;
+        // A socket of the file system takes no datagrams, so none is registered.
+        let address = target.addr.ip().ok_or_else(|| Refusal::target("target refused"))?;
+        Ok(Self { relay: relay.clone(), request, caller, address, by })
     }
 
     /// Returns whether the request would find the same target now.
@@ -38,8 +44,8 @@ impl Judged {
         if Arc::ptr_eq(&now, &self.by.load()) {
             return true;
         }
-        let target = self.relay.permitted(&self.request, &self.group);
+        let target = self.relay.permitted(&self.request, &self.caller);
         self.by.store(now);
-        target.and_then(|target| target.addr.ip()) == Some(self.address)
+        target.is_ok_and(|(target, _)| target.addr.ip() == Some(self.address))
     }
 }

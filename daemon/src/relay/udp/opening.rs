@@ -24,6 +24,7 @@ use super::sockets;
 use crate::relay::copy::Guarded;
 use crate::relay::flow::FlowId;
 use crate::relay::outbound::{Choice, Try};
+use crate::relay::permits::Permit;
 use crate::relay::tries::{Failure, unreached};
 use crate::relay::{Relay, count};
 use crate::transport::{FlowStream, Registered};
@@ -31,7 +32,7 @@ use crate::transport::{FlowStream, Registered};
 /// The far end of a flow that was just opened.
 pub(super) enum Far {
     Hop { stream: Guarded<FlowStream>, _registered: Registered },
-    Local(Arc<Local>),
+    Local(Arc<Local>, Permit),
 }
 
 /// A target on this node.
@@ -104,11 +105,12 @@ impl Try for UdpTry<'_> {
             transport: Transport::Udp,
         };
         if choice.node == relay.parts.node {
+            let permit = relay.permits.call(&request, &relay.parts.leaf);
             let local = Local::open(relay, request, &self.began.first).await;
             if matches!(&local, Err(Failure::Refused | Failure::Unreached(_))) {
                 self.began.refused.push((choice.node, choice.instance.clone()));
             }
-            return Ok(Far::Local(Arc::new(local?)));
+            return Ok(Far::Local(Arc::new(local?), permit));
         }
         let mut stream = Guarded::new(relay.parts.hops.open_flow(choice.node).await.map_err(unreached)?);
         let FlowStream { send, recv, datagrams, .. } = stream.side();
@@ -137,10 +139,11 @@ impl Try for UdpTry<'_> {
 impl Local {
     /// Makes the socket of a flow on this node and sends what the flow began with.
     async fn open(relay: &Relay, request: OpenRequest, first: &[Bytes]) -> Result<Self, Failure> {
+        let judged = Judged::new(relay, request.clone(), Arc::clone(&relay.parts.leaf));
+        let judged = judged.map_err(|refusal| Failure::from(refusal.status))?;
         if relay.drains(&request) {
             return Err(Failure::Draining);
         }
-        let judged = Judged::new(relay, request, relay.parts.group.clone()).ok_or(Failure::Denied)?;
         let place = Arc::clone(&relay.udp.served).try_acquire_owned();
         let place = place.map_err(|_| Failure::Busy)?;
         let socket = sockets::towards(judged.address).await.map_err(unreached)?;

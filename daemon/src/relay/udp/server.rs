@@ -21,7 +21,8 @@ use super::judged::Judged;
 use super::{Udp, Used, add, sockets};
 use crate::relay::copy::Guarded;
 use crate::relay::flow::{Direction, FlowId, FlowInfo};
-use crate::relay::inbound::{refusal_words, refuse};
+use crate::relay::inbound::{Refusal, refuse};
+use crate::relay::permits::{NO_LONGER_ALLOWED, Permit};
 use crate::relay::{Relay, count};
 use crate::transport::{FlowStream, Sent};
 
@@ -59,11 +60,13 @@ impl Relay {
             line(0, 0, "too many UDP flows");
             return refuse(stream, OpenStatus::Busy);
         };
-        let (judged, socket) = match self.dial_datagrams(&request, &peer).await {
+        let (judged, socket, mut permit) = match self.dial_datagrams(&request, &peer).await {
             Ok(dialled) => dialled,
-            Err(status) => {
-                line(0, 0, refusal_words(status));
-                return refuse(stream, status);
+            Err(refusal) => {
+                if self.turn_away(stream, refusal.status, &peer) {
+                    line(0, 0, &refusal.why);
+                }
+                return;
             }
         };
         let address = judged.address;
@@ -99,7 +102,8 @@ impl Relay {
         let reason = tokio::select! {
             biased;
             () = self.parts.stage.stopping().cancelled() => "stopping".to_owned(),
-            () = served.revoked.cancelled() => "no longer allowed".to_owned(),
+            () = permit.revoked() => NO_LONGER_ALLOWED.to_owned(),
+            () = served.revoked.cancelled() => NO_LONGER_ALLOWED.to_owned(),
             () = served.refused.cancelled() => REFUSED_WORDS.to_owned(),
             () = served.used.idle_for(&self.udp, self.udp.idle + LONGER) => "idle".to_owned(),
             reason = served.run(stream.side()) => reason,
@@ -107,6 +111,9 @@ impl Relay {
         // Dropped without an end of its own the stream is reset, which the caller takes for the end of the flow.
         if reason == REFUSED_WORDS {
             let _ = stream.side().send.reset(REFUSED);
+        }
+        if reason == NO_LONGER_ALLOWED {
+            count(&self.counters.revoked);
         }
         self.udp.counters.open.fetch_sub(1, Ordering::Relaxed);
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -120,19 +127,17 @@ impl Relay {
     async fn dial_datagrams(
         &self,
         request: &OpenRequest,
-        peer: &Leaf,
-    ) -> Result<(Judged, UdpSocket), OpenStatus> {
-        let judged = Judged::new(self, request.clone(), peer.group.clone()).ok_or_else(|| {
-            count(&self.counters.denied);
-            OpenStatus::Denied
-        })?;
+        peer: &Arc<Leaf>,
+    ) -> Result<(Judged, UdpSocket, Permit), Refusal> {
+        let permit = self.permits.call(request, peer);
+        let judged = Judged::new(self, request.clone(), Arc::clone(peer))?;
         // Only who may call it learns that.
         if self.drains(request) {
             count(&self.counters.draining);
-            return Err(OpenStatus::Draining);
+            return Err(Refusal { status: OpenStatus::Draining, why: "draining".to_owned() });
         }
-        let socket = sockets::towards(judged.address).await.map_err(|_| OpenStatus::Refused)?;
-        Ok((judged, socket))
+        let socket = sockets::towards(judged.address).await.map_err(|_| Refusal::target("target refused"))?;
+        Ok((judged, socket, permit))
     }
 }
 

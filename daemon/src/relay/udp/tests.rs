@@ -8,16 +8,17 @@ use bytes::Bytes;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
+use gossamer_core::access::{Base, Policy};
 use gossamer_core::catalog::{InstanceState, Nearness};
 use gossamer_core::vip::VipName;
 use gossamer_wire::flow::{OpenRequest, OpenStatus, encode_framed, encode_stream_id};
 use gossamer_wire::limits::{MAX_FRAMED_AT_ONCE, MAX_UDP_BYTES};
-use gossamer_wire::{Port, Transport};
+use gossamer_wire::{Port, Transport, Visibility};
 
 use crate::clients::Clients;
 use crate::register::LocalService;
 use crate::relay::tests::{
-    Bench, HERE, Hops, Link, THERE, instance, local_service, named, service, service_view,
+    Bench, DENIED, HERE, Hops, Link, THERE, access, instance, local_service, named, service, service_view,
 };
 use crate::supervise::Stage;
 use crate::transport::FlowStream;
@@ -518,4 +519,54 @@ async fn a_peer_has_a_bounded_number_of_udp_flows() {
     let _held = all.try_acquire_many(free).expect("free");
     assert_eq!(peer.open().await.1, OpenStatus::Busy);
     assert_eq!(peer.mesh.server.relay.counters().busy.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn an_idle_flow_ends_with_its_right_and_with_its_import() {
+    let mut mesh = Mesh::new(Duration::from_secs(60)).await;
+    let relay = mesh.caller.relay.clone();
+    let changes = (relay.parts.targets.access_changes(), relay.parts.index.changes());
+    mesh.caller.stage.spawn_short("judge", relay.judge(changes));
+    let client = mesh.client().await;
+    assert_eq!(ask(&client, "a").await, "ns-0:a");
+    let mut denied = LocalService::clone(&mesh.server.relay.parts.targets.all()[0]);
+    let admitted = denied.clone();
+    denied.targets[0].access = access(Visibility::Own, &[], Policy { base: Base::Deny, audit: false });
+    mesh.server.targets.set(vec![denied]);
+    mesh.has_flows(0).await;
+    assert_eq!(mesh.server.relay.flow_counts().revoked, 1, "without a datagram of either side");
+
+    mesh.server.targets.set(vec![admitted]);
+    let client = mesh.client().await;
+    assert_eq!(ask(&client, "b").await, "ns-0:b");
+    let mut foreign = udp_instance("ns-0");
+    foreign.imported = false;
+    mesh.caller.set_service(service_view("dns", vec![foreign]));
+    mesh.has_flows(0).await;
+    assert_eq!(mesh.counts().revoked, 1);
+}
+
+#[tokio::test]
+async fn the_deny_list_is_asked_again_for_datagrams_of_peers_and_of_this_node() {
+    let mut mesh = Mesh::new(SOON).await;
+    let mut own = udp_instance("ns-0");
+    (own.node, own.nearness) = (HERE, Nearness::SameNode);
+    for (view, is_here) in [(udp_instance("ns-0"), false), (own, true)] {
+        mesh.caller.set_service(service_view("dns", vec![view]));
+        let serving = if is_here { &mesh.caller } else { &mesh.server };
+        for (number, denied) in DENIED.into_iter().enumerate() {
+            serving.targets.set(vec![udp_service("ns-0", denied.parse().expect("address"))]);
+            let client = mesh.client().await;
+            client.send(b"x").await.expect("sent");
+            let is_denied = || serving.relay.counters().denied.load(Ordering::Relaxed) > number as u64;
+            timeout(SOON, async {
+                while !is_denied() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await
+            .unwrap_or_else(|_| panic!("{denied} is denied"));
+        }
+        mesh.has_flows(0).await;
+    }
 }

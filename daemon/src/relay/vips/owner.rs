@@ -21,6 +21,7 @@ use gossamer_core::vip::{
 use gossamer_dns::Subject;
 use gossamer_wire::{GroupName, ServiceName, Transport};
 
+use super::capacity::max_listeners;
 use super::udp::{Receive, UdpPort};
 use super::{OpenVip, Shared, Usage, VipsParts, raises};
 use crate::clients::is_this_host;
@@ -29,7 +30,7 @@ use crate::listeners::{Listeners, program_blocking};
 use crate::register::{LocalService, Target};
 use crate::relay::RelayCounters;
 use crate::relay::listener::{Accepting, Listening, bind};
-use crate::relay::scope::{attempt, attempts};
+use crate::relay::scope::{attempt, attempts, behind};
 use crate::supervise::Stage;
 
 /// Asks for a name to be opened.
@@ -76,6 +77,8 @@ pub(super) struct Owner {
     placed: BTreeMap<ServiceName, Arc<ServiceView>>,
     /// Whether the table has changed since readers saw it.
     is_table_new: bool,
+    /// Open names that nothing is behind any more.
+    gone: BTreeSet<VipName>,
     /// Services whose own names may need another address.
     unsettled: BTreeSet<ServiceName>,
     pub(super) targets: Arc<Vec<LocalService>>,
@@ -146,6 +149,7 @@ impl Owner {
             addresses,
             placed: BTreeMap::new(),
             is_table_new: false,
+            gone: BTreeSet::new(),
             unsettled: BTreeSet::new(),
             programs: BTreeMap::new(),
             listeners: Arc::default(),
@@ -185,6 +189,10 @@ impl Owner {
                     self.place_changed(first);
                     self.publish_addresses();
                     self.raise();
+                    for name in std::mem::take(&mut self.gone) {
+                        self.refresh(&name, false, &mut Pass::default()).await;
+                        self.publish(&name);
+                    }
                     // A service that starts here is such a change.
                     self.handle_tick(false).await;
                 }
@@ -412,14 +420,20 @@ impl Owner {
     /// Enters a service's names into the table when its view has changed.
     fn place(&mut self, service: &ServiceName) {
         let view = self.parts.index.service(service);
-        let is_new = match (view, self.placed.get(service)) {
-            (Some(view), Some(placed)) if Arc::ptr_eq(&view, placed) => return,
-            (Some(view), _) => {
+        let placed = self.placed.get(service);
+        if view.as_ref().zip(placed).is_some_and(|(view, placed)| Arc::ptr_eq(view, placed)) {
+            return;
+        }
+        let before = placed.map(|placed| attempts(placed)).unwrap_or_default();
+        let is_empty = |name: &VipName| view.as_ref().is_none_or(|view| behind(view, name).next().is_none());
+        self.gone.extend(before.into_keys().filter(|name| self.names.contains_key(name) && is_empty(name)));
+        let is_new = match view {
+            Some(view) => {
                 let is_new = self.table.set_service(service, attempts(&view));
                 self.placed.insert(service.clone(), view);
                 is_new
             }
-            (None, _) => {
+            None => {
                 self.placed.remove(service);
                 self.table.set_service(service, [])
             }
@@ -574,16 +588,6 @@ fn wants(target: &Target, port: u16) -> bool {
     let is_here = |addr: SocketAddr| addr.port() == port && is_this_host(addr.ip());
     target.transport == Transport::Tcp && target.addr.ip().is_some_and(is_here)
 }
-
-/// Half of the files this process may open, at most [`MAX_LISTENERS`]: flows and links need the rest.
-fn max_listeners() -> usize {
-    let soft = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
-    let half = soft.map_or(512, |(soft, _)| soft / 2);
-    usize::try_from(half).unwrap_or(MAX_LISTENERS).min(MAX_LISTENERS)
-}
-
-/// Most listeners. Each costs 1 KiB here and 3.4 KiB in the kernel (measured): 36 MiB together.
-const MAX_LISTENERS: usize = 8_192;
 
 /// Age of a look at the sockets that is good enough for a name without a listener; all are looked at every 5 s.
 const RECENT: Duration = Duration::from_secs(1);
