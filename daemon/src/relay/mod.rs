@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use gossamer_core::access::Denials;
 use gossamer_core::trust::Leaf;
@@ -149,6 +149,8 @@ pub struct Relay {
     living: Living,
     permits: Permits,
     denials: Arc<Mutex<Denials>>,
+    /// One for each instance that is asked beside another.
+    beside: Arc<Semaphore>,
     udp: Arc<Udp>,
     counters: Arc<RelayCounters>,
 }
@@ -162,6 +164,7 @@ impl Relay {
             living: Living::default(),
             permits: Permits::default(),
             denials: Arc::default(),
+            beside: Arc::new(Semaphore::new(tries::MOST_BESIDE)),
             udp: Arc::default(),
             counters: Arc::default(),
         }

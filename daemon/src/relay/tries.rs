@@ -8,10 +8,12 @@
 //! was given up, which resets its stream.
 
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use gossamer_core::vip::VipName;
@@ -145,8 +147,13 @@ impl Relay {
                     () = sleep_until(limit) => break Failure::Slow,
                     () = sleep_until(next_at), if left.len() > 0 => {
                         let Some(beside) = left.as_slice().first() else { continue };
+                        // All slow is no reason to ask for more: what is asked beside is bounded for the whole node.
+                        let Ok(place) = Arc::clone(&self.beside).try_acquire_owned() else {
+                            next_at = Instant::now() + PLACE_PAUSE;
+                            continue;
+                        };
                         // Who cannot be asked beside the slow one is tried when that was given up.
-                        let Some(ask) = attempt_beside::<T>(self, call, beside) else { break Failure::Slow };
+                        let Some(ask) = attempt_beside::<T>(self, call, beside, place) else { break Failure::Slow };
                         left.next();
                         asked.push(ask);
                         next_at = Instant::now() + ATTEMPT;
@@ -194,11 +201,13 @@ fn attempt_beside<'a, T: Try + 'a>(
     relay: &'a Relay,
     call: Call<'a>,
     choice: &'a Choice,
+    place: OwnedSemaphorePermit,
 ) -> Option<Asked<'a, T::Far>> {
     let began = Instant::now();
     let ask = T::ask_beside(relay, call.flow, call.name, choice)?;
     let limit = call.deadline.min(began + LAST_ATTEMPT);
     Some(Box::pin(async move {
+        let _place = place;
         let answer = timeout_at(limit, ask).await.unwrap_or(Err(Failure::Slow));
         (choice, began.elapsed(), answer)
     }))
@@ -236,6 +245,14 @@ impl std::fmt::Display for Failure {
 /// How long one instance is waited for before the next is asked beside it (design section 9): above the answer of
 /// another continent, below what a person notices.
 pub(super) const ATTEMPT: Duration = Duration::from_millis(250);
+
+/// Instances asked beside others at the same moment, of all flows. One that answers gives its place back within
+/// milliseconds, so thousands of flows leave a silent node within a second; when all are slow, for want of processor time
+/// for example, the relay adds no more than this to what they have to do.
+pub(super) const MOST_BESIDE: usize = 64;
+
+/// Between two looks for such a place.
+const PLACE_PAUSE: Duration = Duration::from_millis(25);
 
 /// How long one may take to answer: a first connection over a long path needs about a second.
 pub(super) const LAST_ATTEMPT: Duration = Duration::from_secs(3);

@@ -61,7 +61,10 @@ impl<const BESIDE: bool> Try for Scripted<BESIDE> {
 
 /// Plays a round; returns who took the flow, after how long in all, and the relay.
 async fn play<const BESIDE: bool>(names: &[&str]) -> (Option<String>, Duration, Relay) {
-    let relay = Bench::new(HERE, Arc::new(Hops(None))).relay;
+    play_at::<BESIDE>(Bench::new(HERE, Arc::new(Hops(None))).relay, names).await
+}
+
+async fn play_at<const BESIDE: bool>(relay: Relay, names: &[&str]) -> (Option<String>, Duration, Relay) {
     let choice = |(number, name): (u8, &&str)| Choice {
         node: NodeId::from_bytes([number; 16]),
         node_name: "there".parse().expect("name"),
@@ -145,4 +148,17 @@ async fn who_cannot_be_asked_beside_is_tried_when_the_slow_one_was_given_up() {
     assert_eq!(counts(&relay), (1, 0));
     let (far, took, _) = play::<false>(&["m2000-b1"]).await;
     assert!(far.is_some() && about(took, 2_000), "the last one has more time: {took:?}");
+}
+
+#[tokio::test]
+async fn nobody_is_asked_beside_while_too_many_are() {
+    let relay = Bench::new(HERE, Arc::new(Hops(None))).relay;
+    let beside = Arc::clone(&relay.beside);
+    let all = Arc::clone(&beside).try_acquire_many_owned(MOST_BESIDE as u32).expect("free");
+    let (far, _, relay) = play_at::<true>(relay, &["m600-b600", "m5-b5"]).await;
+    assert_eq!(far.as_deref(), Some("tried m600-b600"));
+    drop(all);
+    let (far, _, relay) = play_at::<true>(relay, &["m2000-b2000", "m5-b5"]).await;
+    assert_eq!((far.as_deref(), counts(&relay)), (Some("asked m5-b5"), (1, 1)));
+    assert_eq!(beside.available_permits(), MOST_BESIDE, "each place is given back");
 }
