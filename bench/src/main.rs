@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 mod dns;
 mod gossip;
 mod micro;
+mod relay;
 mod report;
 mod sim;
 
@@ -37,9 +38,14 @@ enum Suite {
     Sim(sim::Options),
     /// The shipped daemon's DNS beside other servers; needs root and two cores
     Dns(dns::Arguments),
+    /// TCP through two daemons beside pairs of other proxies, in network namespaces; needs root
+    Relay(relay::Arguments),
     /// A server that `dns` measures beside
     #[command(hide = true)]
     DnsReference(dns::reference::Reference),
+    /// A proxy that `relay` measures beside
+    #[command(hide = true)]
+    RelaySplice(relay::splice::Splice),
 }
 
 #[derive(Args)]
@@ -57,6 +63,8 @@ fn main() -> Result<()> {
         Suite::Gossip(asked) => gossip::run(&asked),
         Suite::Sim(asked) => sim::run(asked),
         Suite::Dns(asked) => dns::run(&asked),
+        Suite::Relay(asked) => relay::run(&asked),
+        Suite::RelaySplice(asked) => return relay::splice::run(&asked),
         Suite::DnsReference(asked) => return dns::reference::run(&asked),
     }?;
     println!("{}", report.table());

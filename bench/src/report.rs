@@ -18,6 +18,9 @@ pub(crate) struct Report {
     pub(crate) rows: Vec<Row>,
     /// Ours divided by theirs, by stable names; empty where nothing is compared.
     pub(crate) ratios: BTreeMap<&'static str, f64>,
+    /// What people are told below the table.
+    #[serde(skip)]
+    pub(crate) lines: Vec<String>,
 }
 
 /// One figure.
@@ -78,6 +81,7 @@ impl Report {
         let ratios = self.ratios.iter().map(|(name, ratio)| format!("\nratio {name}: {}", number(*ratio)));
         format!("{}: {} rounds on {}\n{table}", self.suite, self.rounds, self.machine)
             + &ratios.collect::<String>()
+            + &self.lines.iter().map(|line| format!("\n{line}")).collect::<String>()
     }
 }
 
@@ -106,7 +110,8 @@ mod tests {
     #[test]
     fn json_has_the_fields_that_programs_read() {
         let rows = vec![Row::of("record_encode", "ns", vec![1.0])];
-        let report = Report { suite: "micro", machine: machine(), rounds: 1, rows, ratios: BTreeMap::new() };
+        let (ratios, lines) = (BTreeMap::new(), vec!["and so on".to_owned()]);
+        let report = Report { suite: "micro", machine: machine(), rounds: 1, rows, ratios, lines };
         let json = serde_json::to_value(&report).expect("serialises");
         let keys: Vec<&String> = json.as_object().expect("an object").keys().collect();
         assert_eq!(keys, ["machine", "ratios", "rounds", "rows", "suite"]);
@@ -115,6 +120,6 @@ mod tests {
         for key in ["system", "metric", "unit", "median", "min", "max"] {
             assert!(row.contains_key(key), "{key}");
         }
-        assert!(report.table().contains("record_encode"));
+        assert!(report.table().contains("record_encode") && report.table().ends_with("\nand so on"));
     }
 }

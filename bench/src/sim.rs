@@ -148,7 +148,7 @@ impl Figures {
             }
             rows.push(row);
         }
-        Report { suite: "sim", machine: machine(), rounds, rows, ratios }
+        Report { suite: "sim", machine: machine(), rounds, rows, ratios, lines: Vec::new() }
     }
 }
 

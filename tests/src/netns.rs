@@ -243,7 +243,10 @@ impl Segment {
 }
 
 /// Removes what a run has left that was killed: its daemons, then its namespaces.
-fn remove_leftovers() -> Result<()> {
+///
+/// # Errors
+/// `ip` is missing.
+pub fn remove_leftovers() -> Result<()> {
     let listed = Command::new("ip").args(["netns", "list"]).output().context("running ip")?;
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     for name in listed.lines().filter_map(|line| line.split_whitespace().next()) {

@@ -9,7 +9,7 @@ mod changes;
 mod choir;
 mod load;
 pub(crate) mod reference;
-mod servers;
+pub(crate) mod servers;
 mod signed;
 mod verdict;
 mod watch;
@@ -128,7 +128,7 @@ pub(crate) fn run(asked: &Arguments) -> Result<Report> {
     let ratios = ratios(&figures);
     let rows =
         figures.into_iter().map(|((system, metric), values)| Row::by(system, metric, unit(metric), values));
-    Ok(Report { suite: "dns", machine, rounds, rows: rows.collect(), ratios })
+    Ok(Report { suite: "dns", machine, rounds, rows: rows.collect(), ratios, lines: Vec::new() })
 }
 
 struct Suite<'a> {

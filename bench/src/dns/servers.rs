@@ -110,7 +110,7 @@ fn package_of(name: &str) -> String {
 }
 
 /// Fails when a program is not installed, naming its Debian package.
-pub(super) fn installed(program: &str, package: &str) -> Result<()> {
+pub(crate) fn installed(program: &str, package: &str) -> Result<()> {
     let found = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin"]
         .iter()
         .any(|dir| Path::new(dir).join(program).exists());
@@ -118,7 +118,7 @@ pub(super) fn installed(program: &str, package: &str) -> Result<()> {
 }
 
 /// Fills in a committed configuration and writes it.
-pub(super) fn configure(template: &str, values: &[(&str, String)], to: &Path) -> Result<()> {
+pub(crate) fn configure(template: &str, values: &[(&str, String)], to: &Path) -> Result<()> {
     let filled = values
         .iter()
         .fold(template.to_owned(), |text, (name, value)| text.replace(&format!("{{{name}}}"), value));

@@ -157,7 +157,7 @@ pub(crate) fn run(asked: &Arguments) -> Result<Report> {
             found = play(asked, scale, Ours::new(program, dir.path().to_owned()), serf) => found,
         }
     })?;
-    Ok(Report { suite: "gossip", machine: machine(), rounds, rows, ratios })
+    Ok(Report { suite: "gossip", machine: machine(), rounds, rows, ratios, lines: Vec::new() })
 }
 
 type Found = (Vec<Row>, BTreeMap<&'static str, f64>);

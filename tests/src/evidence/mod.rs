@@ -9,6 +9,7 @@
 mod access;
 mod answers;
 mod bad;
+mod benches;
 mod bugs;
 mod callers;
 mod carried;
@@ -127,6 +128,7 @@ pub fn rows() -> Vec<Row> {
         datagrams::ROWS,
         selection::ROWS,
         access::ROWS,
+        benches::ROWS,
     ];
     rows.chain(simulated::ROWS.iter().copied())
         .chain([gossip::ROW, bugs::ROW, mixed::ROW, hostile::ROW, long::ROW, scarce::ROW])
