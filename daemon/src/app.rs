@@ -10,7 +10,7 @@ mod readings;
 mod reload;
 mod wiring;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -35,6 +35,7 @@ use mesh::MeshStages;
 use wiring::Wiring;
 
 pub use dns::Listening as DnsListening;
+pub(crate) use interfaces::overlapping;
 pub use mesh::CatalogHandle;
 pub use reload::{Again, Reloaded, Reloader, Takers};
 
@@ -127,6 +128,19 @@ pub enum RunError {
     /// The port of dnat mode: the operator's fault.
     #[error(transparent)]
     Redirect(#[from] RedirectError),
+    /// The pool: the operator's fault.
+    #[error(
+        "{interface} of this machine has {address}, which lies among the virtual addresses of vip.pool {pool}: names \
+         would lead to it; set vip.pool to a network that nothing here uses"
+    )]
+    Overlap {
+        /// The interface.
+        interface: String,
+        /// Its address.
+        address: Ipv4Addr,
+        /// The pool.
+        pool: Pool,
+    },
     /// A server that cannot be asked for names of others: the operator's fault.
     #[error("dns.upstream: {0}")]
     Upstream(#[from] UpstreamError),

@@ -4,9 +4,11 @@
 //! Driven by: transport, membership and issuer (events as they happen), `app` (what is read
 //! from other parts at each scrape), `api` (what the catalog holds, render, `status`).
 //!
-//! Label values are words of this program, never names, addresses or texts of a peer: `&'static str` says so.
+//! Label values are words of this program, never names, addresses or texts of a peer: `&'static str` says so. The one
+//! exception is `service`, of which there is a bounded number.
 
 mod dns;
+mod services;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,6 +28,8 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::catalog::Holdings;
 use crate::index::Written;
+
+pub use services::ServiceFlows;
 
 /// All counters and gauges. Counters only grow, from the start of the process.
 #[derive(Debug)]
@@ -119,6 +123,8 @@ pub struct FlowCounts {
     pub datagrams_out: u64,
     /// Datagrams of UDP flows that were dropped, by reason.
     pub dropped: Vec<(&'static str, u64)>,
+    /// Flows by service, as many services as have a series.
+    pub services: Vec<(String, ServiceFlows)>,
 }
 
 impl Default for Metrics {
@@ -434,7 +440,8 @@ impl Page<'_> {
         self.gauge("udp_flows_open", "UDP flows open", flows.udp_open)?;
         let datagrams = [("in", flows.datagrams_in), ("out", flows.datagrams_out)];
         self.counters("flow_datagrams", "Datagrams of UDP flows", "direction", &datagrams)?;
-        self.counters("flow_datagrams_dropped", "Datagrams of UDP flows dropped", "reason", &flows.dropped)
+        self.counters("flow_datagrams_dropped", "Datagrams of UDP flows dropped", "reason", &flows.dropped)?;
+        self.services(&flows.services)
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
@@ -536,6 +543,7 @@ mod tests {
                 revoked: 4,
                 bytes_in: 70_000,
                 bytes_out: 5,
+                services: vec![("orders".to_owned(), of_service())],
                 ..FlowCounts::default()
             },
             written: Written { services: 8, nodes: 3 },
@@ -546,6 +554,13 @@ mod tests {
             watchers: 1,
             watch_lines_lost: 11,
         }
+    }
+
+    fn of_service() -> ServiceFlows {
+        let mut flows =
+            ServiceFlows { open: 2, opened: 6, denied: 3, bytes_out: 44, ..ServiceFlows::default() };
+        flows.took(Duration::from_millis(2));
+        flows
     }
 
     /// What the catalog says, with these counters.
@@ -660,6 +675,11 @@ mod tests {
             ("gossamer_flows_audited_total", 3),
             ("gossamer_flows_revoked_total", 4),
             ("gossamer_flow_bytes_total{direction=\"in\"}", 70_000),
+            ("gossamer_service_flows_open{service=\"orders\"}", 2),
+            ("gossamer_service_flows_opened_total{service=\"orders\",client=\"local\"}", 6),
+            ("gossamer_service_flows_failed_total{service=\"orders\",reason=\"denied\"}", 3),
+            ("gossamer_service_flow_bytes_total{service=\"orders\",direction=\"out\"}", 44),
+            ("gossamer_service_open_seconds_count{service=\"orders\"}", 1),
             ("gossamer_dns_responses_total{outcome=\"nodata\"}", 7),
             ("gossamer_dns_dropped_total", 1),
             ("gossamer_dns_queries_total{type=\"SRV\"}", 5),

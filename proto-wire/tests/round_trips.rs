@@ -19,8 +19,8 @@ use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
 use gossamer_wire::token::{Claims, Grant, Token, pattern_matches};
 use gossamer_wire::{
-    Fqdn, FqdnSuffix, Generation, Health, Label, MeshId, NodeId, Port, PortName, Routing, Rule, ServiceRecord,
-    Tier, TokenId, Transport, Tries, Visibility,
+    Fqdn, FqdnSuffix, Generation, Health, Label, MeshId, NodeId, Port, PortName, Routing, Rule,
+    ServiceRecord, Tier, TokenId, Transport, Tries, Visibility,
 };
 
 /// A label that is valid for every kind of name: none of the reserved words has a digit.

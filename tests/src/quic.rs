@@ -239,10 +239,18 @@ pub fn open_flow(
     member: &Credentials,
     request: &OpenRequest,
 ) -> Result<Option<OpenStatus>> {
+    open_raw(server, member, &request.encode()?)
+}
+
+/// As [`open_flow`], with bytes that may be no request.
+///
+/// # Errors
+/// No data connection came about.
+pub fn open_raw(server: SocketAddr, member: &Credentials, request: &[u8]) -> Result<Option<OpenStatus>> {
     runtime()?.block_on(async {
         let connection = data_connection(server, member).await?;
         let (mut send, mut recv) = connection.open_bi().await?;
-        send.write_all(&request.encode()?).await?;
+        send.write_all(request).await?;
         let mut status = [0];
         let answer = tokio::time::timeout(ANSWER, recv.read_exact(&mut status)).await;
         Ok(answer.is_ok_and(|read| read.is_ok()).then(|| OpenStatus::try_from(status[0])).transpose()?)

@@ -113,6 +113,12 @@ impl Pool {
         }
     }
 
+    /// Returns whether an address may be the VIP of a name.
+    pub fn has_vip(&self, ip: Ipv4Addr) -> bool {
+        let offset = u32::from(ip).wrapping_sub(u32::from(self.base));
+        (RESERVED..self.size() - RESERVED).contains(&offset)
+    }
+
     /// Returns the address DNS listens on, `.0.53`.
     pub fn dns(&self) -> Ipv4Addr {
         self.at(53)

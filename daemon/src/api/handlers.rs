@@ -275,14 +275,18 @@ pub(super) async fn resolve(
     query: Result<Query<ResolveQuery>, QueryRejection>,
 ) -> Reply<Resolved> {
     let ResolveQuery { name, record_type } = ask(query)?;
+    Ok(Json(answer(&api, &name, record_type.as_deref()).await?))
+}
+
+/// Answers a question as DNS does here, with the reason for an absence.
+pub(super) async fn answer(api: &Api, name: &str, record_type: Option<&str>) -> Result<Resolved, Refusal> {
     let (directory, zone) = (&*api.state.resolver, &*api.state.zone);
-    let question =
-        gossamer_dns::parse_question(&name, record_type.as_deref(), zone).map_err(Refusal::malformed)?;
+    let question = gossamer_dns::parse_question(name, record_type, zone).map_err(Refusal::malformed)?;
     for target in gossamer_dns::targets(&question, directory, zone, 0) {
         directory.prepare(&target).await;
     }
-    let mut found = gossamer_dns::resolve(&name, record_type.as_deref(), directory, zone, 0)
-        .map_err(Refusal::malformed)?;
+    let mut found =
+        gossamer_dns::resolve(name, record_type, directory, zone, 0).map_err(Refusal::malformed)?;
     let asked = Asked { recursion_desired: true, ..Asked::default() };
     if found.outcome == Outcome::Refused
         && let Some(forwarder) = &api.state.forwarder
@@ -297,12 +301,12 @@ pub(super) async fn resolve(
         data: record.data,
     };
     let absence = if found.outcome == Outcome::NxDomain && !found.forwarded {
-        why_absent(&api, &found.name)
+        why_absent(api, &found.name)
     } else {
         None
     };
     let blocked = found.extended.map(|extended| extended.text);
-    Ok(Json(Resolved {
+    Ok(Resolved {
         forwarded: found.forwarded,
         hidden: absence.as_ref().is_some_and(|(hidden, _)| *hidden),
         reason: absence.map(|(_, reason)| reason).or(blocked),
@@ -310,7 +314,7 @@ pub(super) async fn resolve(
         answers: found.answers.into_iter().map(row).collect(),
         additionals: found.additionals.into_iter().map(row).collect(),
         name: found.name,
-    }))
+    })
 }
 
 const fn outcome_word(outcome: Outcome) -> &'static str {
@@ -367,6 +371,8 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
     findings.extend(views::trust_findings(&live, clock::wall()));
     findings.extend(views::disputed_findings(&state.index.disputed(), &state.zone));
     findings.extend(views::findings(about, &nodes, &own, &vips, &state.vips.losers()));
+    let pool = about.pool;
+    findings.extend(crate::app::overlapping(&pool).map(|found| views::overlap_finding(&found, &pool)));
     let redirection = state.vips.redirection();
     findings.extend(redirection.iter().flat_map(|standings| redirection::findings(standings, about)));
     let upstreams = state.forwarder.as_ref().map(|forwarder| forwarder.status()).unwrap_or_default();

@@ -10,8 +10,7 @@ use std::path::PathBuf;
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
     Fqdn, GroupName, InstanceName, MeshName, NodeName, PortName, RegionName, Routing, Rule, ServiceName,
-    Transport,
-    ZoneName,
+    Transport, ZoneName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -19,13 +18,17 @@ use crate::register::Host;
 
 mod access;
 mod drain;
+mod flows;
 mod roots;
 mod tokens;
+mod trace;
 
 pub use access::{PolicyRow, PolicyShown, PolicyTested, Reloaded, ReloadedKey, VerdictRow};
 pub use drain::{Drain, DrainRow, Draining, LeavingRow};
+pub use flows::{FlowRow, FlowsLine};
 pub use roots::{ExportRoot, ExportedRoot, ImportRoot, RemoveRoot, RetireRoot, RootRow, RootsDone, Secret};
 pub use tokens::{CreateToken, CreatedToken, RevokeToken, RevokedToken, TokenRow, TokenUse};
+pub use trace::{BrokenKind, BrokenLeg, CandidateRow, Leg, LegState, Traced};
 
 /// Why a request was refused; the body of every reply that is not a success.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

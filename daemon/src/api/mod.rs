@@ -10,6 +10,7 @@ mod access;
 mod client;
 mod connection;
 mod drain;
+mod flows;
 mod handlers;
 mod members;
 pub mod messages;
@@ -18,6 +19,7 @@ mod refusal;
 mod roots;
 mod socket;
 mod streams;
+mod trace;
 mod users;
 mod views;
 
@@ -26,6 +28,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -50,7 +53,7 @@ use crate::identity::issuer::IssuerHandle;
 use crate::index::IndexReader;
 use crate::metrics::Metrics;
 use crate::register::Registry;
-use crate::relay::{PortChoice, Relay, Standings, VipPort, Vips};
+use crate::relay::{CandidateView, FlowInfo, PortChoice, Probed, Relay, Standings, VipPort, Vips};
 use crate::supervise::Stage;
 
 pub use client::{Client, ClientError};
@@ -135,6 +138,17 @@ pub trait Flows: Send + Sync {
 
     /// Returns how many TCP flows live and how long they may; `None` unless the daemon stops.
     fn leaving(&self) -> Option<(usize, Duration)>;
+    /// Returns the living flows, oldest first.
+    fn living(&self) -> Vec<FlowInfo>;
+
+    /// Lists the instances behind a name as a flow would find them.
+    fn candidates(&self, name: &VipName, port: &PortChoice) -> Vec<CandidateView>;
+
+    /// Opens a flow that carries nothing; returns what each instance that was tried answered.
+    fn probe(&self, name: VipName, port: PortChoice) -> Pin<Box<dyn Future<Output = Vec<Probed>> + Send>>;
+
+    /// Returns how many streams of peers were no open requests.
+    fn malformed(&self) -> u64;
 }
 
 /// Knows the ports of virtual addresses.
@@ -174,6 +188,23 @@ impl Flows for Relay {
     fn leaving(&self) -> Option<(usize, Duration)> {
         Self::leaving(self)
     }
+
+    fn living(&self) -> Vec<FlowInfo> {
+        self.flows()
+    }
+
+    fn candidates(&self, name: &VipName, port: &PortChoice) -> Vec<CandidateView> {
+        Self::candidates(self, name, port)
+    }
+
+    fn probe(&self, name: VipName, port: PortChoice) -> Pin<Box<dyn Future<Output = Vec<Probed>> + Send>> {
+        let relay = self.clone();
+        Box::pin(async move { Self::probe(&relay, &name, &port).await })
+    }
+
+    fn malformed(&self) -> u64 {
+        self.counters().malformed.load(Ordering::Relaxed)
+    }
 }
 
 impl Ports for Vips {
@@ -212,6 +243,8 @@ fn router(api: Api) -> Router {
         .route("/v1/resolve", get(handlers::resolve))
         .route("/v1/status", get(handlers::status))
         .route("/v1/drain", get(drain::list))
+        .route("/v1/flows", get(flows::list))
+        .route("/v1/trace", get(trace::trace))
         .route("/v1/events", get(streams::events))
         .route("/v1/watch", get(streams::watch))
         .route("/v1/metrics", get(handlers::metrics))

@@ -59,6 +59,22 @@ impl Flows for Echo {
     fn leaving(&self) -> Option<(usize, Duration)> {
         None
     }
+
+    fn living(&self) -> Vec<FlowInfo> {
+        crate::relay::flows_for_tests(600)
+    }
+
+    fn candidates(&self, _: &VipName, _: &PortChoice) -> Vec<CandidateView> {
+        Vec::new()
+    }
+
+    fn probe(&self, _: VipName, _: PortChoice) -> Pin<Box<dyn Future<Output = Vec<Probed>> + Send>> {
+        Box::pin(async { Vec::new() })
+    }
+
+    fn malformed(&self) -> u64 {
+        0
+    }
 }
 
 /// One stolen port.
@@ -141,7 +157,7 @@ fn index() -> IndexWriter {
     index
 }
 
-fn about(dir: &Path) -> About {
+pub(super) fn about(dir: &Path) -> About {
     About {
         version: "0.1.0",
         mesh: MeshId::of_spki(b"mesh"),
@@ -652,4 +668,42 @@ async fn leaving_is_answered_before_the_daemon_ends() {
     assert_eq!(daemon.stage.stop(Duration::from_secs(5)).await, 0);
     let gone = daemon.client.get::<Status>("/v1/status").await.expect_err("gone");
     assert!(matches!(gone, ClientError::Unreachable { .. }), "{gone}");
+}
+
+#[tokio::test]
+async fn living_flows_come_line_by_line_and_no_more_than_asked_for() {
+    let daemon = Daemon::start().await;
+    for (query, shown) in [("", 600), ("?limit=7", 7), ("?limit=10000", 600)] {
+        let mut lines = Vec::new();
+        let path = format!("/v1/flows{query}");
+        let read = daemon.client.lines(&path, |line| {
+            lines.push(serde_json::from_str::<messages::FlowsLine>(line).expect("a line"));
+            Ok::<_, ClientError>(())
+        });
+        read.await.expect("answers");
+        assert_eq!(lines[0], messages::FlowsLine::Flows { total: 600, shown });
+        assert_eq!(lines.len(), 1 + shown);
+        let messages::FlowsLine::Flow(first) = &lines[1] else { panic!("{:?}", lines[1]) };
+        assert_eq!((first.flow.as_str(), first.path.as_str()), ("0000000000000000", "local"));
+    }
+}
+
+#[tokio::test]
+async fn a_trace_names_the_leg_that_is_broken() {
+    let daemon = Daemon::start().await;
+    for (name, leg, kind) in [
+        ("orders", "vip", messages::BrokenKind::Failed),
+        ("orderz", "visibility", messages::BrokenKind::NotFound),
+        ("secret", "visibility", messages::BrokenKind::Denied),
+        ("far", "visibility", messages::BrokenKind::NotFound),
+        ("orders&port=81", "port", messages::BrokenKind::NotFound),
+        ("example.com.", "name", messages::BrokenKind::NotFound),
+    ] {
+        let traced: messages::Traced =
+            daemon.client.get(&format!("/v1/trace?dial=true&name={name}")).await.expect(name);
+        let broken = traced.broken.expect(name);
+        assert_eq!((broken.leg.as_str(), broken.kind), (leg, kind), "{name}: {broken:?}");
+        assert!(!broken.fix.is_empty(), "{name}");
+    }
+    assert_eq!(daemon.refusal("/v1/trace?name=a..b").await.0, 400);
 }

@@ -4,11 +4,12 @@
 //! Driven by: `handlers`. All functions are pure.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use gossamer_core::catalog::{InstanceView, Nearness, ServiceView, Waiting};
 use gossamer_core::membership::MemberState;
-use gossamer_core::vip::{PortState, VipName};
+use gossamer_core::vip::{Pool, PortState, VipName};
 use gossamer_dns::{UpstreamState, UpstreamStatus, Zones};
 use gossamer_wire::{DecodeError, Fqdn, GroupName, NodeId, ServiceName, Transport};
 use time::OffsetDateTime;
@@ -281,6 +282,14 @@ pub(super) fn findings(
     findings
         .extend(nodes.iter().filter(|node| node.node != about.node).filter_map(|node| node_finding(node)));
     findings
+}
+
+/// Warns of an own address that came after the start and lies among the virtual ones.
+pub(super) fn overlap_finding((interface, address): &(String, Ipv4Addr), pool: &Pool) -> Finding {
+    Finding {
+        text: format!("{interface} has {address}, which lies among the virtual addresses of {pool}"),
+        fix: "set vip.pool to a network that nothing here uses, and restart the daemon".to_owned(),
+    }
 }
 
 /// Makes the row of an upstream server.

@@ -2,8 +2,9 @@
 //!
 //! Owns: reading the interfaces. Must not know: who dials. Driven by: `app`, once at start.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use gossamer_core::vip::Pool;
 use gossamer_wire::limits::MAX_ADDRESSES;
 
 /// Returns the addresses for this node's card: those the operator gave, then the one it listens on, or those
@@ -34,6 +35,16 @@ fn choose(given: &[SocketAddr], mut found: Vec<IpAddr>, port: u16) -> Vec<Socket
 /// Whether the operator named this very loopback address.
 fn is_given(given: &[SocketAddr], port: u16, ip: IpAddr) -> bool {
     given.contains(&SocketAddr::new(ip, port))
+}
+
+/// Returns an interface that has an address among the virtual ones, with that address: names that stand for it would
+/// lead to this machine's own programs. The reserved ends of a pool are no virtual addresses.
+pub(crate) fn overlapping(pool: &Pool) -> Option<(String, Ipv4Addr)> {
+    let mut all = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| {
+        let address = interface.address?.as_sockaddr_in()?.ip();
+        Some((interface.interface_name, address))
+    });
+    all.find(|(_, address)| pool.has_vip(*address))
 }
 
 /// Returns the addresses of all interfaces that are up, IPv4 first; link-local ones are left out, since they

@@ -90,7 +90,7 @@ impl Daemon {
     }
 
     /// Asks the daemon's DNS over UDP until it answers with an address.
-    async fn address_of(&self, name: &str) -> std::net::Ipv4Addr {
+    async fn address_of(&self, name: &str) -> Ipv4Addr {
         let ask = async {
             loop {
                 if let Some(address) = ask(self.ready.about.dns, name).await {
@@ -109,7 +109,7 @@ impl Daemon {
 }
 
 /// Asks for the A record of a name; `None` when there is none.
-async fn ask(server: SocketAddr, name: &str) -> Option<std::net::Ipv4Addr> {
+async fn ask(server: SocketAddr, name: &str) -> Option<Ipv4Addr> {
     let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         query.push(label.len() as u8);
@@ -192,7 +192,7 @@ async fn a_service_of_one_daemon_is_called_by_name_at_the_other() {
 }
 
 /// Opens a flow and reads its greeting.
-async fn greeted(vip: std::net::Ipv4Addr) -> std::io::Result<TcpStream> {
+async fn greeted(vip: Ipv4Addr) -> std::io::Result<TcpStream> {
     let mut stream = timeout(SOON, TcpStream::connect((vip, 7_432))).await.expect("in time")?;
     timeout(SOON, stream.read_exact(&mut [0; 13])).await.expect("in time")?;
     Ok(stream)

@@ -10,14 +10,14 @@ use quinn::Connection;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use gossamer_core::vip::Mode;
+use gossamer_core::vip::{Mode, Pool};
 use gossamer_dns::{DnsMetrics, Forwarder, Service};
 use gossamer_wire::{RegionName, ServiceRecord, ZoneName};
 
 use super::mesh::{self, MeshParts};
 use super::readings::Readers;
 use super::reload::Again;
-use super::{About, CatalogHandle, Ready, Reloader, RunError, Stages, Start, Takers, dns};
+use super::{About, CatalogHandle, Ready, Reloader, RunError, Stages, Start, Takers, dns, overlapping};
 use crate::api::{self, ApiState};
 use crate::authority::AuthorityHandle;
 use crate::clients::Clients;
@@ -64,7 +64,7 @@ impl<'a> Wiring<'a> {
 
     /// Starts all parts. Everything that can be refused is bound before anything is said to others.
     pub(super) async fn start(&self, stop: &CancellationToken) -> Result<Ready, RunError> {
-        let (network, prefix) = self.settings.vip_pool.network();
+        let (network, prefix) = self.pool()?.network();
         let zone = Arc::new(self.settings.zones().map_err(|(_, error)| error)?);
         let operators = self.settings.operators.clone();
         let callers = Stage::blocking(move || api::policy_blocking(&operators)).await?;
@@ -219,6 +219,15 @@ impl<'a> Wiring<'a> {
         });
         relay.start_inbound(flows);
         relay
+    }
+
+    /// Returns the pool, which must be free of this machine's own addresses where names are answered with it.
+    fn pool(&self) -> Result<Pool, RunError> {
+        let pool = self.settings.vip_pool;
+        match overlapping(&pool).filter(|_| self.settings.vip_mode != Mode::None) {
+            Some((interface, address)) => Err(RunError::Overlap { interface, address, pool }),
+            None => Ok(pool),
+        }
     }
 
     /// Listens for what the kernel redirects, in the mode that needs it.

@@ -19,7 +19,7 @@ use gossamer_wire::{
 
 use super::drain;
 use super::host::HostCommand;
-use super::name_port::{ForwardSpec, LocalAddress, NamePort, OwnName, PortSpec, TargetSpec};
+use super::name_port::{ForwardSpec, LocalAddress, NamePort, OwnName, PortSpec, TargetSpec, TraceName};
 use super::name_port::{audience, caller, certified, pair};
 use crate::api::messages::Audience;
 use crate::config::Flags;
@@ -90,7 +90,9 @@ pub(super) enum Command {
     /// Show what DNS answers for a name
     Resolve(Resolve),
     /// Show this daemon and what is wrong with it
-    Status(Shape),
+    Status(StatusArgs),
+    /// Explain the way of a name: DNS, access, address, instances, the other node, the program; and where it ends
+    Trace(Trace),
     /// Listen on a local port and carry each connection to a service
     Forward(Forward),
     /// Show changes of state, from the event log
@@ -452,6 +454,32 @@ pub(super) struct Resolve {
     pub(super) record_type: Option<String>,
     #[command(flatten)]
     pub(super) shape: Shape,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// List the living flows instead, oldest first
+    #[arg(long)]
+    pub(super) flows: bool,
+    /// Most flows that are listed
+    #[arg(long, value_name = "N", default_value_t = 1_000, requires = "flows")]
+    pub(super) limit: usize,
+    #[command(flatten)]
+    pub(super) shape: Shape,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Trace {
+    /// A service, a group or an instance of it, by any name DNS knows, and a port's number or name; the only port, else
+    /// the first, unless given
+    #[arg(value_name = "NAME[:PORT[/udp]]")]
+    pub(super) name: TraceName,
+    /// Open no flow and touch no other node
+    #[arg(long)]
+    pub(super) no_dial: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

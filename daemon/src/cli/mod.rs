@@ -11,6 +11,7 @@ mod drain;
 mod events;
 mod expose;
 mod failure;
+mod flows;
 mod forward;
 mod host;
 mod identity;
@@ -26,6 +27,7 @@ mod run;
 mod start;
 mod status;
 mod token;
+mod trace;
 mod watch;
 
 use std::process::ExitCode;
@@ -93,7 +95,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Nodes(shape) => done(listing::nodes(&client(&global)?, shape).await),
         Command::Services(services) => done(listing::services(&client(&global)?, &services).await),
         Command::Resolve(resolve) => done(resolve::run(&client(&global)?, &resolve).await),
-        Command::Status(shape) => done(status::run(&client(&global)?, shape).await),
+        Command::Status(asked) => done(status::run(&client(&global)?, &asked).await),
+        Command::Trace(asked) => trace::run(&client(&global)?, &asked).await,
         Command::Forward(forward) => forward::run(client(&global)?, forward).await,
         Command::Events(events) => done(events::run(&client(&global)?, &events).await),
         Command::Watch(watch) => done(watch::run(&client(&global)?, &watch).await),

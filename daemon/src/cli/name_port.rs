@@ -57,6 +57,30 @@ impl fmt::Display for NamePort {
     }
 }
 
+/// `NAME`, `NAME:PORT` or `NAME:PORT/udp`: any name that DNS may know, also with its zone, or a virtual address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TraceName {
+    pub(super) name: String,
+    pub(super) port: Option<PortName>,
+    pub(super) transport: Protocol,
+}
+
+impl FromStr for TraceName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (rest, transport) = transport(text)?;
+        let (name, port) = match rest.rsplit_once(':') {
+            Some((name, port)) => (name, Some(port_name(port)?)),
+            None => (rest, None),
+        };
+        if name.is_empty() || name.contains(':') {
+            return Err(format!("{text:?} is no name; write NAME or NAME:PORT, for example orders-db:5432"));
+        }
+        Ok(Self { name: name.to_ascii_lowercase(), port, transport })
+    }
+}
+
 /// `NAME`, `NAME:PORT` or `NAME:PORT/udp` of a service of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct OwnName {

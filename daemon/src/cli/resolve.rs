@@ -26,7 +26,7 @@ pub(super) async fn run(client: &Client, asked: &Resolve) -> Result<(), Failure>
 }
 
 /// Keeps what may stand in a query as it is; names hold little else.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let escape = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
         byte => format!("%{byte:02X}"),

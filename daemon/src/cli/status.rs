@@ -4,13 +4,17 @@
 
 use std::fmt::Display;
 
-use super::args::Shape;
+use super::args::StatusArgs;
 use super::failure::Failure;
-use super::{output, token};
+use super::{flows, output, token};
 use crate::api::Client;
 use crate::api::messages::{DrainRow, LeavingRow, Protocol, Status, UpstreamRow};
 
-pub(super) async fn run(client: &Client, shape: Shape) -> Result<(), Failure> {
+pub(super) async fn run(client: &Client, asked: &StatusArgs) -> Result<(), Failure> {
+    let StatusArgs { flows: of_flows, limit, shape } = *asked;
+    if of_flows {
+        return flows::run(client, limit, shape).await;
+    }
     let status: Status = client.get("/v1/status").await?;
     if shape.json {
         return output::json(&status);

@@ -11,8 +11,8 @@ use gossamer_core::access::{Access, Policy};
 use gossamer_core::callers::Owner;
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
-    DecodeError, Fqdn, FqdnSuffix, Health, InstanceName, NodeName, Port, PortName, Routing, Rule, ServiceName,
-    ServiceRecord, Transport, Tries, Visibility,
+    DecodeError, Fqdn, FqdnSuffix, Health, InstanceName, NodeName, Port, PortName, Routing, Rule,
+    ServiceName, ServiceRecord, Transport, Tries, Visibility,
 };
 
 use super::place::{Host, Place};

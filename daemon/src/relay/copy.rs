@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::future::{Future, pending, poll_fn};
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
@@ -28,6 +29,11 @@ pub(super) trait Side: Send {
 
     /// Makes the other program see a failure. What was not delivered is lost.
     fn reset(&mut self);
+
+    /// Returns where the program at its other end is, when it has an address.
+    fn address(&self) -> Option<SocketAddr> {
+        None
+    }
 }
 
 /// What is read from.
@@ -126,6 +132,18 @@ pub(super) struct Counts {
     pub(super) bytes_in: AtomicU64,
     /// From the service to the client.
     pub(super) bytes_out: AtomicU64,
+}
+
+impl Counts {
+    /// Returns both.
+    pub(super) fn read(&self) -> (u64, u64) {
+        (self.bytes_in.load(Ordering::Relaxed), self.bytes_out.load(Ordering::Relaxed))
+    }
+
+    /// Returns both, and begins anew.
+    pub(super) fn take(&self) -> (u64, u64) {
+        (self.bytes_in.swap(0, Ordering::Relaxed), self.bytes_out.swap(0, Ordering::Relaxed))
+    }
 }
 
 /// Which end broke a flow.
@@ -235,6 +253,10 @@ impl Side for TcpStream {
     /// The reset is sent when the socket is dropped.
     fn reset(&mut self) {
         let _ = self.set_zero_linger();
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        self.peer_addr().ok()
     }
 }
 

@@ -6,13 +6,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use gossamer_core::select::{Load, Standing};
 use gossamer_wire::limits::{MAX_FLOWS_PER_PEER, MAX_UDP_FLOWS_PER_PEER};
-use gossamer_wire::{InstanceName, NodeId, NodeName, ServiceName};
+use gossamer_wire::{GroupName, InstanceName, NodeId, NodeName, ServiceName, Transport};
 
+use super::access::Line;
+use super::copy::Counts;
+use super::services::Services;
+use crate::metrics::ServiceFlows;
 use crate::register::Place;
 
 /// A flow's id, the same in the logs of both nodes.
@@ -40,6 +45,25 @@ pub enum Direction {
     Inbound,
 }
 
+impl Direction {
+    /// Returns its name, one word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
+
+/// How a flow travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// It stays on this node.
+    Local,
+    /// Over a QUIC connection with this address.
+    Quic(SocketAddr),
+}
+
 /// A living flow.
 #[derive(Clone, Debug)]
 pub struct FlowInfo {
@@ -53,10 +77,26 @@ pub struct FlowInfo {
     pub instance: InstanceName,
     /// The node at the other end; the own one for a flow that stays here.
     pub peer: NodeName,
+    /// That node's group.
+    pub group: GroupName,
+    /// The local program's address; `None` for a peer's flow and for one by the local API.
+    pub client: Option<SocketAddr>,
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// How it travels.
+    pub path: Path,
     /// Where the target is, when it is on this node.
     pub target: Option<Place>,
     /// When it was opened.
     pub since: Instant,
+    pub(super) counts: Arc<Counts>,
+}
+
+impl FlowInfo {
+    /// Returns the bytes so far: from the client to the service, and back.
+    pub fn bytes(&self) -> (u64, u64) {
+        self.counts.read()
+    }
 }
 
 /// An instance, as the table knows it.
@@ -70,6 +110,7 @@ pub(super) struct Flows(Arc<Mutex<Table>>);
 struct Table {
     next: u64,
     live: BTreeMap<u64, FlowInfo>,
+    services: Services,
     instances: BTreeMap<InstanceKey, Known>,
     inbound: BTreeMap<NodeId, u32>,
     /// Those of them that are UDP.
@@ -109,6 +150,7 @@ impl Flows {
     pub(super) fn answered(&self, key: InstanceKey, took: Duration) {
         let mut table = self.lock();
         table.forget_some();
+        table.services.answered(&key.1, took);
         table.instances.entry(key).or_default().standing.handle_opened(took);
     }
 
@@ -116,6 +158,7 @@ impl Flows {
     pub(super) fn failed(&self, key: InstanceKey, now: Instant) {
         let mut table = self.lock();
         table.forget_some();
+        table.services.retried(&key.1);
         table.instances.entry(key).or_default().standing.handle_failed(now);
     }
 
@@ -129,7 +172,7 @@ impl Flows {
         self.admit_by(peer, |table| &mut table.inbound_udp, MAX_UDP_FLOWS_PER_PEER)
     }
 
-    fn admit_by(&self, peer: NodeId, counts: Counts, most: u32) -> Option<Admitted> {
+    fn admit_by(&self, peer: NodeId, counts: Which, most: u32) -> Option<Admitted> {
         let mut table = self.lock();
         let count = counts(&mut table).entry(peer).or_default();
         if *count >= most {
@@ -142,10 +185,22 @@ impl Flows {
     /// Lists a flow until the guard is dropped.
     pub(super) fn list(&self, info: FlowInfo) -> Listed {
         let mut table = self.lock();
+        table.services.opened(&info);
         table.next += 1;
         let key = table.next;
         table.live.insert(key, info);
         Listed { flows: self.clone(), key }
+    }
+
+    /// Counts the end of a flow.
+    pub(super) fn ended(&self, line: &Line<'_>) {
+        self.lock().services.ended(line);
+    }
+
+    /// Returns what was counted by service.
+    pub(super) fn by_service(&self) -> Vec<(String, ServiceFlows)> {
+        let table = self.lock();
+        table.services.read(table.live.values())
     }
 
     /// Returns the living flows, oldest first.
@@ -193,11 +248,11 @@ impl Drop for InFlight {
 pub(super) struct Admitted {
     flows: Flows,
     peer: NodeId,
-    counts: Counts,
+    counts: Which,
 }
 
 /// Chooses which flows of peers are counted.
-type Counts = fn(&mut Table) -> &mut BTreeMap<NodeId, u32>;
+type Which = fn(&mut Table) -> &mut BTreeMap<NodeId, u32>;
 
 impl Drop for Admitted {
     fn drop(&mut self) {
@@ -229,10 +284,32 @@ impl Drop for Listed {
 const MAX_KNOWN: usize = 4_096;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     use gossamer_core::select::EJECT_AFTER;
+
+    /// So many flows of `orders`, numbered from 0.
+    pub(crate) fn flows(count: u64) -> Vec<FlowInfo> {
+        (0..count).map(info).collect()
+    }
+
+    fn info(flow: u64) -> FlowInfo {
+        FlowInfo {
+            flow: FlowId(flow),
+            direction: Direction::Outbound,
+            service: "orders".parse().expect("name"),
+            instance: "db-0".parse().expect("name"),
+            peer: "vm-b".parse().expect("name"),
+            group: "west".parse().expect("name"),
+            client: None,
+            transport: Transport::Tcp,
+            path: Path::Local,
+            target: None,
+            since: Instant::now(),
+            counts: Arc::default(),
+        }
+    }
 
     fn key(number: u8) -> InstanceKey {
         let node = NodeId::from_bytes([number; 16]);
@@ -279,15 +356,6 @@ mod tests {
     #[test]
     fn living_flows_are_listed_oldest_first() {
         let flows = Flows::default();
-        let info = |flow| FlowInfo {
-            flow: FlowId(flow),
-            direction: Direction::Outbound,
-            service: "orders".parse().expect("name"),
-            instance: "db-0".parse().expect("name"),
-            peer: "vm-b".parse().expect("name"),
-            target: None,
-            since: Instant::now(),
-        };
         let (first, _second) = (flows.list(info(9)), flows.list(info(5)));
         let ids = || flows.snapshot().iter().map(|info| info.flow.0).collect::<Vec<_>>();
         assert_eq!(ids(), [9, 5]);

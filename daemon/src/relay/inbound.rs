@@ -18,13 +18,14 @@ use gossamer_core::trust::{Leaf, spiffe_id};
 use gossamer_wire::Transport;
 use gossamer_wire::flow::{OpenRequest, OpenStatus, PREFIX_BYTES};
 
+use super::access::{End, Line, Reason};
 use super::copy::{BROKEN, Counts, Early, Guarded};
 use super::dialled::Dialled;
 use super::drain::Serving;
-use super::flow::{Direction, FlowId, FlowInfo};
-use super::outbound::DRAINED;
+use super::flow::{Direction, FlowId, FlowInfo, Path};
 use super::permits::{NO_LONGER_ALLOWED, Permit};
 use super::{Relay, count, proxy};
+use crate::clients::is_out_of_files;
 use crate::clock;
 use crate::events::{Event, What};
 use crate::register::{Connected, Place, Target};
@@ -55,17 +56,29 @@ pub(super) struct Dialling {
 pub(super) struct Refusal {
     /// What the caller is told.
     pub(super) status: OpenStatus,
+    /// What the access line says.
+    pub(super) reason: Reason,
     /// What only this node is told.
-    pub(super) why: String,
+    pub(super) why: Option<String>,
 }
 
 impl Refusal {
     fn denied(why: impl std::fmt::Display) -> Self {
-        Self { status: OpenStatus::Denied, why: format!("denied: {why}") }
+        Self { why: Some(why.to_string()), ..OpenStatus::Denied.into() }
     }
 
-    pub(super) fn target(why: &str) -> Self {
-        Self { status: OpenStatus::Refused, why: why.to_owned() }
+    /// Judges why a target could not be connected to. Want of files is this node's, not the target's.
+    pub(super) fn of(error: &std::io::Error) -> Self {
+        if is_out_of_files(error) {
+            return Self { status: OpenStatus::Busy, reason: Reason::NoFiles, why: None };
+        }
+        OpenStatus::Refused.into()
+    }
+}
+
+impl From<OpenStatus> for Refusal {
+    fn from(status: OpenStatus) -> Self {
+        Self { status, reason: Reason::of_status(status), why: None }
     }
 }
 
@@ -88,63 +101,75 @@ impl Relay {
     async fn serve(self, mut stream: Guarded<FlowStream>) {
         let (peer, remote) = (Arc::clone(&stream.side().peer), stream.side().remote);
         let _living = self.living.begin();
+        let began = Instant::now();
         let Some(_admitted) = self.flows.admit(peer.node) else {
             count(&self.counters.busy);
+            // It came with the stream, unless the peer breaks the rules: nothing is waited for.
+            let request = futures_util::FutureExt::now_or_never(read_request(stream.side())).flatten();
+            let line = Line::inbound(request.as_ref(), &peer, began);
+            self.finished(&Line {
+                detail: Some("the peer has too many flows"),
+                ..line.because(Reason::Busy)
+            });
             return refuse(stream, OpenStatus::Busy);
         };
         let request = timeout(REQUEST_WITHIN, read_request(stream.side())).await;
         let Some(request) = request.ok().flatten() else {
             count(&self.counters.malformed);
-            tracing::debug!(peer = %peer.name, "flow without a valid request");
-            return;
+            return self.finished(&Line::inbound(None, &peer, began).because(Reason::Malformed));
         };
         if request.transport == Transport::Udp {
             return self.serve_datagrams(stream, request, peer).await;
         }
-        let (flow, began) = (FlowId(request.flow), Instant::now());
-        let line = |bytes_in: u64, bytes_out: u64, reason: &str| {
-            tracing::info!(target: "access", %flow, service = %request.service, instance = %request.instance,
-                peer = %peer.name, bytes_in, bytes_out, took = ?began.elapsed(), reason, "flow served");
-        };
+        let (flow, line) = (FlowId(request.flow), Line::inbound(Some(&request), &peer, began));
         let caller = Caller { leaf: &peer, remote: Some(remote) };
-        let Dialling { mut target, place, serving, mut permit } = match self.dial_target(&request, &caller).await {
+        let Dialling { mut target, place, serving, mut permit } = match self
+            .dial_target(&request, &caller)
+            .await
+        {
             Ok(dialled) => dialled,
             Err(refusal) => {
                 if self.turn_away(stream, refusal.status, &peer) {
-                    line(0, 0, &refusal.why);
+                    self.finished(&Line { detail: refusal.why.as_deref(), ..line.because(refusal.reason) });
                 }
                 return;
             }
         };
         if stream.side().send.write_all(&[OpenStatus::Open.code()]).await.is_err() {
-            return line(0, 0, "the caller went away");
+            return self.finished(&line.because(Reason::ClientGone));
         }
         count(&self.counters.served);
+        let counts = Arc::new(Counts::default());
         let _listed = self.flows.list(FlowInfo {
             flow,
             direction: Direction::Inbound,
             service: request.service.clone(),
             instance: request.instance.clone(),
             peer: peer.name.clone(),
+            group: peer.group.clone(),
+            client: None,
+            transport: Transport::Tcp,
+            path: Path::Quic(remote),
             target: Some(place),
             since: began.into_std(),
+            counts: Arc::clone(&counts),
         });
-        let counts = Counts::default();
-        let reason = tokio::select! {
+        let end = tokio::select! {
             biased;
-            () = self.parts.stage.stopping().cancelled() => Some("stopping".to_owned()),
+            () = self.parts.stage.stopping().cancelled() => End::from(Reason::Stopping),
             () = permit.revoked() => {
                 count(&self.counters.revoked);
-                Some(NO_LONGER_ALLOWED.to_owned())
+                End::with(Reason::Revoked, NO_LONGER_ALLOWED)
             }
             copied = target.copy(&mut stream, Early::default(), &counts) => {
-                copied.err().map(|broken| broken.to_string())
+                copied.map_or_else(End::from, |()| End::from(Reason::Done))
             }
-            () = serving.over() => Some(DRAINED.to_owned()),
+            () = serving.over() => Reason::Drained.into(),
         };
-        let (bytes_in, bytes_out) = self.counters.add_bytes(&counts);
-        line(bytes_in, bytes_out, reason.as_deref().unwrap_or("done"));
-        if reason.is_none() && self.is_leaving() {
+        let bytes = self.counters.add_bytes(&counts);
+        let line = Line { bytes, detail: end.detail.as_deref(), is_open: true, ..line };
+        self.finished(&line.because(end.reason));
+        if end.reason == Reason::Done && self.is_leaving() {
             // The end of the connection would overtake what the caller has not got yet.
             let _ = timeout(TAKEN_WITHIN, stream.side().send.stopped()).await;
         }
@@ -163,7 +188,7 @@ impl Relay {
         // Only who may call it learns that.
         if target.draining {
             count(&self.counters.draining);
-            return Err(Refusal { status: OpenStatus::Draining, why: "draining".to_owned() });
+            return Err(OpenStatus::Draining.into());
         }
         let dialling = async {
             let mut connected = target.addr.connect().await?;
@@ -173,7 +198,8 @@ impl Relay {
             std::io::Result::Ok(connected)
         };
         let dialled = timeout(DIAL_WITHIN, dialling).await;
-        let connected = dialled.ok().and_then(Result::ok).ok_or_else(|| Refusal::target("target refused"))?;
+        let refused = || Refusal::from(OpenStatus::Refused);
+        let connected = dialled.map_err(|_| refused())?.map_err(|error| Refusal::of(&error))?;
         Ok(Dialling { target: Dialled::new(connected), place: target.addr, serving, permit })
     }
 

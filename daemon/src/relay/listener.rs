@@ -15,8 +15,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use gossamer_core::vip::BindOutcome;
 
+use super::spare::Spare;
 use super::{RelayCounters, count};
-use crate::clients::Clients;
+use crate::clients::{Clients, is_out_of_files};
 use crate::supervise::Stage;
 
 /// Listens on an address of the pool.
@@ -76,6 +77,8 @@ pub(super) struct Accepting<F> {
     pub(super) take: F,
     /// Counts the others.
     pub(super) counters: Arc<RelayCounters>,
+    /// With which clients are turned away while this process can open no more files.
+    pub(super) spare: Spare,
 }
 
 impl Listening {
@@ -121,10 +124,13 @@ where
                 tracing::debug!(%from, "a connection of somebody who is no client is closed");
                 let _ = client.set_zero_linger();
             }
+            // The next accept has the place of the spare file, and its client is turned away.
+            Err(error) if is_out_of_files(&error) && accepting.spare.lend() => {}
             Err(error) => {
                 tracing::debug!(err = %error, "no connection accepted");
-                // Out of files: waiting lets flows end; the backlog keeps the clients meanwhile.
+                // Waiting lets flows end; the backlog keeps the clients meanwhile.
                 tokio::time::sleep(ACCEPT_PAUSE).await;
+                accepting.spare.refill();
             }
         }
     }
@@ -184,7 +190,12 @@ mod tests {
         let listening = Listening::start(
             &stage,
             listener,
-            Accepting { clients: Clients::default(), take, counters: Arc::default() },
+            Accepting {
+                clients: Clients::default(),
+                take,
+                counters: Arc::default(),
+                spare: Spare::default(),
+            },
         );
 
         let mut client = TcpStream::connect(address).await.expect("accepted");

@@ -9,6 +9,7 @@
 //!
 //! The protocol is never sniffed. Start reading at `outbound`, then `inbound`; `copy` moves the bytes.
 
+mod access;
 mod choices;
 mod copy;
 mod dialled;
@@ -18,8 +19,11 @@ mod inbound;
 mod listener;
 mod outbound;
 mod permits;
+mod probe;
 mod proxy;
 mod scope;
+mod services;
+mod spare;
 mod tries;
 mod udp;
 mod vips;
@@ -40,8 +44,9 @@ use gossamer_core::vip::VipName;
 use gossamer_wire::{GroupName, InstanceName, MeshId, NodeId, NodeName, PortName, ServiceName, Transport};
 
 pub use choices::LiveRoutes;
-pub use flow::{Direction, FlowId, FlowInfo};
+pub use flow::{Direction, FlowId, FlowInfo, Path};
 pub use outbound::{Carried, ConnectError};
+pub use probe::{CandidateView, Outcome, Probed, Reached};
 pub use scope::PortChoice;
 pub(crate) use scope::{attempt, behind, has_udp, of_instances};
 pub use vips::{RedirectError, RedirectSockets, Standings, VipPort, Vips, VipsParts};
@@ -52,10 +57,12 @@ use crate::metrics::FlowCounts;
 use crate::register::{DenyList, LocalService, Target, TargetsReader};
 use crate::supervise::Stage;
 use crate::transport::{FlowStream, OpenError, Peers};
+use access::Lines;
 use copy::{Counts, Guarded, Plain};
 use drain::Living;
 use flow::Flows;
 use permits::Permits;
+use spare::Spare;
 pub use tries::TriesInVain;
 use udp::Udp;
 
@@ -153,6 +160,8 @@ pub struct Relay {
     beside: Arc<Semaphore>,
     udp: Arc<Udp>,
     counters: Arc<RelayCounters>,
+    lines: Arc<Lines>,
+    spare: Spare,
 }
 
 impl Relay {
@@ -167,6 +176,8 @@ impl Relay {
             beside: Arc::new(Semaphore::new(tries::MOST_BESIDE)),
             udp: Arc::default(),
             counters: Arc::default(),
+            lines: Arc::default(),
+            spare: Spare::default(),
         }
     }
 
@@ -241,6 +252,7 @@ impl Relay {
             revoked: read(&counters.revoked),
             bytes_in: read(&counters.bytes_in),
             bytes_out: read(&counters.bytes_out),
+            services: self.flows.by_service(),
             ..FlowCounts::default()
         };
         self.udp.count_into(&mut counts);
@@ -249,6 +261,14 @@ impl Relay {
 
     /// Carries a flow that a VIP listener accepted.
     fn accept_local(&self, client: TcpStream, name: VipName, port: u16) {
+        self.spare.refill();
+        if self.spare.is_lent() {
+            // This client has the last file.
+            self.has_no_files(&name, client.peer_addr().ok());
+            let _ = client.set_zero_linger();
+            drop(client);
+            return self.spare.refill();
+        }
         let _ = client.set_nodelay(true);
         let (relay, client) = (self.clone(), Guarded::new(client));
         self.parts.stage.spawn_short("flow", async move {
@@ -314,6 +334,9 @@ impl RelayCounters {
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
+
+#[cfg(test)]
+pub(crate) use flow::tests::flows as flows_for_tests;
 
 #[cfg(test)]
 pub(crate) mod tests;

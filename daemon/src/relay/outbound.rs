@@ -7,6 +7,8 @@
 //! Until an instance says "open" the client's bytes are kept, so that the next one can be tried instead.
 
 use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -17,12 +19,13 @@ use gossamer_core::select::Wisher;
 use gossamer_core::vip::VipName;
 use gossamer_wire::flow::{OpenRequest, OpenStatus};
 use gossamer_wire::limits::MAX_EARLY_BYTES;
-use gossamer_wire::{InstanceName, NodeId, NodeName, PortName, Tier, Transport};
+use gossamer_wire::{GroupName, InstanceName, NodeId, NodeName, PortName, Tier, Transport};
 
+use super::access::{End, Line, Missed, Reason};
 use super::copy::{Broken, CHUNK, Counts, Early, Guarded, Side, Sink, Source, copy};
 use super::dialled::Dialled;
 use super::drain::Serving;
-use super::flow::{Direction, FlowId, FlowInfo, InstanceKey};
+use super::flow::{Direction, FlowId, FlowInfo, InstanceKey, Path};
 use super::inbound::Caller;
 use super::permits::{NO_LONGER_ALLOWED, NO_LONGER_IMPORTED, Permit, revoked};
 use super::scope::PortChoice;
@@ -93,8 +96,17 @@ pub struct Carried {
 pub(super) struct Choice {
     pub(super) node: NodeId,
     pub(super) node_name: NodeName,
+    pub(super) group: GroupName,
     pub(super) instance: InstanceName,
     pub(super) port: PortName,
+}
+
+/// What is known of an open flow beside who has it.
+pub(super) struct Ends {
+    pub(super) client: Option<SocketAddr>,
+    pub(super) transport: Transport,
+    pub(super) path: Path,
+    pub(super) counts: Arc<Counts>,
 }
 
 /// The far end of an open TCP flow.
@@ -102,6 +114,15 @@ enum Far {
     Hop(Guarded<FlowStream>),
     /// With what ends it when its service has drained for long enough, or it is no longer allowed.
     Local(Dialled, Serving, Permit),
+}
+
+impl Far {
+    fn path(&mut self) -> Path {
+        match self {
+            Self::Hop(stream) => Path::Quic(stream.side().remote),
+            Self::Local(..) => Path::Local,
+        }
+    }
 }
 
 /// How one instance is tried.
@@ -138,12 +159,16 @@ pub(super) trait Try: Send {
         let _ = choice;
         false
     }
+
+    /// Notes what the instance that was tried last met, for the access line.
+    fn missed(&mut self, missed: Missed);
 }
 
 /// A try with what a TCP client says meanwhile.
 struct TcpTry<'a, C: Side> {
     client: &'a mut Guarded<C>,
     early: &'a mut Early,
+    last: Option<Missed>,
 }
 
 impl<C: Side> Try for TcpTry<'_, C> {
@@ -167,6 +192,10 @@ impl<C: Side> Try for TcpTry<'_, C> {
     ) -> Option<Beside<'a, Far>> {
         Some(Box::pin(relay.ask_only(flow, name, choice)))
     }
+
+    fn missed(&mut self, missed: Missed) {
+        self.last = Some(missed);
+    }
 }
 
 impl Relay {
@@ -178,11 +207,13 @@ impl Relay {
         port: &PortChoice,
         mut client: Guarded<C>,
     ) -> Result<Carried, ConnectError> {
-        let flow = FlowId::random();
+        let (flow, began) = (FlowId::random(), Instant::now());
         let _living = self.living.begin();
+        let line = Line::outbound(flow, name, Transport::Tcp, client.side().address(), began);
         let mut again = 0;
         loop {
-            let (carried, is_unseen) = self.carry_once(flow, name, port, &mut client).await?;
+            let (carried, is_unseen) =
+                self.carry_once(&line, name, port, &mut client, again == AGAIN).await?;
             if !is_unseen || again == AGAIN {
                 return Ok(carried);
             }
@@ -192,70 +223,75 @@ impl Relay {
         }
     }
 
-    /// Carries a flow over one instance; returns also whether it broke there unseen.
+    /// Carries a flow over one instance; returns also whether it broke there unseen. Then it has no line yet, unless this
+    /// was the last time.
     async fn carry_once<C: Side>(
         &self,
-        flow: FlowId,
+        line: &Line<'_>,
         name: &VipName,
         port: &PortChoice,
         client: &mut Guarded<C>,
+        is_last: bool,
     ) -> Result<(Carried, bool), ConnectError> {
-        let began = Instant::now();
+        let (flow, began) = (line.flow.unwrap_or_else(FlowId::random), line.began);
         let stop = self.parts.stage.stopping().clone();
         let mut early = Early::default();
-        let mut attempt = TcpTry { client: &mut *client, early: &mut early };
+        let mut attempt = TcpTry { client: &mut *client, early: &mut early, last: None };
         let opened = tokio::select! {
             biased;
             () = stop.cancelled() => Err(ConnectError::Stopping),
             opened = self.open(flow, name, port, &mut attempt) => opened,
         };
-        let (choice, far, took) = match opened {
+        let (choice, mut far, took) = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 count(&self.counters.failed);
-                let service = name.service();
-                tracing::info!(target: "access", %flow, %service, %name, bytes_in = 0, bytes_out = 0,
-                    took = ?began.elapsed(), reason = %error, "flow failed");
+                let said = error.to_string();
+                let line = Line { detail: Some(&said), ..*line };
+                self.finished(&line.failed(&error, attempt.last.as_ref()));
                 return Err(error);
             }
         };
         count(&self.counters.opened);
         let key = choice.key(name);
         let _in_flight = self.flows.opened(key.clone(), took);
-        let _listed = self.flows.list(choice.info(flow, name, began));
+        let counts = Arc::new(Counts::default());
+        let path = far.path();
+        let ends = Ends { client: line.client, transport: Transport::Tcp, path, counts: Arc::clone(&counts) };
+        let _listed = self.flows.list(choice.info(flow, name, began, ends));
         let mut imported = self.import(name, &choice);
-        let counts = Counts::default();
         let copied = async {
-            match far {
-                Far::Hop(mut hop) => copy(client, &mut hop, early, &counts).await.map_err(Ended::Broken),
+            let copied = match far {
+                Far::Hop(mut hop) => copy(client, &mut hop, early, &counts).await,
                 Far::Local(mut target, serving, mut permit) => tokio::select! {
                     biased;
-                    () = permit.revoked() => Err(Ended::Revoked(NO_LONGER_ALLOWED)),
-                    copied = target.copy(client, early, &counts) => copied.map_err(Ended::Broken),
-                    () = serving.over() => Err(Ended::Drained),
+                    () = permit.revoked() => return End::with(Reason::Revoked, NO_LONGER_ALLOWED),
+                    copied = target.copy(client, early, &counts) => copied,
+                    () = serving.over() => return End::from(Reason::Drained),
                 },
-            }
+            };
+            copied.map_or_else(End::from, |()| End::from(Reason::Done))
         };
-        let ended = tokio::select! {
+        let end = tokio::select! {
             biased;
-            () = stop.cancelled() => Err(Ended::Stopping),
-            () = revoked(&mut imported) => Err(Ended::Revoked(NO_LONGER_IMPORTED)),
-            copied = copied => copied,
+            () = stop.cancelled() => End::from(Reason::Stopping),
+            () = revoked(&mut imported) => End::with(Reason::Revoked, NO_LONGER_IMPORTED),
+            end = copied => end,
         };
-        if matches!(ended, Err(Ended::Revoked(_))) {
+        if end.reason == Reason::Revoked {
             count(&self.counters.revoked);
         }
-        let (bytes_in, bytes_out) = self.counters.add_bytes(&counts);
-        let is_unseen =
-            matches!(ended, Err(Ended::Broken(Broken::Service(_)))) && (bytes_in, bytes_out) == (0, 0);
+        let bytes = self.counters.add_bytes(&counts);
+        let is_unseen = end.reason == Reason::ServiceReset && bytes == (0, 0);
         if is_unseen {
             self.flows.failed(key, Instant::now().into_std());
         }
-        let reason = ended.err().map(|ended| ended.to_string());
-        tracing::info!(target: "access", %flow, service = %name.service(), instance = %choice.instance,
-            peer = %choice.node_name, bytes_in, bytes_out, took = ?began.elapsed(),
-            reason = reason.as_deref().unwrap_or("done"), "flow ended");
-        Ok((Carried { flow, bytes_in, bytes_out, broken: reason }, is_unseen))
+        if !is_unseen || is_last {
+            let line = Line { bytes, detail: end.detail.as_deref(), is_open: true, ..*line };
+            self.finished(&line.to(&choice).because(end.reason));
+        }
+        let (bytes_in, bytes_out) = bytes;
+        Ok((Carried { flow, bytes_in, bytes_out, broken: end.broken() }, is_unseen))
     }
 
     /// Tries instances, round after round, until one takes the flow or the time is over. Returns the one that
@@ -279,6 +315,9 @@ impl Relay {
                 Round::ClientGone => return Err(ConnectError::ClientGone),
                 Round::Failed(failures) => failures,
             };
+            if let Some(missed) = failures.missed {
+                attempt.missed(missed);
+            }
             if failures.denied > 0 && failures.denied == choices.len() {
                 return Err(ConnectError::Denied(name.to_string()));
             }
@@ -402,42 +441,34 @@ async fn ask(
 
 impl Choice {
     pub(super) fn new(found: &InstanceView, port: PortName) -> Self {
-        Self { node: found.node, node_name: found.node_name.clone(), instance: found.instance.clone(), port }
+        Self {
+            node: found.node,
+            node_name: found.node_name.clone(),
+            group: found.group.clone(),
+            instance: found.instance.clone(),
+            port,
+        }
     }
 
     pub(super) fn key(&self, name: &VipName) -> InstanceKey {
         (self.node, name.service().clone(), self.instance.clone())
     }
 
-    pub(super) fn info(&self, flow: FlowId, name: &VipName, began: Instant) -> FlowInfo {
+    pub(super) fn info(&self, flow: FlowId, name: &VipName, began: Instant, ends: Ends) -> FlowInfo {
+        let Ends { client, transport, path, counts } = ends;
         FlowInfo {
             flow,
             direction: Direction::Outbound,
             service: name.service().clone(),
             instance: self.instance.clone(),
             peer: self.node_name.clone(),
+            group: self.group.clone(),
+            client,
+            transport,
+            path,
             target: None,
             since: began.into_std(),
-        }
-    }
-}
-
-/// Why an open flow has ended before both its ends did.
-enum Ended {
-    Stopping,
-    Drained,
-    /// It may not go on.
-    Revoked(&'static str),
-    Broken(Broken),
-}
-
-impl std::fmt::Display for Ended {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Stopping => f.write_str("stopping"),
-            Self::Drained => f.write_str(DRAINED),
-            Self::Revoked(why) => f.write_str(why),
-            Self::Broken(broken) => broken.fmt(f),
+            counts,
         }
     }
 }
@@ -457,9 +488,6 @@ const OPEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// How often a flow that broke unseen is opened again: two nodes of a group may die together.
 pub(super) const AGAIN: u32 = 2;
-
-/// Why a flow ended whose service drained for as long as it was told.
-pub(super) const DRAINED: &str = "drained";
 
 /// Between two rounds: short beside a restart, long beside a refusal.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);

@@ -269,7 +269,7 @@ fn flow_stream(
     FlowStream { peer: Arc::new(leaf), remote, send, recv, datagrams, demand, lease: FlowLease::default() }
 }
 
-fn leaf(node: NodeId, group: &str) -> Leaf {
+pub(crate) fn leaf(node: NodeId, group: &str) -> Leaf {
     Leaf {
         node,
         name: "peer".parse().expect("name"),

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use gossamer_core::vip::VipName;
 use gossamer_wire::flow::OpenStatus;
 
+use super::access::{Missed, Reason};
 use super::flow::FlowId;
 use super::outbound::{Choice, Try};
 use super::{Relay, count};
@@ -70,6 +71,8 @@ pub(super) struct Failures {
     pub(super) denied: usize,
     /// The last one, in words.
     pub(super) last: Option<String>,
+    /// The last one, for the access line.
+    pub(super) missed: Option<Missed>,
 }
 
 /// Instances tried in vain, by reason. All only grow.
@@ -170,6 +173,7 @@ impl Relay {
     /// Notes that an instance did not take the flow, and what that says of it.
     fn in_vain(&self, call: Call<'_>, choice: &Choice, failure: Failure, failures: &mut Failures) {
         count(&self.counters.retries);
+        failures.missed = Some(Missed { choice: choice.clone(), reason: failure.reason() });
         let counts = &self.counters.in_vain;
         let (counter, is_its_fault) = match &failure {
             Failure::Denied => {
@@ -217,6 +221,20 @@ pub(super) fn unreached(error: impl ToString) -> Failure {
     Failure::Unreached(error.to_string())
 }
 
+impl Failure {
+    /// Returns the word of access lines for it.
+    const fn reason(&self) -> Reason {
+        match self {
+            Self::Denied => Reason::Denied,
+            Self::Draining => Reason::Draining,
+            Self::Busy => Reason::Busy,
+            Self::Refused => Reason::Refused,
+            Self::Slow | Self::Unreached(_) => Reason::Unreachable,
+            Self::Client => Reason::ClientGone,
+        }
+    }
+}
+
 impl From<OpenStatus> for Failure {
     fn from(status: OpenStatus) -> Self {
         match status {
@@ -233,7 +251,7 @@ impl std::fmt::Display for Failure {
         f.write_str(match self {
             Self::Denied => "denied",
             Self::Draining => "it is draining",
-            Self::Busy => "the node has too many flows",
+            Self::Busy => "the node has too many flows, or can open no more files",
             Self::Refused => "the target refused the connection",
             Self::Slow => "no answer in time",
             Self::Unreached(why) => why,

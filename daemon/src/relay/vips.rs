@@ -29,6 +29,7 @@ use gossamer_dns::VipAnswer;
 use gossamer_wire::{GroupName, MeshId, Transport};
 
 use super::scope::{attempt, behind, has_udp, ports};
+use super::spare::Spare;
 use super::udp::{Receiving, Vip};
 use super::{LocalTargets, Relay, RelayCounters};
 use crate::clients::Clients;
@@ -85,6 +86,7 @@ struct Shared {
     redirected: Option<Redirected>,
     index: IndexReader,
     began: Instant,
+    spare: Spare,
     /// Written name by name: tens of thousands may be in use.
     open: DashMap<VipName, Arc<OpenVip>>,
     /// The name each address stands for, of all names of the catalog.
@@ -124,7 +126,7 @@ pub struct VipPort {
 impl Vips {
     /// Starts the owner. Connections to VIPs go to `relay`.
     pub fn start(parts: VipsParts, relay: &Relay) -> Self {
-        let counters = Arc::clone(&relay.counters);
+        let shares = (Arc::clone(&relay.counters), relay.spare.clone());
         let relay = relay.clone();
         let (stage, clients, datagrams) = (parts.stage.clone(), parts.clients.clone(), relay.clone());
         let take = move |client, name, port| relay.accept_local(client, name, port);
@@ -134,12 +136,12 @@ impl Vips {
             let vip = Vip { name, port, clients: clients.clone(), touch };
             Receiving::start(&stage, |stop| datagrams.clone().receive_datagrams(socket, vip, stop))
         };
-        Self::start_with(parts, counters, began, Pace::default(), take, Arc::new(receive))
+        Self::start_with(parts, shares, began, Pace::default(), take, Arc::new(receive))
     }
 
     fn start_with(
         mut parts: VipsParts,
-        counters: Arc<RelayCounters>,
+        (counters, spare): (Arc<RelayCounters>, Spare),
         began: Instant,
         pace: Pace,
         take: impl Fn(TcpStream, VipName, u16) + Send + Sync + 'static,
@@ -157,6 +159,7 @@ impl Vips {
                 index: parts.index.clone(),
                 counters: Arc::clone(&counters),
                 take: Arc::clone(&take),
+                spare: spare.clone(),
                 events: parts.events.clone(),
             })
         });
@@ -167,6 +170,7 @@ impl Vips {
             redirected,
             index: parts.index.clone(),
             began,
+            spare,
             open: DashMap::new(),
             names: names.reader(),
             losers: ArcSwap::default(),

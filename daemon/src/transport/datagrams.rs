@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use quinn::{Connection, ConnectionError, SendDatagramError, StreamId, VarInt};
@@ -82,6 +83,11 @@ impl Datagrams {
         let stream = u64::from(VarInt::from(stream));
         self.shared.lock().insert(stream, Arc::new(take));
         Registered { shared: Arc::clone(&self.shared), stream }
+    }
+
+    /// Returns the smoothed round trip of the connection.
+    pub(crate) fn rtt(&self) -> Duration {
+        self.connection.rtt()
     }
 
     /// Sends a datagram of a flow. Never waits.

@@ -318,7 +318,7 @@ fn plain_proxy(listener: &TcpListener, to: SocketAddr, stop: &AtomicBool) {
 }
 
 /// Lets this process, and what it starts, open so many files.
-fn raise_files(count: u64) -> Result<()> {
+pub(super) fn raise_files(count: u64) -> Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < count {
         ensure!(hard >= count, "{count} files are needed at once and {hard} allowed; raise `ulimit -Hn`");

@@ -29,11 +29,13 @@ mod hostile;
 mod hosts;
 mod issuers;
 mod joins;
+mod lines;
 mod long;
 mod mixed;
 mod pods;
 mod protocols;
 mod redeeming;
+mod refusals;
 mod resolvers;
 mod restart;
 mod rotation;
@@ -43,6 +45,8 @@ mod selection;
 mod shape;
 mod simulated;
 mod spiffe;
+mod steady;
+mod traces;
 mod trust;
 mod vips;
 mod visible;
@@ -137,6 +141,7 @@ pub fn rows() -> Vec<Row> {
         .chain(issue_5.concat())
         .chain([consent::ROW, pods::ROW, etcd::ROW])
         .chain(issue_6.concat())
+        .chain([lines::ROWS, traces::ROWS, refusals::ROWS, steady::ROWS].concat())
         .collect()
 }
 

@@ -103,3 +103,18 @@ proptest! {
         prop_assert!(offset >= RESERVED && offset < pool.size() - RESERVED);
     }
 }
+
+#[test]
+fn the_reserved_ends_of_a_pool_are_no_vips() {
+    let pool = Pool::of_slot(0);
+    for (address, wanted) in [
+        ([127, 240, 0, 255], false),
+        ([127, 240, 1, 0], true),
+        ([127, 240, 254, 255], true),
+        ([127, 240, 255, 0], false),
+        ([127, 239, 255, 255], false),
+        ([127, 241, 1, 0], false),
+    ] {
+        assert_eq!(pool.has_vip(Ipv4Addr::from(address)), wanted, "{address:?}");
+    }
+}

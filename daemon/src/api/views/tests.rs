@@ -136,7 +136,7 @@ fn hidden_instances_are_listed_only_when_asked_for() {
 
 /// Consents to `corp.example`.
 fn zones() -> Zones {
-    let zone = Zone::new("mesh.internal", std::net::Ipv4Addr::new(127, 240, 0, 0), 16).expect("valid");
+    let zone = Zone::new("mesh.internal", Ipv4Addr::new(127, 240, 0, 0), 16).expect("valid");
     Zones::from(zone).with_suffix("corp.example".parse().expect("suffix")).expect("free")
 }
 

@@ -258,7 +258,7 @@ async fn some_name(settings: &Settings) -> Option<String> {
 }
 
 /// Asks as programs do, in a program of the host's own libc: ours may be linked with another.
-async fn getent(name: &str) -> io::Result<BTreeSet<IpAddr>> {
+pub(in crate::cli) async fn getent(name: &str) -> io::Result<BTreeSet<IpAddr>> {
     let asked = Command::new("getent").args(["ahosts", name]).kill_on_drop(true).output();
     let said = timeout(LOOKUP_WITHIN, asked).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     let said = String::from_utf8_lossy(&said.stdout).into_owned();

@@ -25,6 +25,8 @@ use crate::config::{Config, Flags, Settings};
 use crate::host::domains::dns_domains;
 use crate::host::plan::{Plan, Planned, Refusal, Snippet, Wanted, plan};
 
+pub(super) use check::getent;
+
 #[derive(Debug, Subcommand)]
 pub(super) enum HostCommand {
     /// Tell the resolver of this machine, and with vip.mode = "dnat" its kernel; may be repeated

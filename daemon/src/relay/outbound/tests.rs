@@ -448,7 +448,7 @@ async fn a_group_is_called_by_its_name_and_others_only_by_import() {
     let mut strange = instance("db-0", "east");
     strange.imported = false;
     mesh.caller.set_service(service_view("orders", vec![strange]));
-    let connect = async |group: Option<&gossamer_wire::GroupName>| {
+    let connect = async |group: Option<&GroupName>| {
         let (program, client) = duplex(1 << 16);
         let name = service("orders");
         let flow = mesh.caller.relay.connect(&name, group, None, PortChoice::Only, client);

@@ -57,6 +57,8 @@ impl<const BESIDE: bool> Try for Scripted<BESIDE> {
     ) -> Option<Beside<'a, String>> {
         if BESIDE { Some(Box::pin(answer(choice, 'b', "asked"))) } else { None }
     }
+
+    fn missed(&mut self, _: Missed) {}
 }
 
 /// Plays a round; returns who took the flow, after how long in all, and the relay.
@@ -68,6 +70,7 @@ async fn play_at<const BESIDE: bool>(relay: Relay, names: &[&str]) -> (Option<St
     let choice = |(number, name): (u8, &&str)| Choice {
         node: NodeId::from_bytes([number; 16]),
         node_name: "there".parse().expect("name"),
+        group: "west".parse().expect("name"),
         instance: name.parse().expect("name"),
         port: 80.into(),
     };

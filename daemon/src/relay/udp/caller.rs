@@ -20,14 +20,16 @@ use tokio_util::sync::CancellationToken;
 
 use gossamer_core::catalog::{InstanceState, ServiceView};
 use gossamer_core::vip::VipName;
-use gossamer_wire::{InstanceName, NodeId};
+use gossamer_wire::{InstanceName, NodeId, Transport};
 
 use super::frames::{self, Ended};
 use super::opening::{Began, Far, Local, UdpTry};
 use super::queue::Queue;
 use super::{Udp, Used, add, sockets};
+use crate::relay::access::{Line, Reason};
+use crate::relay::copy::Counts;
 use crate::relay::flow::{FlowId, InstanceKey};
-use crate::relay::outbound::{AGAIN, Choice};
+use crate::relay::outbound::{AGAIN, Choice, Ends};
 use crate::relay::permits::{NO_LONGER_ALLOWED, NO_LONGER_IMPORTED, revoked};
 use crate::relay::scope::{PortChoice, behind};
 use crate::relay::{ConnectError, Relay, count};
@@ -49,8 +51,7 @@ pub(super) struct Pinned {
     failed_at: AtomicU64,
     number: u64,
     slot: std::sync::Mutex<Option<OwnedSemaphorePermit>>,
-    bytes_in: AtomicU64,
-    bytes_out: AtomicU64,
+    counts: Arc<Counts>,
     back: Back,
 }
 
@@ -118,8 +119,7 @@ impl Pinned {
             used: Used::default(),
             over,
             slot: std::sync::Mutex::new(Some(slot)),
-            bytes_in: AtomicU64::new(0),
-            bytes_out: AtomicU64::new(0),
+            counts: Arc::default(),
             back,
         });
         living.flows.insert(this.number, Arc::downgrade(&this));
@@ -209,7 +209,7 @@ impl Pinned {
 
     fn went(&self, len: usize) {
         count(&self.udp.counters.forward);
-        add(&self.bytes_in, len);
+        add(&self.counts.bytes_in, len);
     }
 
     /// Sends an answer to the client.
@@ -218,7 +218,7 @@ impl Pinned {
         match self.back.socket.try_send_to(payload, self.back.client) {
             Ok(_) => {
                 count(&self.udp.counters.back);
-                add(&self.bytes_out, payload.len());
+                add(&self.counts.bytes_out, payload.len());
             }
             Err(_) => count(&self.udp.counters.socket),
         }
@@ -236,9 +236,12 @@ impl Relay {
     /// Carries a UDP flow until it ends and writes its access line. One that is refused before anything came back goes
     /// to another instance with what it began with.
     pub(super) async fn carry_datagrams(self, flow: Arc<Pinned>, name: VipName, port: u16) {
-        let id = FlowId::random();
+        let client = Some(flow.back.client);
+        let line = Line::outbound(FlowId::random(), &name, Transport::Udp, client, Instant::now());
         let (mut began, mut again) = (Began::new(Arc::clone(&flow.udp.queued)), 0);
-        while self.carry_datagrams_once(id, &flow, &name, port, &mut began).await && again < AGAIN {
+        while self.carry_datagrams_once(&line, &flow, &name, port, (&mut began, again == AGAIN)).await
+            && again < AGAIN
+        {
             again += 1;
             count(&self.counters.retries);
         }
@@ -246,18 +249,19 @@ impl Relay {
         flow.release();
     }
 
-    /// Carries a flow over one instance; returns whether it was refused there unseen.
+    /// Carries a flow over one instance; returns whether it was refused there unseen. Then it has no line yet, unless this
+    /// was the last time.
     async fn carry_datagrams_once(
         &self,
-        id: FlowId,
+        line: &Line<'_>,
         flow: &Arc<Pinned>,
         name: &VipName,
         port: u16,
-        begun: &mut Began,
+        (begun, is_last): (&mut Began, bool),
     ) -> bool {
-        let began = Instant::now();
+        let (id, began) = (line.flow.unwrap_or_else(FlowId::random), line.began);
         let stop = self.parts.stage.stopping().clone();
-        let mut attempt = UdpTry { flow, began: &mut *begun };
+        let mut attempt = UdpTry { flow, began: &mut *begun, last: None };
         let choice = PortChoice::Datagrams(port);
         let opened = tokio::select! {
             biased;
@@ -265,13 +269,15 @@ impl Relay {
             () = flow.over.cancelled() => Err(ConnectError::ClientGone),
             opened = self.open(id, name, &choice, &mut attempt) => opened,
         };
+        let last = attempt.last.take();
         let (choice, mut far, took) = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 count(&self.counters.failed);
                 add(&self.udp.counters.unreachable, flow.queue.len() + begun.first.len());
-                tracing::info!(target: "access", flow = %id, service = %name.service(), %name, transport = "udp",
-                    bytes_in = 0, bytes_out = 0, took = ?began.elapsed(), reason = %error, "flow failed");
+                let said = error.to_string();
+                let line = Line { detail: Some(&said), ..*line };
+                self.finished(&line.failed(&error, last.as_ref()));
                 flow.fail();
                 return false;
             }
@@ -280,7 +286,9 @@ impl Relay {
         begun.first.iter().for_each(|datagram| flow.went(datagram.len()));
         let key = choice.key(name);
         let _in_flight = self.flows.began(key.clone());
-        let _listed = self.flows.list(choice.info(id, name, began));
+        let (transport, counts) = (Transport::Udp, Arc::clone(&flow.counts));
+        let ends = Ends { client: line.client, transport, path: far.path(), counts };
+        let _listed = self.flows.list(choice.info(id, name, began, ends));
         let mut imported = self.import(name, &choice);
         let refused = flow.open(&choice, &mut far);
         let over = tokio::select! {
@@ -303,19 +311,19 @@ impl Relay {
             let _ = stream.side().send.finish();
             let _ = stream.side().recv.stop(crate::relay::copy::BROKEN);
         }
-        let (bytes_in, bytes_out) =
-            (flow.bytes_in.swap(0, Ordering::Relaxed), flow.bytes_out.swap(0, Ordering::Relaxed));
+        let (bytes_in, bytes_out) = flow.counts.take();
         self.counters.bytes_in.fetch_add(bytes_in, Ordering::Relaxed);
         self.counters.bytes_out.fetch_add(bytes_out, Ordering::Relaxed);
         // A flow that was answered says nothing against its instance when it ends.
         if matches!(over, Over::Refused) || matches!(over, Over::Ended(_)) && bytes_out == 0 {
             self.flows.failed(key, Instant::now().into_std());
         }
-        tracing::info!(target: "access", flow = %id, service = %name.service(), instance = %choice.instance,
-            peer = %choice.node_name, transport = "udp", bytes_in, bytes_out, took = ?began.elapsed(),
-            reason = over.words(), "flow ended");
         let is_refused = matches!(over, Over::Refused) && bytes_out == 0 && !flow.over.is_cancelled();
         let is_unseen = is_refused && !begun.first.is_empty();
+        if !is_unseen || is_last {
+            let line = Line { bytes: (bytes_in, bytes_out), detail: over.detail(), is_open: true, ..*line };
+            self.finished(&line.to(&choice).because(over.reason()));
+        }
         if is_refused {
             flow.fail();
         }
@@ -426,14 +434,22 @@ impl Pinned {
 }
 
 impl Over {
-    fn words(&self) -> &str {
+    const fn reason(&self) -> Reason {
         match self {
-            Self::Idle => "idle",
-            Self::Stopping => "stopping",
-            Self::Released => "released",
-            Self::Refused => "target refused",
-            Self::Revoked(why) => why,
-            Self::Ended(why) => why,
+            Self::Idle => Reason::Idle,
+            Self::Stopping => Reason::Stopping,
+            Self::Released => Reason::Released,
+            Self::Refused => Reason::Refused,
+            Self::Revoked(_) => Reason::Revoked,
+            Self::Ended(_) => Reason::ServiceReset,
+        }
+    }
+
+    fn detail(&self) -> Option<&str> {
+        match self {
+            Self::Ended(why) => Some(why),
+            Self::Revoked(why) => Some(why),
+            Self::Idle | Self::Stopping | Self::Released | Self::Refused => None,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use gossamer_core::trust::Leaf;
-use gossamer_wire::flow::OpenRequest;
+use gossamer_wire::flow::{OpenRequest, OpenStatus};
 
 use crate::register::LocalService;
 use crate::relay::Relay;
@@ -34,7 +34,7 @@ impl Judged {
         let by = relay.parts.targets.all().into();
         let target = relay.admitted(&request, &caller)?;
         // A socket of the file system takes no datagrams, so none is registered.
-        let address = target.addr.ip().ok_or_else(|| Refusal::target("target refused"))?;
+        let address = target.addr.ip().ok_or_else(|| Refusal::from(OpenStatus::Refused))?;
         Ok(Self { relay: relay.clone(), request, caller, address, by })
     }
 

@@ -21,8 +21,10 @@ use super::caller::Pinned;
 use super::judged::Judged;
 use super::queue::Queue;
 use super::sockets;
+use crate::relay::access::Missed;
 use crate::relay::copy::Guarded;
-use crate::relay::flow::FlowId;
+use crate::relay::flow::{FlowId, Path};
+use crate::relay::inbound::Refusal;
 use crate::relay::outbound::{Choice, Try};
 use crate::relay::permits::Permit;
 use crate::relay::tries::{Failure, unreached};
@@ -33,6 +35,15 @@ use crate::transport::{FlowStream, Registered};
 pub(super) enum Far {
     Hop { stream: Guarded<FlowStream>, _registered: Registered },
     Local(Arc<Local>, Permit),
+}
+
+impl Far {
+    pub(super) fn path(&mut self) -> Path {
+        match self {
+            Self::Hop { stream, .. } => Path::Quic(stream.side().remote),
+            Self::Local(..) => Path::Local,
+        }
+    }
 }
 
 /// A target on this node.
@@ -46,6 +57,7 @@ pub(super) struct Local {
 pub(super) struct UdpTry<'a> {
     pub(super) flow: &'a Arc<Pinned>,
     pub(super) began: &'a mut Began,
+    pub(super) last: Option<Missed>,
 }
 
 /// What a flow began with.
@@ -134,6 +146,10 @@ impl Try for UdpTry<'_> {
     fn is_spent(&self, choice: &Choice) -> bool {
         self.began.refused.iter().any(|(node, instance)| *node == choice.node && *instance == choice.instance)
     }
+
+    fn missed(&mut self, missed: Missed) {
+        self.last = Some(missed);
+    }
 }
 
 impl Local {
@@ -146,7 +162,8 @@ impl Local {
         }
         let place = Arc::clone(&relay.udp.served).try_acquire_owned();
         let place = place.map_err(|_| Failure::Busy)?;
-        let socket = sockets::towards(judged.address).await.map_err(unreached)?;
+        let towards = sockets::towards(judged.address).await;
+        let socket = towards.map_err(|error| Failure::from(Refusal::of(&error).status))?;
         for datagram in first {
             if let Err(error) = socket.try_send(datagram) {
                 count(&relay.udp.counters.socket);

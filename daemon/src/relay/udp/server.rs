@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -14,13 +14,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use gossamer_core::trust::Leaf;
+use gossamer_wire::Transport;
 use gossamer_wire::flow::{OpenRequest, OpenStatus};
 
 use super::frames::{self, Ended, REFUSED};
 use super::judged::Judged;
 use super::{Udp, Used, add, sockets};
-use crate::relay::copy::Guarded;
-use crate::relay::flow::{Direction, FlowId, FlowInfo};
+use crate::relay::access::{End, Line, Reason};
+use crate::relay::copy::{Counts, Guarded};
+use crate::relay::flow::{Direction, FlowId, FlowInfo, Path};
 use crate::relay::inbound::{Refusal, refuse};
 use crate::relay::permits::{NO_LONGER_ALLOWED, Permit};
 use crate::relay::{Relay, count};
@@ -36,8 +38,7 @@ struct Served {
     revoked: CancellationToken,
     /// The target has refused a datagram.
     refused: CancellationToken,
-    bytes_in: AtomicU64,
-    bytes_out: AtomicU64,
+    counts: Arc<Counts>,
 }
 
 impl Relay {
@@ -49,22 +50,18 @@ impl Relay {
         peer: Arc<Leaf>,
     ) {
         let (flow, began) = (FlowId(request.flow), Instant::now());
-        let line = |bytes_in: u64, bytes_out: u64, reason: &str| {
-            tracing::info!(target: "access", %flow, service = %request.service, instance = %request.instance,
-                peer = %peer.name, transport = "udp", bytes_in, bytes_out, took = ?began.elapsed(), reason,
-                "flow served");
-        };
+        let line = Line::inbound(Some(&request), &peer, began);
         let of_peer = self.flows.admit_udp(peer.node);
         let (Some(_of_peer), Ok(_place)) = (of_peer, self.udp.served.try_acquire()) else {
             count(&self.counters.busy);
-            line(0, 0, "too many UDP flows");
+            self.finished(&Line { detail: Some("too many UDP flows"), ..line.because(Reason::Busy) });
             return refuse(stream, OpenStatus::Busy);
         };
         let (judged, socket, mut permit) = match self.dial_datagrams(&request, &peer).await {
             Ok(dialled) => dialled,
             Err(refusal) => {
                 if self.turn_away(stream, refusal.status, &peer) {
-                    line(0, 0, &refusal.why);
+                    self.finished(&Line { detail: refusal.why.as_deref(), ..line.because(refusal.reason) });
                 }
                 return;
             }
@@ -77,8 +74,7 @@ impl Relay {
             used: Used::default(),
             revoked: CancellationToken::new(),
             refused: CancellationToken::new(),
-            bytes_in: AtomicU64::new(0),
-            bytes_out: AtomicU64::new(0),
+            counts: Arc::default(),
         });
         served.used.touch(&self.udp);
         let side = stream.side();
@@ -86,7 +82,7 @@ impl Relay {
         let _registered =
             side.datagrams.register(side.send.id(), Box::new(move |payload| taking.take(&payload)));
         if side.send.write_all(&[OpenStatus::Open.code()]).await.is_err() {
-            return line(0, 0, "the caller went away");
+            return self.finished(&line.because(Reason::ClientGone));
         }
         count(&self.counters.served);
         self.udp.counters.open.fetch_add(1, Ordering::Relaxed);
@@ -96,31 +92,34 @@ impl Relay {
             service: request.service.clone(),
             instance: request.instance.clone(),
             peer: peer.name.clone(),
+            group: peer.group.clone(),
+            client: None,
+            transport: Transport::Udp,
+            path: Path::Quic(side.remote),
             target: Some(address.into()),
             since: began.into_std(),
+            counts: Arc::clone(&served.counts),
         });
-        let reason = tokio::select! {
+        let end = tokio::select! {
             biased;
-            () = self.parts.stage.stopping().cancelled() => "stopping".to_owned(),
-            () = permit.revoked() => NO_LONGER_ALLOWED.to_owned(),
-            () = served.revoked.cancelled() => NO_LONGER_ALLOWED.to_owned(),
-            () = served.refused.cancelled() => REFUSED_WORDS.to_owned(),
-            () = served.used.idle_for(&self.udp, self.udp.idle + LONGER) => "idle".to_owned(),
-            reason = served.run(stream.side()) => reason,
+            () = self.parts.stage.stopping().cancelled() => Reason::Stopping.into(),
+            () = permit.revoked() => End::with(Reason::Revoked, NO_LONGER_ALLOWED),
+            () = served.revoked.cancelled() => End::with(Reason::Revoked, NO_LONGER_ALLOWED),
+            () = served.refused.cancelled() => Reason::Refused.into(),
+            () = served.used.idle_for(&self.udp, self.udp.idle + LONGER) => Reason::Idle.into(),
+            end = served.run(stream.side()) => end,
         };
         // Dropped without an end of its own the stream is reset, which the caller takes for the end of the flow.
-        if reason == REFUSED_WORDS {
+        if end.reason == Reason::Refused {
             let _ = stream.side().send.reset(REFUSED);
         }
-        if reason == NO_LONGER_ALLOWED {
+        if end.reason == Reason::Revoked {
             count(&self.counters.revoked);
         }
         self.udp.counters.open.fetch_sub(1, Ordering::Relaxed);
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (bytes_in, bytes_out) = (read(&served.bytes_in), read(&served.bytes_out));
-        self.counters.bytes_in.fetch_add(bytes_in, Ordering::Relaxed);
-        self.counters.bytes_out.fetch_add(bytes_out, Ordering::Relaxed);
-        line(bytes_in, bytes_out, &reason);
+        let bytes = self.counters.add_bytes(&served.counts);
+        let line = Line { bytes, detail: end.detail.as_deref(), is_open: true, ..line };
+        self.finished(&line.because(end.reason));
     }
 
     /// Makes the socket of a flow, by every rule of the exporter.
@@ -134,9 +133,9 @@ impl Relay {
         // Only who may call it learns that.
         if self.drains(request) {
             count(&self.counters.draining);
-            return Err(Refusal { status: OpenStatus::Draining, why: "draining".to_owned() });
+            return Err(OpenStatus::Draining.into());
         }
-        let socket = sockets::towards(judged.address).await.map_err(|_| Refusal::target("target refused"))?;
+        let socket = sockets::towards(judged.address).await.map_err(|error| Refusal::of(&error))?;
         Ok((judged, socket, permit))
     }
 }
@@ -155,7 +154,7 @@ impl Served {
         match self.socket.try_send(payload) {
             Ok(_) => {
                 count(&self.udp().counters.forward);
-                add(&self.bytes_in, payload.len());
+                add(&self.counts.bytes_in, payload.len());
             }
             Err(error) => {
                 count(&self.udp().counters.socket);
@@ -168,16 +167,16 @@ impl Served {
     }
 
     /// Carries datagrams both ways; returns why that ended.
-    async fn run(&self, stream: &mut FlowStream) -> String {
+    async fn run(&self, stream: &mut FlowStream) -> End {
         let FlowStream { send, recv, datagrams, .. } = stream;
         let (id, datagrams) = (send.id(), &*datagrams);
         let up = async {
             loop {
                 match frames::read(recv, datagrams).await {
                     Ok(payload) => self.take(&payload),
-                    Err(Ended::Finished) => return "done".to_owned(),
-                    Err(Ended::Refused) => return "the caller reset it".to_owned(),
-                    Err(Ended::Broken(why)) => return why,
+                    Err(Ended::Finished) => return Reason::Done.into(),
+                    Err(Ended::Refused) => return Reason::ClientReset.into(),
+                    Err(Ended::Broken(why)) => return broken(Reason::ClientReset, why),
                 }
             }
         };
@@ -187,9 +186,9 @@ impl Served {
                 match sockets::receive(&self.socket, &mut buffer).await {
                     Ok(()) => {}
                     Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                        return REFUSED_WORDS.to_owned();
+                        return Reason::Refused.into();
                     }
-                    Err(error) => return error.to_string(),
+                    Err(error) => return broken(Reason::ServiceReset, error),
                 }
                 if !self.judged.is_allowed() {
                     self.revoked.cancel();
@@ -199,30 +198,32 @@ impl Served {
                 match datagrams.send(id, &buffer) {
                     Sent::Queued => {}
                     Sent::Crowded => count(&self.udp().counters.crowded),
-                    Sent::Lost => return "the connection is lost".to_owned(),
+                    Sent::Lost => return broken(Reason::ClientReset, "the connection is lost"),
                     Sent::TooLarge => {
                         let Ok(_place) = datagrams.framing().try_acquire() else {
                             count(&self.udp().counters.crowded);
                             continue;
                         };
                         if let Err(error) = frames::write(send, &buffer).await {
-                            return error.to_string();
+                            return broken(Reason::ClientReset, error);
                         }
                     }
                 }
                 count(&self.udp().counters.back);
-                add(&self.bytes_out, buffer.len());
+                add(&self.counts.bytes_out, buffer.len());
             }
         };
         tokio::select! {
-            reason = up => reason,
-            reason = down => reason,
+            end = up => end,
+            end = down => end,
         }
     }
+}
+
+fn broken(reason: Reason, why: impl ToString) -> End {
+    End { reason, detail: Some(why.to_string()) }
 }
 
 /// How much longer this end waits for an idle flow: the caller ends flows, and an end by this one would look like the
 /// instance's.
 const LONGER: Duration = Duration::from_secs(10);
-
-const REFUSED_WORDS: &str = "target refused";

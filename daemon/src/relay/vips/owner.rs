@@ -413,7 +413,8 @@ impl Owner {
             take(client, name.clone(), port);
         };
         let clients = self.parts.clients.clone();
-        let accepting = Accepting { clients, take, counters: Arc::clone(&self.counters) };
+        let (counters, spare) = (Arc::clone(&self.counters), self.shared.spare.clone());
+        let accepting = Accepting { clients, take, counters, spare };
         Listening::start(&self.parts.stage, listener, accepting)
     }
 

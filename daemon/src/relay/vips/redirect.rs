@@ -27,6 +27,7 @@ use crate::clients::{Clients, has_ipv6, is_out_of_files, try_this_host};
 use crate::events::{Event, EventLog};
 use crate::index::{AddressReader, IndexReader};
 use crate::relay::listener::{Accepting, Listening, bind_early};
+use crate::relay::spare::Spare;
 use crate::relay::{RelayCounters, count};
 use crate::supervise::Stage;
 
@@ -65,6 +66,7 @@ pub(super) struct Parts {
     pub(super) index: IndexReader,
     pub(super) counters: Arc<RelayCounters>,
     pub(super) take: Take,
+    pub(super) spare: Spare,
     pub(super) events: EventLog,
 }
 
@@ -125,7 +127,7 @@ impl Standings {
 /// Starts the listeners and the look.
 pub(super) fn start(parts: Parts) -> Redirected {
     let word: Word = rand::random();
-    let Parts { stage, sockets, clients, names, index, counters, take, events } = parts;
+    let Parts { stage, sockets, clients, names, index, counters, take, spare, events } = parts;
     let RedirectSockets { redirect, v4, v6 } = sockets;
     let has_v6 = v6.is_some();
     let listeners: Vec<_> = [(Family::V4, Some(v4)), (Family::V6, v6)]
@@ -136,7 +138,8 @@ pub(super) fn start(parts: Parts) -> Redirected {
             let take = move |client: TcpStream| {
                 handle_client(client, family, &redirect, &word, &names, &counted, &take);
             };
-            let accepting = Accepting { clients: clients.clone(), take, counters: Arc::clone(&counters) };
+            let (counters, spare) = (Arc::clone(&counters), spare.clone());
+            let accepting = Accepting { clients: clients.clone(), take, counters, spare };
             Listening::start(&stage, listener, accepting)
         })
         .collect();
@@ -327,6 +330,7 @@ mod tests {
             index: index.reader(),
             counters: Arc::clone(&counters),
             take: Arc::new(|_, name, _| panic!("{name}")),
+            spare: Spare::default(),
             events: events.clone(),
         });
         redirected.looked().await;

@@ -13,6 +13,7 @@ use gossamer_wire::{Port, Transport};
 
 use crate::index::IndexWriter;
 use crate::register::LocalService;
+use crate::relay::spare::Spare;
 use crate::relay::tests::{Targets, group, instance, local_service, named, service, service_view};
 
 const MESH: MeshId = MeshId::from_bytes([3; 16]);
@@ -72,7 +73,8 @@ impl Host {
             })
         };
         let (began, receive) = (Instant::now(), Arc::new(receive));
-        let vips = Vips::start_with(parts, Arc::clone(&counters), began, PACE, greet, receive);
+        let vips =
+            Vips::start_with(parts, (Arc::clone(&counters), Spare::default()), began, PACE, greet, receive);
         Self { vips, index, targets, stage, counters, raised }
     }
 

@@ -210,6 +210,7 @@ mod tests {
             redirected: None,
             index: index.reader(),
             began: Instant::now(),
+            spare: crate::relay::spare::Spare::default(),
             open: dashmap::DashMap::new(),
             names: names.reader(),
             losers: arc_swap::ArcSwap::default(),
