@@ -19,6 +19,7 @@ use crate::register::Host;
 mod access;
 mod drain;
 mod flows;
+mod issuers;
 mod roots;
 mod tokens;
 mod trace;
@@ -26,6 +27,7 @@ mod trace;
 pub use access::{PolicyRow, PolicyShown, PolicyTested, Reloaded, ReloadedKey, VerdictRow};
 pub use drain::{Drain, DrainRow, Draining, LeavingRow};
 pub use flows::{FlowRow, FlowsLine};
+pub use issuers::{AddIssuer, GrantNumbers, IssuerRow, OrderDone, RemoveIssuer, WhichNode};
 pub use roots::{ExportRoot, ExportedRoot, ImportRoot, RemoveRoot, RetireRoot, RootRow, RootsDone, Secret};
 pub use tokens::{CreateToken, CreatedToken, RevokeToken, RevokedToken, TokenRow, TokenUse};
 pub use trace::{BrokenKind, BrokenLeg, CandidateRow, Leg, LegState, Traced};
@@ -256,79 +258,6 @@ pub struct NodeRow {
     pub claims: Option<Claims>,
     /// Whether it is the node that answers.
     pub this: bool,
-}
-
-/// `POST /v1/node/evict` and the orders about issuers: which node is meant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WhichNode {
-    /// Its name or its id.
-    pub node: String,
-}
-
-/// `POST /v1/issuer/add`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AddIssuer {
-    /// Name or id of the node.
-    pub node: String,
-    /// Groups it may admit to; all when there are none.
-    #[serde(default)]
-    pub groups: Vec<GroupName>,
-}
-
-/// `POST /v1/issuer/remove`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RemoveIssuer {
-    /// Name or id of the node.
-    pub node: String,
-    /// Nothing that its key signed counts any more.
-    #[serde(default)]
-    pub stolen: bool,
-}
-
-/// `POST /v1/issuer/grant`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GrantNumbers {
-    /// Name or id of the node.
-    pub node: String,
-    /// Statements its issuer may make in all.
-    pub numbers: u64,
-}
-
-/// The answer to an order about a node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OrderDone {
-    /// Name of the node, or its id.
-    pub name: String,
-    /// Its id.
-    pub id: String,
-    /// End of the issuer's certificate that was made, seconds since the Unix epoch.
-    #[serde(default)]
-    pub ends: Option<u64>,
-}
-
-/// A row of `GET /v1/issuers`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IssuerRow {
-    /// Name of the node that holds its key.
-    pub name: String,
-    /// Hash of its key.
-    pub id: String,
-    /// Groups it may admit to; all when there are none.
-    pub groups: Vec<GroupName>,
-    /// `alive`, `suspect`, `down`, `left` or `unknown`: the state of its node.
-    pub state: String,
-    /// End of its certificate, seconds since the Unix epoch.
-    pub certificate_ends: u64,
-    /// Statements it has made.
-    pub statements: u64,
-    /// Statements it may make.
-    pub budget: u64,
-    /// Two of its statements have one number; it may make no more.
-    pub conflicted: bool,
 }
 
 /// A row of `GET /v1/services`.

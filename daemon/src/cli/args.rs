@@ -17,6 +17,7 @@ use gossamer_wire::{
     parse_order,
 };
 
+use super::demo::Sabotage;
 use super::drain;
 use super::host::HostCommand;
 use super::name_port::{ForwardSpec, LocalAddress, NamePort, OwnName, PortSpec, TargetSpec, TraceName};
@@ -553,19 +554,6 @@ pub(super) struct Demo {
     /// Break a step from outside; the demo must then fail
     #[arg(long, value_name = "STEP")]
     pub(super) sabotage: Option<Sabotage>,
-}
-
-/// A step that can be broken from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Sabotage {
-    /// The token is spoiled
-    Join,
-    /// The daemon that should answer is stopped
-    Dns,
-    /// The program behind the service is stopped
-    Relay,
-    /// Both instances are killed
-    Failover,
 }
 
 impl Global {

@@ -12,11 +12,12 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use futures_util::future::join_all;
 use gossamer_dns::RecordType;
 use tokio::time::{Instant, sleep};
 
-use super::args::{self, Sabotage};
+use super::args;
 use super::failure::Failure;
 use super::{output, run};
 use crate::api::messages::{NodeRow, Status};
@@ -53,6 +54,19 @@ struct Demo {
     dns: Option<SocketAddr>,
     /// The service as machine a sees it.
     service: Option<SocketAddr>,
+}
+
+/// A step that can be broken from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Sabotage {
+    /// The token is spoiled
+    Join,
+    /// The daemon that should answer is stopped
+    Dns,
+    /// The program behind the service is stopped
+    Relay,
+    /// Both instances are killed
+    Failover,
 }
 
 /// Plays all steps, cleans up, and says whether all went well.

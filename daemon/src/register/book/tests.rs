@@ -1,9 +1,12 @@
 //! The rules of the book, without a runtime.
 
 use gossamer_core::access::Base;
-use gossamer_wire::Visibility;
+use gossamer_core::callers::Owner;
+use gossamer_wire::limits::MAX_FRAGMENTS;
+use gossamer_wire::{InstanceName, Visibility};
 
-use super::super::request::PortRequest;
+use super::super::Raise;
+use super::super::request::{ExposeRequest, PortRequest, WithdrawRequest};
 use super::super::tests::{request, rules};
 use super::*;
 
