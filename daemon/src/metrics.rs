@@ -41,6 +41,7 @@ pub struct Metrics {
     handshakes_answered: Family<Outcome, Counter>,
     bad_frames: Counter,
     stray_datagrams: Counter,
+    data_connections_refused: Counter,
     dial_failures: Counter,
     membership_queue_full: Counter,
     renewals: Counter,
@@ -140,6 +141,7 @@ impl Default for Metrics {
             handshakes_answered: Family::default(),
             bad_frames: Counter::default(),
             stray_datagrams: Counter::default(),
+            data_connections_refused: Counter::default(),
             dial_failures: Counter::default(),
             membership_queue_full: Counter::default(),
             renewals: Counter::default(),
@@ -169,6 +171,11 @@ impl Metrics {
         for (name, help, counter) in [
             ("bad_frames", "Connections closed for bytes no honest peer sends", &self.bad_frames),
             ("stray_datagrams", "Datagrams of peers that belong to no flow", &self.stray_datagrams),
+            (
+                "data_connections_refused",
+                "Data connections closed because the process of the peer was gone",
+                &self.data_connections_refused,
+            ),
             ("dial_failures", "Dials that reached nobody", &self.dial_failures),
             (
                 "membership_queue_full",
@@ -224,6 +231,11 @@ impl Metrics {
     /// Counts a datagram of a peer that belongs to no flow.
     pub fn stray_datagram(&self) {
         self.stray_datagrams.inc();
+    }
+
+    /// Counts a data connection that was closed because the port of the peer is closed and the peer silent.
+    pub fn data_connection_refused(&self) {
+        self.data_connections_refused.inc();
     }
 
     /// Counts a connection that was closed because of bytes no honest peer sends.
@@ -613,6 +625,7 @@ mod tests {
         metrics.handshake_refused("timeout");
         metrics.bad_frame();
         metrics.dial_failed();
+        metrics.data_connection_refused();
         metrics.membership_queue_full();
         metrics.renewed();
         metrics.swim_refused();
@@ -644,6 +657,7 @@ mod tests {
             ("gossamer_handshakes_refused_total{reason=\"timeout\"}", 1),
             ("gossamer_bad_frames_total", 1),
             ("gossamer_dial_failures_total", 1),
+            ("gossamer_data_connections_refused_total", 1),
             ("gossamer_membership_queue_full_total", 1),
             ("gossamer_identity_renewals_total", 1),
             ("gossamer_swim_packets_refused_total", 1),

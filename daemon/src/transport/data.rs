@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use gossamer_core::trust::Leaf;
 use gossamer_wire::NodeId;
 
+use super::canary::Canary;
 use super::congestion::Demand;
 use super::datagrams::Datagrams;
 use super::link::CLOSE_IDLE;
@@ -106,17 +107,25 @@ impl DataConnection {
     }
 
     /// Hands on inbound flows and datagrams and keeps the connection alive, until it ends or nothing uses it. `stray` is
-    /// called for each datagram that belongs to no flow.
+    /// called for each datagram that belongs to no flow; `canary` watches the peer, where addresses are real.
     pub(super) async fn run(
         self,
         inbound: mpsc::Sender<FlowStream>,
         stop: CancellationToken,
+        canary: Option<Canary>,
         stray: impl Fn() + Send,
     ) {
+        let watch = async {
+            match canary {
+                Some(canary) => canary.run(&self.connection, &self.flows).await,
+                None => std::future::pending().await,
+            }
+        };
         // Side by side: datagrams do not wait while the relay is behind with new flows.
         tokio::select! {
             () = self.streams(inbound, stop) => {}
             () = self.datagrams.run(stray) => {}
+            () = watch => {}
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod accept;
 mod acceptor;
+mod canary;
 mod congestion;
 mod data;
 mod datagrams;

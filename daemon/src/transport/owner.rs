@@ -20,6 +20,7 @@ use gossamer_wire::frame::{Frame, Purpose};
 
 use super::accept::Dialler;
 use super::acceptor::{Acceptor, NOTES, Note};
+use super::canary::Canary;
 use super::data::{DataConnection, Pool};
 use super::endpoint::{Endpoints, Opening, Udp, open, widen};
 use super::hello::{Greeted, Greeter, Greeting, frames_of};
@@ -146,6 +147,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         twin,
         sought: None,
         metrics: parts.metrics,
+        has_real_addresses: matches!(parts.udp, Udp::Bind(_)),
         stage: stage.clone(),
     };
     for seed in &identity.seeds {
@@ -188,6 +190,8 @@ pub(super) struct Owner {
     /// When this node last looked for another process of itself.
     sought: Option<std::time::Instant>,
     pub(super) metrics: Arc<Metrics>,
+    /// Whether peers can be reached by other sockets, too; those of a network in memory cannot.
+    has_real_addresses: bool,
     pub(super) stage: Stage,
 }
 
@@ -411,8 +415,9 @@ impl Owner {
         }
         let (flows, stop) = (self.flows.clone(), self.stage.stopping().clone());
         let (reports, metrics) = (self.inbox.reports.clone(), Arc::clone(&self.inbox.metrics));
+        let canary = self.has_real_addresses.then(|| Canary::new(Arc::clone(&metrics)));
         self.stage.spawn_short("data", async move {
-            data.run(flows, stop, || metrics.stray_datagram()).await;
+            data.run(flows, stop, canary, || metrics.stray_datagram()).await;
             let stable_id = connection.stable_id();
             let _ = reports.send(Report::DataEnded { node, stable_id }).await;
         });

@@ -21,6 +21,7 @@ use crate::supervise::Stage;
 use gossamer_wire::join::Refusal;
 use gossamer_wire::token::Token;
 
+mod canary;
 mod door;
 mod first;
 mod hostile;
