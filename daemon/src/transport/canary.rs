@@ -21,7 +21,10 @@ use crate::clock;
 use crate::metrics::Metrics;
 
 /// Pause between two datagrams, which is most of the time that a death is not noticed.
-const EVERY: Duration = Duration::from_millis(500);
+pub(super) const EVERY: Duration = Duration::from_millis(500);
+/// The pause while the peer leaves packets unanswered. A system sends few refusals a second, and those for packets of QUIC, which
+/// nobody hears, are among them: the next one should be the canary's.
+const EVERY_UNANSWERED: Duration = Duration::from_millis(50);
 /// The peer must be silent for so long as well, and for so many round trips.
 const QUIET_LEAST: Duration = Duration::from_millis(250);
 const QUIET_ROUND_TRIPS: u32 = 3;
@@ -46,6 +49,7 @@ impl Canary {
     /// Watches while `flows` is not 0. Returns when the peer is gone: the connection is then closed.
     pub(super) async fn run(self, connection: &Connection, flows: &AtomicUsize) {
         let mut patience = Patience::default();
+        let mut pace = Pace::default();
         let mut perch = None;
         loop {
             if flows.load(Ordering::Relaxed) == 0 {
@@ -56,7 +60,9 @@ impl Canary {
             }
             let mut remote = connection.remote_address();
             remote.set_ip(remote.ip().to_canonical());
-            if !is_refused(&mut perch, remote).await {
+            let stats = connection.stats();
+            let pause = pace.next(stats.udp_tx.datagrams, stats.udp_rx.datagrams);
+            if !is_refused(&mut perch, remote, pause).await {
                 continue;
             }
             if look(connection).await == Verdict::Gone {
@@ -70,14 +76,14 @@ impl Canary {
     }
 }
 
-/// Sends one datagram and waits until it is refused or the next one is due. Makes the socket when there is none for this
+/// Sends one datagram and waits until it is refused or the pause is over. Makes the socket when there is none for this
 /// address; without one nothing is refused.
-pub(super) async fn is_refused(perch: &mut Option<UdpSocket>, to: SocketAddr) -> bool {
+pub(super) async fn is_refused(perch: &mut Option<UdpSocket>, to: SocketAddr, pause: Duration) -> bool {
     if perch.as_ref().is_none_or(|socket| socket.peer_addr().ok() != Some(to)) {
         *perch = connected(to).await.ok();
     }
     let Some(socket) = perch else {
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(pause).await;
         return false;
     };
     let refusal = async {
@@ -89,10 +95,10 @@ pub(super) async fn is_refused(perch: &mut Option<UdpSocket>, to: SocketAddr) ->
         error.kind() == io::ErrorKind::ConnectionRefused
     };
     let began = clock::now().mono;
-    let is_refused = tokio::time::timeout(EVERY, refusal).await.unwrap_or(false);
+    let is_refused = tokio::time::timeout(pause, refusal).await.unwrap_or(false);
     if !is_refused {
         // Another error, for example of a network that is away, comes at once.
-        clock::sleep_until(Some(began + EVERY)).await;
+        clock::sleep_until(Some(began + pause)).await;
     }
     is_refused
 }
@@ -192,6 +198,23 @@ impl Look {
     }
 }
 
+/// How often a canary is sent: more often while packets are unanswered.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Packets sent when it was last seen that some had come, and packets received until then.
+    sent: u64,
+    received: u64,
+}
+
+impl Pace {
+    fn next(&mut self, sent: u64, received: u64) -> Duration {
+        if received != self.received {
+            *self = Self { sent, received };
+        }
+        if sent > self.sent { EVERY_UNANSWERED } else { EVERY }
+    }
+}
+
 /// How long refusals are not listened to after one that was not true: longer each time.
 #[derive(Debug, Default)]
 struct Patience {
@@ -263,6 +286,16 @@ mod tests {
     }
 
     #[test]
+    fn canaries_hurry_while_packets_are_unanswered() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.next(10, 20), EVERY, "something came");
+        assert_eq!(pace.next(10, 20), EVERY, "nothing was sent");
+        assert_eq!(pace.next(11, 20), EVERY_UNANSWERED);
+        assert_eq!(pace.next(11, 20), EVERY_UNANSWERED, "still");
+        assert_eq!(pace.next(12, 21), EVERY, "an answer");
+    }
+
+    #[test]
     fn who_lies_is_asked_less_and_less() {
         let mut patience = Patience::default();
         let pauses: Vec<_> = (0..9).map(|_| patience.contradicted().as_secs()).collect();
@@ -277,12 +310,12 @@ mod tests {
             let Ok(peer) = UdpSocket::bind((ip, 0)).await else { continue };
             let to = peer.local_addr().expect("bound");
             let mut perch = None;
-            assert!(!is_refused(&mut perch, to).await);
+            assert!(!is_refused(&mut perch, to, EVERY).await);
             let mut buffer = [0; 16];
             assert_eq!(peer.recv(&mut buffer).await.expect("receives"), 0, "it carries nothing");
             drop(peer);
-            assert!(is_refused(&mut perch, to).await);
-            assert!(is_refused(&mut perch, to).await, "each time");
+            assert!(is_refused(&mut perch, to, EVERY).await);
+            assert!(is_refused(&mut perch, to, EVERY).await, "each time");
         }
     }
 
@@ -293,7 +326,7 @@ mod tests {
         let mut perch = None;
         for peer in [one, other] {
             let to = peer.local_addr().expect("bound");
-            assert!(!is_refused(&mut perch, to).await);
+            assert!(!is_refused(&mut perch, to, EVERY).await);
             assert_eq!(perch.as_ref().expect("a socket").peer_addr().expect("connected"), to);
         }
     }
