@@ -87,6 +87,8 @@ pub struct Readings {
     pub watchers: u64,
     /// Lines they lost.
     pub watch_lines_lost: u64,
+    /// Log lines that were not written.
+    pub log_lines_lost: u64,
 }
 
 /// What the relay counts. All but the first only grow.
@@ -424,6 +426,11 @@ impl Page<'_> {
             "watch_lines_lost",
             "Lines lost by clients that read too slowly",
             readings.watch_lines_lost,
+        )?;
+        self.counter(
+            "log_lines_lost",
+            "Log lines lost because too many waited to be written",
+            readings.log_lines_lost,
         )
     }
 
@@ -565,6 +572,7 @@ mod tests {
             issuers: 2,
             watchers: 1,
             watch_lines_lost: 11,
+            log_lines_lost: 12,
         }
     }
 
@@ -680,6 +688,7 @@ mod tests {
             ("gossamer_certificate_seconds", 86_400),
             ("gossamer_issuers", 2),
             ("gossamer_watch_lines_lost_total", 11),
+            ("gossamer_log_lines_lost_total", 12),
             ("gossamer_flows_open", 1),
             ("gossamer_flows_opened_total{client=\"local\"}", 9),
             ("gossamer_flows_refused_total{reason=\"denied\"}", 2),

@@ -5,6 +5,7 @@
 use std::io;
 
 use tracing::Level;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -13,24 +14,42 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::LogFormat;
 
-/// Writes log lines to standard error from here on: standard output belongs to the commands' data.
+/// Writes log lines to standard error from here on: standard output belongs to the commands' data. A thread of its own
+/// writes them, for flows must not wait for who reads them; what waits is written when the guard is dropped. Of lines that
+/// find [`MOST_WAITING`] before them the newest are lost, and counted.
 ///
 /// # Errors
 /// Somebody has installed a subscriber before; that one stays.
-pub fn install(level: Level, format: LogFormat) -> Result<Levels, TryInitError> {
-    let (layer, levels) = layer(level, format, io::stderr);
-    tracing_subscriber::registry().with(layer).try_init().map(|()| levels)
+pub fn install(level: Level, format: LogFormat) -> Result<(Levels, WorkerGuard), TryInitError> {
+    let writer = NonBlockingBuilder::default().buffered_lines_limit(MOST_WAITING).lossy(true);
+    let (writer, guard) = writer.thread_name("log").finish(io::stderr());
+    let lost = writer.error_counter();
+    let (layer, handle) = layer(level, format, writer);
+    tracing_subscriber::registry().with(layer).try_init().map(|()| (Levels { handle, lost }, guard))
 }
 
-/// Changes how detailed the lines are that are written. Clones are handles to the same.
+/// Changes how detailed the lines are that are written, and counts those that were not. Clones are handles to the same.
 #[derive(Clone, Debug)]
-pub struct Levels(reload::Handle<Targets, Registry>);
+pub struct Levels {
+    handle: Handle,
+    lost: ErrorCounter,
+}
+
+type Handle = reload::Handle<Targets, Registry>;
+
+/// Lines that wait to be written: some MiB, and some seconds of access lines.
+const MOST_WAITING: usize = 16_384;
 
 impl Levels {
     /// Writes lines up to this level from here on.
     pub fn set(&self, level: Level) {
         // It fails only where the subscriber is gone, and with it every line.
-        let _ = self.0.reload(filter(level));
+        let _ = self.handle.reload(filter(level));
+    }
+
+    /// Returns how many lines were lost because too many waited.
+    pub fn lost(&self) -> u64 {
+        self.lost.dropped_lines() as u64
     }
 }
 
@@ -47,7 +66,7 @@ fn filter(level: Level) -> Targets {
     Targets::new().with_default(LevelFilter::from_level(level)).with_targets(bounds)
 }
 
-fn layer<W>(level: Level, format: LogFormat, writer: W) -> (Box<dyn Layer<Registry> + Send + Sync>, Levels)
+fn layer<W>(level: Level, format: LogFormat, writer: W) -> (Box<dyn Layer<Registry> + Send + Sync>, Handle)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -57,7 +76,7 @@ where
         LogFormat::Text => lines.with_filter(filter).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),
     };
-    (layer, Levels(handle))
+    (layer, handle)
 }
 
 #[cfg(test)]
@@ -123,9 +142,9 @@ mod tests {
         let (layer, levels) = layer(Level::INFO, LogFormat::Text, move || writer.clone());
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
             tracing::debug!("before");
-            levels.set(Level::DEBUG);
+            levels.reload(filter(Level::DEBUG)).expect("the subscriber lives");
             tracing::debug!("in between");
-            levels.set(Level::INFO);
+            levels.reload(filter(Level::INFO)).expect("the subscriber lives");
             tracing::debug!("after");
         });
         let text = String::from_utf8(lines.0.lock().expect("not poisoned").clone()).expect("text");

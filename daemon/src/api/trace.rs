@@ -47,7 +47,9 @@ pub(super) async fn trace(
     let named = named(&api, &asked.name)?;
     let began = Instant::now();
     let full = named.full(state.zone.primary().origin().to_ascii().trim_end_matches('.'), &asked.name);
-    let resolved = answer(&api, &full, Some("A")).await?;
+    let mut resolved = answer(&api, &full, Some("A")).await?;
+    // Programs find both; whether there is an answer is judged by the first, which every name has.
+    resolved.answers.extend(answer(&api, &full, Some("AAAA")).await?.answers);
     let dns = dns(&resolved, began.elapsed());
     let name = named.name();
     let view = name.and_then(|name| state.index.service(name.service()));
@@ -82,6 +84,7 @@ pub(super) async fn trace(
         winner: name.and_then(|name| losers.get(name)),
         dns,
         candidates: &candidates,
+        labels: Some(&state.live.load().leaf.claims.labels),
         own: &state.registry.targets().all(),
         probed: probed.as_deref(),
         is_dialled: asked.dial,

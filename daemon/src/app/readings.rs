@@ -18,6 +18,7 @@ use crate::membership::state_word;
 use crate::metrics::Readings;
 use crate::register::TargetsReader;
 use crate::relay::{Relay, Vips};
+use crate::telemetry::Levels;
 
 /// Read handles of the parts that count for themselves.
 pub(super) struct Readers {
@@ -29,6 +30,7 @@ pub(super) struct Readers {
     pub(super) vips: Vips,
     pub(super) events: EventLog,
     pub(super) live: Live,
+    pub(super) levels: Option<Levels>,
 }
 
 impl Readers {
@@ -61,6 +63,7 @@ impl Readers {
             issuers: live.issuers.len() as u64,
             watchers,
             watch_lines_lost,
+            log_lines_lost: self.levels.as_ref().map_or(0, Levels::lost),
         }
     }
 }

@@ -305,6 +305,7 @@ impl<'a> Wiring<'a> {
             vips: vips.clone(),
             events: self.events.clone(),
             live: Live::clone(live),
+            levels: self.levels.clone(),
         };
         self.metrics.read_from(move || readers.read());
     }

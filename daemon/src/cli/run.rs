@@ -61,7 +61,8 @@ pub(super) async fn foreground(prepared: Prepared, then: Then) -> Result<ExitCod
     let Prepared { settings, again, store, identity, claim } = prepared;
     // Tests share one process, whose log would hold the lines of all of them.
     let installed = (!cfg!(test)).then(|| telemetry::install(settings.log_level, settings.log_format));
-    let levels = installed.and_then(Result::ok);
+    // Dropped at the end: lines that wait are written then.
+    let (levels, _writing) = installed.and_then(Result::ok).unzip();
     let (stop, asked) = (CancellationToken::new(), CancellationToken::new());
     let at_once = CancellationToken::new();
     let stage = Stage::default();

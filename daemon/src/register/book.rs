@@ -210,6 +210,8 @@ impl Book {
                     entry.access = spec.access(self.rules.policy).into();
                     (entry.spec, entry.tries) = (spec, tries);
                     changes.push(Change::new(&key, "registered", "replaced", "gossamer expose"));
+                    // Both may be asked for at once.
+                    changes.extend(entry.drain(&key, drains_until));
                     continue;
                 }
                 known => known.is_some(),

@@ -8,12 +8,13 @@
 
 mod instances;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use gossamer_core::catalog::ServiceView;
 use gossamer_core::vip::{Mode, PortState, VipName};
-use gossamer_wire::{GroupName, Transport};
+use gossamer_wire::{GroupName, Label, Transport};
 
 use super::super::messages::{BrokenKind, BrokenLeg, Leg, LegState, Traced};
 use super::super::views::Absence;
@@ -90,6 +91,8 @@ pub(super) struct Facts<'a> {
     pub(super) winner: Option<&'a VipName>,
     pub(super) dns: Dns,
     pub(super) candidates: &'a [CandidateView],
+    /// What is certified of this node.
+    pub(super) labels: Option<&'a BTreeMap<Label, Label>>,
     /// What runs on this node.
     pub(super) own: &'a [LocalService],
     /// What the instances answered; `None` when none was asked.
@@ -174,9 +177,12 @@ fn walk(facts: &Facts<'_>, way: &mut Way) {
     }
     match facts.probed.and_then(|all| Some((all, all.last()?))) {
         Some((all, last)) => dialled(facts, name, (all, last), way),
-        None if facts.is_dialled => {}
+        None if facts.is_dialled => {
+            let what = "the instances changed while they were looked at".to_owned();
+            way.fail("candidates", (BrokenKind::Failed, what, "ask again".to_owned()));
+        }
         None => {
-            policy(facts, name, way);
+            policy(facts, name, None, way);
             for leg in ["path", "tls", "backend"] {
                 way.add(leg, LegState::Skipped, "not dialled", None);
             }

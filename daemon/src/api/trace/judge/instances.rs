@@ -45,11 +45,15 @@ pub(super) fn candidates(facts: &Facts<'_>, name: &VipName, way: &mut Way) -> bo
 fn nobody(facts: &Facts<'_>, name: &VipName) -> (&'static str, Fault) {
     let all = facts.candidates;
     let service = name.service();
-    let which = |state| all.iter().find(|found| found.found.state == state);
+    // Whom a flow would not take anyway is not what is missing.
+    let counts = |found: &&CandidateView| {
+        !matches!(found.verdict, Verdict::Excluded(Excluded::TooFar { .. } | Excluded::LacksPort))
+    };
+    let which = |state| all.iter().filter(counts).find(|found| found.found.state == state);
     let of = |found: &CandidateView| format!("{} on {}", found.found.instance, found.found.node_name);
     if let Some(found) = which(InstanceState::Failing) {
         let node = &found.found.node_name;
-        let silence = own_target(facts, found).map_or_else(
+        let silence = own_target(facts, name, found).map_or_else(
             || format!("{node} says that nobody listens on the target of {}", found.found.instance),
             |(_, silence)| silence,
         );
@@ -96,22 +100,24 @@ fn nobody(facts: &Facts<'_>, name: &VipName) -> (&'static str, Fault) {
     ("candidates", (BrokenKind::Failed, "no instance may be used now".to_owned(), fix))
 }
 
-/// Returns by which rule this node may call an instance of its own, or may not.
-fn own_ground(facts: &Facts<'_>, found: &CandidateView) -> Option<String> {
+/// Returns whether this node may call an instance of its own, and by which rule.
+fn own_verdict(facts: &Facts<'_>, name: &VipName, found: &CandidateView) -> Option<String> {
     let about = facts.about;
-    let local = facts
-        .own
-        .iter()
-        .find(|local| found.found.node == about.node && local.record.instance == found.found.instance)?;
-    let (node, name) = (Some(about.node), Some(&about.node_name));
-    let caller = Subject { group: &about.group, node, name, labels: None };
-    local.targets.first().map(|target| target.access.judge(&about.group, &caller).ground())
+    let local = facts.own.iter().find(|local| {
+        found.found.node == about.node
+            && local.record.service == *name.service()
+            && local.record.instance == found.found.instance
+    })?;
+    let (node, called) = (Some(about.node), Some(&about.node_name));
+    let caller = Subject { group: &about.group, node, name: called, labels: facts.labels };
+    local.targets.first().map(|target| target.access.judge(&about.group, &caller).to_string())
 }
 
 /// Returns where the target of an instance of this node is, and that nobody listens there.
-fn own_target(facts: &Facts<'_>, found: &CandidateView) -> Option<(String, String)> {
+fn own_target(facts: &Facts<'_>, name: &VipName, found: &CandidateView) -> Option<(String, String)> {
     let local = facts.own.iter().find(|local| {
         found.found.node == facts.about.node
+            && local.record.service == *name.service()
             && local.record.instance == found.found.instance
             && local.record.ports.iter().any(|port| Some(&port.name) == found.port.as_ref())
     })?;
@@ -120,16 +126,21 @@ fn own_target(facts: &Facts<'_>, found: &CandidateView) -> Option<(String, Strin
     Some((target.addr.to_string(), target.silence()))
 }
 
-/// Says by which right the caller comes, as far as that is known without asking.
-pub(super) fn policy(facts: &Facts<'_>, name: &VipName, way: &mut Way) {
+/// Says by which right the caller comes to the instance that answered, or would be tried first, as far as that is known
+/// without asking.
+pub(super) fn policy(facts: &Facts<'_>, name: &VipName, answered: Option<&Probed>, way: &mut Way) {
     let own = &facts.about.group;
-    let first = facts.candidates.iter().min_by_key(|found| (found.turn().is_none(), found.turn()));
-    let Some(found) = first else { return };
-    if let Some(ground) = own_ground(facts, found) {
-        return way.ok("policy", format!("this node lets itself call {name}: {ground}"));
+    let found = match answered {
+        Some(probed) => facts.candidates.iter().find(|found| {
+            probed.instance == found.found.instance.as_str() && probed.node == found.found.node_name.as_str()
+        }),
+        None => facts.candidates.iter().min_by_key(|found| (found.turn().is_none(), found.turn())),
+    };
+    let Some(found) = found else { return };
+    match own_verdict(facts, name, found) {
+        Some(verdict) => way.ok("policy", format!("{name} of this node, called by itself: {verdict}")),
+        None => way.ok("policy", format!("its record lets this node, of group {own}, call {name}")),
     }
-    let why = if found.found.group == *own { "of its own group" } else { "named by its --to or --allow" };
-    way.ok("policy", format!("its record lets this node, of group {own}, call {name}: {why}"));
 }
 
 /// Judges what the instances answered; the last one has the flow if any has.
@@ -155,7 +166,7 @@ pub(super) fn dialled(facts: &Facts<'_>, name: &VipName, (all, last): (&[Probed]
     if last.outcome == Outcome::Denied {
         way.fail("policy", denied(facts, name, last, is_here));
     } else {
-        policy(facts, name, way);
+        policy(facts, name, Some(last), way);
     }
     if is_here {
         way.ok("path", "stays on this node");
@@ -167,7 +178,7 @@ pub(super) fn dialled(facts: &Facts<'_>, name: &VipName, (all, last): (&[Probed]
         let until = date(reached.not_after);
         way.ok("tls", format!("{} with key {}, until {until}", reached.identity, reached.node));
     }
-    backend(facts, last, &who, way);
+    backend(facts, name, last, &who, way);
 }
 
 fn denied(facts: &Facts<'_>, name: &VipName, last: &Probed, is_here: bool) -> Fault {
@@ -187,13 +198,13 @@ fn denied(facts: &Facts<'_>, name: &VipName, last: &Probed, is_here: bool) -> Fa
     (BrokenKind::Denied, detail, fix)
 }
 
-fn backend(facts: &Facts<'_>, last: &Probed, who: &str, way: &mut Way) {
+fn backend(facts: &Facts<'_>, name: &VipName, last: &Probed, who: &str, way: &mut Way) {
     let node = &last.node;
     let target = facts
         .candidates
         .iter()
         .find(|found| found.found.instance.as_str() == last.instance && found.found.node == facts.about.node)
-        .and_then(|found| own_target(facts, found))
+        .and_then(|found| own_target(facts, name, found))
         .map(|(at, _)| format!(" at {at}"))
         .unwrap_or_default();
     let is_udp = matches!(facts.port, Ok((_, (_, Transport::Udp))));

@@ -87,6 +87,7 @@ fn judged(change: impl FnOnce(&mut Scene)) -> Traced {
         winner: scene.winner.as_ref(),
         dns: scene.dns,
         candidates: &scene.candidates,
+        labels: None,
         own: &[],
         probed: scene.probed.as_deref(),
         is_dialled: scene.is_dialled,
