@@ -23,7 +23,7 @@ pub struct PolicyRow {
     pub service: ServiceName,
     /// The instance.
     pub instance: InstanceName,
-    /// What `--to` said: `own`, `all`, or groups.
+    /// What `--to` said: `all`, or groups; empty without it.
     pub to: Vec<String>,
     /// What `--allow` said.
     pub allow: Vec<Rule>,
