@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +20,8 @@ use gossamer_wire::flow::OpenRequest;
 use gossamer_wire::{InstanceName, ServiceName};
 
 use super::Relay;
+use super::copy::Guarded;
+use crate::transport::FlowStream;
 
 /// A registration of this node.
 pub(super) type Key = (ServiceName, InstanceName);
@@ -128,9 +131,30 @@ impl Relay {
         target.is_some_and(|target| target.draining)
     }
 
-    /// Returns whether this node stops as soon as its flows have ended.
-    pub(super) fn is_leaving(&self) -> bool {
-        self.living.leaves_at.get().is_some()
+    /// Resolves when the other node has got all of a flow that is done, its connection has ended, or the stage stops.
+    /// A stop has to wait for it: the end of the connection would overtake what is under way.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(super) async fn delivered(&self, stream: &mut Guarded<FlowStream>) {
+        tokio::select! {
+            biased;
+            () = self.parts.stage.stopping().cancelled() => {}
+            _ = stream.side().send.stopped() => {}
+        }
+    }
+
+    /// Lets a flow that is done live on for a stop until it is [delivered](Self::delivered), beside its client.
+    pub(super) fn deliver(&self, mut stream: Guarded<FlowStream>) {
+        // The answer has mostly shown already that the question is there.
+        if self.delivered(&mut stream).now_or_never().is_some() {
+            return;
+        }
+        let (relay, living) = (self.clone(), self.living.begin());
+        self.parts.stage.spawn_short("flow-end", async move {
+            relay.delivered(&mut stream).await;
+            drop(living);
+        });
     }
 
     /// Returns how many TCP flows live and how long they still may; `None` unless this node stops.
@@ -178,7 +202,54 @@ impl Relay {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures_util::poll;
+
     use super::*;
+    use crate::relay::tests::{Bench, HERE, Hops, Link};
+
+    /// A stream whose end is written and not yet sent: nothing else runs before the test waits.
+    async fn written(link: &Link) -> Guarded<FlowStream> {
+        let mut stream = Guarded::new(link.open().await);
+        stream.side().send.write_all(b"the last words").await.expect("written");
+        stream.side().send.finish().expect("open");
+        stream.finished();
+        stream
+    }
+
+    #[tokio::test]
+    async fn a_stop_waits_until_the_other_node_has_the_last_words_of_a_flow_that_is_done() {
+        let (bench, link) = (Bench::new(HERE, Arc::new(Hops(None))), Link::new().await);
+        bench.relay.deliver(written(&link).await);
+        let mut leave = pin!(bench.relay.leave(Duration::from_secs(3_600)));
+        assert!(poll!(leave.as_mut()).is_pending());
+        assert_eq!(bench.relay.leaving().map(|(flows, _)| flows), Some(1));
+        assert_eq!(leave.await, 0);
+        link.near.close(0_u32.into(), b"");
+        let mut got = link.accept("west").await;
+        assert_eq!(got.recv.read_to_end(100).await.expect("all of it"), b"the last words");
+    }
+
+    #[tokio::test]
+    async fn a_dead_connection_and_a_stop_end_the_wait() {
+        let (bench, link) = (Bench::new(HERE, Arc::new(Hops(None))), Link::new().await);
+        for is_stop in [false, true] {
+            let mut stream = written(&link).await;
+            let mut wait = pin!(bench.relay.delivered(&mut stream));
+            assert!(poll!(wait.as_mut()).is_pending());
+            if is_stop {
+                bench.stage.stopping().cancel();
+                assert!(poll!(wait.as_mut()).is_ready());
+            } else {
+                let other = Link::new().await;
+                let mut lost = written(&other).await;
+                other.near.close(0_u32.into(), b"");
+                bench.relay.delivered(&mut lost).await;
+                wait.await;
+            }
+        }
+    }
 
     fn key(instance: &str) -> Key {
         ("orders".parse().expect("name"), instance.parse().expect("name"))

@@ -102,7 +102,7 @@ impl Relay {
         let (peer, remote) = (Arc::clone(&stream.side().peer), stream.side().remote);
         let _living = self.living.begin();
         let began = Instant::now();
-        let Some(_admitted) = self.flows.admit(peer.node) else {
+        let Some(admitted) = self.flows.admit(peer.node) else {
             count(&self.counters.busy);
             // It came with the stream, unless the peer breaks the rules: nothing is waited for.
             let request = futures_util::FutureExt::now_or_never(read_request(stream.side())).flatten();
@@ -140,7 +140,7 @@ impl Relay {
         }
         count(&self.counters.served);
         let counts = Arc::new(Counts::default());
-        let _listed = self.flows.list(FlowInfo {
+        let listed = self.flows.list(FlowInfo {
             flow,
             direction: Direction::Inbound,
             service: request.service.clone(),
@@ -169,9 +169,10 @@ impl Relay {
         let bytes = self.counters.add_bytes(&counts);
         let line = Line { bytes, detail: end.detail.as_deref(), is_open: true, ..line };
         self.finished(&line.because(end.reason));
-        if end.reason == Reason::Done && self.is_leaving() {
-            // The end of the connection would overtake what the caller has not got yet.
-            let _ = timeout(TAKEN_WITHIN, stream.side().send.stopped()).await;
+        if end.reason == Reason::Done {
+            // The flow is over for all but a stop.
+            drop((listed, permit, serving, target, admitted));
+            self.delivered(&mut stream).await;
         }
     }
 
@@ -313,9 +314,6 @@ pub(super) fn refuse(mut stream: Guarded<FlowStream>, status: OpenStatus) {
 
 /// How long a peer may take to send its request: it sends it with the stream's first packet.
 const REQUEST_WITHIN: Duration = Duration::from_secs(5);
-
-/// How long a daemon that stops waits until the caller has got the end of a flow.
-const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long a target may take to accept (design section 9): it is near, and the caller's client waits.
 const DIAL_WITHIN: Duration = Duration::from_secs(2);

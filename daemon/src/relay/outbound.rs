@@ -262,7 +262,13 @@ impl Relay {
         let mut imported = self.import(name, &choice);
         let copied = async {
             let copied = match far {
-                Far::Hop(mut hop) => copy(client, &mut hop, early, &counts).await,
+                Far::Hop(mut hop) => {
+                    let copied = copy(client, &mut hop, early, &counts).await;
+                    if copied.is_ok() {
+                        self.deliver(hop);
+                    }
+                    copied
+                }
                 Far::Local(mut target, serving, mut permit) => tokio::select! {
                     biased;
                     () = permit.revoked() => return End::with(Reason::Revoked, NO_LONGER_ALLOWED),
