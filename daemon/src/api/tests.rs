@@ -187,7 +187,7 @@ fn reloader(dir: &Path, events: EventLog) -> Reloader {
     let config = Config::load(&flags, &Host { is_root: true, ..Host::default() }).expect("sound");
     let running = config.settings(Slot::FIRST);
     let again = move || config.again().map(|config| config.settings(Slot::FIRST));
-    Takers::new(Again::new(again), &running, events).takes(&["import"], |_| {}).done()
+    Takers::new(Again::new(again), &running, events, Stage::default()).takes(&["import"], |_| {}).done()
 }
 
 /// The handles of a node that is no issuer.

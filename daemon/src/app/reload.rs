@@ -15,9 +15,9 @@ use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 
-use crate::config::{ConfigError, Settings};
+use crate::config::{ConfigError, Fault, Settings};
 use crate::events::{Event, EventLog};
 use crate::supervise::Stage;
 
@@ -53,6 +53,8 @@ struct Parts {
     /// What the daemon runs with, as the file would hold it. One reload at a time.
     running: Mutex<BTreeMap<&'static str, String>>,
     events: EventLog,
+    /// Runs reloads.
+    stage: Stage,
 }
 
 /// What a reload did; both lists by key, with the value as the file would hold it.
@@ -68,10 +70,10 @@ pub struct Reloaded {
 pub struct Takers(Parts);
 
 impl Takers {
-    /// Begins with what the daemon was started with.
-    pub fn new(again: Again, running: &Settings, events: EventLog) -> Self {
+    /// Begins with what the daemon was started with; reloads run in the stage.
+    pub fn new(again: Again, running: &Settings, events: EventLog, stage: Stage) -> Self {
         let running = Mutex::new(running.entries().into_iter().collect());
-        Self(Parts { again, live: Vec::new(), running, events })
+        Self(Parts { again, live: Vec::new(), running, events, stage })
     }
 
     /// Lets somebody take keys over at once, by a call that does not wait.
@@ -110,9 +112,21 @@ impl Takers {
 impl Reloader {
     /// Reads all sources and applies what can be.
     ///
+    /// # Cancel safety
+    /// Cancel safe: once begun it goes on to its end, so that what was applied and what is known to be agree.
+    ///
     /// # Errors
-    /// The operator's fault: all faults of all sources; everything stays as it was.
+    /// The operator's fault: all faults of all sources; everything stays as it was. A bug: the reload did not end.
     pub async fn reload(&self) -> Result<Reloaded, ConfigError> {
+        let (this, (told, outcome)) = (self.clone(), oneshot::channel());
+        self.0.stage.spawn_short("reload", async move {
+            // Who asked may have gone away.
+            let _ = told.send(this.read_and_apply().await);
+        });
+        outcome.await.unwrap_or_else(|_| Err(ConfigError { faults: vec![cut_off()] }))
+    }
+
+    async fn read_and_apply(&self) -> Result<Reloaded, ConfigError> {
         let parts = &*self.0;
         let mut running = parts.running.lock().await;
         let again = parts.again.clone();
@@ -126,9 +140,9 @@ impl Reloader {
         for (keys, apply) in &parts.live {
             if applied.iter().any(|(key, _)| keys.contains(key)) {
                 apply(&settings).await;
+                running.extend(applied.iter().filter(|(key, _)| keys.contains(key)).cloned());
             }
         }
-        running.extend(applied.iter().cloned());
         drop(running);
         let reloaded = Reloaded { applied, restart };
         self.tell(&reloaded);
@@ -151,6 +165,14 @@ impl Reloader {
     }
 }
 
+fn cut_off() -> Fault {
+    Fault {
+        place: "the daemon".to_owned(),
+        why: "it stopped before the configuration was read again".to_owned(),
+        fix: "see its log, and start it anew".to_owned(),
+    }
+}
+
 impl fmt::Debug for Reloader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reloader").field("running", &self.0.running).finish_non_exhaustive()
@@ -167,6 +189,8 @@ impl fmt::Debug for Takers {
 mod tests {
     use std::sync::Mutex as Shared;
 
+    use tokio::sync::{Notify, Semaphore};
+
     use super::*;
     use crate::config::{Config, Flags, Host, Slot};
 
@@ -175,6 +199,10 @@ mod tests {
         dir: tempfile::TempDir,
         reloader: Reloader,
         imports: Arc<Shared<Vec<String>>>,
+        /// Told when something is taken.
+        began: Arc<Notify>,
+        /// Taking ends with a permit of it.
+        gate: Arc<Semaphore>,
     }
 
     impl Bench {
@@ -188,14 +216,20 @@ mod tests {
             let running = config.settings(Slot::FIRST);
             let again = move || config.again().map(|config| config.settings(Slot::FIRST));
             let imports = Arc::new(Shared::new(Vec::new()));
-            let taken = Arc::clone(&imports);
-            let reloader = Takers::new(Again::new(again), &running, EventLog::default())
-                .takes(&["import"], move |settings| {
+            let (began, gate) = (Arc::new(Notify::new()), Arc::new(Semaphore::new(1)));
+            let held = (Arc::clone(&imports), Arc::clone(&began), Arc::clone(&gate));
+            let reloader = Takers::new(Again::new(again), &running, EventLog::default(), Stage::default())
+                .awaits(&["import"], move |settings| {
                     let texts = settings.import.0.iter().map(ToString::to_string).collect::<Vec<_>>();
-                    taken.lock().expect("not poisoned").push(texts.join(","));
+                    let (taken, began, gate) = held.clone();
+                    async move {
+                        began.notify_one();
+                        let _passed = gate.acquire().await.expect("open");
+                        taken.lock().expect("not poisoned").push(texts.join(","));
+                    }
                 })
                 .done();
-            Self { dir, reloader, imports }
+            Self { dir, reloader, imports, began, gate }
         }
 
         async fn with(&self, text: &str) -> Result<Reloaded, ConfigError> {
@@ -219,6 +253,21 @@ mod tests {
         let again = bench.with("import = [\"c@d\"]\nlisten = \"0.0.0.0:9\"").await.expect("sound");
         assert!(again.applied.is_empty(), "it counts already");
         assert_eq!(again.restart, reloaded.restart, "until the restart");
+    }
+
+    #[tokio::test]
+    async fn a_reload_whose_caller_goes_away_is_carried_to_its_end() {
+        let bench = Bench::new("import = [\"a@b\"]");
+        let held = bench.gate.acquire().await.expect("open");
+        tokio::select! {
+            reloaded = bench.with("import = [\"c@d\"]") => panic!("{reloaded:?}"),
+            () = bench.began.notified() => {}
+        }
+        assert!(bench.taken().is_empty(), "it is under way");
+        drop(held);
+        // The next one waits for it, and finds that it counts.
+        assert_eq!(bench.with("import = [\"c@d\"]").await, Ok(Reloaded::default()));
+        assert_eq!(bench.taken(), ["c@d"]);
     }
 
     #[tokio::test]

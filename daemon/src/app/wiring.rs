@@ -163,7 +163,7 @@ impl<'a> Wiring<'a> {
         };
         let level =
             move |settings: &Settings| levels.iter().for_each(|levels| levels.set(settings.log_level));
-        Takers::new(self.again.clone(), &self.settings, self.events.clone())
+        Takers::new(self.again.clone(), &self.settings, self.events.clone(), self.stages.api.clone())
             .awaits(&["import"], imports)
             .awaits(&["policy.audit", "policy.default"], policy)
             .takes(&["log.level"], level)
