@@ -155,11 +155,12 @@ pub(super) enum Broken {
     Service(io::Error),
 }
 
-/// Copies until both directions have ended, or one breaks: then both ends are reset.
+/// Copies until both directions have ended, or one breaks: then both ends are reset. `early` is left with what was not
+/// sent yet.
 pub(super) async fn copy<C: Side, S: Side>(
     client: &mut Guarded<C>,
     service: &mut Guarded<S>,
-    early: Early,
+    early: &mut Early,
     counts: &Counts,
 ) -> Result<(), Broken> {
     counts.bytes_in.store(early.sent, Ordering::Relaxed);
@@ -211,12 +212,12 @@ async fn pump(mut from: impl Source, mut to: impl Sink, count: &AtomicU64) -> Re
     }
 }
 
-struct Replayed<S> {
-    early: Early,
+struct Replayed<'a, S> {
+    early: &'a mut Early,
     then: S,
 }
 
-impl<S: Source> Source for Replayed<S> {
+impl<S: Source> Source for Replayed<'_, S> {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         match self.early.chunks.pop_front() {
             Some(chunk) => Ok(Some(chunk)),

@@ -29,7 +29,7 @@ impl Dialled {
     pub(super) async fn copy<C: Side>(
         &mut self,
         client: &mut Guarded<C>,
-        early: Early,
+        early: &mut Early,
         counts: &Counts,
     ) -> Result<(), Broken> {
         match self {

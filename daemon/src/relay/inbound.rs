@@ -139,7 +139,7 @@ impl Relay {
             return self.finished(&line.because(Reason::ClientGone));
         }
         count(&self.counters.served);
-        let counts = Arc::new(Counts::default());
+        let (counts, mut early) = (Arc::new(Counts::default()), Early::default());
         let listed = self.flows.list(FlowInfo {
             flow,
             direction: Direction::Inbound,
@@ -161,7 +161,7 @@ impl Relay {
                 count(&self.counters.revoked);
                 End::with(Reason::Revoked, NO_LONGER_ALLOWED)
             }
-            copied = target.copy(&mut stream, Early::default(), &counts) => {
+            copied = target.copy(&mut stream, &mut early, &counts) => {
                 copied.map_or_else(End::from, |()| End::from(Reason::Done))
             }
             () = serving.over() => Reason::Drained.into(),

@@ -210,10 +210,11 @@ impl Relay {
         let (flow, began) = (FlowId::random(), Instant::now());
         let _living = self.living.begin();
         let line = Line::outbound(flow, name, Transport::Tcp, client.side().address(), began);
-        let mut again = 0;
+        // For all tries: what was read of the client and passed on by none of them cannot be read again.
+        let (mut early, mut again) = (Early::default(), 0);
         loop {
-            let (carried, is_unseen) =
-                self.carry_once(&line, name, port, &mut client, again == AGAIN).await?;
+            let client = (&mut client, &mut early);
+            let (carried, is_unseen) = self.carry_once(&line, name, port, client, again == AGAIN).await?;
             if !is_unseen || again == AGAIN {
                 return Ok(carried);
             }
@@ -230,13 +231,12 @@ impl Relay {
         line: &Line<'_>,
         name: &VipName,
         port: &PortChoice,
-        client: &mut Guarded<C>,
+        (client, early): (&mut Guarded<C>, &mut Early),
         is_last: bool,
     ) -> Result<(Carried, bool), ConnectError> {
         let (flow, began) = (line.flow.unwrap_or_else(FlowId::random), line.began);
         let stop = self.parts.stage.stopping().clone();
-        let mut early = Early::default();
-        let mut attempt = TcpTry { client: &mut *client, early: &mut early, last: None };
+        let mut attempt = TcpTry { client: &mut *client, early: &mut *early, last: None };
         let opened = tokio::select! {
             biased;
             () = stop.cancelled() => Err(ConnectError::Stopping),

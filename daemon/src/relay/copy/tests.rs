@@ -36,7 +36,7 @@ impl Flow {
         let near = run(at_near, stream, early, counts);
         let far = aside(async move {
             let (mut peer, mut target) = (Guarded::new(accepted), Guarded::new(at_far));
-            copy(&mut peer, &mut target, Early::default(), &Counts::default()).await
+            copy(&mut peer, &mut target, &mut Early::default(), &Counts::default()).await
         });
         Self { client, service, near, far, near_counts, link }
     }
@@ -49,7 +49,7 @@ fn run(
     counts: Arc<Counts>,
 ) -> Aside<Result<(), Broken>> {
     let (mut client, mut stream) = (Guarded::new(client), Guarded::new(stream));
-    aside(async move { copy(&mut client, &mut stream, early, &counts).await })
+    aside(async move { copy(&mut client, &mut stream, &mut { early }, &counts).await })
 }
 
 async fn read_all(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
@@ -161,6 +161,19 @@ async fn early_bytes_come_first_and_an_early_end_is_kept() {
 }
 
 #[tokio::test]
+async fn early_bytes_that_a_broken_service_never_got_are_left_for_another_one() {
+    let ((_client, at_near), (service, target)) = (tcp_pair().await, tcp_pair().await);
+    service.set_zero_linger().expect("option");
+    drop(service);
+    target.ready(Interest::ERROR).await.expect("reset");
+    let mut early = Early { chunks: [Bytes::from_static(b"early")].into(), sent: 0, is_ended: true };
+    let (mut client, mut target, counts) = (Guarded::new(at_near), Guarded::new(target), Counts::default());
+    let copied = copy(&mut client, &mut target, &mut early, &counts).await;
+    assert!(matches!(copied, Err(Broken::Service(_))), "{copied:?}");
+    assert_eq!((counts.read(), &early.chunks[0][..], early.is_ended), ((0, 0), &b"early"[..], true));
+}
+
+#[tokio::test]
 async fn ten_megabytes_arrive_unchanged_both_ways_at_once() {
     let flow = Flow::open().await;
     let sent: Arc<Vec<u8>> = Arc::new((0..10_000_000_u32).map(|at| (at % 251) as u8).collect());
@@ -191,7 +204,7 @@ async fn a_stream_that_is_no_socket_is_carried_too() {
     let (mut service, target) = tcp_pair().await;
     let carried = aside(async move {
         let (mut client, mut target) = (Guarded::new(Plain(client)), Guarded::new(target));
-        copy(&mut client, &mut target, Early::default(), &Counts::default()).await
+        copy(&mut client, &mut target, &mut Early::default(), &Counts::default()).await
     });
     program.write_all(b"question").await.expect("written");
     program.shutdown().await.expect("ended");
