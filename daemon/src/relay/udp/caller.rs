@@ -23,6 +23,7 @@ use gossamer_core::vip::VipName;
 use gossamer_wire::{InstanceName, NodeId, Transport};
 
 use super::frames::{self, Ended};
+use super::judged::Right;
 use super::opening::{Began, Far, Local, UdpTry};
 use super::queue::Queue;
 use super::{Udp, Used, add, sockets};
@@ -190,16 +191,23 @@ impl Pinned {
                 Sent::TooLarge => self.wait(payload),
                 Sent::Lost => self.over.cancel(),
             },
-            Target::Local(local) if !local.judged.is_allowed() => self.over.cancel(),
-            Target::Local(local) => match local.socket.try_send(payload) {
-                Ok(_) => self.went(payload.len()),
-                Err(error) => {
-                    count(&self.udp.counters.socket);
-                    if error.kind() == io::ErrorKind::ConnectionRefused {
-                        way.refused.cancel();
-                    }
-                }
+            Target::Local(local) => match local.judged.judge() {
+                Right::Same => self.send_here(local, &way.refused, payload),
+                Right::Gone => self.over.cancel(),
+                Right::Denied => local.revoked.cancel(),
             },
+        }
+    }
+
+    fn send_here(&self, local: &Local, refused: &CancellationToken, payload: &[u8]) {
+        match local.socket.try_send(payload) {
+            Ok(_) => self.went(payload.len()),
+            Err(error) => {
+                count(&self.udp.counters.socket);
+                if error.kind() == io::ErrorKind::ConnectionRefused {
+                    refused.cancel();
+                }
+            }
         }
     }
 
@@ -377,8 +385,11 @@ impl Pinned {
                     let mut buffer = BytesMut::new();
                     loop {
                         match sockets::receive(&local.socket, &mut buffer).await {
-                            Ok(()) if !local.judged.is_allowed() => return Over::Released,
-                            Ok(()) => self.answer(&buffer),
+                            Ok(()) => match local.judged.judge() {
+                                Right::Same => self.answer(&buffer),
+                                Right::Gone => return Over::Released,
+                                Right::Denied => return Over::Revoked(NO_LONGER_ALLOWED),
+                            },
                             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                                 return Over::Refused;
                             }
@@ -388,6 +399,7 @@ impl Pinned {
                 };
                 tokio::select! {
                     () = permit.revoked() => Over::Revoked(NO_LONGER_ALLOWED),
+                    () = local.revoked.cancelled() => Over::Revoked(NO_LONGER_ALLOWED),
                     over = up => over,
                     over = down => over,
                 }

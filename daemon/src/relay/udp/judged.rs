@@ -25,6 +25,17 @@ pub(super) struct Judged {
     by: ArcSwap<Vec<LocalService>>,
 }
 
+/// What has become of a flow's right to its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Right {
+    /// It goes on.
+    Same,
+    /// The target was withdrawn, or is at another address: a new flow may find it.
+    Gone,
+    /// The caller may no longer call it, or nobody may.
+    Denied,
+}
+
 impl Judged {
     /// Finds the target of a new flow.
     ///
@@ -38,14 +49,24 @@ impl Judged {
         Ok(Self { relay: relay.clone(), request, caller, address, by })
     }
 
-    /// Returns whether the request would find the same target now.
-    pub(super) fn is_allowed(&self) -> bool {
+    /// Judges whether the request would find the same target now.
+    pub(super) fn judge(&self) -> Right {
         let now = self.relay.parts.targets.all();
         if Arc::ptr_eq(&now, &self.by.load()) {
-            return true;
+            return Right::Same;
         }
-        let target = self.relay.permitted(&self.request, &self.caller);
-        self.by.store(now);
-        target.is_ok_and(|(target, _)| target.addr.ip() == Some(self.address))
+        let OpenRequest { service, instance, port, transport, .. } = &self.request;
+        if self.relay.parts.targets.lookup(service, instance, port, *transport).is_none() {
+            return Right::Gone;
+        }
+        match self.relay.permitted(&self.request, &self.caller) {
+            Err(_) => Right::Denied,
+            Ok((target, _)) if target.addr.ip() != Some(self.address) => Right::Gone,
+            Ok(_) => {
+                // Of what does not last nothing is kept: the next datagram must not pass.
+                self.by.store(now);
+                Right::Same
+            }
+        }
     }
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use quinn::{RecvStream, SendStream};
 use tokio::net::UdpSocket;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 
 use gossamer_core::vip::VipName;
 use gossamer_wire::flow::{OpenRequest, OpenStatus, encode_framed};
@@ -50,6 +51,8 @@ impl Far {
 pub(super) struct Local {
     pub(super) socket: UdpSocket,
     pub(super) judged: Judged,
+    /// It is no longer allowed.
+    pub(super) revoked: CancellationToken,
     _place: OwnedSemaphorePermit,
 }
 
@@ -172,7 +175,7 @@ impl Local {
                 }
             }
         }
-        Ok(Self { socket, judged, _place: place })
+        Ok(Self { socket, judged, revoked: CancellationToken::new(), _place: place })
     }
 }
 

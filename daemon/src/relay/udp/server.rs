@@ -18,7 +18,7 @@ use gossamer_wire::Transport;
 use gossamer_wire::flow::{OpenRequest, OpenStatus};
 
 use super::frames::{self, Ended, REFUSED};
-use super::judged::Judged;
+use super::judged::{Judged, Right};
 use super::{Udp, Used, add, sockets};
 use crate::relay::access::{End, Line, Reason};
 use crate::relay::copy::{Counts, Guarded};
@@ -36,6 +36,8 @@ struct Served {
     used: Used,
     /// It is no longer allowed.
     revoked: CancellationToken,
+    /// The target was withdrawn, or has moved.
+    gone: CancellationToken,
     /// The target has refused a datagram.
     refused: CancellationToken,
     counts: Arc<Counts>,
@@ -73,6 +75,7 @@ impl Relay {
             socket,
             used: Used::default(),
             revoked: CancellationToken::new(),
+            gone: CancellationToken::new(),
             refused: CancellationToken::new(),
             counts: Arc::default(),
         });
@@ -105,6 +108,7 @@ impl Relay {
             () = self.parts.stage.stopping().cancelled() => Reason::Stopping.into(),
             () = permit.revoked() => End::with(Reason::Revoked, NO_LONGER_ALLOWED),
             () = served.revoked.cancelled() => End::with(Reason::Revoked, NO_LONGER_ALLOWED),
+            () = served.gone.cancelled() => Reason::Released.into(),
             () = served.refused.cancelled() => Reason::Refused.into(),
             () = served.used.idle_for(&self.udp, self.udp.idle + LONGER) => Reason::Idle.into(),
             end = served.run(stream.side()) => end,
@@ -145,10 +149,20 @@ impl Served {
         &self.relay.udp
     }
 
+    /// Returns whether the flow may go on; ends it otherwise.
+    fn may_go_on(&self) -> bool {
+        match self.judged.judge() {
+            Right::Same => return true,
+            Right::Gone => self.gone.cancel(),
+            Right::Denied => self.revoked.cancel(),
+        }
+        false
+    }
+
     /// Takes a datagram of the caller. Never waits.
     fn take(&self, payload: &[u8]) {
-        if !self.judged.is_allowed() {
-            return self.revoked.cancel();
+        if !self.may_go_on() {
+            return;
         }
         self.used.touch(self.udp());
         match self.socket.try_send(payload) {
@@ -190,8 +204,7 @@ impl Served {
                     }
                     Err(error) => return broken(Reason::ServiceReset, error),
                 }
-                if !self.judged.is_allowed() {
-                    self.revoked.cancel();
+                if !self.may_go_on() {
                     continue;
                 }
                 self.used.touch(self.udp());

@@ -229,6 +229,32 @@ async fn a_withdrawn_service_takes_no_more_datagrams_of_a_living_flow() {
     mesh.has_flows(0).await;
     let counts = mesh.server.relay.flow_counts();
     assert_eq!((counts.udp_open, counts.datagrams_in), (0, 1));
+    assert_eq!(counts.revoked, 0, "nobody has said that the caller may not call");
+}
+
+#[tokio::test]
+async fn a_datagram_that_meets_a_change_first_tells_a_revocation_from_a_withdrawal() {
+    let mut mesh = Mesh::new(SOON).await;
+    let mut own = udp_instance("ns-0");
+    (own.node, own.nearness) = (HERE, Nearness::SameNode);
+    for (view, is_here) in [(udp_instance("ns-0"), false), (own, true)] {
+        mesh.caller.set_service(service_view("dns", vec![view]));
+        // Nothing but the datagram tells a flow of this node: nobody judges them in this test.
+        let serving = if is_here { &mesh.caller } else { &mesh.server };
+        let local = udp_service("ns-0", echo(&mesh.programs, "ns-0").await);
+        let mut denied = local.clone();
+        denied.targets[0].access = access(Visibility::Own, &[], Policy { base: Base::Deny, audit: false });
+        let moved = udp_service("ns-0", echo(&mesh.programs, "moved").await);
+        for (change, revoked) in [(vec![moved], 0), (Vec::new(), 0), (vec![denied], 1)] {
+            serving.targets.set(vec![local.clone()]);
+            let client = mesh.client().await;
+            assert_eq!(ask(&client, "a").await, "ns-0:a");
+            serving.targets.set(change);
+            client.send(b"b").await.expect("sent");
+            mesh.has_flows(0).await;
+            assert_eq!(serving.relay.flow_counts().revoked, revoked, "here: {is_here}");
+        }
+    }
 }
 
 #[tokio::test]
