@@ -7,7 +7,7 @@
 //! before it is judged. A service that was withdrawn, or whose node is gone, ends no flow here: nobody has said that the
 //! caller may not call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::broadcast::error::RecvError;
@@ -169,7 +169,7 @@ impl Relay {
         let VipName::Service(service) = name else { return None };
         let permit = self.permits.import(service, choice.node, &choice.instance);
         let view = self.parts.index.service(service);
-        if !is_imported(view.as_deref(), choice.node, &choice.instance) {
+        if not_imported(view.as_deref()).contains(&(choice.node, &choice.instance)) {
             self.judge_imports(service);
         }
         Some(permit)
@@ -216,7 +216,12 @@ impl Relay {
 
     fn judge_imports(&self, service: &ServiceName) -> usize {
         let view = self.parts.index.service(service);
-        self.permits.revoke_imports(service, |node, instance| is_imported(view.as_deref(), node, instance))
+        // Once for all flows, before the lock that each flow takes.
+        let foreign = not_imported(view.as_deref());
+        if foreign.is_empty() {
+            return 0;
+        }
+        self.permits.revoke_imports(service, |node, instance| !foreign.contains(&(node, instance)))
     }
 }
 
@@ -228,8 +233,8 @@ enum Change {
     Services,
 }
 
-/// Returns whether an instance may be behind the short name: what is not there, or hidden, says nothing of imports.
-fn is_imported(view: Option<&ServiceView>, node: NodeId, instance: &InstanceName) -> bool {
-    let mut all = view.into_iter().flat_map(|view| &view.instances);
-    all.find(|found| found.node == node && found.instance == *instance).is_none_or(|found| found.imported)
+/// Returns the instances that may not be behind the short name: what is not there, or hidden, says nothing of imports.
+fn not_imported(view: Option<&ServiceView>) -> BTreeSet<(NodeId, &InstanceName)> {
+    let all = view.into_iter().flat_map(|view| &view.instances);
+    all.filter(|found| !found.imported).map(|found| (found.node, &found.instance)).collect()
 }
