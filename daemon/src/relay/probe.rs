@@ -195,7 +195,11 @@ impl Relay {
         let began = Instant::now();
         let outcome = if request.transport == Transport::Udp {
             // No datagram is sent, so that there is nothing to wait for.
-            self.permitted(request, &self.parts.leaf).map_or(Outcome::Denied, |_| Outcome::Open)
+            match self.permitted(request, &self.parts.leaf) {
+                Err(_) => Outcome::Denied,
+                Ok(_) if self.drains(request) => Outcome::Draining,
+                Ok(_) => Outcome::Open,
+            }
         } else {
             let caller = Caller { leaf: &self.parts.leaf, remote: None };
             match self.dial_target(request, &caller).await {

@@ -97,6 +97,25 @@ async fn an_own_target_is_dialled_by_the_same_rules() {
 }
 
 #[tokio::test]
+async fn an_own_udp_target_is_judged_by_the_same_rules_and_sent_nothing() {
+    let mut here = Bench::new(HERE, Arc::new(Hops(None)));
+    let mut own = instance("db-0", "west");
+    own.node = HERE;
+    own.ports[0].transport = Transport::Udp;
+    here.set_service(service_view("orders", vec![own]));
+    let probed = async || here.relay.probe(&orders(), &PortChoice::Datagrams(5432)).await[0].outcome.clone();
+    assert_eq!(probed().await, Outcome::Denied);
+    let mut local = local_service("orders", "db-0", 5432, nobody());
+    local.record.ports[0].transport = Transport::Udp;
+    local.targets[0].transport = Transport::Udp;
+    here.targets.set(vec![local.clone()]);
+    assert_eq!(probed().await, Outcome::Open);
+    local.targets[0].draining = true;
+    here.targets.set(vec![local]);
+    assert_eq!(probed().await, Outcome::Draining);
+}
+
+#[tokio::test]
 async fn candidates_say_turn_load_and_ejection() {
     let (caller, _server, _programs) = pair("west").await;
     let key = (THERE, service("orders"), named("db-0"));
