@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -21,6 +21,7 @@ use gossamer_wire::{InstanceName, ServiceName};
 
 use super::Relay;
 use super::copy::Guarded;
+use crate::register::LocalService;
 use crate::transport::FlowStream;
 
 /// A registration of this node.
@@ -34,6 +35,8 @@ pub(super) struct Living {
     all: TaskTracker,
     /// Until when a daemon that stops waits.
     leaves_at: Arc<OnceLock<Instant>>,
+    /// Ends what waits for the deadline of a registration's drain when it is dropped: one for each.
+    deadlines: Arc<Mutex<BTreeMap<Key, DropGuard>>>,
 }
 
 #[derive(Debug, Default)]
@@ -179,24 +182,46 @@ impl Relay {
     }
 
     /// Ends the flows of a registration after `left`, unless its drain was undone or got another deadline
-    /// than `until` meanwhile.
+    /// than `until` meanwhile. The registration says already that it drains.
     pub fn end_drained(&self, service: ServiceName, instance: InstanceName, left: Duration, until: u64) {
-        let (relay, at) = (self.clone(), Instant::now() + left);
+        let (relay, at, key) = (self.clone(), Instant::now() + left, (service, instance));
+        let Some(replaced) = self.waits(&key, until) else { return };
         self.parts.stage.spawn_short("drain", async move {
             tokio::select! {
                 biased;
                 () = relay.parts.stage.stopping().cancelled() => return,
+                () = replaced.cancelled() => return,
                 () = tokio::time::sleep_until(at) => {}
             }
-            let all = relay.parts.targets.all();
-            let is_it = |local: &&crate::register::LocalService| {
-                local.record.service == service && local.record.instance == instance
-            };
-            // Undone meanwhile, or begun again with another deadline, which has a task of its own.
-            if all.iter().find(is_it).and_then(|local| local.drains_until) == Some(until) {
-                relay.living.end(&(service, instance));
+            // It may have been undone meanwhile.
+            if relay.drains_until(&key) == Some(until) {
+                relay.living.end(&key);
             }
         });
+    }
+
+    /// Lets a new task wait for the deadline of a registration in place of an older one, and nothing for registrations
+    /// that are no longer there. Returns what ends it; `None` when the drain has another deadline already.
+    fn waits(&self, key: &Key, until: u64) -> Option<CancellationToken> {
+        let mut deadlines = self.living.deadlines.lock().unwrap_or_else(PoisonError::into_inner);
+        // Read under the lock: of two drains at once the later one has the last word in both places.
+        if self.drains_until(key) != Some(until) {
+            return None;
+        }
+        let all = self.parts.targets.all();
+        deadlines.retain(|(service, instance), _| {
+            all.iter().any(|local| local.record.service == *service && local.record.instance == *instance)
+        });
+        let replaced = CancellationToken::new();
+        deadlines.insert(key.clone(), replaced.clone().drop_guard());
+        Some(replaced)
+    }
+
+    fn drains_until(&self, (service, instance): &Key) -> Option<u64> {
+        let all = self.parts.targets.all();
+        let is_it =
+            |local: &&LocalService| local.record.service == *service && local.record.instance == *instance;
+        all.iter().find(is_it)?.drains_until
     }
 }
 
@@ -207,7 +232,7 @@ mod tests {
     use futures_util::poll;
 
     use super::*;
-    use crate::relay::tests::{Bench, HERE, Hops, Link};
+    use crate::relay::tests::{Bench, HERE, Hops, Link, local_service};
 
     /// A stream whose end is written and not yet sent: nothing else runs before the test waits.
     async fn written(link: &Link) -> Guarded<FlowStream> {
@@ -249,6 +274,37 @@ mod tests {
                 wait.await;
             }
         }
+    }
+
+    #[tokio::test]
+    async fn drains_over_and_over_leave_one_task_for_each_registration() {
+        let bench = Bench::new(HERE, Arc::new(Hops(None)));
+        let at = "127.0.0.1:1".parse().expect("an address");
+        let drain = |instances: &[&str], until| {
+            let draining = |name: &&str| {
+                let mut local = local_service("orders", name, 5432, at);
+                local.drains_until = Some(until);
+                local
+            };
+            bench.targets.set(instances.iter().map(draining).collect());
+        };
+        let week = Duration::from_secs(7 * 86_400);
+        drain(&["a", "b"], 0);
+        let first = bench.relay.waits(&key("a"), 0).expect("it drains");
+        let other = bench.relay.waits(&key("b"), 0).expect("it drains");
+        for until in 1..100 {
+            drain(&["a", "b"], until);
+            let (service, instance) = key("a");
+            bench.relay.end_drained(service, instance, week, until);
+        }
+        assert!(first.is_cancelled() && !other.is_cancelled());
+        assert_eq!(bench.relay.living.deadlines.lock().expect("not poisoned").len(), 2);
+        // An older drain that comes late takes nobody's place.
+        let last = bench.relay.waits(&key("a"), 99).expect("it drains");
+        assert!(bench.relay.waits(&key("a"), 98).is_none() && !last.is_cancelled());
+        drain(&["a"], 99);
+        let _again = bench.relay.waits(&key("a"), 99);
+        assert!(other.is_cancelled() && last.is_cancelled(), "one was withdrawn, one replaced");
     }
 
     fn key(instance: &str) -> Key {
