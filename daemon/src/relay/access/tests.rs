@@ -2,13 +2,14 @@
 
 use super::*;
 
-const ALL: [Reason; 19] = [
+const ALL: [Reason; 20] = [
     Reason::Done,
     Reason::ClientReset,
     Reason::ServiceReset,
     Reason::Idle,
     Reason::Released,
     Reason::Revoked,
+    Reason::Drained,
     Reason::Probe,
     Reason::Stopping,
     Reason::ClientGone,
@@ -29,9 +30,13 @@ fn every_reason_has_a_word_of_its_own_that_the_document_explains() {
     let document = include_str!("../../../../docs/operating.md");
     let words: std::collections::BTreeSet<_> = ALL.map(Reason::word).into();
     assert_eq!(words.len(), ALL.len());
+    let (_, table) = document.split_once("| `reason` | means |").expect("the table of reasons");
+    let rows: Vec<_> = table.lines().skip(1).take_while(|line| line.starts_with('|')).collect();
     for word in words {
-        assert!(document.contains(&format!("| `{word}` |")), "docs/operating.md lacks {word}");
+        let row = format!("| `{word}` | ");
+        assert!(rows.iter().any(|line| line.starts_with(&row)), "docs/operating.md lacks {word}");
     }
+    assert_eq!(rows.len(), ALL.len() + 1, "a row for each reason, below the line of dashes");
 }
 
 #[test]
