@@ -16,7 +16,7 @@ use crate::config::LogFormat;
 
 /// Writes log lines to standard error from here on: standard output belongs to the commands' data. A thread of its own
 /// writes them, for flows must not wait for who reads them; what waits is written when the guard is dropped. Of lines that
-/// find [`MOST_WAITING`] before them the newest are lost, and counted.
+/// find 16,384 before them the newest are lost, and counted.
 ///
 /// # Errors
 /// Somebody has installed a subscriber before; that one stays.
