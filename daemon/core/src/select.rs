@@ -4,7 +4,7 @@
 //! Driven by: the outbound relay, once per flow and once per outcome (design section 9, ADR 28).
 //!
 //! [`Policy`] joins what caller and exporters wish, [`Shares`] says how much of it goes to which tier, [`order`] draws,
-//! and [`explain`] says the same in words for every instance.
+//! and [`explain()`] says the same in words for every instance.
 
 mod explain;
 mod policy;
