@@ -171,7 +171,7 @@ fn the_largest_packet_is_a_datagram_and_a_larger_one_meets_the_limit_of_the_stre
     assert!(peers.send_packet(to, vec![0xff; MAX_SWIM_BYTES]));
     fabric.run_for(SECOND);
     assert_eq!((counted(packets), counted(frames)), (1, 0));
-    assert!(peers.send_packet(to, vec![0xff; 1_300]));
+    assert!(peers.send_packet(to, vec![0xff; 1_500]));
     fabric.run_for(SECOND);
     assert_eq!((counted(packets), counted(frames)), (1, 1));
     assert_eq!(peers.connected(), 1, "they connect again");

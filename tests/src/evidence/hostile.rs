@@ -112,8 +112,9 @@ fn missing(node: &Node, id: &str) -> Result<Vec<&'static str>> {
         missing.push("both refusals");
     }
     let events = node.ok(&["events"])?;
-    // The id stands for the name of a node whose card came just before.
-    let names = |state: &str| events.lines().any(|line| line.contains(state) && line.contains(id));
+    // The id stands for the name of a node whose card came just before, or comes just after.
+    let is_its = |line: &str| line.contains(id) || line.contains("hostile");
+    let names = |state: &str| events.lines().any(|line| line.contains(state) && is_its(line));
     for (state, what) in
         [("-> refused", "who was refused"), ("-> quarantined", "whose content"), ("-> two", "who runs twice")]
     {
