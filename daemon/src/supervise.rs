@@ -42,7 +42,8 @@ impl OwnThread {
     /// The system gives no thread or no descriptors.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
     pub fn start(name: &str) -> io::Result<Arc<Self>> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_all().max_io_events_per_tick(EVENTS).build()?;
         let (handle, stop) = (runtime.handle().clone(), CancellationToken::new());
         let stopped = stop.clone();
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
@@ -64,6 +65,10 @@ impl Executor for OwnThread {
         Some(self.runtime.enter())
     }
 }
+
+/// Sockets that are served before what they led to goes out. With many the other side would have nothing to do meanwhile, and
+/// then everything at once.
+const EVENTS: usize = 16;
 
 /// A group of tasks that stop together. Clones are handles to the same group.
 #[derive(Clone, Debug)]

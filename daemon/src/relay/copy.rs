@@ -20,6 +20,7 @@ use smallvec::{SmallVec, smallvec};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
+use super::splice::{Stop, splice_all};
 use crate::transport::{Demand, FlowStream};
 
 /// One end of a flow: a local socket or a stream of a data connection.
@@ -55,6 +56,11 @@ pub(super) trait Source: Send {
     /// Resolves when the other end is broken, as far as that shows without reading. Asked while nothing is read
     /// because what was read before is not taken yet.
     fn broken(&mut self) -> impl Future<Output = io::Error> + Send;
+
+    /// Returns the socket whose bytes these are, when nothing but the socket holds any.
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 /// What is written to.
@@ -80,6 +86,11 @@ pub(super) trait Sink: Send {
     /// # Cancel safety
     /// Cancel safe.
     fn refused(&mut self) -> impl Future<Output = io::Error> + Send;
+
+    /// Returns the socket that is written to, when nothing but the socket holds any bytes.
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 /// What arrived at once. A hop brings a piece with each packet, a socket one piece.
@@ -191,7 +202,18 @@ enum Fault {
 }
 
 async fn pump(mut from: impl Source, mut to: impl Sink, count: &AtomicU64) -> Result<(), Fault> {
+    let mut moved = 0;
     loop {
+        if moved >= BULK
+            && let (Some(near), Some(far)) = (from.socket(), to.socket())
+        {
+            match splice_all(near, far, count).await {
+                Stop::Idle => {}
+                Stop::Ended => return to.finish().await.map_err(Fault::Write),
+                Stop::Read(error) => return Err(Fault::Read(error)),
+                Stop::Write(error) => return Err(Fault::Write(error)),
+            }
+        }
         let batch = tokio::select! {
             biased;
             error = to.refused() => Err(Fault::Write(error)),
@@ -200,9 +222,10 @@ async fn pump(mut from: impl Source, mut to: impl Sink, count: &AtomicU64) -> Re
         let Some(batch) = batch? else {
             return to.finish().await.map_err(Fault::Write);
         };
-        let len = batch.iter().map(|bytes| bytes.len() as u64).sum();
+        let len = batch.iter().map(Bytes::len).sum::<usize>();
+        moved = moved.saturating_add(len);
         // Also what is then not delivered: it is no longer there to be sent to somebody else.
-        count.fetch_add(len, Ordering::Relaxed);
+        count.fetch_add(len as u64, Ordering::Relaxed);
         // A reader that has stalled must not hide that its other end is gone.
         tokio::select! {
             biased;
@@ -226,8 +249,20 @@ impl<S: Source> Source for Replayed<'_, S> {
         }
     }
 
+    async fn batch(&mut self) -> io::Result<Option<Batch>> {
+        if self.early.chunks.is_empty() && !self.early.is_ended {
+            return self.then.batch().await;
+        }
+        Ok(self.next().await?.map(|bytes| smallvec![bytes]))
+    }
+
     async fn broken(&mut self) -> io::Error {
         self.then.broken().await
+    }
+
+    fn socket(&self) -> Option<&TcpStream> {
+        let is_through = self.early.chunks.is_empty() && !self.early.is_ended;
+        is_through.then(|| self.then.socket()).flatten()
     }
 }
 
@@ -309,10 +344,13 @@ impl<R: AsyncRead + Unpin + Send> Source for Reading<R> {
 trait Watched: Send + Unpin {
     /// Resolves when the socket has failed.
     fn failure(&self) -> impl Future<Output = io::Error> + Send;
+
+    /// Returns the whole socket, if it is one of TCP.
+    fn whole(&self) -> Option<&TcpStream>;
 }
 
 macro_rules! watched {
-    ($($half:ty),+) => {
+    ($($half:ty => $whole:expr),+) => {
         $(impl Watched for $half {
             async fn failure(&self) -> io::Error {
                 match self.ready(Interest::ERROR).await {
@@ -320,11 +358,21 @@ macro_rules! watched {
                     Err(error) => error,
                 }
             }
+
+            fn whole(&self) -> Option<&TcpStream> {
+                let whole: fn(&Self) -> Option<&TcpStream> = $whole;
+                whole(self)
+            }
         })+
     };
 }
 
-watched!(tcp::ReadHalf<'_>, tcp::WriteHalf<'_>, unix::ReadHalf<'_>, unix::WriteHalf<'_>);
+watched!(
+    tcp::ReadHalf<'_> => |half| Some(half.as_ref()),
+    tcp::WriteHalf<'_> => |half| Some(half.as_ref()),
+    unix::ReadHalf<'_> => |_| None,
+    unix::WriteHalf<'_> => |_| None
+);
 
 struct SocketReading<R>(Reading<R>);
 
@@ -335,6 +383,10 @@ impl<R: AsyncRead + Watched> Source for SocketReading<R> {
 
     async fn broken(&mut self) -> io::Error {
         self.0.0.failure().await
+    }
+
+    fn socket(&self) -> Option<&TcpStream> {
+        self.0.0.whole()
     }
 }
 
@@ -388,6 +440,10 @@ impl<W: AsyncWrite + Watched> Sink for SocketWriting<W> {
     /// Sees a reset that comes after the program had ended its own direction.
     async fn refused(&mut self) -> io::Error {
         self.0.failure().await
+    }
+
+    fn socket(&self) -> Option<&TcpStream> {
+        self.0.whole()
     }
 }
 
@@ -487,14 +543,14 @@ impl Sink for HopWriting<'_> {
 }
 
 /// Most bytes moved at once: enough to make system calls cheap, small enough for thousands of busy flows.
-pub(super) const CHUNK: usize = 32 * 1_024;
+pub(super) const CHUNK: usize = 64 * 1_024;
 
 /// Bytes after which a flow counts as bulk (design section 9), and how it then stands behind others of its connection.
 const BULK: usize = 1 << 20;
 const BULK_PRIORITY: i32 = -1;
 
 /// Most pieces moved at once: of packets of 1,452 bytes about as much as [`CHUNK`].
-const BATCH: usize = 32;
+const BATCH: usize = 48;
 
 /// Code of the QUIC reset and stop of a broken flow.
 pub(super) const BROKEN: VarInt = VarInt::from_u32(1);

@@ -24,6 +24,7 @@ mod proxy;
 mod scope;
 mod services;
 mod spare;
+mod splice;
 mod tries;
 mod udp;
 mod vips;

@@ -29,6 +29,7 @@ use gossamer_wire::limits::{
 
 use super::congestion::WindowsConfig;
 use super::data::MAX_LIVE;
+use super::gather::Gathering;
 use super::tls::{self, Side};
 use crate::clock::Clock;
 use crate::entropy::Entropy;
@@ -325,7 +326,9 @@ impl Runtime for OnStage {
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let _entered = self.0.enter();
-        TokioRuntime.wrap_udp_socket(socket)
+        let (gathering, flusher) = Gathering::new(TokioRuntime.wrap_udp_socket(socket)?);
+        self.0.spawn_foreign(flusher);
+        Ok(gathering)
     }
 
     fn now(&self) -> Instant {

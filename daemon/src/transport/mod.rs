@@ -10,6 +10,7 @@ mod congestion;
 mod data;
 mod datagrams;
 mod endpoint;
+mod gather;
 mod hello;
 mod link;
 mod owner;

@@ -332,3 +332,30 @@ async fn pieces_of_all_sizes_arrive_in_order_at_a_reader_that_takes_its_time() {
     let ((), read) = tokio::join!(writing, reading);
     assert!(read == sent, "{} of {} bytes", read.len(), sent.len());
 }
+
+/// What has come in three packets.
+struct Packets;
+
+impl Source for Packets {
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        panic!("one at a time costs a system call for each packet")
+    }
+
+    async fn batch(&mut self) -> io::Result<Option<Batch>> {
+        Ok(Some(["a", "b", "c"].into_iter().map(Bytes::from).collect()))
+    }
+
+    async fn broken(&mut self) -> io::Error {
+        pending().await
+    }
+}
+
+#[tokio::test]
+async fn after_the_early_bytes_packets_are_taken_together() {
+    let mut early = Early { chunks: [Bytes::from("early")].into(), ..Early::default() };
+    let mut source = Replayed { early: &mut early, then: Packets };
+    let first = source.batch().await.expect("read").expect("no end");
+    assert_eq!(first.as_slice(), ["early"]);
+    let rest = source.batch().await.expect("read").expect("no end");
+    assert_eq!(rest.as_slice(), ["a", "b", "c"]);
+}
