@@ -269,7 +269,7 @@ impl Relay {
             drop(client);
             return self.spare.refill();
         }
-        let _ = client.set_nodelay(true);
+        copy::prepare(&client);
         let (relay, client) = (self.clone(), Guarded::new(client));
         self.parts.stage.spawn_short("flow", async move {
             // What became of it is in its access line.

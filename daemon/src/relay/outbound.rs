@@ -404,9 +404,9 @@ async fn ask(
     client: &mut impl Side,
     early: &mut Early,
 ) -> Result<OpenStatus, Failure> {
-    let FlowStream { send, recv, demand, .. } = stream;
+    let FlowStream { send, recv, demand, credit, .. } = stream;
     send.write_all(&request).await.map_err(unreached)?;
-    let mut hop = super::copy::hop_sink(send, demand);
+    let mut hop = super::copy::hop_sink(send, demand, &mut credit.sending);
     let (mut from_client, _) = client.halves();
     let mut held: usize = early.chunks.iter().map(bytes::Bytes::len).sum();
     let (mut sent, mut is_taking) = (0, true);
