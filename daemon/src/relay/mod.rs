@@ -19,6 +19,7 @@ mod inbound;
 mod listener;
 mod outbound;
 mod permits;
+mod places;
 mod probe;
 mod proxy;
 mod scope;
@@ -36,7 +37,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use gossamer_core::access::Denials;
 use gossamer_core::trust::Leaf;
@@ -62,6 +63,7 @@ use copy::{Counts, Guarded, Plain};
 use drain::Living;
 use flow::Flows;
 use permits::Permits;
+use places::Places;
 use spare::Spare;
 pub use tries::TriesInVain;
 use udp::Udp;
@@ -157,7 +159,7 @@ pub struct Relay {
     permits: Permits,
     denials: Arc<Mutex<Denials>>,
     /// One for each instance that is asked beside another.
-    beside: Arc<Semaphore>,
+    beside: Places,
     udp: Arc<Udp>,
     counters: Arc<RelayCounters>,
     lines: Arc<Lines>,
@@ -173,7 +175,7 @@ impl Relay {
             living: Living::default(),
             permits: Permits::default(),
             denials: Arc::default(),
-            beside: Arc::new(Semaphore::new(tries::MOST_BESIDE)),
+            beside: Places::default(),
             udp: Arc::default(),
             counters: Arc::default(),
             lines: Arc::default(),
