@@ -251,7 +251,7 @@ impl Link {
         let mut aside = JoinSet::new();
         let mut address = listening.local_addr().expect("bound");
         if let Some(delay) = delay {
-            address = road(&mut aside, address, delay).await;
+            address = road(&mut aside, address, delay);
         }
         let dialled = dialling.connect_with(client, address, "test").expect("valid");
         let accepted = async { listening.accept().await.expect("open").await };
@@ -305,12 +305,12 @@ fn flow_stream(
     let credit = credits.map_or_else(FlowCredit::default, |credits| credits.flow(send.id()));
     let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, 4677));
     let demand = Demand::default();
-    let (peer, lease) = (Arc::new(leaf), FlowLease::default());
+    let (peer, lease, credit) = (Arc::new(leaf), FlowLease::default(), Box::new(credit));
     FlowStream { peer, remote, send, recv, datagrams, demand, credit, lease }
 }
 
 /// Carries datagrams to an address and back, each `delay` later. Returns where it is entered.
-async fn road(tasks: &mut JoinSet<()>, to: SocketAddr, delay: Duration) -> SocketAddr {
+fn road(tasks: &mut JoinSet<()>, to: SocketAddr, delay: Duration) -> SocketAddr {
     let [entry, exit] = [(); 2].map(|()| {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).expect("socket");
         let _ = socket.set_recv_buffer_size(4 << 20);

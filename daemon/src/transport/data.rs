@@ -46,7 +46,7 @@ pub struct FlowStream {
     /// How many flows of its connection wait for room.
     pub demand: Demand,
     /// How far it may run ahead of its readers.
-    pub credit: FlowCredit,
+    pub credit: Box<FlowCredit>,
     /// Keeps the connection alive; hold it until the flow has ended.
     pub lease: FlowLease,
 }
@@ -169,7 +169,7 @@ impl DataConnection {
         let mut remote = self.connection.remote_address();
         remote.set_ip(remote.ip().to_canonical());
         let (datagrams, demand) = (self.datagrams.clone(), self.demand.clone());
-        let credit = self.credits.flow(send.id());
+        let credit = Box::new(self.credits.flow(send.id()));
         FlowStream { peer: Arc::clone(&self.peer), remote, send, recv, datagrams, demand, credit, lease }
     }
 }
