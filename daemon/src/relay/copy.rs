@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use quinn::VarInt;
 use smallvec::{SmallVec, smallvec};
 use socket2::SockRef;
@@ -439,6 +440,10 @@ impl Source for Hop<'_> {
             read.map_ok(|count| count.map(|count| pieces.into_iter().take(count).collect::<Batch>()))
         });
         let batch = read.await?;
+        // What read a reset earlier had its error; from then on the library says that the stream is at its end.
+        if batch.is_none() && matches!(self.recv.received_reset().now_or_never(), Some(Ok(Some(_)))) {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
         self.credit.give(batch.iter().flatten().map(Bytes::len).sum());
         Ok(batch)
     }

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::{ReadError, ReadExactError};
 use thiserror::Error;
 use tokio::time::Instant;
 
@@ -22,7 +23,7 @@ use gossamer_wire::limits::MAX_EARLY_BYTES;
 use gossamer_wire::{GroupName, InstanceName, NodeId, NodeName, PortName, Tier, Transport};
 
 use super::access::{End, Line, Missed, Reason};
-use super::copy::{Broken, CHUNK, Counts, Early, Guarded, Side, Sink, Source, copy};
+use super::copy::{BROKEN, Broken, CHUNK, Counts, Early, Guarded, Side, Sink, Source, copy};
 use super::dialled::Dialled;
 use super::drain::Serving;
 use super::flow::{Direction, FlowId, FlowInfo, InstanceKey, Path};
@@ -440,9 +441,16 @@ async fn ask(
         tokio::select! {
             biased;
             read = recv.read_exact(&mut status) => {
-                read.map_err(unreached)?;
-                let [code] = status;
-                let status = OpenStatus::try_from(code).map_err(unreached)?;
+                let status = match read {
+                    // A reset overtakes the status: the program has had what the client said, and broke the flow at once.
+                    // That ends as any open flow that breaks; another one must not get the same words.
+                    Err(ReadExactError::ReadError(ReadError::Reset(BROKEN))) if sent > 0 => OpenStatus::Open,
+                    Err(error) => return Err(unreached(error)),
+                    Ok(()) => {
+                        let [code] = status;
+                        OpenStatus::try_from(code).map_err(unreached)?
+                    }
+                };
                 if status == OpenStatus::Open {
                     early.sent = early.chunks.drain(..sent).map(|chunk| chunk.len() as u64).sum();
                 }

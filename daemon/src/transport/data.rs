@@ -23,11 +23,12 @@ use super::congestion::Demand;
 use super::credit::{Budget, Credits, FlowCredit};
 use super::datagrams::Datagrams;
 use super::link::{CLOSE_BAD_BYTES, CLOSE_IDLE};
+use super::silence;
 use crate::clock;
 
 /// How long an unused data connection is kept warm (design section 9).
 const KEEP_UNUSED: Duration = Duration::from_secs(60);
-/// Our own keep-alive: the idle timeout is 3 s.
+/// Our own keep-alive: 3 s of silence end the connection.
 const TICK: Duration = Duration::from_secs(1);
 
 /// One flow's stream, at either end.
@@ -132,6 +133,7 @@ impl DataConnection {
             () = self.streams(inbound, stop) => {}
             () = self.datagrams.run(stray) => {}
             () = watch => {}
+            () = silence::watch(&self.connection) => {}
             // It ends with the connection, unless the peer breaks the rules.
             () = self.credits.run() => self.connection.close(CLOSE_BAD_BYTES.into(), b"credit refused"),
         }

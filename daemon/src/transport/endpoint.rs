@@ -38,8 +38,8 @@ use crate::supervise::Stage;
 
 /// Control connections live on SWIM's own traffic.
 const CONTROL_IDLE: Duration = Duration::from_secs(15 * 60);
-/// A dead peer resets its flows after this (design section 9).
-const DATA_IDLE: Duration = Duration::from_secs(3);
+/// Behind our own judgement of a silent peer (`silence`), which comes long before.
+const DATA_IDLE: Duration = Duration::from_secs(30);
 /// A payload that passes every path we met: 1,500 less IP and UDP headers.
 const MAX_UDP_PAYLOAD: u16 = 1_472;
 

@@ -14,6 +14,7 @@ mod endpoint;
 mod hello;
 mod link;
 mod owner;
+mod silence;
 mod standing;
 pub mod tls;
 mod window;

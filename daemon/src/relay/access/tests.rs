@@ -2,10 +2,11 @@
 
 use super::*;
 
-const ALL: [Reason; 20] = [
+const ALL: [Reason; 21] = [
     Reason::Done,
     Reason::ClientReset,
     Reason::ServiceReset,
+    Reason::Stalled,
     Reason::Idle,
     Reason::Released,
     Reason::Revoked,

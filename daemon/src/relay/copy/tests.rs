@@ -405,14 +405,14 @@ async fn readers_that_have_stalled_hold_little_and_slow_no_other_flow() {
 
 #[tokio::test]
 async fn a_flow_over_a_long_path_has_more_than_a_mebibyte_on_its_way() {
-    let rtt = Duration::from_millis(100);
+    let rtt = Duration::from_millis(200);
     let link = Arc::new(Link::credited(Some(rtt / 2)).await);
     let flow = Flow::on(&link, Early::default()).await;
     let (mut service, mut client) = (flow.service, flow.client);
     let _writing = aside(async move { while service.write_all(&[7; CHUNK]).await.is_ok() {} });
     let (mut arrived, mut part, mut best) = (VecDeque::new(), vec![0; 1 << 16], 0);
     let began = tokio::time::Instant::now();
-    while best < 2 << 20 {
+    while best < 5 << 18 {
         let len = client.read(&mut part).await.expect("read");
         let now = tokio::time::Instant::now();
         arrived.push_back((now, len));
@@ -420,6 +420,6 @@ async fn a_flow_over_a_long_path_has_more_than_a_mebibyte_on_its_way() {
             arrived.pop_front();
         }
         best = best.max(arrived.iter().map(|(_, len)| len).sum());
-        assert!(began.elapsed() < Duration::from_secs(20), "{best} bytes in a round trip at the most");
+        assert!(began.elapsed() < Duration::from_secs(60), "{best} bytes in a round trip at the most");
     }
 }
