@@ -108,14 +108,18 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// A flow was opened in `took`.
+    /// A flow was opened in `took`. What it is worth is not known yet: its program may break it at once.
     pub fn handle_opened(&mut self, took: Duration) {
         self.connect = if self.connect.is_zero() { took } else { (self.connect * 3 + took) / 4 };
+    }
+
+    /// A flow got an answer, ended well, or has lasted for a while.
+    pub const fn handle_worked(&mut self) {
         self.failures = 0;
         self.ejected_until = None;
     }
 
-    /// A flow could not be opened. From the [`EJECT_AFTER`]th time in a row the instance is ejected, longer
+    /// A flow could not be opened, or was broken at once. From the [`EJECT_AFTER`]th time in a row the instance is ejected, longer
     /// each time.
     pub fn handle_failed(&mut self, now: Instant) {
         self.failures = self.failures.saturating_add(1);
@@ -260,6 +264,8 @@ mod tests {
         assert!(standing.is_ejected(start));
         assert!(!standing.is_ejected(start + EJECT_FOR));
         standing.handle_opened(Duration::from_millis(1));
+        assert!(standing.is_ejected(start), "its program may break the flow at once");
+        standing.handle_worked();
         assert!(!standing.is_ejected(start));
         standing.handle_failed(start);
         assert!(!standing.is_ejected(start));

@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use super::copy::Broken;
 use super::flow::{Direction, FlowId};
 use super::outbound::{Choice, ConnectError};
 use super::{Relay, count};
+use crate::transport::StalledFor;
 
 /// Why a flow ended, or came to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,6 +36,8 @@ pub(super) enum Reason {
     ClientReset,
     /// The service's end broke.
     ServiceReset,
+    /// Its reader took nothing, and what waited for it left the other flows of the pair no room.
+    Stalled,
     /// No datagram came for a minute.
     Idle,
     /// A UDP flow whose listener closed, whose instance is gone, or whose place another one needed.
@@ -77,6 +81,7 @@ impl Reason {
             Self::Done => "done",
             Self::ClientReset => "client-reset",
             Self::ServiceReset => "service-reset",
+            Self::Stalled => "stalled",
             Self::Idle => "idle",
             Self::Released => "released",
             Self::Revoked => "revoked",
@@ -151,12 +156,17 @@ impl From<Reason> for End {
 
 impl From<Broken> for End {
     fn from(broken: Broken) -> Self {
-        let reason = match broken {
+        let reason = match &broken {
+            Broken::Client(error) | Broken::Service(error) if has_stalled(error) => Reason::Stalled,
             Broken::Client(_) => Reason::ClientReset,
             Broken::Service(_) => Reason::ServiceReset,
         };
         Self { reason, detail: Some(broken.to_string()) }
     }
+}
+
+fn has_stalled(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|cause| cause.is::<StalledFor>())
 }
 
 /// What one try of an instance met.

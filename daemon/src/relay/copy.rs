@@ -15,13 +15,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use quinn::VarInt;
 use smallvec::{SmallVec, smallvec};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
 use super::splice::{Stop, splice_all};
-use crate::transport::{Demand, FlowStream};
+use crate::transport::{Demand, FlowStream, ReadCredit, SendCredit};
 
 /// One end of a flow: a local socket or a stream of a data connection.
 pub(super) trait Side: Send {
@@ -296,6 +298,13 @@ impl Side for TcpStream {
     }
 }
 
+/// Readies the socket of a local program: small messages go at once, and the system keeps little for a program that does
+/// not read (without the second it takes megabytes from the hop before that shows).
+pub(super) fn prepare(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(stream).set_tcp_notsent_lowat(NOT_SENT);
+}
+
 impl Side for UnixStream {
     fn halves(&mut self) -> (impl Source, impl Sink) {
         let (read, write) = self.split();
@@ -308,7 +317,9 @@ impl Side for UnixStream {
 
 impl Side for FlowStream {
     fn halves(&mut self) -> (impl Source, impl Sink) {
-        (Hop(&mut self.recv), HopWriting { send: &mut self.send, demand: &self.demand, sent: 0 })
+        let Self { recv, send, demand, credit, .. } = self;
+        let hop = Hop { recv, credit: &mut credit.reading };
+        (hop, HopWriting { send, demand, credit: &mut credit.sending, sent: 0 })
     }
 
     fn reset(&mut self) {
@@ -460,43 +471,70 @@ fn after(mut pieces: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
     pieces
 }
 
-struct Hop<'a>(&'a mut quinn::RecvStream);
+struct Hop<'a> {
+    recv: &'a mut quinn::RecvStream,
+    credit: &'a mut ReadCredit,
+}
 
 impl Source for Hop<'_> {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
-        let chunk = self.0.read_chunk(CHUNK, true).await?;
-        Ok(chunk.map(|chunk| chunk.bytes))
+        self.credit.taken();
+        let chunk = self.recv.read_chunk(CHUNK, true).await?;
+        Ok(chunk.map(|chunk| {
+            self.credit.give(chunk.bytes.len());
+            chunk.bytes
+        }))
     }
 
     async fn batch(&mut self) -> io::Result<Option<Batch>> {
+        // Who asks for more has taken what came before.
+        self.credit.taken();
         let read = poll_fn(|context| {
             // Lives for one poll only: a flow that waits holds no places for pieces.
             let mut pieces = [const { Bytes::new() }; BATCH];
-            let read = pin!(self.0.read_chunks(&mut pieces)).poll(context);
-            read.map_ok(|count| count.map(|count| pieces.into_iter().take(count).collect()))
+            let read = pin!(self.recv.read_chunks(&mut pieces)).poll(context);
+            read.map_ok(|count| count.map(|count| pieces.into_iter().take(count).collect::<Batch>()))
         });
-        Ok(read.await?)
+        let batch = read.await?;
+        // What read a reset earlier had its error; from then on the library says that the stream is at its end.
+        if batch.is_none() && matches!(self.recv.received_reset().now_or_never(), Some(Ok(Some(_)))) {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        self.credit.give(batch.iter().flatten().map(Bytes::len).sum());
+        Ok(batch)
     }
 
     async fn broken(&mut self) -> io::Error {
-        match self.0.received_reset().await {
-            // The stream is over, so no reset can come. (quinn 0.11 says so only once its end was read: until then it
-            // waits, and a connection that is lost is an error also when everything has arrived.)
-            Ok(None) => pending().await,
-            Ok(Some(_)) => io::ErrorKind::ConnectionReset.into(),
-            Err(error) => io::Error::new(io::ErrorKind::ConnectionReset, error),
+        let stalled = self.credit.stall();
+        let reset = async {
+            match self.recv.received_reset().await {
+                // The stream is over, so no reset can come. (quinn 0.11 says so only once its end was read: until then it
+                // waits, and a connection that is lost is an error also when everything has arrived.)
+                Ok(None) => pending().await,
+                Ok(Some(_)) => io::ErrorKind::ConnectionReset.into(),
+                Err(error) => io::Error::new(io::ErrorKind::ConnectionReset, error),
+            }
+        };
+        tokio::select! {
+            error = reset => error,
+            error = stalled.given_up() => error,
         }
     }
 }
 
 /// Returns the sending half of a hop alone.
-pub(super) const fn hop_sink<'a>(send: &'a mut quinn::SendStream, demand: &'a Demand) -> impl Sink {
-    HopWriting { send, demand, sent: 0 }
+pub(super) const fn hop_sink<'a>(
+    send: &'a mut quinn::SendStream,
+    demand: &'a Demand,
+    credit: &'a mut SendCredit,
+) -> impl Sink {
+    HopWriting { send, demand, credit, sent: 0 }
 }
 
 struct HopWriting<'a> {
     send: &'a mut quinn::SendStream,
     demand: &'a Demand,
+    credit: &'a mut SendCredit,
     /// Bytes of this flow, up to [`BULK`].
     sent: usize,
 }
@@ -511,11 +549,9 @@ impl HopWriting<'_> {
             }
         }
     }
-}
 
-impl Sink for HopWriting<'_> {
-    async fn put(&mut self, bytes: Bytes) -> io::Result<()> {
-        self.count(bytes.len());
+    /// Writes what there is credit for.
+    async fn put_piece(&mut self, bytes: Bytes) -> io::Result<()> {
         let mut write = pin!(self.send.write_chunk(bytes));
         // Mostly there is room. Who waits is counted: congestion control gives each of them a window.
         let at_once = poll_fn(|context| Poll::Ready(write.as_mut().poll(context))).await;
@@ -527,6 +563,17 @@ impl Sink for HopWriting<'_> {
             }
         };
         Ok(written?)
+    }
+}
+
+impl Sink for HopWriting<'_> {
+    async fn put(&mut self, mut bytes: Bytes) -> io::Result<()> {
+        self.count(bytes.len());
+        while !bytes.is_empty() {
+            let len = self.credit.take(bytes.len(), self.send).await?;
+            self.put_piece(bytes.split_to(len)).await?;
+        }
+        Ok(())
     }
 
     async fn finish(&mut self) -> io::Result<()> {
@@ -544,6 +591,9 @@ impl Sink for HopWriting<'_> {
 
 /// Most bytes moved at once: enough to make system calls cheap, small enough for thousands of busy flows.
 pub(super) const CHUNK: usize = 64 * 1_024;
+
+/// Bytes for a local program that the system takes and has not sent: several batches.
+const NOT_SENT: u32 = 128 << 10;
 
 /// Bytes after which a flow counts as bulk (design section 9), and how it then stands behind others of its connection.
 const BULK: usize = 1 << 20;

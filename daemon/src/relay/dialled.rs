@@ -4,7 +4,7 @@
 
 use tokio::net::{TcpStream, UnixStream};
 
-use super::copy::{Broken, Counts, Early, Guarded, Side, copy};
+use super::copy::{Broken, Counts, Early, Guarded, Side, copy, prepare};
 use crate::register::Connected;
 
 /// A connection to a target; reset when it is dropped before both directions have ended.
@@ -18,7 +18,7 @@ impl Dialled {
     pub(super) fn new(connected: Connected) -> Self {
         match connected {
             Connected::Tcp(stream) => {
-                let _ = stream.set_nodelay(true);
+                prepare(&stream);
                 Self::Tcp(Guarded::new(stream))
             }
             Connected::Unix(stream) => Self::Unix(Guarded::new(stream)),

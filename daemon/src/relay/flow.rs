@@ -132,9 +132,13 @@ impl Flows {
         })
     }
 
-    /// Notes that a flow to an instance could be opened. The flow counts until the guard is dropped.
+    /// Notes that a flow to an instance could be opened. The flow counts until the guard is dropped. What the instance is
+    /// worth shows later: [`Self::worked`] or [`Self::broke_at_once`].
     pub(super) fn opened(&self, key: InstanceKey, took: Duration) -> InFlight {
-        self.answered(key.clone(), took);
+        let mut table = self.lock();
+        table.services.answered(&key.1, took);
+        table.instances.entry(key.clone()).or_default().standing.handle_opened(took);
+        drop(table);
         self.began(key)
     }
 
@@ -151,7 +155,23 @@ impl Flows {
         let mut table = self.lock();
         table.forget_some();
         table.services.answered(&key.1, took);
-        table.instances.entry(key).or_default().standing.handle_opened(took);
+        let standing = &mut table.instances.entry(key).or_default().standing;
+        standing.handle_opened(took);
+        standing.handle_worked();
+    }
+
+    /// Notes that an instance does what it is there for.
+    pub(super) fn worked(&self, key: &InstanceKey) {
+        if let Some(known) = self.lock().instances.get_mut(key) {
+            known.standing.handle_worked();
+        }
+    }
+
+    /// Notes that an instance took a flow and broke it at once, without a byte.
+    pub(super) fn broke_at_once(&self, key: InstanceKey, now: Instant) {
+        let mut table = self.lock();
+        table.forget_some();
+        table.instances.entry(key).or_default().standing.handle_failed(now);
     }
 
     /// Notes that a flow to an instance could not be opened.
@@ -329,14 +349,27 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn failures_in_a_row_eject_until_one_flow_opens() {
+    fn failures_in_a_row_eject_until_one_flow_works() {
         let (flows, now) = (Flows::default(), Instant::now());
         for _ in 0..EJECT_AFTER {
             flows.failed(key(1), now);
         }
         assert!(flows.judge(&key(1), now).1.is_some());
         drop(flows.opened(key(1), Duration::ZERO));
+        assert!(flows.judge(&key(1), now).1.is_some(), "it may break at once");
+        flows.worked(&key(1));
         assert!(flows.judge(&key(1), now).1.is_none());
+    }
+
+    #[test]
+    fn flows_that_are_opened_and_broken_at_once_eject_too() {
+        let (flows, now) = (Flows::default(), Instant::now());
+        for _ in 0..EJECT_AFTER {
+            assert!(flows.judge(&key(1), now).1.is_none());
+            drop(flows.opened(key(1), Duration::ZERO));
+            flows.broke_at_once(key(1), now);
+        }
+        assert!(flows.judge(&key(1), now).1.is_some());
     }
 
     #[test]

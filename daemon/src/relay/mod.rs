@@ -19,6 +19,7 @@ mod inbound;
 mod listener;
 mod outbound;
 mod permits;
+mod places;
 mod probe;
 mod proxy;
 mod scope;
@@ -37,7 +38,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use gossamer_core::access::Denials;
 use gossamer_core::trust::Leaf;
@@ -63,6 +64,7 @@ use copy::{Counts, Guarded, Plain};
 use drain::Living;
 use flow::Flows;
 use permits::Permits;
+use places::Places;
 use spare::Spare;
 pub use tries::TriesInVain;
 use udp::Udp;
@@ -158,7 +160,7 @@ pub struct Relay {
     permits: Permits,
     denials: Arc<Mutex<Denials>>,
     /// One for each instance that is asked beside another.
-    beside: Arc<Semaphore>,
+    beside: Places,
     udp: Arc<Udp>,
     counters: Arc<RelayCounters>,
     lines: Arc<Lines>,
@@ -174,7 +176,7 @@ impl Relay {
             living: Living::default(),
             permits: Permits::default(),
             denials: Arc::default(),
-            beside: Arc::new(Semaphore::new(tries::MOST_BESIDE)),
+            beside: Places::default(),
             udp: Arc::default(),
             counters: Arc::default(),
             lines: Arc::default(),
@@ -270,7 +272,7 @@ impl Relay {
             drop(client);
             return self.spare.refill();
         }
-        let _ = client.set_nodelay(true);
+        copy::prepare(&client);
         let (relay, client) = (self.clone(), Guarded::new(client));
         self.parts.stage.spawn_short("flow", async move {
             // What became of it is in its access line.

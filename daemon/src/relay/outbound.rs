@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::{ReadError, ReadExactError};
 use thiserror::Error;
 use tokio::time::Instant;
 
@@ -22,7 +23,7 @@ use gossamer_wire::limits::MAX_EARLY_BYTES;
 use gossamer_wire::{GroupName, InstanceName, NodeId, NodeName, PortName, Tier, Transport};
 
 use super::access::{End, Line, Missed, Reason};
-use super::copy::{Broken, CHUNK, Counts, Early, Guarded, Side, Sink, Source, copy};
+use super::copy::{BROKEN, Broken, CHUNK, Counts, Early, Guarded, Side, Sink, Source, copy};
 use super::dialled::Dialled;
 use super::drain::Serving;
 use super::flow::{Direction, FlowId, FlowInfo, InstanceKey, Path};
@@ -278,11 +279,18 @@ impl Relay {
             };
             copied.map_or_else(End::from, |()| End::from(Reason::Done))
         };
+        let open_since = Instant::now();
+        let lasts = async {
+            tokio::time::sleep(MOMENT).await;
+            self.flows.worked(&key);
+            std::future::pending().await
+        };
         let end = tokio::select! {
             biased;
             () = stop.cancelled() => End::from(Reason::Stopping),
             () = revoked(&mut imported) => End::with(Reason::Revoked, NO_LONGER_IMPORTED),
             end = copied => end,
+            end = lasts => end,
         };
         if end.reason == Reason::Revoked {
             count(&self.counters.revoked);
@@ -291,6 +299,10 @@ impl Relay {
         let is_unseen = end.reason == Reason::ServiceReset && bytes == (0, 0);
         if is_unseen {
             self.flows.failed(key, Instant::now().into_std());
+        } else if end.reason == Reason::ServiceReset && bytes.1 == 0 && open_since.elapsed() < MOMENT {
+            self.flows.broke_at_once(key, Instant::now().into_std());
+        } else if end.reason == Reason::Done || bytes.1 > 0 {
+            self.flows.worked(&key);
         }
         if !is_unseen || is_last {
             let line = Line { bytes, detail: end.detail.as_deref(), is_open: true, ..*line };
@@ -309,7 +321,8 @@ impl Relay {
         port: &PortChoice,
         attempt: &mut T,
     ) -> Result<(Choice, T::Far, Duration), ConnectError> {
-        let deadline = Instant::now() + OPEN_WITHIN;
+        let latest = Instant::now() + OPEN_WITHIN;
+        let mut deadline = latest;
         let mut last = "none is usable".to_owned();
         loop {
             let mut choices = self.choices(name, port)?;
@@ -328,6 +341,11 @@ impl Relay {
                 return Err(ConnectError::Denied(name.to_string()));
             }
             last = failures.last.unwrap_or(last);
+            // Who has said no says it again; who is silent may be on its way.
+            deadline = match failures.open {
+                0 => deadline.min(Instant::now() + ANSWERED_WITHIN),
+                _ => latest,
+            };
             if Instant::now() + ROUND_PAUSE >= deadline {
                 return Err(ConnectError::Unreachable { name: name.to_string(), why: last });
             }
@@ -404,9 +422,9 @@ async fn ask(
     client: &mut impl Side,
     early: &mut Early,
 ) -> Result<OpenStatus, Failure> {
-    let FlowStream { send, recv, demand, .. } = stream;
+    let FlowStream { send, recv, demand, credit, .. } = stream;
     send.write_all(&request).await.map_err(unreached)?;
-    let mut hop = super::copy::hop_sink(send, demand);
+    let mut hop = super::copy::hop_sink(send, demand, &mut credit.sending);
     let (mut from_client, _) = client.halves();
     let mut held: usize = early.chunks.iter().map(bytes::Bytes::len).sum();
     let (mut sent, mut is_taking) = (0, true);
@@ -423,9 +441,16 @@ async fn ask(
         tokio::select! {
             biased;
             read = recv.read_exact(&mut status) => {
-                read.map_err(unreached)?;
-                let [code] = status;
-                let status = OpenStatus::try_from(code).map_err(unreached)?;
+                let status = match read {
+                    // A reset overtakes the status: the program has had what the client said, and broke the flow at once.
+                    // That ends as any open flow that breaks; another one must not get the same words.
+                    Err(ReadExactError::ReadError(ReadError::Reset(BROKEN))) if sent > 0 => OpenStatus::Open,
+                    Err(error) => return Err(unreached(error)),
+                    Ok(()) => {
+                        let [code] = status;
+                        OpenStatus::try_from(code).map_err(unreached)?
+                    }
+                };
                 if status == OpenStatus::Open {
                     early.sent = early.chunks.drain(..sent).map(|chunk| chunk.len() as u64).sum();
                 }
@@ -492,8 +517,15 @@ impl std::fmt::Display for Broken {
 /// How long instances are looked for in all: a dead node is noticed and a program restarted in this time.
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long they are looked for when all have answered, and none takes the flow: a restart is often faster, and a program
+/// that is down is known to its client at once.
+const ANSWERED_WITHIN: Duration = Duration::from_millis(900);
+
 /// How often a flow that broke unseen is opened again: two nodes of a group may die together.
 pub(super) const AGAIN: u32 = 2;
+
+/// A flow that its service resets within this time, without a byte, counts as one that could not be opened.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// Between two rounds: short beside a restart, long beside a refusal.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);

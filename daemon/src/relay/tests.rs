@@ -1,8 +1,10 @@
 //! What tests of the relay share: views, targets, and pairs of QUIC streams on loopback.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use gossamer_core::access::{Access, Policy};
 use gossamer_core::catalog::{InstanceState, InstanceView, Nearness, ServiceView};
@@ -17,13 +19,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
 use super::{LiveRoutes, LocalTargets, OpenHop, Opening, Relay, RelayParts};
 use crate::events::EventLog;
 use crate::index::IndexWriter;
 use crate::register::{DenyList, LocalService, Target};
 use crate::supervise::Stage;
-use crate::transport::{Datagrams, Demand, FlowLease, FlowStream, OpenError};
+use crate::transport::{
+    Credits, Datagrams, Demand, FlowCredit, FlowLease, FlowStream, OpenError, data_settings,
+};
 
 /// This node in all tests.
 pub(crate) const HERE: NodeId = NodeId::from_bytes([1; 16]);
@@ -202,40 +207,73 @@ pub(crate) struct Link {
     pub(crate) far: quinn::Connection,
     /// Those of both ends; read once [`Link::serve`] was called.
     pub(crate) datagrams: [Datagrams; 2],
-    /// Keep the endpoints alive.
-    _endpoints: [quinn::Endpoint; 2],
+    /// Those of both ends, when its flows have limits of their own.
+    pub(crate) credits: Option<[Credits; 2]>,
+    /// Keep the endpoints and what runs beside them alive.
+    _kept: ([quinn::Endpoint; 2], JoinSet<()>),
 }
 
 impl Link {
     pub(crate) async fn new() -> Self {
+        let settings = [quinn::TransportConfig::default(), quinn::TransportConfig::default()];
+        Self::over(None, settings).await
+    }
+
+    /// As data connections are, with credit. A packet takes `delay` each way.
+    pub(crate) async fn credited(delay: Option<Duration>) -> Self {
+        let settings = [data_settings(), data_settings()].map(|mut settings| {
+            settings.keep_alive_interval(Some(Duration::from_secs(1)));
+            settings
+        });
+        let mut link = Self::over(delay, settings).await;
+        let credits = [&link.near, &link.far].map(|end| Credits::alone(end.clone()));
+        for credits in credits.clone() {
+            link._kept.1.spawn(async move { credits.run().await });
+        }
+        link.credits = Some(credits);
+        link
+    }
+
+    async fn over(delay: Option<Duration>, settings: [quinn::TransportConfig; 2]) -> Self {
+        let [of_client, of_server] = settings.map(Arc::new);
         let key = rcgen::generate_simple_self_signed(vec!["test".to_owned()]).expect("certificate");
         let der = CertificateDer::from(key.cert);
         let private = PrivateKeyDer::try_from(key.signing_key.serialize_der()).expect("key");
-        let server = quinn::ServerConfig::with_single_cert(vec![der.clone()], private).expect("server");
+        let mut server = quinn::ServerConfig::with_single_cert(vec![der.clone()], private).expect("server");
+        server.transport_config(of_server);
         let mut roots = rustls::RootCertStore::empty();
         roots.add(der).expect("root");
-        let client = quinn::ClientConfig::with_root_certificates(Arc::new(roots)).expect("client");
+        let mut client = quinn::ClientConfig::with_root_certificates(Arc::new(roots)).expect("client");
+        client.transport_config(of_client);
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let listening = quinn::Endpoint::server(server, any).expect("bound");
         let dialling = quinn::Endpoint::client(any).expect("bound");
-        let address = listening.local_addr().expect("bound");
+        let mut aside = JoinSet::new();
+        let mut address = listening.local_addr().expect("bound");
+        if let Some(delay) = delay {
+            address = road(&mut aside, address, delay);
+        }
         let dialled = dialling.connect_with(client, address, "test").expect("valid");
         let accepted = async { listening.accept().await.expect("open").await };
         let (near, far) = tokio::try_join!(dialled, accepted).expect("handshake");
         let datagrams = [Datagrams::new(near.clone()), Datagrams::new(far.clone())];
-        Self { near, far, datagrams, _endpoints: [listening, dialling] }
+        Self { near, far, datagrams, credits: None, _kept: ([listening, dialling], aside) }
     }
 
     /// Opens a stream from the near end; the far end sees it when something was written.
     pub(crate) async fn open(&self) -> FlowStream {
         let (send, recv) = self.near.open_bi().await.expect("open");
-        flow_stream(send, recv, leaf(THERE, "west"), &self.datagrams[0])
+        flow_stream(send, recv, leaf(THERE, "west"), self.of(0))
     }
 
     /// Accepts a stream at the far end, as from a node of `group`.
     pub(crate) async fn accept(&self, group: &str) -> FlowStream {
         let (send, recv) = self.far.accept_bi().await.expect("open");
-        flow_stream(send, recv, leaf(HERE, group), &self.datagrams[1])
+        flow_stream(send, recv, leaf(HERE, group), self.of(1))
+    }
+
+    fn of(&self, end: usize) -> (&Datagrams, Option<&Credits>) {
+        (&self.datagrams[end], self.credits.as_ref().map(|credits| &credits[end]))
     }
 
     /// Hands every stream of the near end to a relay at the far end.
@@ -247,7 +285,7 @@ impl Link {
         let link = Arc::clone(self);
         stage.spawn_short("link", async move {
             while let Ok((send, recv)) = link.far.accept_bi().await {
-                let stream = flow_stream(send, recv, leaf(HERE, group), &link.datagrams[1]);
+                let stream = flow_stream(send, recv, leaf(HERE, group), link.of(1));
                 if streams.send(stream).await.is_err() {
                     return;
                 }
@@ -261,12 +299,53 @@ fn flow_stream(
     send: quinn::SendStream,
     recv: quinn::RecvStream,
     leaf: Leaf,
-    datagrams: &Datagrams,
+    (datagrams, credits): (&Datagrams, Option<&Credits>),
 ) -> FlowStream {
     let datagrams = datagrams.clone();
+    let credit = credits.map_or_else(FlowCredit::default, |credits| credits.flow(send.id()));
     let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, 4677));
     let demand = Demand::default();
-    FlowStream { peer: Arc::new(leaf), remote, send, recv, datagrams, demand, lease: FlowLease::default() }
+    let (peer, lease, credit) = (Arc::new(leaf), FlowLease::default(), Box::new(credit));
+    FlowStream { peer, remote, send, recv, datagrams, demand, credit, lease }
+}
+
+/// Carries datagrams to an address and back, each `delay` later. Returns where it is entered.
+fn road(tasks: &mut JoinSet<()>, to: SocketAddr, delay: Duration) -> SocketAddr {
+    let [entry, exit] = [(); 2].map(|()| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).expect("socket");
+        let _ = socket.set_recv_buffer_size(4 << 20);
+        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("free");
+        socket.set_nonblocking(true).expect("option");
+        tokio::net::UdpSocket::from_std(socket.into()).expect("socket")
+    });
+    let entered = entry.local_addr().expect("bound");
+    tasks.spawn(async move {
+        let (mut from, mut under_way) = (None, VecDeque::new());
+        let (mut there, mut back) = (vec![0; 2_048], vec![0; 2_048]);
+        loop {
+            let due = under_way.front().map(|(at, _, _)| *at);
+            tokio::select! {
+                Ok((len, address)) = entry.recv_from(&mut there) => {
+                    from = Some(address);
+                    under_way.push_back((Instant::now() + delay, true, there[..len].to_vec()));
+                }
+                Ok((len, _)) = exit.recv_from(&mut back) => {
+                    under_way.push_back((Instant::now() + delay, false, back[..len].to_vec()));
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    let Some((_, is_there, bytes)) = under_way.pop_front() else { continue };
+                    let sent = match (is_there, from) {
+                        (true, _) => exit.send_to(&bytes, to).await,
+                        (false, Some(from)) => entry.send_to(&bytes, from).await,
+                        (false, None) => continue,
+                    };
+                    // A full socket drops, as a road does.
+                    let _ = sent;
+                }
+            }
+        }
+    });
+    entered
 }
 
 pub(crate) fn leaf(node: NodeId, group: &str) -> Leaf {

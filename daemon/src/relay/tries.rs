@@ -8,12 +8,10 @@
 //! was given up, which resets its stream.
 
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use gossamer_core::vip::VipName;
@@ -22,6 +20,7 @@ use gossamer_wire::flow::OpenStatus;
 use super::access::{Missed, Reason};
 use super::flow::FlowId;
 use super::outbound::{Choice, Try};
+use super::places::Place;
 use super::{Relay, count};
 
 /// Why one instance did not take the flow.
@@ -69,6 +68,8 @@ pub(super) enum Round<F> {
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     pub(super) denied: usize,
+    /// Those from which no answer came, or one that says that another will do soon.
+    pub(super) open: usize,
     /// The last one, in words.
     pub(super) last: Option<String>,
     /// The last one, for the access line.
@@ -150,8 +151,8 @@ impl Relay {
                     () = sleep_until(limit) => break Failure::Slow,
                     () = sleep_until(next_at), if left.len() > 0 => {
                         let Some(beside) = left.as_slice().first() else { continue };
-                        // All slow is no reason to ask for more: what is asked beside is bounded for the whole node.
-                        let Ok(place) = Arc::clone(&self.beside).try_acquire_owned() else {
+                        // All slow is no reason to ask for more: what is asked beside is bounded.
+                        let Some(place) = self.beside.take(call.name.service()) else {
                             next_at = Instant::now() + PLACE_PAUSE;
                             continue;
                         };
@@ -189,6 +190,7 @@ impl Relay {
             Failure::Unreached(_) => (&counts.unreached, true),
         };
         count(counter);
+        failures.open += usize::from(!failure.is_final());
         let why = failure.to_string();
         tracing::debug!(flow = %call.flow, peer = %choice.node_name, reason = %why, "instance not reached");
         if is_its_fault {
@@ -205,7 +207,7 @@ fn attempt_beside<'a, T: Try + 'a>(
     relay: &'a Relay,
     call: Call<'a>,
     choice: &'a Choice,
-    place: OwnedSemaphorePermit,
+    place: Place,
 ) -> Option<Asked<'a, T::Far>> {
     let began = Instant::now();
     let ask = T::ask_beside(relay, call.flow, call.name, choice)?;
@@ -222,6 +224,14 @@ pub(super) fn unreached(error: impl ToString) -> Failure {
 }
 
 impl Failure {
+    /// Returns whether the instance has answered, so that only a restart can change its mind.
+    const fn is_final(&self) -> bool {
+        match self {
+            Self::Denied | Self::Busy | Self::Refused | Self::Client => true,
+            Self::Draining | Self::Slow | Self::Unreached(_) => false,
+        }
+    }
+
     /// Returns the word of access lines for it.
     const fn reason(&self) -> Reason {
         match self {
@@ -263,11 +273,6 @@ impl std::fmt::Display for Failure {
 /// How long one instance is waited for before the next is asked beside it (design section 9): above the answer of
 /// another continent, below what a person notices.
 pub(super) const ATTEMPT: Duration = Duration::from_millis(250);
-
-/// Instances asked beside others at the same moment, of all flows. One that answers gives its place back within
-/// milliseconds, so thousands of flows leave a silent node within a second; when all are slow, for want of processor time
-/// for example, the relay adds no more than this to what they have to do.
-pub(super) const MOST_BESIDE: usize = 64;
 
 /// Between two looks for such a place.
 const PLACE_PAUSE: Duration = Duration::from_millis(25);

@@ -20,12 +20,15 @@ use gossamer_wire::NodeId;
 
 use super::canary::Canary;
 use super::congestion::Demand;
+use super::credit::{Budget, Credits, FlowCredit};
 use super::datagrams::Datagrams;
-use super::link::CLOSE_IDLE;
+use super::link::{CLOSE_BAD_BYTES, CLOSE_IDLE};
+use super::silence;
+use crate::clock;
 
 /// How long an unused data connection is kept warm (design section 9).
 const KEEP_UNUSED: Duration = Duration::from_secs(60);
-/// Our own keep-alive: the idle timeout is 3 s.
+/// Our own keep-alive: 3 s of silence end the connection.
 const TICK: Duration = Duration::from_secs(1);
 
 /// One flow's stream, at either end.
@@ -43,6 +46,8 @@ pub struct FlowStream {
     pub datagrams: Datagrams,
     /// How many flows of its connection wait for room.
     pub demand: Demand,
+    /// How far it may run ahead of its readers.
+    pub credit: Box<FlowCredit>,
     /// Keeps the connection alive; hold it until the flow has ended.
     pub lease: FlowLease,
 }
@@ -86,14 +91,16 @@ pub(super) struct DataConnection {
     pub(super) peer: Arc<Leaf>,
     datagrams: Datagrams,
     demand: Demand,
+    credits: Credits,
     /// Flows that live on it.
     flows: Arc<AtomicUsize>,
 }
 
 impl DataConnection {
-    pub(super) fn new(connection: Connection, peer: Arc<Leaf>) -> Self {
+    pub(super) fn new(connection: Connection, peer: Arc<Leaf>, budget: Budget) -> Self {
         let datagrams = Datagrams::new(connection.clone());
-        Self { connection, peer, datagrams, demand: Demand::default(), flows: Arc::default() }
+        let credits = Credits::new(connection.clone(), budget);
+        Self { connection, peer, datagrams, demand: Demand::default(), credits, flows: Arc::default() }
     }
 
     /// Opens a stream.
@@ -126,6 +133,9 @@ impl DataConnection {
             () = self.streams(inbound, stop) => {}
             () = self.datagrams.run(stray) => {}
             () = watch => {}
+            () = silence::watch(&self.connection) => {}
+            // It ends with the connection, unless the peer breaks the rules.
+            () = self.credits.run() => self.connection.close(CLOSE_BAD_BYTES.into(), b"credit refused"),
         }
     }
 
@@ -151,6 +161,7 @@ impl DataConnection {
                     }
                     let _ = self.connection.send_datagram(bytes::Bytes::new());
                     self.demand.show_to(&self.connection);
+                    self.credits.handle_tick(clock::now().mono);
                 }
             }
         }
@@ -160,7 +171,8 @@ impl DataConnection {
         let mut remote = self.connection.remote_address();
         remote.set_ip(remote.ip().to_canonical());
         let (datagrams, demand) = (self.datagrams.clone(), self.demand.clone());
-        FlowStream { peer: Arc::clone(&self.peer), remote, send, recv, datagrams, demand, lease }
+        let credit = Box::new(self.credits.flow(send.id()));
+        FlowStream { peer: Arc::clone(&self.peer), remote, send, recv, datagrams, demand, credit, lease }
     }
 }
 
@@ -223,6 +235,12 @@ impl Pool {
         self.live.entry(node).or_default().push(data);
         self.publish();
         true
+    }
+
+    /// Returns what the connections of a node share.
+    pub(super) fn budget(&self, node: NodeId) -> Budget {
+        let live = self.live.get(&node).and_then(|live| live.last());
+        live.map_or_else(Budget::default, |data| data.credits.budget())
     }
 
     /// Returns read access to the newest connections.

@@ -28,17 +28,19 @@ use gossamer_wire::limits::{
 };
 
 use super::congestion::WindowsConfig;
+use super::credit::MAX_UNREAD;
 use super::data::MAX_LIVE;
 use super::gather::Gathering;
 use super::tls::{self, Side};
+use super::window::STREAM_WINDOW;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::supervise::Stage;
 
 /// Control connections live on SWIM's own traffic.
 const CONTROL_IDLE: Duration = Duration::from_secs(15 * 60);
-/// A dead peer resets its flows after this (design section 9).
-const DATA_IDLE: Duration = Duration::from_secs(3);
+/// Behind our own judgement of a silent peer (`silence`), which comes long before.
+const DATA_IDLE: Duration = Duration::from_secs(30);
 /// A payload that passes every path we met: 1,500 less IP and UDP headers.
 const MAX_UDP_PAYLOAD: u16 = 1_472;
 
@@ -49,9 +51,6 @@ const CONTROL_STREAM_WINDOW: u32 = 64 << 10;
 pub(super) const CONTROL_WINDOW: u32 = 256 << 10;
 /// Unread bytes of a connection that has not greeted: a hello, or the request of a joiner.
 pub(super) const GREETING_WINDOW: u32 = 16 << 10;
-/// Unread bytes of a flow, and of a data connection.
-const DATA_STREAM_WINDOW: u32 = 1 << 20;
-pub(super) const DATA_WINDOW: u32 = 3_584 << 10;
 /// Unread and unsent datagrams of a connection; the oldest make room.
 pub(super) const DATAGRAM_BUFFER: usize = 64 << 10;
 
@@ -63,7 +62,8 @@ const SIZES_EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// One peer pins no more unread bytes, whatever it opens.
 const _: () = assert!(
-    MAX_LIVE * (DATA_WINDOW as usize + DATAGRAM_BUFFER)
+    MAX_UNREAD
+        + MAX_LIVE * DATAGRAM_BUFFER
         + CONTROL_WINDOW as usize
         + DATAGRAM_BUFFER
         + MAX_GREETING * (CONTROL_WINDOW as usize + DATAGRAM_BUFFER)
@@ -200,11 +200,9 @@ pub(super) fn raise(connection: &quinn::Connection) {
     connection.set_receive_window(VarInt::from_u32(CONTROL_WINDOW));
 }
 
-/// Lets an accepted connection take flows, once its hello said that it is a data connection.
+/// Lets an accepted connection take flows, once its hello said that it is a data connection. Its windows are `credit`'s.
 pub(super) fn widen(connection: &quinn::Connection) {
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_FLOWS_PER_PEER));
-    connection.set_receive_window(VarInt::from_u32(DATA_WINDOW));
-    connection.set_send_window(u64::from(DATA_WINDOW));
 }
 
 fn control_settings() -> TransportConfig {
@@ -223,15 +221,14 @@ fn control_settings() -> TransportConfig {
     settings
 }
 
-fn data_settings() -> TransportConfig {
+pub(crate) fn data_settings() -> TransportConfig {
     let mut settings = TransportConfig::default();
     settings
         .max_idle_timeout(idle(DATA_IDLE))
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_FLOWS_PER_PEER))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(DATA_STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(DATA_WINDOW))
-        .send_window(u64::from(DATA_WINDOW))
+        .stream_receive_window(STREAM_WINDOW)
+        .receive_window(VarInt::from_u32(GREETING_WINDOW))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
         .datagram_send_buffer_size(DATAGRAM_BUFFER);
     make_fast(&mut settings);
@@ -243,9 +240,7 @@ fn data_settings() -> TransportConfig {
 /// stream window, and how packets are sent.
 fn accepted_settings() -> TransportConfig {
     let mut settings = control_settings();
-    settings
-        .stream_receive_window(VarInt::from_u32(DATA_STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(GREETING_WINDOW));
+    settings.stream_receive_window(STREAM_WINDOW).receive_window(VarInt::from_u32(GREETING_WINDOW));
     make_fast(&mut settings);
     settings
 }

@@ -7,6 +7,7 @@ mod accept;
 mod acceptor;
 mod canary;
 mod congestion;
+mod credit;
 mod data;
 mod datagrams;
 mod endpoint;
@@ -14,8 +15,10 @@ mod gather;
 mod hello;
 mod link;
 mod owner;
+mod silence;
 mod standing;
 pub mod tls;
+mod window;
 
 #[cfg(test)]
 mod tests;
@@ -37,6 +40,8 @@ use crate::authority::AuthorityHandle;
 use crate::metrics::Metrics;
 
 pub use congestion::Demand;
+pub use credit::FlowCredit;
+pub(crate) use credit::{ReadCredit, SendCredit, StalledFor};
 pub use data::{FlowLease, FlowStream, OpenError};
 pub use datagrams::Datagrams;
 pub(crate) use datagrams::{Registered, Sent};
@@ -45,6 +50,8 @@ pub(crate) use endpoint::{dial_only, joiner};
 use link::Link;
 pub use owner::{Parts, start};
 pub use tls::Trust;
+#[cfg(test)]
+pub(crate) use {credit::Credits, endpoint::data_settings};
 
 /// Longest wait for a flow's stream (design section 9: then another instance is tried).
 const OPEN_WITHIN: Duration = Duration::from_secs(3);

@@ -409,7 +409,7 @@ impl Owner {
         widen(&connection);
         let node = peer.node;
         self.judge_at.get_or_insert_with(|| clock::now().mono);
-        let data = DataConnection::new(connection.clone(), peer);
+        let data = DataConnection::new(connection.clone(), peer, self.pool.budget(node));
         if !self.pool.insert(data.clone()) {
             return connection.close(CLOSE_DUPLICATE.into(), b"too many data connections");
         }

@@ -15,6 +15,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use ring::digest::{Context as Hash, SHA256};
 
 use super::{Ci, Needs, Row, Run};
+use crate::netns::{Namespace, Segment};
 use crate::process::{Lab, Node};
 use crate::promise;
 use crate::wait::{Broken, until};
@@ -24,7 +25,7 @@ pub(super) const ROWS: &[Row] = &[
         name: "6.3-bulk",
         promise: "4 GiB pass each way through two daemons with the same SHA-256 at both ends",
         sabotage: "the serving daemon is killed half way",
-        needs: Needs::Nothing,
+        needs: Needs::Root,
         ci: Ci::Runs,
         check: bulk,
     },
@@ -32,7 +33,7 @@ pub(super) const ROWS: &[Row] = &[
         name: "6.3-ends",
         promise: "The end of one direction leaves the other open, a reset of either program is a reset at the other one, and a connection without a byte ends cleanly",
         sabotage: "a plain proxy stands between that ends both directions with the first and knows no reset",
-        needs: Needs::Nothing,
+        needs: Needs::Root,
         ci: Ci::Runs,
         check: ends,
     },
@@ -40,7 +41,7 @@ pub(super) const ROWS: &[Row] = &[
         name: "6.3-many",
         promise: "10,000 connections one after the other and 9,000 at the same time, all idle, each answer their client",
         sabotage: "the calling daemon may open 1,000 files",
-        needs: Needs::Nothing,
+        needs: Needs::Root,
         ci: Ci::Runs,
         check: many,
     },
@@ -61,6 +62,15 @@ impl Pair {
         let mut server = lab.node("server")?;
         server.init("west")?;
         let mut caller = lab.node("caller")?;
+        caller.join(&server.token(&[])?)?;
+        Ok(Self { server, caller })
+    }
+
+    /// As [`Self::new`], each on a machine of its own: the caller `here`, the server `there`.
+    fn on(lab: &Lab, here: &Namespace, there: &Namespace) -> Result<Self> {
+        let mut server = lab.node_in("server", there)?;
+        server.init("west")?;
+        let mut caller = lab.node_in("caller", here)?;
         caller.join(&server.token(&[])?)?;
         Ok(Self { server, caller })
     }
@@ -151,49 +161,55 @@ fn receive(stream: &mut TcpStream) -> Result<(u64, Vec<u8>)> {
 
 fn bulk(run: &Run) -> Result<String> {
     let blocks: u64 = run.times(4 << 10, 256);
+    let segment = Segment::new(2)?;
+    let machines = segment.machines();
     run.scenario(|lab| {
-        let mut pair = Pair::new(lab)?;
-        let (listener, target) = listen()?;
+        let (here, there) = (&machines[0], &machines[1]);
+        let mut pair = Pair::on(lab, here, there)?;
+        let (listener, target) = there.enter(listen)??;
         let vip = pair.offer_orders(target)?;
-        std::thread::scope(|scope| {
-            // One direction to its end, then the other: the target answers when it has all.
-            let serving = scope.spawn(move || -> Result<_> {
-                let (mut client, got) = loop {
-                    let (mut client, _) = listener.accept()?;
-                    client.set_read_timeout(Some(TRAVEL))?;
-                    match receive(&mut client)? {
-                        // A check of the daemon.
-                        (0, _) => {}
-                        got => break (client, got),
-                    }
-                };
-                let sent = send(&mut client, 2, blocks)?;
-                Ok((got, sent))
-            });
-            let began = Instant::now();
-            let mut client = connect(vip)?;
-            let half = if run.sabotaged { blocks / 2 } else { blocks };
-            let mut sent = kept("sending", send(&mut client, 1, half))?;
-            if run.sabotaged {
-                pair.server.kill9()?;
-                sent = kept("sending", send(&mut client, 1, half))?;
-            }
-            kept("ending", client.shutdown(Shutdown::Write).map_err(Into::into))?;
-            let up = began.elapsed();
-            let got = kept("receiving", receive(&mut client))?;
-            let took = began.elapsed();
-            let (served, answered) = serving.join().map_err(|_| anyhow::anyhow!("the target panicked"))??;
-            let bytes = blocks << 20;
-            promise!(served == (bytes, sent), "the target got {} of {bytes} bytes, or others", served.0);
-            promise!(got == (bytes, answered), "the client got {} of {bytes} bytes, or others", got.0);
-            let rate = |time: Duration| bytes as f64 / f64::from(1 << 20) / time.as_secs_f64();
-            Ok(format!(
-                "{} MiB each way, SHA-256 the same; {:.0} MiB/s there, {:.0} MiB/s back",
-                blocks,
-                rate(up),
-                rate(took.saturating_sub(up))
-            ))
-        })
+        here.enter(|| {
+            std::thread::scope(|scope| {
+                // One direction to its end, then the other: the target answers when it has all.
+                let serving = scope.spawn(move || -> Result<_> {
+                    let (mut client, got) = loop {
+                        let (mut client, _) = listener.accept()?;
+                        client.set_read_timeout(Some(TRAVEL))?;
+                        match receive(&mut client)? {
+                            // A check of the daemon.
+                            (0, _) => {}
+                            got => break (client, got),
+                        }
+                    };
+                    let sent = send(&mut client, 2, blocks)?;
+                    Ok((got, sent))
+                });
+                let began = Instant::now();
+                let mut client = connect(vip)?;
+                let half = if run.sabotaged { blocks / 2 } else { blocks };
+                let mut sent = kept("sending", send(&mut client, 1, half))?;
+                if run.sabotaged {
+                    pair.server.kill9()?;
+                    sent = kept("sending", send(&mut client, 1, half))?;
+                }
+                kept("ending", client.shutdown(Shutdown::Write).map_err(Into::into))?;
+                let up = began.elapsed();
+                let got = kept("receiving", receive(&mut client))?;
+                let took = began.elapsed();
+                let (served, answered) =
+                    serving.join().map_err(|_| anyhow::anyhow!("the target panicked"))??;
+                let bytes = blocks << 20;
+                promise!(served == (bytes, sent), "the target got {} of {bytes} bytes, or others", served.0);
+                promise!(got == (bytes, answered), "the client got {} of {bytes} bytes, or others", got.0);
+                let rate = |time: Duration| bytes as f64 / f64::from(1 << 20) / time.as_secs_f64();
+                Ok(format!(
+                    "{} MiB each way, SHA-256 the same; {:.0} MiB/s there, {:.0} MiB/s back",
+                    blocks,
+                    rate(up),
+                    rate(took.saturating_sub(up))
+                ))
+            })
+        })?
     })
 }
 
@@ -210,80 +226,88 @@ fn reset(stream: &TcpStream) -> Result<()> {
 }
 
 fn ends(run: &Run) -> Result<String> {
+    let segment = Segment::new(2)?;
+    let machines = segment.machines();
     run.scenario(|lab| {
-        let pair = Pair::new(lab)?;
-        let (listener, target) = listen()?;
+        let (here, there) = (&machines[0], &machines[1]);
+        let pair = Pair::on(lab, here, there)?;
+        let (listener, target) = there.enter(listen)??;
         let vip = pair.offer_orders(target)?;
         let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let (through, _guard) = if run.sabotaged {
-                let (proxy, address) = listen()?;
-                proxy.set_nonblocking(true)?;
-                let stop = &stop;
-                scope.spawn(move || plain_proxy(&proxy, vip, stop));
-                (address, Some(Stop(stop)))
-            } else {
-                (vip, None)
-            };
-            let pair_up = || -> Result<(TcpStream, TcpStream)> {
+        here.enter(|| {
+            std::thread::scope(|scope| {
+                let (through, _guard) = if run.sabotaged {
+                    let (proxy, address) = listen()?;
+                    proxy.set_nonblocking(true)?;
+                    let stop = &stop;
+                    scope.spawn(move || plain_proxy(&proxy, vip, stop));
+                    (address, Some(Stop(stop)))
+                } else {
+                    (vip, None)
+                };
+                let pair_up = || -> Result<(TcpStream, TcpStream)> {
+                    let mut client = connect(through)?;
+                    client.write_all(b"x")?;
+                    loop {
+                        let (mut program, _) = listener.accept()?;
+                        program.set_read_timeout(Some(TRAVEL))?;
+                        // Without a byte it was a check of the daemon.
+                        if program.read(&mut [0])? == 1 {
+                            return Ok((client, program));
+                        }
+                    }
+                };
+                // The client ends first and still gets the answer.
+                let (mut client, mut program) = pair_up()?;
+                client.write_all(b"question")?;
+                client.shutdown(Shutdown::Write)?;
+                promise!(end_of(&mut program) == (b"question".to_vec(), None), "the question did not end");
+                program.write_all(b"answer")?;
+                drop(program);
+                promise!(
+                    end_of(&mut client) == (b"answer".to_vec(), None),
+                    "no answer after the client's end"
+                );
+                // The program ends first and still gets the rest.
+                let (mut client, mut program) = pair_up()?;
+                program.shutdown(Shutdown::Write)?;
+                promise!(end_of(&mut client) == (Vec::new(), None), "the program's end did not arrive");
+                client.write_all(b"rest")?;
+                drop(client);
+                promise!(end_of(&mut program) == (b"rest".to_vec(), None), "no rest after the program's end");
+                // Resets, each way, with bytes before them.
+                let (mut client, program) = pair_up()?;
+                reset(&program)?;
+                drop(program);
+                let seen = end_of(&mut client).1;
+                promise!(seen == Some(ErrorKind::ConnectionReset), "the client sees {seen:?} for a reset");
+                let (client, mut program) = pair_up()?;
+                reset(&client)?;
+                drop(client);
+                let seen = end_of(&mut program).1;
+                promise!(seen == Some(ErrorKind::ConnectionReset), "the program sees {seen:?} for a reset");
+                // Not a byte.
                 let mut client = connect(through)?;
-                client.write_all(b"x")?;
-                loop {
+                client.shutdown(Shutdown::Write)?;
+                client.set_read_timeout(Some(Duration::from_millis(300)))?;
+                let ended = loop {
                     let (mut program, _) = listener.accept()?;
                     program.set_read_timeout(Some(TRAVEL))?;
-                    // Without a byte it was a check of the daemon.
-                    if program.read(&mut [0])? == 1 {
-                        return Ok((client, program));
+                    promise!(
+                        end_of(&mut program) == (Vec::new(), None),
+                        "an empty connection did not end cleanly"
+                    );
+                    drop(program);
+                    let ended = client.read(&mut [0]).map_err(|error| error.kind());
+                    // It was a check of the daemon.
+                    if ended != Err(ErrorKind::WouldBlock) {
+                        break ended;
                     }
-                }
-            };
-            // The client ends first and still gets the answer.
-            let (mut client, mut program) = pair_up()?;
-            client.write_all(b"question")?;
-            client.shutdown(Shutdown::Write)?;
-            promise!(end_of(&mut program) == (b"question".to_vec(), None), "the question did not end");
-            program.write_all(b"answer")?;
-            drop(program);
-            promise!(end_of(&mut client) == (b"answer".to_vec(), None), "no answer after the client's end");
-            // The program ends first and still gets the rest.
-            let (mut client, mut program) = pair_up()?;
-            program.shutdown(Shutdown::Write)?;
-            promise!(end_of(&mut client) == (Vec::new(), None), "the program's end did not arrive");
-            client.write_all(b"rest")?;
-            drop(client);
-            promise!(end_of(&mut program) == (b"rest".to_vec(), None), "no rest after the program's end");
-            // Resets, each way, with bytes before them.
-            let (mut client, program) = pair_up()?;
-            reset(&program)?;
-            drop(program);
-            let seen = end_of(&mut client).1;
-            promise!(seen == Some(ErrorKind::ConnectionReset), "the client sees {seen:?} for a reset");
-            let (client, mut program) = pair_up()?;
-            reset(&client)?;
-            drop(client);
-            let seen = end_of(&mut program).1;
-            promise!(seen == Some(ErrorKind::ConnectionReset), "the program sees {seen:?} for a reset");
-            // Not a byte.
-            let mut client = connect(through)?;
-            client.shutdown(Shutdown::Write)?;
-            client.set_read_timeout(Some(Duration::from_millis(300)))?;
-            let ended = loop {
-                let (mut program, _) = listener.accept()?;
-                program.set_read_timeout(Some(TRAVEL))?;
-                promise!(
-                    end_of(&mut program) == (Vec::new(), None),
-                    "an empty connection did not end cleanly"
-                );
-                drop(program);
-                let ended = client.read(&mut [0]).map_err(|error| error.kind());
-                // It was a check of the daemon.
-                if ended != Err(ErrorKind::WouldBlock) {
-                    break ended;
-                }
-            };
-            promise!(ended == Ok(0), "the client of an empty connection sees {ended:?}");
-            Ok("half-close 2 of 2, reset 2 of 2, 0 bytes".to_owned())
-        })
+                };
+                promise!(ended == Ok(0), "the client of an empty connection sees {ended:?}");
+                Ok("half-close 2 of 2, reset 2 of 2, 0 bytes".to_owned())
+            })
+        })?
     })
 }
 
@@ -331,9 +355,12 @@ fn many(run: &Run) -> Result<String> {
     let (short, idle) = run.times((10_000, 9_000), (2_000, 2_000));
     // Both ends of each idle connection are here.
     raise_files(2 * idle as u64 + 1_000)?;
+    let segment = Segment::new(2)?;
+    let machines = segment.machines();
     run.scenario(|lab| {
-        let pair = Pair::new(lab)?;
-        let (listener, target) = listen()?;
+        let (here, there) = (&machines[0], &machines[1]);
+        let pair = Pair::on(lab, here, there)?;
+        let (listener, target) = there.enter(listen)??;
         let vip = pair.offer_orders(target)?;
         if run.sabotaged {
             let pid = pair.caller.pid()?.to_string();
@@ -343,30 +370,33 @@ fn many(run: &Run) -> Result<String> {
         }
         listener.set_nonblocking(true)?;
         let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
-        std::thread::scope(|scope| {
-            let _guard = Stop(&stop);
-            scope.spawn(|| answer_all(&listener, &stop, &served));
-            let began = Instant::now();
-            for number in 0..short {
-                let mut client = connect(vip)?;
-                kept(&format!("short connection {number}"), talk(&mut client, number))?;
-            }
-            let rate = short as f64 / began.elapsed().as_secs_f64();
-            let mut open = Vec::with_capacity(idle);
-            for number in 0..idle {
-                let mut client = connect(vip)?;
-                kept(&format!("idle connection {number}"), talk(&mut client, number))?;
-                open.push(client);
-            }
-            for (number, client) in open.iter_mut().enumerate() {
-                kept(&format!("idle connection {number} later"), talk(client, number + 1))?;
-            }
-            let seen = served.load(Ordering::Relaxed);
-            promise!(seen == short + 2 * idle, "the program answered {seen} times");
-            let flows = pair.caller.status()?["counters"]["gossamer_flows_open"].as_u64().unwrap_or_default();
-            promise!(flows >= idle as u64, "{flows} flows are open");
-            Ok(format!("{short} one after the other at {rate:.0}/s; {idle} at once, each answered twice"))
-        })
+        here.enter(|| {
+            std::thread::scope(|scope| {
+                let _guard = Stop(&stop);
+                scope.spawn(|| answer_all(&listener, &stop, &served));
+                let began = Instant::now();
+                for number in 0..short {
+                    let mut client = connect(vip)?;
+                    kept(&format!("short connection {number}"), talk(&mut client, number))?;
+                }
+                let rate = short as f64 / began.elapsed().as_secs_f64();
+                let mut open = Vec::with_capacity(idle);
+                for number in 0..idle {
+                    let mut client = connect(vip)?;
+                    kept(&format!("idle connection {number}"), talk(&mut client, number))?;
+                    open.push(client);
+                }
+                for (number, client) in open.iter_mut().enumerate() {
+                    kept(&format!("idle connection {number} later"), talk(client, number + 1))?;
+                }
+                let seen = served.load(Ordering::Relaxed);
+                promise!(seen == short + 2 * idle, "the program answered {seen} times");
+                let flows =
+                    pair.caller.status()?["counters"]["gossamer_flows_open"].as_u64().unwrap_or_default();
+                promise!(flows >= idle as u64, "{flows} flows are open");
+                Ok(format!("{short} one after the other at {rate:.0}/s; {idle} at once, each answered twice"))
+            })
+        })?
     })
 }
 

@@ -8,11 +8,12 @@ use std::io::{ErrorKind, Read as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
-use super::lines::{line, log_json};
+use super::lines::{access_lines, line, log_json};
 use super::{Ci, Needs, Row, Run};
 use crate::netns::{Namespace, Segment};
 use crate::process::{Lab, Node};
@@ -22,7 +23,7 @@ use crate::wait::until;
 
 pub(super) const ROWS: &[Row] = &[Row {
     name: "6.9-bad-input",
-    promise: "Target down, target refuses, no instance, all ejected, a pool with an address of the machine, no more files at the caller and at the exporter, and hostile open frames: each client is reset at once or as soon as 5 s of trying are over, or the command refused, and the access line and gossamer trace name the cause",
+    promise: "Target down, target refuses, denied, no instance, all ejected, a pool with an address of the machine, no more files at the caller and at the exporter, and hostile open frames: each client is reset within 2 s, or the command refused, and the access line and gossamer trace name the cause",
     sabotage: "the limits on files are left as they were",
     needs: Needs::Root,
     ci: Ci::Runs,
@@ -30,8 +31,8 @@ pub(super) const ROWS: &[Row] = &[Row {
 }];
 
 const TRAVEL: Duration = Duration::from_secs(20);
-/// What a flow is tried for, and what a busy machine adds.
-const TRIED: Duration = Duration::from_secs(7);
+/// What a flow is tried for whose instances have all answered, and what a busy machine adds.
+const TRIED: Duration = Duration::from_secs(2);
 /// Below what the exporter's check needs to notice.
 const EJECTED: Duration = Duration::from_secs(4);
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -140,6 +141,7 @@ impl Mesh<'_> {
             took,
         )?;
         self.refused()?;
+        self.denied()?;
         self.hostile()?;
         self.files()?;
         self.far.kill9()?;
@@ -176,6 +178,64 @@ impl Mesh<'_> {
             ejected?;
             took
         })
+    }
+
+    /// A service is withdrawn while clients come one after the other. One of them is asked for while its caller has not
+    /// heard of it yet: the exporter denies it, and answers as for what was never there.
+    fn denied(&mut self) -> Result<()> {
+        let program = listen(self.machines[1], 8_083)?;
+        program.set_nonblocking(true)?;
+        let address = self.offer("leaves", 8_083, "usable")?;
+        let stop = AtomicBool::new(false);
+        let longest = std::thread::scope(|scope| {
+            let greeting = scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    match program.accept() {
+                        Ok(_) => {}
+                        Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                    }
+                }
+            });
+            let calling = scope.spawn(|| self.call_until(address, &stop));
+            let denied = until("a client that is denied", TRAVEL, || {
+                self.far.ok(&["withdraw", "leaves"])?;
+                let is_denied = access_lines(&self.near)
+                    .iter()
+                    .any(|line| line["service"] == "leaves" && line["reason"] == "denied");
+                if !is_denied {
+                    self.offer("leaves", 8_083, "usable")?;
+                }
+                Ok(is_denied)
+            });
+            stop.store(true, Ordering::Relaxed);
+            greeting.join().map_err(|_| anyhow!("the program panicked"))?;
+            let longest = calling.join().map_err(|_| anyhow!("the clients panicked"))?;
+            denied.and(longest)
+        })?;
+        promise!(longest <= AT_ONCE, "a client that was denied was reset after {longest:?}");
+        line(&self.far, "leaves", |line| line["service"] == "leaves" && line["reason"] == "denied")?;
+        self.rows.push(format!("denied after {:.2} s", longest.as_secs_f64()));
+        Ok(())
+    }
+
+    /// Connects one client after the other; returns the longest time until one was reset.
+    fn call_until(&self, address: SocketAddr, stop: &AtomicBool) -> Result<Duration> {
+        let mut longest = Duration::ZERO;
+        self.machines[0].enter(|| -> Result<Duration> {
+            while !stop.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                // The name is gone, and with it who listened for it.
+                let Ok(mut client) = TcpStream::connect_timeout(&address, TRAVEL) else {
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue;
+                };
+                client.set_read_timeout(Some(TRAVEL))?;
+                if client.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset) {
+                    longest = longest.max(began.elapsed());
+                }
+            }
+            Ok(longest)
+        })?
     }
 
     fn hostile(&mut self) -> Result<()> {

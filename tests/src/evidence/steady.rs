@@ -3,7 +3,7 @@
 //! Owns: such clients. Must not know: how daemons carry flows. Driven by: `evidence`.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::carried::{Pair, connect};
+use super::carried::{Pair, connect, kept};
 use super::{Ci, Needs, Row, Run};
 use crate::process::Node;
 use crate::promise;
@@ -25,6 +25,14 @@ pub(super) const ROWS: &[Row] = &[
         needs: Needs::Nothing,
         ci: Ci::Runs,
         check: stalled,
+    },
+    Row {
+        name: "6.6-stalled-many",
+        promise: "With 20 and with 200 clients of one pair of nodes that read nothing, another flow moves 32 MiB at its usual pace, both daemons grow by less than 24 MiB, and none of the clients loses a byte",
+        sabotage: "the serving daemon is killed meanwhile",
+        needs: Needs::Nothing,
+        ci: Ci::Runs,
+        check: stalled_many,
     },
     Row {
         name: "6.6-http2",
@@ -109,6 +117,111 @@ fn stalled(run: &Run) -> Result<String> {
     })
 }
 
+/// What one flow moves while others stall.
+const MOVED: usize = 32 << 20;
+/// What each of those is sent in all.
+const SENT: u64 = 4 << 20;
+/// What a daemon may grow by while 200 stall, KiB: the unread bytes of a peer, and what a flow costs.
+const GROWTH_OF_MANY_KIB: u64 = 24 << 10;
+
+fn stalled_many(run: &Run) -> Result<String> {
+    run.scenario(|lab| {
+        let mut pair = Pair::new(lab)?;
+        let ((source, at), (bulk, bulk_at)) = (listen()?, listen()?);
+        let many = pair.offer(8_080, &["many:8080", &at.to_string()])?;
+        let other = pair.offer(8_081, &["bulk:8081", &bulk_at.to_string()])?;
+        let stop = AtomicBool::new(false);
+        let mut said = Vec::new();
+        std::thread::scope(|scope| {
+            let _guard = Stop(&stop);
+            scope.spawn(|| give(scope, &source, SENT, &stop));
+            scope.spawn(|| give(scope, &bulk, MOVED as u64, &stop));
+            let alone = (0..3).map(|_| move_all(other)).collect::<Result<Vec<_>>>()?;
+            let alone = alone.into_iter().max().unwrap_or_default();
+            let before = [&pair.server, &pair.caller].map(memory_kib);
+            let mut clients = Vec::new();
+            for count in [20, 200] {
+                while clients.len() < count {
+                    let mut client = connect(many)?;
+                    client.write_all(b"more")?;
+                    clients.push(client);
+                }
+                let full = || Ok(clients.iter().all(|client| client.peek(&mut [0]).is_ok_and(|len| len > 0)));
+                until("each client's first byte", TRAVEL, full)?;
+                // The best: those that stall are still being filled at first.
+                let beside = (0..3).map(|_| kept("a flow beside", move_all(other)));
+                let beside = beside.collect::<Result<Vec<_>>>()?.into_iter().min().unwrap_or_default();
+                promise!(
+                    beside <= alone * 3 + Duration::from_millis(500),
+                    "32 MiB took {alone:?} alone, {beside:?} beside {count} stalled clients"
+                );
+                said.push(format!("{:.2} s beside {count}", beside.as_secs_f64()));
+            }
+            let mut grown = Vec::new();
+            for (node, before) in [&pair.server, &pair.caller].into_iter().zip(before) {
+                let grew = memory_kib(node)?.saturating_sub(before?);
+                promise!(grew <= GROWTH_OF_MANY_KIB, "{} grew by {grew} KiB", node.name);
+                grown.push(format!("{} {grew} KiB", node.name));
+            }
+            if run.sabotaged {
+                pair.server.kill9()?;
+            }
+            for client in &mut clients {
+                let read = std::io::copy(client, &mut std::io::sink());
+                promise!(matches!(read, Ok(SENT)), "a client that had stalled reads {read:?}");
+            }
+            let alone = alone.as_secs_f64();
+            Ok(format!("32 MiB in {alone:.2} s alone, {}; grown: {}", said.join(", "), grown.join(", ")))
+        })
+    })
+}
+
+/// Connects and reads all that comes; returns how long that took.
+fn move_all(address: SocketAddr) -> Result<Duration> {
+    let began = Instant::now();
+    let mut client = connect(address)?;
+    client.write_all(b"more")?;
+    let read = std::io::copy(&mut client, &mut std::io::sink())?;
+    ensure!(read == MOVED as u64, "{read} bytes came");
+    Ok(began.elapsed())
+}
+
+/// Sends so many bytes to each client that asks, each in a thread of its own.
+fn give<'scope>(
+    scope: &'scope std::thread::Scope<'scope, '_>,
+    listener: &TcpListener,
+    bytes: u64,
+    stop: &'scope AtomicBool,
+) -> Result<()> {
+    listener.set_nonblocking(true)?;
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((mut client, _)) = listener.accept() else {
+            std::thread::sleep(Duration::from_millis(2));
+            continue;
+        };
+        scope.spawn(move || -> Result<()> {
+            client.set_nonblocking(false)?;
+            client.set_read_timeout(Some(TRAVEL))?;
+            // Without a byte it is a check of the daemon.
+            if client.read_exact(&mut [0; 4]).is_err() {
+                return Ok(());
+            }
+            client.set_write_timeout(Some(Duration::from_millis(50)))?;
+            let (block, mut left) = (vec![7; 1 << 16], bytes);
+            while left > 0 && !stop.load(Ordering::Relaxed) {
+                let most = block.len().min(usize::try_from(left)?);
+                match client.write(&block[..most]) {
+                    Ok(len) => left -= len as u64,
+                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                    Err(_) => break,
+                }
+            }
+            Ok(())
+        });
+    }
+    Ok(())
+}
+
 /// Sends to each client that asked as fast as it can; counts what the system took.
 fn pour(listener: &TcpListener, stop: &AtomicBool, sent: &AtomicU64) -> Result<()> {
     listener.set_nonblocking(true)?;
@@ -128,11 +241,7 @@ fn pour(listener: &TcpListener, stop: &AtomicBool, sent: &AtomicU64) -> Result<(
         while !stop.load(Ordering::Relaxed) {
             match client.write(&bytes) {
                 Ok(len) => drop(sent.fetch_add(len as u64, Ordering::Relaxed)),
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
-                    ) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(_) => break,
             }
         }
@@ -154,7 +263,7 @@ fn echo_all(listener: &TcpListener, stop: &AtomicBool) -> Result<()> {
         while !stop.load(Ordering::Relaxed) {
             match client.read_exact(&mut word) {
                 Ok(()) => client.write_all(&word)?,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => break,
             }
         }

@@ -2,10 +2,11 @@
 
 use super::*;
 
-const ALL: [Reason; 20] = [
+const ALL: [Reason; 21] = [
     Reason::Done,
     Reason::ClientReset,
     Reason::ServiceReset,
+    Reason::Stalled,
     Reason::Idle,
     Reason::Released,
     Reason::Revoked,
@@ -53,7 +54,7 @@ fn what_a_flow_met_last_says_why_nobody_had_it() {
 fn an_end_says_what_broke_and_a_clean_one_nothing() {
     assert_eq!(End::from(Reason::Done).broken(), None);
     assert_eq!(End::from(Reason::Stopping).broken().as_deref(), Some("stopping"));
-    let broken = End::from(Broken::Service(std::io::ErrorKind::ConnectionReset.into()));
+    let broken = End::from(Broken::Service(io::ErrorKind::ConnectionReset.into()));
     assert_eq!((broken.reason, broken.broken()), (Reason::ServiceReset, broken.detail.clone()));
     assert!(broken.detail.is_some_and(|detail| detail.starts_with("service: ")));
 }

@@ -5,6 +5,8 @@ use super::*;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
+
 use crate::relay::tests::{Aside, Link, aside, tcp_pair};
 
 /// A client program, a service program, and a flow between them over a QUIC stream.
@@ -14,7 +16,7 @@ struct Flow {
     near: Aside<Result<(), Broken>>,
     far: Aside<Result<(), Broken>>,
     near_counts: Arc<Counts>,
-    link: Link,
+    link: Arc<Link>,
 }
 
 impl Flow {
@@ -23,9 +25,15 @@ impl Flow {
     }
 
     async fn open_after(early: Early) -> Self {
-        let link = Link::new().await;
+        Self::on(&Arc::new(Link::new().await), early).await
+    }
+
+    async fn on(link: &Arc<Link>, early: Early) -> Self {
+        let link = Arc::clone(link);
         let (client, at_near) = tcp_pair().await;
         let (service, at_far) = tcp_pair().await;
+        prepare(&at_near);
+        prepare(&at_far);
         let mut stream = link.open().await;
         // The far end sees a stream with its first byte, as the open request is in a real flow.
         stream.send.write_all(b"?").await.expect("open");
@@ -331,6 +339,89 @@ async fn pieces_of_all_sizes_arrive_in_order_at_a_reader_that_takes_its_time() {
     };
     let ((), read) = tokio::join!(writing, reading);
     assert!(read == sent, "{} of {} bytes", read.len(), sent.len());
+}
+
+/// Writes to a service's end until nothing moves for a while; returns how many bytes that took.
+async fn fill(service: &mut TcpStream) -> usize {
+    let mut written = 0;
+    loop {
+        let write = service.write(&[1; CHUNK]);
+        match tokio::time::timeout(Duration::from_secs(1), write).await {
+            Ok(taken) => written += taken.expect("written"),
+            Err(_) => return written,
+        }
+    }
+}
+
+/// Returns how long a flow of this link takes for 16 MiB.
+async fn pace(link: &Arc<Link>) -> Duration {
+    let flow = Flow::on(link, Early::default()).await;
+    let (mut service, mut client) = (flow.service, flow.client);
+    let began = tokio::time::Instant::now();
+    let writing = aside(async move {
+        service.write_all(&vec![7; 16 << 20]).await.expect("written");
+        service.shutdown().await.expect("ended");
+        service
+    });
+    let read = tokio::time::timeout(Duration::from_secs(20), read_all(&mut client)).await;
+    assert_eq!(read.expect("in time").expect("clean end").len(), 16 << 20);
+    let took = began.elapsed();
+    drop(writing);
+    took
+}
+
+#[tokio::test]
+async fn readers_that_have_stalled_hold_little_and_slow_no_other_flow() {
+    for (count, reads) in [(20, 0), (20, 2 << 20), (200, 0)] {
+        let link = Arc::new(Link::credited(None).await);
+        let alone = pace(&link).await;
+        let mut tasks = JoinSet::new();
+        for _ in 0..count {
+            let mut flow = Flow::on(&link, Early::default()).await;
+            tasks.spawn(async move {
+                let mut read = vec![0; reads];
+                let reading = async { flow.client.read_exact(&mut read).await.expect("read") };
+                let (written, _) = tokio::join!(fill(&mut flow.service), reading);
+                (flow, written - reads)
+            });
+        }
+        let stalled = tasks.join_all().await;
+        let beside = pace(&link).await;
+        assert!(
+            beside < alone * 4 + Duration::from_millis(500),
+            "{alone:?} alone, {beside:?} beside {count}"
+        );
+        let (held, window) = link.credits.as_ref().expect("credited")[0].held();
+        assert!(window <= 19 << 19, "{window} is more than one connection may have");
+        assert!((1..=window - (1 << 20)).contains(&held), "{held} of {window}");
+        // They have lost nothing.
+        for (mut flow, written) in stalled {
+            drop(flow.service.shutdown().await);
+            flow.client.shutdown().await.expect("ended");
+            assert_eq!(read_all(&mut flow.client).await.expect("clean end").len(), written);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_flow_over_a_long_path_has_more_than_a_mebibyte_on_its_way() {
+    let rtt = Duration::from_millis(200);
+    let link = Arc::new(Link::credited(Some(rtt / 2)).await);
+    let flow = Flow::on(&link, Early::default()).await;
+    let (mut service, mut client) = (flow.service, flow.client);
+    let _writing = aside(async move { while service.write_all(&[7; CHUNK]).await.is_ok() {} });
+    let (mut arrived, mut part, mut best) = (VecDeque::new(), vec![0; 1 << 16], 0);
+    let began = tokio::time::Instant::now();
+    while best < 5 << 18 {
+        let len = client.read(&mut part).await.expect("read");
+        let now = tokio::time::Instant::now();
+        arrived.push_back((now, len));
+        while arrived.front().is_some_and(|(at, _)| *at + rtt < now) {
+            arrived.pop_front();
+        }
+        best = best.max(arrived.iter().map(|(_, len)| len).sum());
+        assert!(began.elapsed() < Duration::from_secs(60), "{best} bytes in a round trip at the most");
+    }
 }
 
 /// What has come in three packets.

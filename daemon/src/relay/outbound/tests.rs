@@ -287,7 +287,7 @@ async fn a_silent_node_costs_a_quarter_of_a_second_when_another_one_is_left() {
             Err(error) => break error,
         }
     };
-    assert!(matches!(error, quinn::ReadError::Reset(_)), "{error}");
+    assert!(matches!(error, ReadError::Reset(_)), "{error}");
 }
 
 #[tokio::test]
@@ -536,4 +536,105 @@ async fn the_deny_list_is_asked_again_for_flows_that_stay_on_this_node() {
         assert!(matches!(flow.end().await, Err(ConnectError::Denied(_))), "{denied}");
     }
     assert_eq!(mesh.caller.relay.counters().denied.load(Ordering::Relaxed), DENIED.len() as u64);
+}
+
+#[tokio::test]
+async fn a_client_whose_instances_all_refuse_hears_of_it_within_a_second() {
+    let mut mesh = Mesh::new().await;
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").expect("free").local_addr().expect("bound");
+    let offered = ["db-0", "db-1"].map(|name| local_service("orders", name, 5432, dead));
+    mesh.server.targets.set(offered.into());
+    let began = Instant::now();
+    let (_program, flow) = mesh.connect();
+    let error = flow.end().await.expect_err("nobody is there");
+    let took = began.elapsed();
+    assert!(error.to_string().contains("refused"), "{error}");
+    assert!(took >= Duration::from_millis(500) && took < Duration::from_secs(2), "{took:?}");
+    // Nobody to be asked is an answer as well.
+    mesh.caller.set_service(service_view("orders", vec![idle()]));
+    let began = Instant::now();
+    let (_program, flow) = mesh.connect();
+    assert!(matches!(flow.end().await, Err(ConnectError::Unreachable { .. })));
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+/// An instance that takes no flows.
+fn idle() -> InstanceView {
+    InstanceView { weight: 0, ..instance("db-0", "west") }
+}
+
+#[tokio::test]
+async fn a_client_waits_for_an_instance_that_drains_longer_than_for_one_that_refuses() {
+    let mut mesh = Mesh::new().await;
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").expect("free").local_addr().expect("bound");
+    let mut draining = local_service("orders", "db-0", 5432, dead);
+    draining.targets[0].draining = true;
+    mesh.server.targets.set(vec![draining]);
+    mesh.caller.set_service(service_view("orders", vec![instance("db-0", "west")]));
+    let (program, flow) = mesh.connect();
+    // Longer than refusals are waited for.
+    tokio::time::sleep(ANSWERED_WITHIN * 2).await;
+    let alive = greeter(&mesh.programs).await;
+    mesh.server.targets.set(vec![local_service("orders", "db-0", 5432, alive)]);
+    assert_eq!(talk(program, b"you").await, b"hello you bye");
+    flow.end().await.expect("reached");
+}
+
+#[tokio::test]
+async fn an_instance_that_takes_flows_and_breaks_them_at_once_is_left_alone() {
+    let mesh = Mesh::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("free");
+    let (broken, alive) = (listener.local_addr().expect("bound"), greeter(&mesh.programs).await);
+    mesh.programs.spawn("breaking", async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            client.read_exact(&mut [0]).await.expect("a byte");
+            client.set_zero_linger().expect("option");
+        }
+    });
+    let offered =
+        [local_service("orders", "db-0", 5432, broken), local_service("orders", "db-1", 5432, alive)];
+    mesh.server.targets.set(offered.into());
+    let ends = async |count| {
+        let mut broke = 0;
+        for _ in 0..count {
+            let (mut program, flow) = mesh.connect();
+            // It may be gone before the second word.
+            let _ = program.write_all(b"x").await;
+            let _ = program.shutdown().await;
+            let _ = program.read_to_end(&mut Vec::new()).await;
+            broke += u32::from(flow.end().await.expect("open").broken.is_some());
+        }
+        broke
+    };
+    let key = (THERE, service("orders"), named("db-0"));
+    let is_ejected = || mesh.caller.relay.flows.judge(&key, Instant::now().into_std()).1.is_some();
+    let mut broke = 0;
+    while !is_ejected() {
+        broke += ends(1).await;
+    }
+    assert_eq!((broke, ends(5).await), (EJECT_AFTER, 0));
+}
+
+#[tokio::test]
+async fn a_reset_that_overtakes_the_status_ends_a_flow_whose_words_are_gone() {
+    let link = Link::new().await;
+    let mut hop = link.open().await;
+    let (mut program, mut client) = tcp_pair().await;
+    program.write_all(b"order").await.expect("written");
+    let asked = aside(async move {
+        let mut early = Early::default();
+        let status = ask(&mut hop, b"?".to_vec(), &mut client, &mut early).await;
+        let copied =
+            copy(&mut Guarded::new(client), &mut Guarded::new(hop), &mut early, &Counts::default()).await;
+        (status, early, copied)
+    });
+    let mut accepted = link.accept("west").await;
+    accepted.recv.read_exact(&mut [0; 6]).await.expect("all of it");
+    accepted.reset();
+    let (status, early, copied) = asked.end().await;
+    assert!(matches!(status, Ok(OpenStatus::Open)), "{status:?}");
+    assert_eq!((early.sent, early.chunks.len()), (5, 0), "they are not sent again");
+    assert!(matches!(copied, Err(Broken::Service(_))), "{copied:?}");
+    let error = program.read(&mut [0]).await.expect_err("no clean end");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 }

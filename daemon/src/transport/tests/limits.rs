@@ -6,7 +6,8 @@ use futures_util::future::poll_fn;
 use gossamer_wire::limits::{MAX_GREETING, MAX_INCOMING, MAX_JOIN_REQUEST_BYTES, MAX_UNREAD_PER_PEER};
 use quinn::{Connection, SendStream, TransportConfig};
 
-use super::super::endpoint::{CONTROL_STREAMS, CONTROL_WINDOW, DATA_WINDOW, GREETING_WINDOW};
+use super::super::credit::MAX_UNREAD;
+use super::super::endpoint::{CONTROL_STREAMS, CONTROL_WINDOW, GREETING_WINDOW};
 use super::super::link::{CLOSE_DUPLICATE, CLOSE_REFUSED};
 use super::raw::{Raw, close_code};
 use super::*;
@@ -82,7 +83,7 @@ async fn a_member_pins_sixteen_mebibytes_whatever_it_opens() {
     for _ in 0..MAX_GREETING {
         silent.push(greedy(&raw, a.address, None).await);
     }
-    let of_data = push_all(&data, data.len() * (DATA_WINDOW as usize - 16_384)).await;
+    let of_data = push_all(&data, MAX_UNREAD - data.len() * 16_384).await;
     let of_silent = push_all(&silent, silent.len() * GREETING_WINDOW as usize).await;
     let of_control = push_all(&[control], 0).await;
     assert!(of_control <= CONTROL_WINDOW as usize, "{of_control}");

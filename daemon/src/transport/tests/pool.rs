@@ -1,5 +1,6 @@
 //! The pool of data connections: who waits, who is served, who is told that nobody came.
 
+use super::super::credit::Budget;
 use super::super::data::{DataConnection, Pool};
 use super::raw::Raw;
 use super::*;
@@ -7,7 +8,7 @@ use super::*;
 /// A data connection to `to`, and its node.
 async fn data(raw: &Raw, to: &Node) -> (NodeId, DataConnection) {
     let greeted = raw.dial(to.address, Purpose::Data, 1).await;
-    (greeted.peer.node, DataConnection::new(greeted.connection, greeted.peer))
+    (greeted.peer.node, DataConnection::new(greeted.connection, greeted.peer, Budget::default()))
 }
 
 #[tokio::test]
