@@ -3,6 +3,7 @@
 //! Owns: the wiring, the order of start and of stop. Must not know: algorithms.
 //! Driven by: `cli` (`run`, `init`, `join`).
 
+mod addresses;
 mod dns;
 mod interfaces;
 pub mod mesh;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use gossamer_core::vip::{Mode, Pool};
@@ -69,8 +71,8 @@ pub struct About {
     pub vip_mode: Mode,
     /// Where mesh traffic arrives.
     pub mesh_listen: SocketAddr,
-    /// Where others are told to dial.
-    pub advertised: Vec<SocketAddr>,
+    /// Where others are told to dial; the one fact that changes.
+    pub advertised: watch::Receiver<Vec<SocketAddr>>,
     /// Where DNS is answered.
     pub dns: SocketAddr,
     /// Why that is not port 53.

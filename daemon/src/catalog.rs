@@ -8,6 +8,7 @@ mod projection;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -76,6 +77,8 @@ pub enum Command {
     },
     /// This node has a new certificate, DER.
     Certificate(Vec<u8>),
+    /// Others are told to dial this node here from now on, best first.
+    Addresses(Vec<SocketAddr>),
     /// Other services of other groups stand behind their short names from here on.
     Imports(Imports),
     /// What is held, in numbers and by node.
@@ -241,6 +244,10 @@ impl Task {
                     self.parts.card.leaf = leaf;
                     self.parts.core.handle(Input::Card(self.parts.card.clone()), now);
                 }
+                Wake::Command(Command::Addresses(addresses)) => {
+                    self.parts.card.addresses = addresses;
+                    self.parts.core.handle(Input::Card(self.parts.card.clone()), now);
+                }
                 Wake::Command(Command::Imports(imports)) => {
                     self.parts.core.handle(Input::Imports(imports), now);
                 }
@@ -267,6 +274,7 @@ impl Task {
                 Output::ServiceChanged(service) => self.projection.note_service(service),
                 Output::NodeChanged(node) => {
                     self.projection.note_node(node);
+                    self.projection.name_denied(node, self.parts.core.denied_addresses(node));
                     self.tell_transport(node);
                 }
                 Output::EpochBehind { at_least } => self.raise_epoch(at_least).await,

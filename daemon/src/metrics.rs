@@ -43,6 +43,8 @@ pub struct Metrics {
     stray_datagrams: Counter,
     data_connections_refused: Counter,
     dial_failures: Counter,
+    dial_attempts_failed: Family<Reason, Counter>,
+    seen_addresses_refused: Family<Reason, Counter>,
     membership_queue_full: Counter,
     renewals: Counter,
     swim_refused: Counter,
@@ -145,6 +147,8 @@ impl Default for Metrics {
             stray_datagrams: Counter::default(),
             data_connections_refused: Counter::default(),
             dial_failures: Counter::default(),
+            dial_attempts_failed: Family::default(),
+            seen_addresses_refused: Family::default(),
             membership_queue_full: Counter::default(),
             renewals: Counter::default(),
             swim_refused: Counter::default(),
@@ -170,6 +174,14 @@ impl Metrics {
         registry.register("api_refused", "Requests to the local API that were not for who asked", refused);
         let answered = self.handshakes_answered.clone();
         registry.register("handshakes_answered", "First packets of handshakes by what they got", answered);
+        let failed = self.dial_attempts_failed.clone();
+        registry.register("dial_attempts_failed", "Addresses of nodes dialled in vain by reason", failed);
+        let refused = self.seen_addresses_refused.clone();
+        registry.register(
+            "seen_addresses_refused",
+            "Words of peers on this node's address, of no use",
+            refused,
+        );
         for (name, help, counter) in [
             ("bad_frames", "Connections closed for bytes no honest peer sends", &self.bad_frames),
             ("stray_datagrams", "Datagrams of peers that belong to no flow", &self.stray_datagrams),
@@ -248,6 +260,16 @@ impl Metrics {
     /// Counts a dial that reached nobody.
     pub fn dial_failed(&self) {
         self.dial_failures.inc();
+    }
+
+    /// Counts an attempt to dial one address of a node that came to nothing.
+    pub fn dial_attempt_failed(&self, reason: &'static str) {
+        self.dial_attempts_failed.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// Counts a peer's word on this node's address that cannot be one.
+    pub fn seen_address_refused(&self, reason: &'static str) {
+        self.seen_addresses_refused.get_or_create(&Reason { reason }).inc();
     }
 
     /// Counts a SWIM packet that was dropped because membership was busy.
@@ -378,6 +400,14 @@ impl Page<'_> {
         self.gauge("adverts_quarantined", "Fragments stored but not served", counters.quarantined)?;
         self.gauge("records_outside_claims", "Records their node may not export", counters.outside_claims)?;
         self.gauge("fqdns_outside_suffixes", "FQDNs their node may not export", counters.outside_suffixes)?;
+        let denied: Vec<_> =
+            counters.addresses_denied.iter().map(|(why, number)| (why.word(), *number)).collect();
+        self.counters(
+            "card_addresses_denied",
+            "Addresses in cards that are never dialled",
+            "reason",
+            &denied,
+        )?;
         self.counter("adverts_accepted", "Adverts of others taken", counters.accepted)?;
         self.counter("advert_duplicates", "Copies of stored adverts", counters.duplicates)?;
         self.counter("adverts_older", "Copies older than the stored advert", counters.older)?;

@@ -145,7 +145,7 @@ fn token_of_another_root(lab: &Lab) -> Result<()> {
         &lab.node("joiner")?,
         &token,
         FAILED,
-        &["does not belong to the mesh of this token", "--address"],
+        &["wrong identity", "shown to nobody and is unused", "--address"],
     )
 }
 

@@ -430,7 +430,8 @@ async fn connect(
     credentials: &Credentials,
     alpn: &[u8],
 ) -> Result<Result<Connection, String>> {
-    connect_from(Ipv4Addr::LOCALHOST, server, credentials, alpn).await
+    let source = if server.ip().is_loopback() { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
+    connect_from(source, server, credentials, alpn).await
 }
 
 /// Connects from an address of this host.

@@ -247,6 +247,7 @@ fn mesh_parts(identity: Identity, state: &Path) -> Result<MeshParts> {
         store: Store::open(state)?,
         udp: Udp::Bind("127.0.0.1:0".parse()?),
         advertise: Vec::new(),
+        deny: gossamer_core::reach::Deny::default(),
         zone: None,
         region: None,
         imports: Imports::default(),

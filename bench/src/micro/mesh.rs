@@ -87,6 +87,7 @@ impl Mesh {
             zone: None,
             region: None,
             imports: Imports::default(),
+            deny: gossamer_core::reach::Deny::default(),
             direct_up_to: DIRECT_UP_TO,
             first_seq: 0,
         };

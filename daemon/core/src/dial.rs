@@ -4,18 +4,23 @@
 //! Must not know: sockets, certificates, SWIM. Driven by: the task that keeps one control connection per pair.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use gossamer_wire::NodeId;
-use gossamer_wire::limits::{MAX_ADDRESSES, MAX_NODES};
+use gossamer_wire::limits::MAX_NODES;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use crate::reach::Deny;
+
+mod addresses;
 #[cfg(test)]
 mod tests;
 mod twins;
 mod warm;
+
+use addresses::Addresses;
 
 pub use twins::{Twins, later_process, process_nonce};
 pub use warm::{PairRank, WarmSet};
@@ -63,6 +68,8 @@ pub enum Keep {
 pub struct DialBook {
     me: NodeId,
     rng: StdRng,
+    /// Where nobody is dialled.
+    deny: Deny,
     entries: BTreeMap<NodeId, Entry>,
     /// Nodes that wait for their dial.
     waiting: BTreeSet<(Instant, NodeId)>,
@@ -89,8 +96,7 @@ pub struct DialBook {
 
 #[derive(Debug)]
 struct Entry {
-    card: Vec<SocketAddr>,
-    hints: Vec<SocketAddr>,
+    addresses: Addresses,
     standing: Standing,
     failures: u32,
     /// What the back-off starts anew from.
@@ -115,6 +121,7 @@ impl DialBook {
         Self {
             me,
             rng,
+            deny: Deny::default(),
             entries: BTreeMap::new(),
             waiting: BTreeSet::new(),
             silent_waiting: BTreeSet::new(),
@@ -137,6 +144,13 @@ impl DialBook {
         self
     }
 
+    /// Sets which addresses are dropped, whoever names them; [`Deny::default`] otherwise.
+    #[must_use]
+    pub const fn with_deny(mut self, deny: Deny) -> Self {
+        self.deny = deny;
+        self
+    }
+
     /// Takes in addresses of a node; those nobody can dial are dropped. A node not known before counts as
     /// [`Standing::Silent`] until [`Self::set_standing`] says otherwise. It is dialled at once; when only its card
     /// is known, it has heard of this node as well, and the larger of the two ids lets the other dial first. A full
@@ -145,22 +159,23 @@ impl DialBook {
         if !self.has_room_for(node) {
             return;
         }
-        let addresses = addresses.iter().filter_map(|address| dialable(*address));
+        let deny = self.deny;
+        let addresses = addresses.iter().filter_map(|address| deny.check(*address).ok());
         let first = if source == Source::Card { self.first_dial(node, now) } else { now };
         let warm = self.warm;
         self.rest_for_news_of(node, now);
         let entry = self.entry(node);
+        let was_stuck = entry.addresses.usable_from().is_some_and(|from| from > now);
         match source {
-            Source::Card | Source::StoredCard => entry.card = addresses.take(MAX_ADDRESSES).collect(),
-            Source::Hint => {
-                for address in addresses {
-                    entry.hints.retain(|known| *known != address);
-                    entry.hints.insert(0, address);
-                }
-                entry.hints.truncate(MAX_HINTS);
-            }
+            Source::Card | Source::StoredCard => entry.addresses.set_card(addresses),
+            Source::Hint => addresses.for_each(|address| entry.addresses.hint(address)),
         }
         match (entry.state, entry.has_address()) {
+            // It waits, or has to, for the time when an address that is another's here may be tried again.
+            (State::Waiting(due), true) => {
+                let is_freed = was_stuck && entry.addresses.usable_from().is_none();
+                self.set_state(node, State::Waiting(if is_freed { first } else { due }));
+            }
             (State::Idle, true) if entry.is_wanted(warm) => {
                 self.set_state(node, State::Waiting(first));
                 self.limit_silent();
@@ -246,6 +261,23 @@ impl DialBook {
         self.back_off(node, now);
     }
 
+    /// A dial reached the node at this address.
+    pub fn reached(&mut self, node: NodeId, address: SocketAddr) {
+        if let Some(entry) = self.entries.get_mut(&node) {
+            entry.addresses.reached(address);
+        }
+    }
+
+    /// Somebody else answered a dial at this address: it is left alone for a while. The dial goes on or ends by itself.
+    pub fn met_another(&mut self, node: NodeId, address: SocketAddr, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&node) {
+            entry.addresses.is_wrong(address, now);
+            if let State::Waiting(due) = entry.state {
+                self.set_state(node, State::Waiting(due));
+            }
+        }
+    }
+
     /// A dial came to nothing.
     pub fn failed(&mut self, node: NodeId, now: Instant) {
         if self.answered(node, now) {
@@ -282,7 +314,7 @@ impl DialBook {
         let due = self.next_deadline().filter(|due| *due <= now)?;
         let (_, node) = *self.waiting.first()?;
         let is_urgent = self.urgent.contains(&node);
-        let addresses = self.entries.get(&node)?.addresses();
+        let addresses = self.entries.get(&node)?.addresses.usable(now);
         self.set_state(node, State::Dialing(now));
         let settles = self.settled.is_none() && self.connected + self.in_flight.len() >= FEW;
         if settles {
@@ -296,9 +328,9 @@ impl DialBook {
         Some(Dial { node, addresses })
     }
 
-    /// Returns where a node may be dialled, best first; empty when nobody knows.
-    pub fn addresses_of(&self, node: NodeId) -> Vec<SocketAddr> {
-        self.entries.get(&node).map_or_else(Vec::new, Entry::addresses)
+    /// Returns where a node may be dialled now, best first; empty when nobody knows.
+    pub fn addresses_of(&self, node: NodeId, now: Instant) -> Vec<SocketAddr> {
+        self.entries.get(&node).map_or_else(Vec::new, |entry| entry.addresses.usable(now))
     }
 
     /// Returns when [`Self::next_dial`] has something; `None` while it waits for an answer or a node.
@@ -387,6 +419,13 @@ impl DialBook {
     /// The only place that changes a state: `waiting` and `in_flight` follow it.
     fn set_state(&mut self, node: NodeId, state: State) {
         let Some(entry) = self.entries.get_mut(&node) else { return };
+        let state = match state {
+            // Not before there is somewhere to dial.
+            State::Waiting(due) => {
+                State::Waiting(entry.addresses.usable_from().map_or(due, |from| due.max(from)))
+            }
+            state => state,
+        };
         match std::mem::replace(&mut entry.state, state) {
             State::Waiting(due) => {
                 self.waiting.remove(&(due, node));
@@ -451,10 +490,9 @@ impl DialBook {
 }
 
 impl Entry {
-    const fn new(rank: PairRank) -> Self {
+    fn new(rank: PairRank) -> Self {
         Self {
-            card: Vec::new(),
-            hints: Vec::new(),
+            addresses: Addresses::default(),
             standing: Standing::Silent,
             failures: 0,
             least_failures: 0,
@@ -468,14 +506,8 @@ impl Entry {
         self.standing == Standing::Silent || warm.holds(self.rank)
     }
 
-    fn has_address(&self) -> bool {
-        !self.card.is_empty() || !self.hints.is_empty()
-    }
-
-    /// Returns the card's addresses, then the hints that add to them.
-    fn addresses(&self) -> Vec<SocketAddr> {
-        let hints = self.hints.iter().filter(|hint| !self.card.contains(hint));
-        self.card.iter().chain(hints).copied().collect()
+    const fn has_address(&self) -> bool {
+        !self.addresses.is_empty()
     }
 
     /// Draws the pause after one more failure.
@@ -503,30 +535,6 @@ impl Entry {
 pub fn keep_which(me: NodeId, peer: NodeId, first_dialer: NodeId, second_dialer: NodeId) -> Keep {
     if first_dialer != second_dialer && first_dialer == me.min(peer) { Keep::First } else { Keep::Second }
 }
-
-/// Returns the address in its plain form if a packet to it can reach another node. Loopback can: several
-/// daemons may share a machine.
-fn dialable(address: SocketAddr) -> Option<SocketAddr> {
-    let ip = address.ip().to_canonical();
-    let has_no_scope = matches!(address, SocketAddr::V6(v6) if v6.scope_id() == 0);
-    let is_link_local = match ip {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local() && has_no_scope,
-    };
-    let is_bad = address.port() == 0
-        || ip.is_unspecified()
-        || ip.is_multicast()
-        || ip == IpAddr::V4(Ipv4Addr::BROADCAST)
-        || is_link_local;
-    match ip {
-        _ if is_bad => None,
-        IpAddr::V4(_) => Some(SocketAddr::new(ip, address.port())),
-        IpAddr::V6(_) => Some(address),
-    }
-}
-
-/// Addresses kept beside a card's: where the node was seen, and what tokens and the disk say.
-const MAX_HINTS: usize = 4;
 
 /// Pause between two dials: at most 50 a second, because a handshake costs both sides up to 0.9 ms and 4.4 KB.
 const PACE: Duration = Duration::from_millis(20);

@@ -388,7 +388,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         dns: about.dns,
         dns_names: state.zone.answered(),
         mesh_listen: about.mesh_listen,
-        advertised: about.advertised.clone(),
+        advertised: about.advertised.borrow().clone(),
         socket: about.socket.clone(),
         state_dir: about.state_dir.clone(),
         members_alive: views::members_alive(&nodes, about.node),

@@ -145,6 +145,7 @@ impl From<TokenError> for Refusal {
         match error {
             TokenError::TooLong(_)
             | TokenError::Addresses(_)
+            | TokenError::Denied(..)
             | TokenError::Unlimited
             | TokenError::TooMany => Self::malformed(error),
             TokenError::NoIssuer(..) | TokenError::Scope(_) | TokenError::NoRoot => Self::conflict(error),

@@ -171,7 +171,7 @@ pub(super) fn about(dir: &Path) -> About {
         pool: Pool::of_slot(0),
         vip_mode: gossamer_core::vip::Mode::Bind,
         mesh_listen: "0.0.0.0:4677".parse().expect("address"),
-        advertised: Vec::new(),
+        advertised: tokio::sync::watch::channel(Vec::new()).1,
         dns: "127.240.0.53:4653".parse().expect("address"),
         dns_fallback_reason: Some("permission denied".to_owned()),
         socket: dir.join("s"),
@@ -220,7 +220,8 @@ fn trust(stage: &Stage, dir: &Path, index: &IndexWriter) -> (IssuerHandle, Autho
         live: Live::clone(&live),
         lifetimes: Lifetimes::default(),
         index: index.reader(),
-        advertised: Vec::new(),
+        advertised: tokio::sync::watch::channel(Vec::new()).1,
+        deny: gossamer_core::reach::Deny::default(),
         joiners,
         metrics: Arc::default(),
     };

@@ -445,6 +445,12 @@ pub(super) fn named_finding(named: &Named, this: NodeId, name_of: impl Fn(NodeId
             format!("node {who} and node {other} have the same name and group, since {since}"),
             format!("let one of them join again with another --node; {who}.node names both"),
         ),
+        What::DeniedAddresses { first: (address, why), count } => (
+            format!(
+                "node {who} advertises {count} addresses that are never dialled, such as {address}: {why}; since {since}"
+            ),
+            format!("correct `advertise` on {who}; its other addresses count"),
+        ),
         What::Searches { name } => (
             format!("node {name} asks over and over for what it may not call or is not here, since {since}"),
             format!(

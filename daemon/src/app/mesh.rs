@@ -11,14 +11,15 @@ use arc_swap::ArcSwap;
 use quinn::Connection;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use gossamer_core::catalog::{CardContent, Catalog, CatalogConfig, DIRECT_UP_TO, Imports};
+use gossamer_core::reach::Deny;
 use gossamer_wire::frame::AdvertCopy;
 use gossamer_wire::swim::Identity as SwimIdentity;
 use gossamer_wire::{Generation, RegionName, ServiceRecord, ZoneName};
 
-use super::{RunError, interfaces};
+use super::{RunError, addresses};
 use crate::authority::AuthorityHandle;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
@@ -69,6 +70,8 @@ pub struct MeshParts {
     pub udp: Udp,
     /// Addresses it gives others besides the one it listens on.
     pub advertise: Vec<SocketAddr>,
+    /// Addresses that it never dials.
+    pub deny: Deny,
     /// Its small failure domain.
     pub zone: Option<ZoneName>,
     /// Its large failure domain.
@@ -96,8 +99,8 @@ pub struct Mesh {
     pub peers: Peers,
     /// Where it listens.
     pub listen: SocketAddr,
-    /// Where others are told to dial.
-    pub advertised: Vec<SocketAddr>,
+    /// Where others are told to dial, as it changes.
+    pub advertised: watch::Receiver<Vec<SocketAddr>>,
     /// What it knows of others.
     pub index: IndexReader,
     /// Takes complete sets of its own records.
@@ -173,12 +176,13 @@ pub fn start_without_catalog(
     let believed = (&live, &trust, &authority);
     let (transport, inputs) = start_transport(&stages.transport, &parts, believed)?;
     let (peers, listen) = transport;
-    let advertised = interfaces::advertised(&parts.advertise, listen);
     let epoch = identity::next_epoch(&parts.store)?;
 
     let index = IndexWriter::default();
     let reader = index.reader();
     let (commands_in, commands) = mpsc::channel(catalog::COMMANDS);
+    let sources = addresses::Sources { given: parts.advertise.clone(), listen, seen: peers.seen() };
+    let advertised = addresses::start(&stages.membership, sources, commands_in.clone());
     let members = membership::Parts {
         me: SwimIdentity { node: parts.identity.node(), generation: Generation::of_epoch(epoch) },
         inputs: inputs.membership,
@@ -212,8 +216,8 @@ pub fn start_without_catalog(
     let (records, record_sets) = mpsc::channel(catalog::RECORD_SETS);
     let replica = catalog::Parts {
         me: parts.identity.node(),
-        core: catalog_core(&parts, epoch, restored),
-        card: card(&parts, &advertised),
+        core: catalog_core(&parts, &advertised.borrow(), epoch, restored),
+        card: card(&parts, &advertised.borrow()),
         inputs: inputs.catalog,
         commands,
         records: record_sets,
@@ -250,6 +254,7 @@ fn start_transport(
         trust: Trust::clone(trust),
         live: Live::clone(live),
         authority: authority.clone(),
+        deny: parts.deny,
         reset_key: identity::reset_key(&parts.store, &parts.entropy)?,
         membership: membership_in.clone(),
         catalog: catalog_in,
@@ -264,7 +269,12 @@ fn start_transport(
     Ok((started, Inputs { membership_in, membership, catalog, flows }))
 }
 
-fn catalog_core(parts: &MeshParts, epoch: u64, restored: Vec<AdvertCopy>) -> Catalog {
+fn catalog_core(
+    parts: &MeshParts,
+    advertised: &[SocketAddr],
+    epoch: u64,
+    restored: Vec<AdvertCopy>,
+) -> Catalog {
     let identity = &parts.identity;
     let mut rng = SmallRng::from_rng(&mut parts.entropy.rng("catalog"));
     let config = CatalogConfig {
@@ -273,6 +283,11 @@ fn catalog_core(parts: &MeshParts, epoch: u64, restored: Vec<AdvertCopy>) -> Cat
         zone: parts.zone.clone(),
         region: parts.region.clone(),
         imports: parts.imports.clone(),
+        // Daemons that are found on loopback share the machine; others are misled by it.
+        deny: match advertised.iter().any(|address| address.ip().is_loopback()) {
+            true => parts.deny,
+            false => parts.deny.with_loopback(),
+        },
         direct_up_to: DIRECT_UP_TO,
         first_seq: rng.random(),
     };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use quinn::Connection;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use gossamer_core::vip::{Mode, Pool};
@@ -98,7 +98,7 @@ impl<'a> Wiring<'a> {
         };
         dns::start(&self.stages.dns, dns_sockets, names);
         let issuer =
-            self.issuer(&reader, &advertised, joiners, (&mesh.live, &mesh.trust, &mesh.authority))?;
+            self.issuer(&reader, advertised.clone(), joiners, (&mesh.live, &mesh.trust, &mesh.authority))?;
 
         self.read_metrics((dns_metrics, forwarder.clone()), &reader, &registry, &relay, &vips, &mesh.live);
         let about = Arc::new(self.about(mesh.listen, advertised, listening));
@@ -137,6 +137,7 @@ impl<'a> Wiring<'a> {
             store: self.store.clone(),
             udp: Udp::Bind(self.settings.listen),
             advertise: self.settings.advertise.clone(),
+            deny: self.settings.never_dialled(),
             zone: self.zone(),
             region: self.region(),
             imports: self.settings.import.clone(),
@@ -268,7 +269,7 @@ impl<'a> Wiring<'a> {
     fn issuer(
         &self,
         index: &IndexReader,
-        advertised: &[SocketAddr],
+        advertised: watch::Receiver<Vec<SocketAddr>>,
         joiners: mpsc::Receiver<Connection>,
         (live, trust, authority): (&Live, &Trust, &AuthorityHandle),
     ) -> Result<IssuerHandle, StoreError> {
@@ -280,7 +281,8 @@ impl<'a> Wiring<'a> {
             authority: authority.clone(),
             lifetimes: self.settings.lifetimes,
             index: index.clone(),
-            advertised: advertised.to_vec(),
+            advertised,
+            deny: self.settings.never_dialled(),
             joiners,
             metrics: Arc::clone(&self.metrics),
         };
@@ -310,7 +312,12 @@ impl<'a> Wiring<'a> {
         self.metrics.read_from(move || readers.read());
     }
 
-    fn about(&self, mesh_listen: SocketAddr, advertised: Vec<SocketAddr>, dns: dns::Listening) -> About {
+    fn about(
+        &self,
+        mesh_listen: SocketAddr,
+        advertised: watch::Receiver<Vec<SocketAddr>>,
+        dns: dns::Listening,
+    ) -> About {
         About {
             version: env!("CARGO_PKG_VERSION"),
             mesh: self.identity.mesh,

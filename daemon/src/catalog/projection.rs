@@ -6,9 +6,11 @@
 //! One change costs one view: of the service or the node it is about.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use gossamer_core::catalog::Catalog;
 use gossamer_core::membership::MemberState;
+use gossamer_core::reach::Denied;
 use gossamer_core::time::Now;
 use gossamer_wire::{NodeId, ServiceName};
 
@@ -81,6 +83,20 @@ impl Projection {
     /// Returns names of nodes.
     pub(super) const fn names(&self) -> &IndexReader {
         &self.reader
+    }
+
+    /// Names a node that advertises addresses which are never dialled, or takes that back.
+    pub(super) fn name_denied(&self, node: NodeId, denied: &[(SocketAddr, Denied)]) {
+        let findings = self.events.findings();
+        match denied.first() {
+            Some(&first) => {
+                findings.name(node, What::DeniedAddresses { first, count: denied.len() }, self.clock.wall());
+            }
+            None => {
+                let any = (SocketAddr::from(([0; 4], 0)), Denied::PortZero);
+                findings.clear(node, &What::DeniedAddresses { first: any, count: 0 });
+            }
+        }
     }
 
     fn update(&self, index: &mut IndexWriter, node: NodeId, change: impl FnOnce(&mut NodeSummary)) {

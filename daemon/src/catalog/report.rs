@@ -38,6 +38,12 @@ pub(super) fn line(event: CatalogEvent, names: &IndexReader) -> Event {
             &format!("{count} FQDNs are outside the suffixes its certificate allows"),
             this(),
         ),
+        CatalogEvent::AddressesDenied { node, addresses } => {
+            let list: Vec<_> =
+                addresses.iter().map(|(address, why)| format!("{address} ({})", why.word())).collect();
+            let who = format!("addresses of node {}", name(node));
+            entry(who, ("advertised", "denied"), &format!("never dialled: {}", list.join(", ")), this())
+        }
         CatalogEvent::Forgotten { node } => entry(
             format!("node {}", name(node)),
             ("silent", "forgotten"),

@@ -3,7 +3,9 @@
 //! Owns: how tokens are asked for and shown. Must not know: what is in one. Driven by: `cli`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
+use gossamer_core::reach::{Span, span};
 use gossamer_wire::token::Claims;
 
 use super::args::{Role, Token, TokenCreate};
@@ -60,10 +62,22 @@ fn show(created: &CreatedToken, json: bool) -> Result<(), Failure> {
         return output::json(created);
     }
     output::data(&created.token);
+    output::note(dials(&created.addresses));
     created.warnings.iter().for_each(|warning| output::note(format_args!("warning: {warning}")));
     // Not the token again: what stands on standard error lands in logs.
     output::note("run on the other machine, and give it the token on standard input: gossamer join -");
     Ok(())
+}
+
+/// Says where who has the token will dial, and from where that works.
+pub(super) fn dials(addresses: &[SocketAddr]) -> String {
+    let described = |address: &SocketAddr| match span(address.ip()) {
+        Span::Global => format!("udp {address}"),
+        Span::Private => format!("udp {address} (networks around it only)"),
+        Span::Machine => format!("udp {address} (this machine only)"),
+    };
+    let list: Vec<_> = addresses.iter().map(described).collect();
+    format!("joiners try these addresses: {}", list.join(", "))
 }
 
 /// Asks the daemon for a token.
@@ -198,6 +212,16 @@ mod tests {
             let error = created(options).expect_err("refused");
             assert!(error.contains(why), "{options:?}: {error}");
         }
+    }
+
+    #[test]
+    fn each_address_is_shown_with_who_can_use_it() {
+        let addresses = ["203.0.113.9:4677", "10.0.0.1:4677", "127.0.0.1:4677"];
+        let said = dials(&addresses.map(|text| text.parse().expect("address")));
+        assert_eq!(
+            said,
+            "joiners try these addresses: udp 203.0.113.9:4677, udp 10.0.0.1:4677 (networks around it only), udp 127.0.0.1:4677 (this machine only)"
+        );
     }
 
     fn used(name: &str) -> TokenUse {

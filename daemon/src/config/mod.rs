@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use gossamer_core::access::Policy;
 use gossamer_core::catalog::Imports;
+use gossamer_core::reach::Deny;
 use gossamer_core::select::Routes;
 use gossamer_core::vip::{Mode, Pool, Redirect};
 use gossamer_wire::{FqdnSuffix, RegionName, ZoneName};
@@ -333,6 +334,11 @@ impl Settings {
     /// Returns the addresses of dnat mode, in whatever mode the daemon is.
     pub const fn redirect(&self) -> Redirect {
         Redirect::new(self.vip_pool, self.slot.number())
+    }
+
+    /// Returns the addresses that this daemon never dials, whoever names them.
+    pub fn never_dialled(&self) -> Deny {
+        Deny::of_pools(self.vip_pool, self.redirect().network6().0)
     }
 
     /// Returns every key with its value as the file would hold it.

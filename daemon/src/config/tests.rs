@@ -161,6 +161,12 @@ fn values_of_the_wrong_shape_are_refused() {
         ("listen = \"localhost:1\"", "no IP address"),
         ("listen = \"0.0.0.0:0\"", "no IP address"),
         ("advertise = [\"0.0.0.0\"]", "nobody can dial"),
+        (
+            "advertise = [\"169.254.169.254\"]",
+            "nobody can dial 169.254.169.254: it is a cloud's metadata service",
+        ),
+        ("advertise = [\"fe80::1\"]", "it is a link-local address"),
+        ("advertise = [\"127.240.0.9:1\"]", "it is a virtual address of the mesh"),
         ("advertise = [1]", "quote each item"),
         ("[log]\nformat = \"xml\"", "text, json"),
         ("state_dir = \"\"", "empty"),

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use gossamer_core::access::Base;
 use gossamer_core::catalog::Imports;
+use gossamer_core::reach::Deny;
 use gossamer_core::select::Routes;
 use gossamer_core::vip::{Mode, Pool, PoolError};
 use gossamer_dns::{MAX_UPSTREAMS, Zone, ZoneError, check_upstream};
@@ -264,13 +265,14 @@ fn addresses(raw: &Raw) -> Result<Vec<HostPort>, Wrong> {
         ));
     }
     let addresses: Vec<_> = items.iter().map(|item| host_port(item)).collect::<Result<_, _>>()?;
-    match addresses.iter().find(|address| address.ip.is_unspecified()) {
-        Some(any) => Err((
-            format!("nobody can dial {}", any.ip),
-            "write an address of this machine that others can reach".to_owned(),
-        )),
-        None => Ok(addresses),
+    for address in &addresses {
+        // Others would drop it, and name this node for it.
+        Deny::default().check(address.or_port(1)).map_err(|why| {
+            let fix = "write an address of this machine that others can reach".to_owned();
+            (format!("nobody can dial {}: {why}", address.ip), fix)
+        })?;
     }
+    Ok(addresses)
 }
 
 fn operator(text: &str) -> Result<Operator, Wrong> {

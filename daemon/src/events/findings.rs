@@ -17,6 +17,7 @@ use std::mem::{Discriminant, discriminant};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use gossamer_core::reach::Denied;
 use gossamer_wire::{NodeId, NodeName};
 
 /// What is wrong with a node. Its data may change while the finding stays the same one.
@@ -41,6 +42,13 @@ pub enum What {
     Searches {
         /// Its name, as certified: its card may not be here.
         name: NodeName,
+    },
+    /// Its card holds addresses that are never dialled.
+    DeniedAddresses {
+        /// One of them, and why.
+        first: (SocketAddr, Denied),
+        /// How many there are.
+        count: usize,
     },
 }
 
@@ -96,7 +104,9 @@ impl Findings {
     /// Counts findings by their word.
     pub fn counts(&self) -> Vec<(&'static str, u64)> {
         let mut counts: BTreeMap<_, u64> =
-            ["false_claims", "runs_twice", "same_name", "searches"].map(|word| (word, 0)).into();
+            ["denied_addresses", "false_claims", "runs_twice", "same_name", "searches"]
+                .map(|word| (word, 0))
+                .into();
         for named in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             *counts.entry(named.what.word()).or_default() += 1;
         }
@@ -118,6 +128,7 @@ impl What {
             Self::RunsTwice { .. } => "runs_twice",
             Self::SameName { .. } => "same_name",
             Self::Searches { .. } => "searches",
+            Self::DeniedAddresses { .. } => "denied_addresses",
         }
     }
 
@@ -144,6 +155,7 @@ mod tests {
         let expected = [of(What::RunsTwice { at: None }, 50), of(What::FalseClaims { refuted: 9 }, 100)];
         assert_eq!(findings.all(), expected);
         let counts = [("false_claims", 1), ("runs_twice", 1), ("same_name", 0), ("searches", 0)];
+        let counts = [[("denied_addresses", 0)].as_slice(), &counts].concat();
         assert_eq!(findings.counts(), counts);
     }
 

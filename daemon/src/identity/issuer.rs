@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use quinn::Connection;
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use gossamer_core::admission::{Request, Use, Verdict};
+use gossamer_core::reach::{Denied, Deny, Span, shorten, span};
 use gossamer_core::trust::{Leaf, signature_holds, spki_hash};
 use gossamer_wire::join::{Admitted, JoinReply, JoinRequest, PeerHint, Refusal};
 use gossamer_wire::limits::{MAX_ADDRESSES, MAX_TOKEN_ADDRESSES};
@@ -97,6 +98,9 @@ pub enum TokenError {
     /// The operator's fault: more than the token format holds.
     #[error("a token holds at most {MAX_TOKEN_ADDRESSES} addresses, {0} were given")]
     Addresses(usize),
+    /// The operator's fault: no joiner would dial it.
+    #[error("{0} cannot be in a token: {1}; give an address of an issuer that joiners can reach")]
+    Denied(SocketAddr, Denied),
     /// The operator's fault: long multi-use tokens are only for short-lived nodes of a known kind.
     #[error("a token without a limit of uses needs --ephemeral, --group and --name")]
     Unlimited,
@@ -203,7 +207,9 @@ pub struct Parts {
     /// Who is a member, for names in use and for hints.
     pub index: IndexReader,
     /// Where this node can be dialled.
-    pub advertised: Vec<SocketAddr>,
+    pub advertised: watch::Receiver<Vec<SocketAddr>>,
+    /// Addresses that nobody shall be told to dial.
+    pub deny: Deny,
     /// Connections of joiners.
     pub joiners: mpsc::Receiver<Connection>,
     /// The metrics.
@@ -215,12 +221,12 @@ pub struct Parts {
 /// # Errors
 /// The tokens file is damaged.
 pub fn start(stage: &Stage, parts: Parts) -> Result<IssuerHandle, StoreError> {
-    let Parts { store, identity, live, trust, authority, lifetimes, index, advertised, joiners, metrics } =
-        parts;
+    let Parts { store, identity, live, trust, authority, lifetimes, index, advertised, deny, .. } = parts;
+    let (joiners, metrics) = (parts.joiners, parts.metrics);
     let tokens = Tokens::read(&store)?;
     let (commands, queue) = mpsc::channel(COMMANDS);
     let believed = Trust::clone(&trust);
-    let desk = Desk { store, identity, live, trust, authority, lifetimes, index, advertised, tokens };
+    let desk = Desk { store, identity, live, trust, authority, lifetimes, index, advertised, deny, tokens };
     let stop = stage.stopping().clone();
     stage.spawn("issuer", async move {
         tokio::select! {
@@ -242,7 +248,8 @@ struct Desk {
     authority: AuthorityHandle,
     lifetimes: Lifetimes,
     index: IndexReader,
-    advertised: Vec<SocketAddr>,
+    advertised: watch::Receiver<Vec<SocketAddr>>,
+    deny: Deny,
     tokens: Tokens,
 }
 
@@ -280,6 +287,9 @@ impl Desk {
         let issuer = self.check_mint(request.group.as_ref().unwrap_or_else(|| self.identity.group()))?;
         if request.addresses.len() > MAX_TOKEN_ADDRESSES {
             return Err(TokenError::Addresses(request.addresses.len()));
+        }
+        if let Some((address, why)) = self.deny.part(request.addresses.clone()).1.first() {
+            return Err(TokenError::Denied(*address, *why));
         }
         let is_ephemeral = request.claims.ephemeral_seconds > 0;
         let bounded = is_ephemeral && request.group.is_some() && request.node_pattern.is_some();
@@ -338,8 +348,15 @@ impl Desk {
             known.view.as_ref().and_then(|view| view.addresses.first().copied())
         });
         let others: Vec<_> = others.take(MAX_TOKEN_ADDRESSES / 2).collect();
-        let own = self.advertised.iter().copied().take(MAX_TOKEN_ADDRESSES - others.len());
-        own.chain(others).collect()
+        let mut all = shorten(self.advertised.borrow().clone(), MAX_TOKEN_ADDRESSES - others.len());
+        for address in others {
+            if !all.contains(&address) {
+                all.push(address);
+            }
+        }
+        // What every network can use comes first, whose ever it is.
+        all.sort_by_key(|address| span(address.ip()) != Span::Global);
+        all
     }
 
     fn list(&self) -> Result<Vec<TokenInfo>, TokenError> {
@@ -519,7 +536,7 @@ impl Desk {
     fn hints(&self) -> Vec<PeerHint> {
         let own = PeerHint {
             node: self.identity.node(),
-            addresses: self.advertised.iter().copied().take(MAX_ADDRESSES).collect(),
+            addresses: self.advertised.borrow().iter().copied().take(MAX_ADDRESSES).collect(),
         };
         let live = self.live.load();
         let is_issuer = |node: NodeId| live.issuers.iter().any(|issuer| issuer.node == Some(node));
@@ -546,20 +563,19 @@ impl Desk {
 
 /// Warns when no other machine, or none outside this network, could reach the addresses of a token.
 fn address_warning(addresses: &[SocketAddr]) -> Option<String> {
-    let is_private = |address: &SocketAddr| match address.ip() {
-        std::net::IpAddr::V4(ip) => ip.is_private() || ip.is_link_local(),
-        std::net::IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
-    };
     let list = || addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    if addresses.is_empty() {
-        return Some("this node has no address to put into the token; add --address IP:PORT".to_owned());
+    // The span that reaches furthest.
+    match addresses.iter().map(|address| span(address.ip())).min() {
+        None => Some("this node has no address to put into the token; add --address IP:PORT".to_owned()),
+        Some(Span::Machine) => {
+            Some(format!("only this machine can reach {}; for others add --address IP:PORT", list()))
+        }
+        Some(Span::Private) => Some(format!(
+            "{} are private addresses; from other networks add --address PUBLIC-IP:PORT",
+            list()
+        )),
+        Some(Span::Global) => None,
     }
-    if addresses.iter().all(|address| address.ip().is_loopback()) {
-        return Some(format!("only this machine can reach {}; for others add --address IP:PORT", list()));
-    }
-    addresses.iter().all(|address| is_private(address) || address.ip().is_loopback()).then(|| {
-        format!("{} are private addresses; from other networks add --address PUBLIC-IP:PORT", list())
-    })
 }
 
 #[cfg(test)]

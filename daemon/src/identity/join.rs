@@ -6,14 +6,16 @@
 //! The key is written before the token is shown to anybody, so that a cut connection can be repeated with the
 //! same key and the token is not lost (ADR 6).
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use quinn::{Connection, ConnectionError};
+use quinn::{Connection, ConnectionError, Endpoint};
 use thiserror::Error;
 use tokio::time::timeout;
 
+use gossamer_core::reach::{Deny, in_turns};
 use gossamer_core::statements::Statements;
 use gossamer_core::trust::{RootFacts, Sign as _, TrustBundle, read_root, spki_hash};
 use gossamer_wire::join::{Admitted, Ask, JoinReply, JoinRequest as Request, Refusal};
@@ -25,10 +27,14 @@ use super::credentials::trust_of;
 use super::{About, Files, Identity, NODE_KEY, NodeKey, Seed, load, save};
 use crate::clock;
 use crate::store::{Store, StoreError};
-use crate::transport::{dial_only, joiner, tls};
+use crate::transport::{Outcome, Race, Tried, Way, dial_only, joiner, nobody, plain, tls};
 
-/// Longest exchange with one address.
+/// Longest wait for a handshake with one address, and for the answer of an issuer.
 const ADDRESS_WITHIN: Duration = Duration::from_secs(5);
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// Holds the id of the token that was shown to an issuer, until this machine has joined.
+const SHOWN: &str = "token-shown";
 
 /// What the joiner is called.
 #[derive(Clone, Debug)]
@@ -39,6 +45,38 @@ pub struct JoinRequest {
     pub zone: Option<ZoneName>,
     /// Its large failure domain.
     pub region: Option<RegionName>,
+}
+
+/// Whom this machine has shown a token. While that is nobody, it is as good as new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// Nobody.
+    Never,
+    /// An issuer of the mesh, by an earlier try from this state directory.
+    Before,
+    /// An issuer of the mesh, by this try, which then heard no answer.
+    Now,
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Never => "the token was shown to nobody and is unused",
+            Self::Before => {
+                "this try showed the token to nobody, but an earlier one did: if that used it, this machine joins with it when the same command reaches the issuer"
+            }
+            Self::Now => {
+                "the token was shown and no answer came: if it was used, then for this machine, which joins with it when the same command is repeated"
+            }
+        })
+    }
+}
+
+fn list(tried: &[Tried]) -> String {
+    match tried {
+        [] => "the token names no address".to_owned(),
+        tried => tried.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    }
 }
 
 /// Why this machine did not join. Nothing but an unused key was written.
@@ -57,13 +95,14 @@ pub enum JoinError {
     Refused(Refusal),
     /// No address of the token answered as the issuer it names.
     #[error(
-        "no issuer answered at {addresses} ({last}); check that the issuer runs and that UDP to it is open, or make a token with `gossamer token create --address IP:PORT`"
+        "no issuer of the mesh was reached: {}; {shown}; check that the issuer runs and that UDP to it is open, or make a token with `gossamer token create --address IP:PORT`",
+        list(tried)
     )]
     Unreachable {
-        /// The addresses tried.
-        addresses: String,
-        /// What the last one said.
-        last: String,
+        /// Every address of the token, and why it failed.
+        tried: Vec<Tried>,
+        /// Who may know the token.
+        shown: Shown,
     },
     /// The certificate that came back does not hold: the issuer's fault.
     #[error("the issuer sent a certificate that does not hold: {0}")]
@@ -124,17 +163,40 @@ pub async fn join(store: &Store, token: &Token, request: &JoinRequest) -> Result
         return Err(JoinError::Expired(wall - grant.not_after));
     }
     let key = unused_key(store)?;
-    let mut last = "the token names no address".to_owned();
-    for address in &grant.addresses {
-        match timeout(ADDRESS_WITHIN, ask(*address, token, &key, request)).await {
-            Ok(Ok(JoinReply::Admitted(admitted))) => return accept(store, grant, &key, *admitted, request),
-            Ok(Ok(JoinReply::Refused(refusal))) => return Err(JoinError::Refused(refusal)),
-            Ok(Err(error)) => last = error.to_string(),
-            Err(_) => last = format!("no answer within {} s", ADDRESS_WITHIN.as_secs()),
-        }
+    let mut shown = if was_shown(store, grant)? { Shown::Before } else { Shown::Never };
+    let (addresses, denied) = Deny::default().part(grant.addresses.clone());
+    let failed = |address, outcome| Tried { way: Way::Udp(address), outcome };
+    let mut tried: Vec<_> =
+        denied.into_iter().map(|(address, why)| failed(address, Outcome::Denied(why))).collect();
+    let mut race = Race::new(in_turns(addresses), |address| async move {
+        (address, reach(grant.mesh, grant.root_pin, grant.bound_to(), address).await)
+    });
+    while let Some((address, reached)) = race.next().await {
+        let outcome = match reached {
+            Ok(issuer) => {
+                // Before it leaves: whoever is asked later whether it is unused must not be told so by mistake.
+                store.write(SHOWN, grant.id.to_string().as_bytes())?;
+                shown = Shown::Now;
+                match timeout(ANSWER_WITHIN, ask(issuer, token, &key, request)).await {
+                    Ok(Ok(JoinReply::Admitted(admitted))) => {
+                        return accept(store, grant, &key, *admitted, request);
+                    }
+                    Ok(Ok(JoinReply::Refused(refusal))) => return Err(JoinError::Refused(refusal)),
+                    Ok(Err(outcome)) => outcome,
+                    Err(_) => Outcome::NoAnswer(ANSWER_WITHIN),
+                }
+            }
+            Err(outcome) => outcome,
+        };
+        tracing::debug!(%address, %outcome, "no issuer");
+        tried.push(failed(address, outcome));
     }
-    let addresses = grant.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    Err(JoinError::Unreachable { addresses, last })
+    Err(JoinError::Unreachable { tried, shown })
+}
+
+/// Returns whether an earlier try from this state directory has shown this token to an issuer.
+fn was_shown(store: &Store, grant: &Grant) -> Result<bool, StoreError> {
+    Ok(store.read(SHOWN)?.is_some_and(|id| id[..] == *grant.id.to_string().as_bytes()))
 }
 
 /// Returns the key of an earlier, cut attempt, or a new one that is on disk.
@@ -149,46 +211,70 @@ fn unused_key(store: &Store) -> Result<NodeKey, JoinError> {
 }
 
 async fn ask(
-    address: SocketAddr,
+    issuer: Reached,
     token: &Token,
     key: &NodeKey,
     request: &JoinRequest,
-) -> io::Result<JoinReply> {
-    let grant = token.grant();
-    exchange(grant.mesh, grant.root_pin, grant.bound_to(), address, |binding| {
-        let proof = key.sign(&super::issuer::proof_bytes(grant.id, binding)).to_vec();
-        Ask::Join(Request {
-            token: token.reveal().to_owned(),
-            public_key: key.public(),
-            proof,
-            name: request.node.clone(),
+) -> Result<JoinReply, Outcome> {
+    let id = token.grant().id;
+    issuer
+        .say(|binding| {
+            let proof = key.sign(&super::issuer::proof_bytes(id, binding)).to_vec();
+            Ask::Join(Request {
+                token: token.reveal().to_owned(),
+                public_key: key.public(),
+                proof,
+                name: request.node.clone(),
+            })
         })
-    })
-    .await
+        .await
 }
 
-/// Asks the issuer at an address, this one or any of the mesh; nothing is said to anybody else. `ask` gets the binding of
-/// the TLS session.
-pub(super) async fn exchange(
+/// An issuer that has proved who it is, and was told nothing yet.
+#[derive(Debug)]
+pub(super) struct Reached {
+    connection: Connection,
+    endpoint: Endpoint,
+}
+
+/// Connects to the issuer at an address, this one or any of the mesh.
+pub(super) async fn reach(
     mesh: MeshId,
     pin: [u8; 32],
     issuer: Option<NodeId>,
     address: SocketAddr,
-    ask: impl FnOnce(&[u8; 32]) -> Ask,
-) -> io::Result<JoinReply> {
-    let tls = tls::joiner(mesh, pin, issuer).map_err(io::Error::other)?;
-    let endpoint = dial_only(address)?;
+) -> Result<Reached, Outcome> {
+    let broken = |error: &dyn fmt::Display| Outcome::Broken(error.to_string());
+    let tls = tls::joiner(mesh, pin, issuer).map_err(|error| broken(&error))?;
+    let config = joiner(tls).map_err(|error| broken(&error))?;
+    let endpoint = dial_only(address).map_err(|error| Outcome::NoRoute(error.to_string()))?;
     let connecting = endpoint
-        .connect_with(joiner(tls).map_err(io::Error::other)?, address, "gossamer.invalid")
-        .map_err(io::Error::other)?;
-    let connection = connecting.await.map_err(no_connection)?;
-    let binding = super::issuer::binding(&connection)
-        .ok_or_else(|| io::Error::other("the TLS session has no binding"))?;
-    let ask = ask(&binding);
-    let reply = converse(&connection, &ask).await.map_err(|error| said_at_close(&connection, error))?;
-    connection.close(0_u32.into(), b"thanks");
-    endpoint.wait_idle().await;
-    JoinReply::decode(&reply).map_err(io::Error::other)
+        .connect_with(config, address, "gossamer.invalid")
+        .map_err(|error| Outcome::NoRoute(error.to_string()))?;
+    let connection = tokio::select! {
+        biased;
+        connected = timeout(ADDRESS_WITHIN, connecting) => match connected {
+            Ok(connected) => connected.map_err(|error| Outcome::of(&error, ADDRESS_WITHIN))?,
+            Err(_) => return Err(Outcome::NoAnswer(ADDRESS_WITHIN)),
+        },
+        nobody = nobody(address) => return Err(nobody),
+    };
+    Ok(Reached { connection, endpoint })
+}
+
+impl Reached {
+    /// Asks, and reads the answer. `ask` gets the binding of the TLS session.
+    pub(super) async fn say(self, ask: impl FnOnce(&[u8; 32]) -> Ask) -> Result<JoinReply, Outcome> {
+        let Self { connection, endpoint } = self;
+        let binding = super::issuer::binding(&connection)
+            .ok_or_else(|| Outcome::Broken("the TLS session has no binding".to_owned()))?;
+        let reply = converse(&connection, &ask(&binding))
+            .await
+            .map_err(|error| said_at_close(&connection, &error))?;
+        connection.close(0_u32.into(), b"thanks");
+        endpoint.wait_idle().await;
+        JoinReply::decode(&reply).map_err(|error| Outcome::Broken(error.to_string()))
+    }
 }
 
 async fn converse(connection: &Connection, ask: &Ask) -> io::Result<Vec<u8>> {
@@ -199,31 +285,14 @@ async fn converse(connection: &Connection, ask: &Ask) -> io::Result<Vec<u8>> {
 }
 
 /// Prefers the words with which the issuer closed the connection to what that did to a stream.
-fn said_at_close(connection: &Connection, error: io::Error) -> io::Error {
+fn said_at_close(connection: &Connection, error: &io::Error) -> Outcome {
     match connection.close_reason() {
         Some(ConnectionError::ApplicationClosed(close)) if !close.reason.is_empty() => {
-            let words = String::from_utf8_lossy(&close.reason)
-                .replace(|c: char| !c.is_ascii_graphic() && c != ' ', "?");
-            io::Error::other(format!("it says: {words}"))
+            Outcome::Said(plain(&close.reason))
         }
-        _ => error,
+        _ => Outcome::Broken(error.to_string()),
     }
 }
-
-/// Says in words when somebody else than the token's issuer answered.
-fn no_connection(error: ConnectionError) -> io::Error {
-    match &error {
-        ConnectionError::TransportError(fault)
-            if fault.code == quinn::TransportErrorCode::crypto(NOT_THE_ISSUER) =>
-        {
-            io::Error::other("who answers there does not belong to the mesh of this token")
-        }
-        _ => io::Error::other(error),
-    }
-}
-
-/// The alert of a certificate that the pinned verifier turns away (access_denied, RFC 8446 section 6.2).
-const NOT_THE_ISSUER: u8 = 49;
 
 /// Checks what came back before anything of it is kept.
 fn accept(
@@ -233,7 +302,7 @@ fn accept(
     admitted: Admitted,
     request: &JoinRequest,
 ) -> Result<Identity, JoinError> {
-    let bad = |why: &dyn std::fmt::Display| JoinError::BadReply(why.to_string());
+    let bad = |why: &dyn fmt::Display| JoinError::BadReply(why.to_string());
     let roots: Vec<_> = admitted
         .roots
         .iter()
@@ -287,5 +356,6 @@ fn accept(
             statements: &admitted.statements,
         },
     )?;
+    store.remove(SHOWN)?;
     load(store)?.ok_or_else(|| bad(&"it did not reach the disk"))
 }

@@ -32,7 +32,7 @@ pub use certificate::{IssuerKey, Lifetimes};
 pub(crate) use certificate::{RootKey, root_of};
 pub use credentials::{Credentials, KnownIssuer, Live};
 pub use init::{InitError, InitRequest, init};
-pub use join::{JoinError, JoinRequest, join};
+pub use join::{JoinError, JoinRequest, Shown, join};
 pub use key::NodeKey;
 pub(crate) use renew::{renew, renew_here};
 

@@ -19,9 +19,10 @@ use gossamer_wire::join::{Admitted, Ask, JoinReply, RENEW_LABEL, Refusal, RenewR
 use gossamer_wire::{MeshId, NodeId};
 
 use super::certificate::LeafSubject;
-use super::join::{exchange, refusal_text};
+use super::join::{reach, refusal_text};
 use super::{Credentials, Lifetimes, NodeKey};
 use crate::clock::Clock;
+use crate::transport::Outcome;
 
 /// Between two issuers that are asked.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -99,14 +100,16 @@ async fn ask(
     address: SocketAddr,
     credentials: &Credentials,
     key: &NodeKey,
-) -> std::io::Result<JoinReply> {
+) -> Result<JoinReply, Outcome> {
     let leaf = credentials.leaf_der.to_vec();
     let signer = credentials.issued_by.as_ref().map(|der| der.to_vec()).unwrap_or_default();
-    exchange(mesh, pin, issuer, address, |binding| {
-        let proof = key.sign(&[RENEW_LABEL, &binding[..]].concat()).to_vec();
-        Ask::Renew(RenewRequest { leaf, issuer: signer, proof })
-    })
-    .await
+    reach(mesh, pin, issuer, address)
+        .await?
+        .say(|binding| {
+            let proof = key.sign(&[RENEW_LABEL, &binding[..]].concat()).to_vec();
+            Ask::Renew(RenewRequest { leaf, issuer: signer, proof })
+        })
+        .await
 }
 
 /// Believes a new certificate only if it says of this node what the old one says.

@@ -9,6 +9,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
+use gossamer_core::reach::{Denied, check_ip, embedded};
 use thiserror::Error;
 
 use super::place::Place;
@@ -115,58 +116,27 @@ impl DenyList {
     }
 }
 
-fn check_ip(ip: IpAddr) -> Result<(), Denial> {
-    if METADATA.contains(&ip) {
-        return Err(Denial::Metadata);
-    }
-    if ip.is_unspecified() {
-        return Err(Denial::Unspecified);
-    }
-    if ip.is_multicast() {
-        return Err(Denial::Multicast);
-    }
-    let (broadcast, link_local) = match ip {
-        // All of 0.0.0.0/8 is "this host": Linux connects to itself.
-        IpAddr::V4(ip) if ip.octets()[0] == 0 => return Err(Denial::Unspecified),
-        IpAddr::V4(ip) => (ip.is_broadcast(), ip.is_link_local()),
-        IpAddr::V6(ip) => (false, ip.is_unicast_link_local()),
-    };
-    match (broadcast, link_local) {
-        (true, _) => Err(Denial::Broadcast),
-        (_, true) => Err(Denial::LinkLocal),
-        _ => Ok(()),
+impl From<Denied> for Denial {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::PortZero => Self::PortZero,
+            Denied::Unspecified => Self::Unspecified,
+            Denied::Multicast => Self::Multicast,
+            Denied::Broadcast => Self::Broadcast,
+            Denied::LinkLocal => Self::LinkLocal,
+            Denied::Metadata => Self::Metadata,
+            Denied::Pool => Self::Pool,
+            // A program of this machine is what most targets are; only the rules without a machine come here.
+            Denied::Loopback => Self::OwnListener,
+        }
     }
 }
 
-/// Takes the IPv4 address out of an IPv6 form that leads to it: mapped (RFC 4291 2.5.5.2), compatible
-/// (2.5.5.1) and the well-known NAT64 prefix (RFC 6052 2.1).
-fn canonical(addr: SocketAddr) -> SocketAddr {
-    let IpAddr::V6(ip) = addr.ip() else { return addr };
-    let [a, b, c, d, e, f, high, low] = ip.segments();
-    let embedded = match [a, b, c, d, e, f] {
-        [0, 0, 0, 0, 0, 0xffff] | [0x64, 0xff9b, 0, 0, 0, 0] => true,
-        // `::` and `::1` are IPv6 addresses of their own.
-        [0, 0, 0, 0, 0, 0] => high != 0,
-        _ => false,
-    };
-    if embedded {
-        let bits = u32::from(high) << 16 | u32::from(low);
-        SocketAddr::new(Ipv4Addr::from(bits).into(), addr.port())
-    } else {
-        SocketAddr::new(ip.into(), addr.port())
-    }
+/// Takes the IPv4 address out of an IPv6 form that leads to it.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    let ip = embedded(address.ip()).map_or_else(|| address.ip(), IpAddr::V4);
+    SocketAddr::new(ip, address.port())
 }
-
-/// Metadata services that are not link-local by themselves, and the one that is, for its better error:
-/// AWS/Azure/Google/OpenStack, AWS and Google over IPv6, Azure's wire server, Alibaba, Oracle.
-const METADATA: [IpAddr; 6] = [
-    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
-    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
-    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
-    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
-];
 
 #[cfg(test)]
 mod tests {

@@ -4,10 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{ClientConfig, Connection, Endpoint, Incoming};
 use tokio::sync::mpsc;
@@ -20,6 +17,8 @@ use gossamer_wire::{NodeId, join};
 use super::hello::{Greeted, Greeter, HelloError};
 use super::link::CLOSE_REFUSED;
 use super::member_alpn;
+use super::race::Race;
+use super::tried::Outcome;
 use crate::metrics::Metrics;
 
 /// What became of a handshake that came in.
@@ -95,66 +94,78 @@ pub(super) struct Dialler {
     pub(super) endpoint: Endpoint,
     pub(super) config: ClientConfig,
     pub(super) greeter: Greeter,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// What a dial has come to.
+#[derive(Debug, Default)]
+pub(super) struct Dialled {
+    /// The connection, if there is one.
+    pub(super) greeted: Option<Greeted>,
+    /// Addresses at which somebody else answered.
+    pub(super) others: Vec<SocketAddr>,
 }
 
 impl Dialler {
-    /// Dials the addresses, each a little after the one before it (RFC 8305 section 5), and greets on the first
-    /// connection that turns out to be the wanted node; an address may belong to another machine here, for
-    /// example where networks share their ranges. Only one connection is ever greeted on: the other side keeps
-    /// the last one it hears from.
-    pub(super) async fn dial(
-        self,
-        node: NodeId,
-        addresses: Vec<SocketAddr>,
-        purpose: Purpose,
-    ) -> Option<Greeted> {
-        let staggered = |(position, address): (u32, SocketAddr)| {
+    /// Races the addresses, and greets on the first connection that turns out to be the wanted node; an address may
+    /// belong to another machine here, for example where networks share their ranges. Only one connection is ever
+    /// greeted on: the other side keeps the last one it hears from.
+    pub(super) async fn dial(self, node: NodeId, addresses: Vec<SocketAddr>, purpose: Purpose) -> Dialled {
+        let mut dialled = Dialled::default();
+        let mut race = Race::new(addresses, |address| {
             let dialler = &self;
-            async move {
-                tokio::time::sleep(STAGGER * position).await;
-                dialler.shake_hands(node, address).await
-            }
-        };
-        let mut attempts: FuturesUnordered<_> = (0..).zip(addresses).map(staggered).collect();
+            async move { (address, dialler.shake_hands(node, address).await) }
+        });
         let connection = loop {
-            match attempts.next().await? {
-                Ok(connection) => break connection,
-                Err(error) => tracing::debug!(peer = %node, %error, "dial failed"),
+            match race.next().await {
+                Some((_, Ok(connection))) => break connection,
+                Some((address, Err(outcome))) => {
+                    tracing::debug!(peer = %node, %address, %outcome, "dial failed");
+                    self.metrics.dial_attempt_failed(outcome.word());
+                    dialled.others.extend(Some(address).filter(|_| outcome == Outcome::WrongIdentity));
+                }
+                None => return dialled,
             }
         };
+        // What is still under way need not go on.
+        drop(race);
         let greeting = self.greeter.greet(connection.clone(), purpose);
         match timeout(HANDSHAKE_TIMEOUT, greeting).await {
-            Ok(Ok(greeted)) => Some(greeted),
+            Ok(Ok(greeted)) => dialled.greeted = Some(greeted),
             Ok(Err(error)) => {
                 tracing::debug!(peer = %node, %error, "greeting failed");
                 connection.close(CLOSE_REFUSED.into(), b"refused");
-                None
             }
-            Err(_) => {
-                connection.close(CLOSE_REFUSED.into(), b"no hello");
-                None
-            }
+            Err(_) => connection.close(CLOSE_REFUSED.into(), b"no hello"),
         }
+        dialled
     }
 
     /// Completes a handshake with one address and checks that the wanted node is there.
-    async fn shake_hands(&self, node: NodeId, address: SocketAddr) -> Result<Connection, HelloError> {
+    async fn shake_hands(&self, node: NodeId, address: SocketAddr) -> Result<Connection, Outcome> {
         let connecting = self
             .endpoint
             .connect_with(self.config.clone(), address, SERVER_NAME)
-            .map_err(|error| HelloError::Stream(std::io::Error::other(error)))?;
-        let timed_out = |_| HelloError::Connection(quinn::ConnectionError::TimedOut);
-        let connection = timeout(HANDSHAKE_TIMEOUT, connecting).await.map_err(timed_out)??;
-        if self.greeter.identify(&connection)?.node != node {
-            connection.close(CLOSE_REFUSED.into(), b"another node was meant");
-            return Err(HelloError::Purpose);
+            .map_err(|error| Outcome::NoRoute(error.to_string()))?;
+        let connection = timeout(HANDSHAKE_TIMEOUT, connecting)
+            .await
+            .map_err(|_| Outcome::NoAnswer(HANDSHAKE_TIMEOUT))?
+            .map_err(|error| Outcome::of(&error, HANDSHAKE_TIMEOUT))?;
+        match self.greeter.identify(&connection) {
+            Ok(peer) if peer.node == node => Ok(connection),
+            Ok(_) => {
+                connection.close(CLOSE_REFUSED.into(), b"another node was meant");
+                Err(Outcome::WrongIdentity)
+            }
+            // It was believed in the handshake: statements have come since.
+            Err(error) => {
+                connection.close(CLOSE_REFUSED.into(), b"refused");
+                tracing::debug!(peer = %node, %error, "certificate refused");
+                Err(Outcome::Untrusted)
+            }
         }
-        Ok(connection)
     }
 }
-
-/// Between two dials to addresses of one node.
-const STAGGER: Duration = Duration::from_millis(150);
 
 /// A name is needed in the handshake and means nothing: the node id is what is verified.
 const SERVER_NAME: &str = "gossamer.invalid";

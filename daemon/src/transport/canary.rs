@@ -17,6 +17,7 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use super::link::CLOSE_DOWN;
+use super::tried::Outcome;
 use crate::clock;
 use crate::metrics::Metrics;
 
@@ -28,6 +29,9 @@ const EVERY_UNANSWERED: Duration = Duration::from_millis(50);
 /// The peer must be silent for so long as well, and for so many round trips.
 const QUIET_LEAST: Duration = Duration::from_millis(250);
 const QUIET_ROUND_TRIPS: u32 = 3;
+/// How long a first answer may take before the system is asked: who is there has mostly answered, and a firewall on the way
+/// might refuse empty datagrams only.
+const LATE: Duration = Duration::from_secs(1);
 /// How often a look reads what was received.
 const SLICE: Duration = Duration::from_millis(50);
 /// Pause after a refusal of a peer that lives: a firewall or NAT on the way answers for it, and will do so again.
@@ -101,6 +105,39 @@ pub(super) async fn is_refused(perch: &mut Option<UdpSocket>, to: SocketAddr, pa
         clock::sleep_until(Some(began + pause)).await;
     }
     is_refused
+}
+
+/// Resolves when this machine's system, or that of the other end, says that nobody can be reached there. For who waits for a
+/// first answer: nothing is sent before that is late.
+pub(crate) async fn nobody(to: SocketAddr) -> Outcome {
+    let no_route = |error: io::Error| match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            Outcome::NoRoute("a firewall of this machine forbids it".to_owned())
+        }
+        _ => Outcome::NoRoute(error.to_string()),
+    };
+    if let Err(error) = connected(to).await {
+        return no_route(error);
+    }
+    clock::sleep_until(Some(clock::now().mono + LATE)).await;
+    loop {
+        // An error of a socket is told once, so each question has one of its own.
+        let socket = match connected(to).await {
+            Ok(socket) => socket,
+            Err(error) => return no_route(error),
+        };
+        let asked = async {
+            match socket.send(&[]).await {
+                Ok(_) => next_error(&socket).await,
+                Err(error) => error,
+            }
+        };
+        match tokio::time::timeout(EVERY, asked).await {
+            Ok(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Outcome::Refused,
+            Ok(error) => return no_route(error),
+            Err(_) => {}
+        }
+    }
 }
 
 async fn connected(to: SocketAddr) -> io::Result<UdpSocket> {
@@ -317,6 +354,25 @@ mod tests {
             assert!(is_refused(&mut perch, to, EVERY).await);
             assert!(is_refused(&mut perch, to, EVERY).await, "each time");
         }
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_is_believed_after_a_second_and_an_open_one_never_refuses() {
+        let peer = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
+        let to = peer.local_addr().expect("bound");
+        let longer = LATE + 2 * EVERY;
+        assert!(tokio::time::timeout(longer, nobody(to)).await.is_err());
+        drop(peer);
+        let began = clock::now().mono;
+        assert_eq!(nobody(to).await, Outcome::Refused);
+        assert!(clock::now().mono - began >= LATE);
+    }
+
+    #[tokio::test]
+    async fn a_network_that_is_not_there_is_told_at_once() {
+        // Without the right to broadcast the system takes no connection to it.
+        let to = "255.255.255.255:9".parse().expect("address");
+        assert!(matches!(nobody(to).await, Outcome::NoRoute(_)));
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use quinn::{Connection, RecvStream, SendStream};
@@ -61,6 +62,8 @@ pub(super) struct Greeted {
     pub(super) nonce: u64,
     /// Whether this side dialled.
     pub(super) dialled: bool,
+    /// Where the peer sees this node.
+    pub(super) observed: SocketAddr,
     /// Digest of the statements that the other side was sent, or had.
     pub(super) statements: [u8; 16],
     pub(super) send: SendStream,
@@ -131,8 +134,8 @@ impl Greeter {
             return Err(HelloError::Purpose);
         }
         let (peer, statements) = self.agree(&connection, &own, &theirs, (&mut send, &mut recv)).await?;
-        let nonce = theirs.nonce;
-        Ok(Greeted { connection, peer, purpose, nonce, dialled: true, statements, send, recv })
+        let Hello { nonce, observed, .. } = theirs;
+        Ok(Greeted { connection, peer, purpose, nonce, dialled: true, observed, statements, send, recv })
     }
 
     /// Answers a greeting as the side that was dialled. Without a verified certificate nothing is read.
@@ -145,8 +148,8 @@ impl Greeter {
         let own = self.authority.known();
         write_hello(&connection, &mut send, theirs.purpose, self.nonce, &own).await?;
         let (peer, statements) = self.agree(&connection, &own, &theirs, (&mut send, &mut recv)).await?;
-        let Hello { purpose, nonce, .. } = theirs;
-        Ok(Greeted { connection, peer, purpose, nonce, dialled: false, statements, send, recv })
+        let Hello { purpose, nonce, observed, .. } = theirs;
+        Ok(Greeted { connection, peer, purpose, nonce, dialled: false, observed, statements, send, recv })
     }
 
     /// Exchanges the statements if their digests differ, and judges the peer by what is known then.

@@ -15,9 +15,11 @@ mod gather;
 mod hello;
 mod link;
 mod owner;
+mod race;
 mod silence;
 mod standing;
 pub mod tls;
+mod tried;
 mod window;
 
 #[cfg(test)]
@@ -39,6 +41,7 @@ use gossamer_wire::{NodeId, frame};
 use crate::authority::AuthorityHandle;
 use crate::metrics::Metrics;
 
+pub(crate) use canary::nobody;
 pub use congestion::Demand;
 pub use credit::FlowCredit;
 pub(crate) use credit::{ReadCredit, SendCredit, StalledFor};
@@ -49,7 +52,10 @@ pub use endpoint::{BindError, Udp};
 pub(crate) use endpoint::{dial_only, joiner};
 use link::Link;
 pub use owner::{Parts, start};
+pub(crate) use race::Race;
 pub use tls::Trust;
+pub(crate) use tried::plain;
+pub use tried::{Outcome, Tried, Way};
 #[cfg(test)]
 pub(crate) use {credit::Credits, endpoint::data_settings};
 
@@ -158,11 +164,28 @@ enum Command {
 #[derive(Debug)]
 enum Report {
     Greeted(hello::Greeted),
-    DialFailed { node: NodeId, purpose: Purpose },
-    LinkEnded { node: NodeId, stable_id: usize },
-    DataEnded { node: NodeId, stable_id: usize },
-    DialBack { node: NodeId, purpose: Purpose },
+    DialFailed {
+        node: NodeId,
+        purpose: Purpose,
+    },
+    LinkEnded {
+        node: NodeId,
+        stable_id: usize,
+    },
+    DataEnded {
+        node: NodeId,
+        stable_id: usize,
+    },
+    DialBack {
+        node: NodeId,
+        purpose: Purpose,
+    },
     ToldOfTwin(SocketAddr),
+    /// Somebody else answered where the node was dialled.
+    MetAnother {
+        node: NodeId,
+        addresses: Vec<SocketAddr>,
+    },
 }
 
 /// Where links deliver what they read.
@@ -212,6 +235,7 @@ pub struct Peers {
     commands: mpsc::Sender<Command>,
     connected: watch::Receiver<usize>,
     twin: watch::Receiver<Option<SocketAddr>>,
+    seen: watch::Receiver<Vec<SocketAddr>>,
 }
 
 impl Peers {
@@ -266,6 +290,11 @@ impl Peers {
     /// Returns how many nodes are connected.
     pub fn connected(&self) -> usize {
         *self.connected.borrow()
+    }
+
+    /// Returns where two peers or more see this node, as it changes.
+    pub fn seen(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.seen.clone()
     }
 
     /// Returns whether this node dialled its control connection to a node; `None` when there is none.

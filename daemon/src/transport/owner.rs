@@ -15,10 +15,12 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use gossamer_core::dial::{
     DialBook, Keep, Source, Standing, Twins, keep_which, later_process, process_nonce,
 };
+use gossamer_core::reach::{Deny, check_ip};
+use gossamer_core::sightings::Sightings;
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
 
-use super::accept::Dialler;
+use super::accept::{Dialled, Dialler};
 use super::acceptor::{Acceptor, NOTES, Note};
 use super::canary::Canary;
 use super::data::{DataConnection, Pool};
@@ -64,6 +66,8 @@ pub struct Parts {
     pub live: Live,
     /// The statements.
     pub authority: AuthorityHandle,
+    /// Addresses that are never dialled.
+    pub deny: Deny,
     /// Key of stateless resets.
     pub reset_key: [u8; 64],
     /// What membership hears.
@@ -104,6 +108,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     let (connected, connected_reader) = watch::channel(0);
     let links = Links::default();
     let (twin, twin_reader) = watch::channel(None);
+    let (seen, seen_reader) = watch::channel(Vec::new());
     let pool = Pool::default();
     let peers = Peers {
         links: Arc::clone(&links),
@@ -111,6 +116,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         commands,
         connected: connected_reader,
         twin: twin_reader,
+        seen: seen_reader,
     };
     let inbox = Inbox {
         membership: parts.membership,
@@ -133,7 +139,9 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
             nonce,
         },
         endpoints,
-        book: DialBook::new(identity.node(), parts.entropy.rng("dials")),
+        book: DialBook::new(identity.node(), parts.entropy.rng("dials")).with_deny(parts.deny),
+        sightings: Sightings::new(parts.deny.with_loopback()),
+        seen,
         current: BTreeMap::new(),
         links,
         pool,
@@ -150,9 +158,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         has_real_addresses: matches!(parts.udp, Udp::Bind(_)),
         stage: stage.clone(),
     };
-    for seed in &identity.seeds {
-        owner.book.learn(seed.node, &seed.addresses, Source::Hint, clock::now().mono);
-    }
+    owner.learn_seeds(identity);
     let acceptor = Acceptor {
         endpoint: owner.endpoints.endpoint.clone(),
         greeter: owner.greeter.clone(),
@@ -173,6 +179,9 @@ pub(super) struct Owner {
     pub(super) greeter: Greeter,
     endpoints: Endpoints,
     book: DialBook,
+    sightings: Sightings,
+    /// Where peers agree to see this node.
+    seen: watch::Sender<Vec<SocketAddr>>,
     pub(super) current: BTreeMap<NodeId, Arc<Link>>,
     links: Links,
     pub(super) pool: Pool,
@@ -207,7 +216,8 @@ impl Owner {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut reports: mpsc::Receiver<Report>) {
         let stop = self.stage.stopping().clone();
         loop {
-            let deadline = self.book.next_deadline().into_iter().chain(self.judge_at).min();
+            let deadlines = [self.book.next_deadline(), self.sightings.next_deadline(), self.judge_at];
+            let deadline = deadlines.into_iter().flatten().min();
             let input = tokio::select! {
                 biased;
                 () = stop.cancelled() => Input::Stop,
@@ -222,6 +232,8 @@ impl Owner {
                 Input::Stop => break,
             }
             self.dial_due();
+            self.sightings.handle_timeout(clock::now().mono);
+            self.publish_seen();
             if self.judge_at.is_some_and(|at| at <= clock::now().mono) {
                 self.judge_connections();
             }
@@ -231,10 +243,25 @@ impl Owner {
         let _ = tokio::time::timeout(CLOSE_WITHIN, self.endpoints.endpoint.wait_idle()).await;
     }
 
+    fn learn_seeds(&mut self, identity: &Identity) {
+        for seed in &identity.seeds {
+            self.book.learn(seed.node, &seed.addresses, Source::Hint, clock::now().mono);
+        }
+    }
+
     async fn handle_report(&mut self, report: Report) {
         match report {
-            Report::Greeted(greeted) if is_data(greeted.purpose) => self.add_data(greeted),
-            Report::Greeted(greeted) => self.add_link(greeted).await,
+            Report::Greeted(greeted) => {
+                self.note_addresses(&greeted);
+                match is_data(greeted.purpose) {
+                    true => self.add_data(greeted),
+                    false => self.add_link(greeted).await,
+                }
+            }
+            Report::MetAnother { node, addresses } => {
+                let now = clock::now().mono;
+                addresses.into_iter().for_each(|address| self.book.met_another(node, address, now));
+            }
             Report::DialFailed { node, purpose: Purpose::Control } => {
                 self.metrics.dial_failed();
                 self.book.failed(node, clock::now().mono);
@@ -284,6 +311,31 @@ impl Owner {
         if !link.send_frame(frame) {
             link.connection.close(CLOSE_IDLE.into(), b"does not read");
         }
+    }
+
+    /// Takes in where the peer sees this node, and where this node has reached the peer.
+    fn note_addresses(&mut self, greeted: &Greeted) {
+        let (node, remote) = (greeted.peer.node, remote_of(&greeted.connection));
+        if greeted.dialled {
+            self.book.reached(node, remote);
+        }
+        // A peer on this machine, or one that is reached on its link only, sees what is of no use to others, and is right.
+        if node == self.me || remote.ip().is_loopback() || check_ip(remote.ip()).is_err() {
+            return;
+        }
+        if let Err(why) = self.sightings.handle_seen(node, greeted.observed, clock::now().mono) {
+            tracing::debug!(peer = %node, address = %greeted.observed, %why, "a word on this node's address is refused");
+            self.metrics.seen_address_refused(why.word());
+        }
+    }
+
+    fn publish_seen(&self) {
+        let agreed = self.sightings.agreed();
+        self.seen.send_if_modified(|seen| {
+            let has_changed = *seen != agreed;
+            *seen = agreed;
+            has_changed
+        });
     }
 
     /// Keeps one control connection per pair: the newer one when the peer has restarted, else the one dialled
@@ -459,7 +511,7 @@ impl Owner {
 
     /// Returns where the node may be, the address of its control connection first.
     fn data_addresses(&self, node: NodeId) -> Vec<SocketAddr> {
-        let mut addresses = self.book.addresses_of(node);
+        let mut addresses = self.book.addresses_of(node, clock::now().mono);
         if let Some(link) = self.current.get(&node) {
             let remote = remote_of(&link.connection);
             addresses.retain(|address| *address != remote);
@@ -484,14 +536,15 @@ impl Owner {
             Purpose::Control => self.endpoints.control.clone(),
             Purpose::Data => self.endpoints.data.clone(),
         };
-        let dialler =
-            Dialler { endpoint: self.endpoints.endpoint.clone(), config, greeter: self.greeter.clone() };
+        let (endpoint, greeter) = (self.endpoints.endpoint.clone(), self.greeter.clone());
+        let dialler = Dialler { endpoint, config, greeter, metrics: Arc::clone(&self.metrics) };
         let reports = self.inbox.reports.clone();
         self.stage.spawn_short("dial", async move {
-            let report = match dialler.dial(node, addresses, purpose).await {
-                Some(greeted) => Report::Greeted(greeted),
-                None => Report::DialFailed { node, purpose },
-            };
+            let Dialled { greeted, others } = dialler.dial(node, addresses, purpose).await;
+            if !others.is_empty() {
+                let _ = reports.send(Report::MetAnother { node, addresses: others }).await;
+            }
+            let report = greeted.map_or(Report::DialFailed { node, purpose }, Report::Greeted);
             let _ = reports.send(report).await;
         });
     }

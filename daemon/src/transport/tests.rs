@@ -21,6 +21,7 @@ use crate::supervise::Stage;
 use gossamer_wire::join::Refusal;
 use gossamer_wire::token::Token;
 
+mod addresses;
 mod canary;
 mod door;
 mod first;
@@ -72,6 +73,7 @@ fn start_with(identity: Identity, dir: TempDir, lifetimes: Lifetimes) -> Node {
         trust: Trust::clone(&trust),
         live: Live::clone(&live),
         authority: authority.clone(),
+        deny: gossamer_core::reach::Deny::default(),
         reset_key: [7; 64],
         membership: membership_in,
         catalog: catalog_in,
@@ -93,7 +95,8 @@ fn start_with(identity: Identity, dir: TempDir, lifetimes: Lifetimes) -> Node {
         authority: authority.clone(),
         lifetimes,
         index: index.clone(),
-        advertised: vec![address],
+        advertised: watch::channel(vec![address]).1,
+        deny: gossamer_core::reach::Deny::default(),
         joiners,
         metrics: Arc::clone(&metrics),
     };

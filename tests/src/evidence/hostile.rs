@@ -3,6 +3,7 @@
 //! Owns: what it sends, and what must be seen of it. Must not know: how daemons fend it off. Driven by: `evidence`.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -151,6 +152,12 @@ impl Hostile {
             self.sign((Kind::Records, 0), (1, 1), &body),
             self.sign((Kind::Head, 0), (1, 1), &head.encode()?),
         ]))
+    }
+
+    /// Returns what it sends to say that it can be dialled at these addresses, with a card of this number.
+    pub(super) fn advertising(&self, number: u64, addresses: Vec<SocketAddr>) -> Result<Frame> {
+        let card = Card { addresses, ..self.card() };
+        Ok(frame(&[self.sign((Kind::Card, 0), (1, number), &card.encode()?)]))
     }
 
     fn card(&self) -> Card {

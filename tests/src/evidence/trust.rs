@@ -230,6 +230,7 @@ impl Catalogs {
                 zone: None,
                 region: None,
                 imports: Imports::default(),
+                deny: gossamer_core::reach::Deny::default(),
                 direct_up_to: DIRECT_UP_TO,
                 first_seq: 0,
             };

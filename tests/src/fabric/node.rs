@@ -19,6 +19,7 @@ use gossamer::store::Store;
 use gossamer::supervise::Stage;
 use gossamer::transport::Udp;
 use gossamer_core::catalog::Imports;
+use gossamer_core::reach::Deny;
 use gossamer_core::statements::Statements;
 use gossamer_wire::{Health, Port, Routing, ServiceRecord, Transport, Tries, Visibility};
 use tokio::sync::broadcast::error::RecvError;
@@ -121,6 +122,7 @@ impl Node {
             store,
             udp: Udp::Given(net.socket(address(self.number))),
             advertise: Vec::new(),
+            deny: Deny::default(),
             zone: None,
             region: None,
             imports: Imports::default(),

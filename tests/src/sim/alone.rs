@@ -107,6 +107,7 @@ impl World {
             zone: None,
             region: None,
             imports: Imports::default(),
+            deny: gossamer_core::reach::Deny::default(),
             direct_up_to: DIRECT_UP_TO,
             first_seq: 1,
         };

@@ -186,6 +186,7 @@ impl Node {
             zone: None,
             region: None,
             imports: Imports::default(),
+            deny: gossamer_core::reach::Deny::default(),
             // Where not all pairs are warm, adverts go by the tree: the shipped limits are in this order.
             direct_up_to: DIRECT_UP_TO.min(self.warm.limit() / 4),
             first_seq: rng(4).random(),

@@ -202,6 +202,7 @@ impl Process {
                 CatalogEvent::Withdrawn { .. }
                 | CatalogEvent::Quarantined { .. }
                 | CatalogEvent::FqdnsDropped { .. }
+                | CatalogEvent::AddressesDenied { .. }
                 | CatalogEvent::Forgotten { .. }
                 | CatalogEvent::NotPublished { .. }
                 | CatalogEvent::CardRefused { .. },

@@ -12,6 +12,7 @@ use gossamer_wire::frame::AdvertCopy;
 use gossamer_wire::limits::OFFER_UNTIL;
 
 use super::age::Age;
+use super::denied::take_denied;
 use super::held::Route;
 use super::receive::{self, Content, Refusal, Verdict};
 use super::store::Known;
@@ -196,7 +197,7 @@ impl Catalog {
     ) -> Result<bool, Refusal> {
         let slot = advert.id().slot;
         let leaf = self.store.owner(slot.node).map(|owner| owner.leaf());
-        let content = match receive::judge(&advert, leaf, &self.trust, now.wall) {
+        let mut content = match receive::judge(&advert, leaf, &self.trust, now.wall) {
             Verdict::Take(content) => content,
             Verdict::Refuse(why) => return Err(why),
             Verdict::Hold => {
@@ -207,6 +208,7 @@ impl Catalog {
         if let Content::Records(Err(why)) = &content {
             self.event(CatalogEvent::Quarantined { id: advert.id(), why: why.clone() });
         }
+        let denied = take_denied(&mut content, &self.config.deny);
         let seconds = age.to_wire(now.mono);
         if !self.store.put(advert, content, seconds, now) {
             return Err(Refusal::TooManyNodes);
@@ -214,6 +216,7 @@ impl Catalog {
         self.counters.accepted += 1;
         touched.insert(slot.node);
         if slot.kind == Kind::Card {
+            self.note_denied(slot.node, denied);
             self.changed_nodes.insert(slot.node);
             let is_evicted = self.evicted.contains(&slot.node);
             if let Some(owner) = self.store.owner_mut(slot.node) {

@@ -74,6 +74,7 @@ fn tiny(own: Key, other: &Key, now: Now) -> Option<(Catalog, NodeId)> {
         zone: None,
         region: None,
         imports: Imports::default(),
+        deny: crate::reach::Deny::default(),
         direct_up_to: 1,
         first_seq: 0,
     };

@@ -12,6 +12,7 @@
 
 mod accept;
 mod age;
+mod denied;
 mod fuzz;
 mod held;
 mod import;
@@ -29,6 +30,7 @@ mod view;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use gossamer_wire::advert::AdvertId;
@@ -43,6 +45,7 @@ use self::held::Route;
 use self::owner::Owner;
 use self::tree::Interval;
 use crate::outputs::trimmed;
+use crate::reach::{Denied, Deny};
 use crate::time::Now;
 use crate::trust::{Leaf, Sign, TrustBundle};
 
@@ -68,6 +71,8 @@ pub struct CatalogConfig {
     pub region: Option<RegionName>,
     /// What this node takes from other groups behind short names.
     pub imports: Imports,
+    /// Addresses of cards that are dropped: this node does not dial them and names nobody by them.
+    pub deny: Deny,
     /// Members up to which an own change goes to all of them directly; from then on down trees. Usually
     /// [`DIRECT_UP_TO`].
     pub direct_up_to: usize,
@@ -203,6 +208,13 @@ pub enum CatalogEvent {
         /// How many there are.
         count: usize,
     },
+    /// A node advertises addresses that are never dialled; the others of its card count. Said when they differ from before.
+    AddressesDenied {
+        /// The node.
+        node: NodeId,
+        /// The addresses, each with the reason; at least one.
+        addresses: Vec<(SocketAddr, Denied)>,
+    },
     /// A silent node was forgotten.
     Forgotten {
         /// The node.
@@ -222,7 +234,7 @@ pub enum CatalogEvent {
     },
 }
 
-/// Numbers for metrics. All but the first five only grow.
+/// Numbers for metrics. All but the first six only grow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Nodes whose card is held.
@@ -237,6 +249,8 @@ pub struct Counters {
     pub outside_claims: u64,
     /// FQDNs outside the certified suffixes of their node, dropped.
     pub outside_suffixes: u64,
+    /// Addresses that came in cards and are never dialled, by reason.
+    pub addresses_denied: BTreeMap<Denied, u64>,
     /// Adverts of others taken, those restored included.
     pub accepted: u64,
     /// Copies of what was stored already.
@@ -296,6 +310,8 @@ pub struct Catalog {
     outputs: VecDeque<Output>,
     changed_nodes: BTreeSet<NodeId>,
     changed_services: BTreeSet<ServiceName>,
+    /// Addresses of cards that are dropped, by node.
+    denied: denied::Book,
     /// Refusals in the event log since the peer connected.
     said: BTreeSet<(NodeId, Refusal)>,
     counters: Counters,
@@ -333,6 +349,7 @@ impl Catalog {
             outputs: VecDeque::new(),
             changed_nodes: BTreeSet::new(),
             changed_services: BTreeSet::new(),
+            denied: denied::Book::default(),
             said: BTreeSet::new(),
             counters: Counters::default(),
         };
@@ -451,6 +468,7 @@ impl Catalog {
             self.event(CatalogEvent::Withdrawn { service, instance, node });
         }
         if changes.is_forgotten {
+            self.denied.forget(node);
             self.event(CatalogEvent::Forgotten { node });
             self.changed_nodes.insert(node);
         }

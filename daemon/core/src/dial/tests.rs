@@ -436,12 +436,76 @@ fn addresses_nobody_can_dial_are_dropped() {
         "[::ffff:169.254.1.1]:1",
         "[::ffff:224.0.0.1]:1",
     ] {
-        assert_eq!(dialable(address(bad)), None, "{bad}");
+        let mut book = book();
+        book.learn(node(1), &[address(bad)], Source::Card, start());
+        assert!(book.addresses_of(node(1), start()).is_empty(), "{bad}");
     }
+    let known = |text: &str| {
+        let mut book = book();
+        book.learn(node(1), &[address(text)], Source::Hint, start());
+        book.addresses_of(node(1), start())
+    };
     for good in ["127.0.0.1:1", "10.0.0.1:1", "[::1]:1", "[2001:db8::1]:1", "[fe80::1%2]:1"] {
-        assert_eq!(dialable(address(good)), Some(address(good)), "{good}");
+        assert_eq!(known(good), [address(good)], "{good}");
     }
-    assert_eq!(dialable(address("[::ffff:192.0.2.1]:7")), Some(address("192.0.2.1:7")));
+    assert_eq!(known("[::ffff:192.0.2.1]:7"), [address("192.0.2.1:7")]);
+}
+
+#[test]
+fn an_address_of_another_machine_costs_one_dial_and_then_rests() {
+    let now = start();
+    let mut book = book_of_one(now);
+    let both = [address("10.0.0.1:4677"), address("192.0.2.1:4677")];
+    book.learn(node(1), &both, Source::Card, now);
+    assert_eq!(book.next_dial(now).expect("due").addresses, both);
+    book.met_another(node(1), both[0], now);
+    book.reached(node(1), both[1]);
+    book.connected(node(1), now);
+    book.disconnected(node(1), now + LASTING);
+    let later = now + LASTING - Duration::from_secs(1);
+    assert_eq!(book.addresses_of(node(1), later), both[1..], "for data as well");
+    let due = book.next_deadline().expect("waits");
+    assert_eq!(book.next_dial(due).expect("due").addresses, [both[1], both[0]], "the good one first");
+}
+
+#[test]
+fn where_only_others_answer_nobody_is_dialled_before_the_rest_is_over() {
+    let mut now = start();
+    let mut book = book_of_one(now);
+    let only = address("192.0.2.1:4677");
+    for rest in [30, 60, 120, 240] {
+        assert_eq!(book.next_dial(now).expect("due").addresses, [only]);
+        book.met_another(node(1), only, now);
+        book.failed(node(1), now);
+        let due = book.next_deadline().expect("waits");
+        assert_eq!((due - now).as_secs(), rest);
+        assert_eq!(book.next_dial(due - Duration::from_secs(1)), None);
+        now = due;
+    }
+    // Another address is news, the same ones are not.
+    assert!(book.next_dial(now).is_some());
+    book.met_another(node(1), only, now);
+    book.failed(node(1), now);
+    book.learn(node(1), &[only], Source::Card, now);
+    assert!(book.next_deadline().expect("waits") > now + 60 * SECOND);
+    book.learn(node(1), &[only, address("192.0.2.2:4677")], Source::StoredCard, now);
+    let dial = book.next_dial(now + SECOND).expect("due");
+    assert_eq!(dial.addresses, [address("192.0.2.2:4677")]);
+}
+
+#[test]
+fn a_card_that_leaves_only_anothers_address_waits_for_it() {
+    let now = start();
+    let mut book = book_of_one(now);
+    let both = [address("10.0.0.1:4677"), address("192.0.2.1:4677")];
+    book.learn(node(1), &both, Source::Card, now);
+    book.next_dial(now).expect("due");
+    book.met_another(node(1), both[0], now);
+    book.failed(node(1), now);
+    book.learn(node(1), &both[..1], Source::Card, now);
+    let due = book.next_deadline().expect("waits");
+    assert_eq!((due - now).as_secs(), 30);
+    assert_eq!(book.next_dial(due).expect("due").addresses, both[..1]);
 }
 
 #[test]

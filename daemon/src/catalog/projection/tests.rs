@@ -56,6 +56,7 @@ impl Root {
             zone: None,
             region: None,
             imports: Imports::default(),
+            deny: gossamer_core::reach::Deny::default(),
             direct_up_to: 256,
             first_seq: 0,
         };

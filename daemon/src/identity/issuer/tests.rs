@@ -42,7 +42,8 @@ fn office() -> Office {
         lifetimes: Lifetimes::default(),
         identity,
         index: index.reader(),
-        advertised: vec!["192.0.2.1:4677".parse().expect("address")],
+        advertised: watch::channel(addresses(&["192.0.2.1:4677"])).1,
+        deny: Deny::default(),
     };
     Office { desk, index, _dir: dir }
 }
@@ -180,11 +181,12 @@ async fn a_token_grants_what_was_asked_for() {
 #[tokio::test]
 async fn a_token_without_group_and_addresses_takes_those_of_the_issuer() {
     let mut office = office();
-    office.desk.advertised =
-        addresses(&["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1", "192.0.2.4:1", "[::1]:1"]);
+    let own = addresses(&["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1", "192.0.2.4:1", "10.0.0.1:1"]);
+    office.desk.advertised = watch::channel(own).1;
     let token = office.token(TokenRequest { group: None, ..request() }).await;
     assert_eq!(token.grant().group.as_str(), "west");
-    assert_eq!(token.grant().addresses, office.desk.advertised[..MAX_TOKEN_ADDRESSES]);
+    let best = addresses(&["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1", "10.0.0.1:1"]);
+    assert_eq!(token.grant().addresses, best, "one of them for the network around");
 }
 
 #[tokio::test]

@@ -116,6 +116,35 @@ fn r21_fqdns_outside_the_certified_suffixes_are_dropped_and_counted() {
 }
 
 #[test]
+fn addresses_of_the_deny_list_are_dropped_counted_and_named_and_the_card_counts() {
+    let mut net = Net::mesh(&["west"; 3]);
+    net.publish(0, &["orders"]);
+    net.run();
+    let good: SocketAddr = "198.51.100.1:4677".parse().expect("address");
+    let bad = ["169.254.169.254:80", "[::ffff:224.0.0.1]:1", "127.240.0.9:53"];
+    let mut addresses: Vec<SocketAddr> = bad.iter().map(|text| text.parse().expect("address")).collect();
+    addresses.insert(1, good);
+    let card = CardContent { addresses, ..net.nodes[0].card.clone() };
+    net.handle(0, Input::Card(card.clone()));
+    net.run();
+    for at in 1..3 {
+        let catalog = &net.nodes[at].catalog;
+        assert_eq!(catalog.node_addresses(net.id(0)), Some(&[good][..]));
+        assert_eq!(net.view(at, "orders").expect("served").instances[0].addresses, [good]);
+        let why: Vec<_> = catalog.denied_addresses(net.id(0)).iter().map(|(_, why)| *why).collect();
+        assert_eq!(why, [Denied::Metadata, Denied::Multicast, Denied::Pool]);
+        assert_eq!(net.counters(at).addresses_denied.values().sum::<u64>(), 3);
+        let is_said = |event: &&CatalogEvent| matches!(event, CatalogEvent::AddressesDenied { .. });
+        assert_eq!(net.nodes[at].events.iter().filter(is_said).count(), 1);
+    }
+    // The card itself is held as it is: nobody's hash differs.
+    assert_eq!(net.nodes[1].catalog.root_hash(), net.nodes[0].catalog.root_hash());
+    net.handle(0, Input::Card(CardContent { addresses: vec![good], ..card }));
+    net.run();
+    assert!(net.nodes[1].catalog.denied_addresses(net.id(0)).is_empty());
+}
+
+#[test]
 fn r17_a_fragment_that_does_not_decode_blocks_nothing_and_is_fetched_once() {
     let mut net = Net::mesh(&["west"; 3]);
     net.publish(0, &["orders"]);

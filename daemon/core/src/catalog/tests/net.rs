@@ -131,6 +131,7 @@ impl Net {
             zone: None,
             region: None,
             imports: Imports::default(),
+            deny: Deny::default(),
             direct_up_to: self.direct_up_to,
             first_seq: 0,
         };
