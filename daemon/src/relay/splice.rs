@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::pipe2;
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -35,6 +36,8 @@ pub(super) enum Stop {
 /// Not cancel safe: bytes on their way are lost. Reset both ends then.
 pub(super) async fn splice_all(from: &TcpStream, to: &TcpStream, count: &AtomicU64) -> Stop {
     let Some(mut pipe) = Pipe::take() else { return Stop::Idle };
+    // No hop waits for its reader, so the system may take as much as it likes.
+    let _ = SockRef::from(to).set_tcp_notsent_lowat(u32::MAX);
     let mut since_yield = 0;
     loop {
         match from.try_io(Interest::READABLE, || pipe.fill(from)) {

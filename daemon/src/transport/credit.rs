@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn credit_is_told_once_half_of_it_is_used_and_ends_with_the_flow() {
+    async fn credit_is_told_once_a_quarter_of_it_is_used_and_ends_with_the_flow() {
         let link = Link::credited(None).await;
         let [near, far] = link.credits.as_ref().expect("credited");
         let stream = VarInt::from_u32(0).into();
@@ -511,9 +511,9 @@ mod tests {
         let first = window::FIRST_WINDOW as usize;
         assert_eq!(sender.sending.take(1 << 20, &send).await.expect("open"), first);
         assert!(sender.sending.take(1, &send).now_or_never().is_none(), "no more before the reader has some");
-        reader.reading.give(first / 2);
+        reader.reading.give(first / 4);
         reader.reading.taken();
-        assert_eq!(sender.sending.take(1 << 20, &send).await.expect("told"), first / 2);
+        assert_eq!(sender.sending.take(1 << 20, &send).await.expect("told"), first / 4);
         drop((sender, reader));
         assert!(near.0.lock().limits.is_empty() && far.0.lock().limits.is_empty());
     }

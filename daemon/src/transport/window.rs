@@ -55,10 +55,10 @@ impl Window {
         (self.since, self.measured) = (now, 0);
     }
 
-    /// Returns up to which byte the peer may send from now on, when half of what it may is used up.
+    /// Returns up to which byte the peer may send from now on, when a quarter of what it may is used up.
     pub(super) fn next_limit(&mut self) -> Option<u64> {
         let limit = self.taken + self.size;
-        let is_due = self.granted - self.taken.min(self.granted) <= self.size / 2;
+        let is_due = self.granted - self.taken.min(self.granted) <= self.size / 4 * 3;
         (is_due && limit > self.granted).then(|| {
             self.granted = limit;
             limit
@@ -174,12 +174,12 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_told_when_half_is_used_and_never_taken_back() {
+    fn a_limit_is_told_when_a_quarter_is_used_and_never_taken_back() {
         let mut window = Window::new(start());
-        assert!(!window.handle_taken(FIRST_WINDOW / 2 - 1));
+        assert!(!window.handle_taken(FIRST_WINDOW / 4 - 1));
         assert_eq!(window.next_limit(), None);
         window.handle_taken(1);
-        assert_eq!(window.next_limit(), Some(FIRST_WINDOW / 2 + FIRST_WINDOW));
+        assert_eq!(window.next_limit(), Some(FIRST_WINDOW / 4 + FIRST_WINDOW));
         take(&mut window, WAN, WAN.rtt, 10, 8 * MIB);
         let granted = window.granted;
         window.handle_taken(1 << 10);
