@@ -6,24 +6,24 @@
 //! Each direction ends by itself. An error ends both at once, with a reset and never a clean end, so that no
 //! program takes half an answer for a whole one. An idle flow holds no buffer.
 
+mod hop;
+
 use std::collections::VecDeque;
 use std::future::{Future, pending, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use futures_util::FutureExt as _;
-use quinn::VarInt;
 use smallvec::{SmallVec, smallvec};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
 use super::splice::{Stop, splice_all};
-use crate::transport::{Demand, FlowStream, ReadCredit, SendCredit};
+use hop::BULK;
+pub(super) use hop::{BROKEN, hop_sink};
 
 /// One end of a flow: a local socket or a stream of a data connection.
 pub(super) trait Side: Send {
@@ -315,19 +315,6 @@ impl Side for UnixStream {
     fn reset(&mut self) {}
 }
 
-impl Side for FlowStream {
-    fn halves(&mut self) -> (impl Source, impl Sink) {
-        let Self { recv, send, demand, credit, .. } = self;
-        let hop = Hop { recv, credit: &mut credit.reading };
-        (hop, HopWriting { send, demand, credit: &mut credit.sending, sent: 0 })
-    }
-
-    fn reset(&mut self) {
-        let _ = self.send.reset(BROKEN);
-        let _ = self.recv.stop(BROKEN);
-    }
-}
-
 struct Reading<R>(R);
 
 impl<R: AsyncRead + Unpin + Send> Source for Reading<R> {
@@ -471,139 +458,14 @@ fn after(mut pieces: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
     pieces
 }
 
-struct Hop<'a> {
-    recv: &'a mut quinn::RecvStream,
-    credit: &'a mut ReadCredit,
-}
-
-impl Source for Hop<'_> {
-    async fn next(&mut self) -> io::Result<Option<Bytes>> {
-        self.credit.taken();
-        let chunk = self.recv.read_chunk(CHUNK, true).await?;
-        Ok(chunk.map(|chunk| {
-            self.credit.give(chunk.bytes.len());
-            chunk.bytes
-        }))
-    }
-
-    async fn batch(&mut self) -> io::Result<Option<Batch>> {
-        // Who asks for more has taken what came before.
-        self.credit.taken();
-        let read = poll_fn(|context| {
-            // Lives for one poll only: a flow that waits holds no places for pieces.
-            let mut pieces = [const { Bytes::new() }; BATCH];
-            let read = pin!(self.recv.read_chunks(&mut pieces)).poll(context);
-            read.map_ok(|count| count.map(|count| pieces.into_iter().take(count).collect::<Batch>()))
-        });
-        let batch = read.await?;
-        // What read a reset earlier had its error; from then on the library says that the stream is at its end.
-        if batch.is_none() && matches!(self.recv.received_reset().now_or_never(), Some(Ok(Some(_)))) {
-            return Err(io::ErrorKind::ConnectionReset.into());
-        }
-        self.credit.give(batch.iter().flatten().map(Bytes::len).sum());
-        Ok(batch)
-    }
-
-    async fn broken(&mut self) -> io::Error {
-        let stalled = self.credit.stall();
-        let reset = async {
-            match self.recv.received_reset().await {
-                // The stream is over, so no reset can come. (quinn 0.11 says so only once its end was read: until then it
-                // waits, and a connection that is lost is an error also when everything has arrived.)
-                Ok(None) => pending().await,
-                Ok(Some(_)) => io::ErrorKind::ConnectionReset.into(),
-                Err(error) => io::Error::new(io::ErrorKind::ConnectionReset, error),
-            }
-        };
-        tokio::select! {
-            error = reset => error,
-            error = stalled.given_up() => error,
-        }
-    }
-}
-
-/// Returns the sending half of a hop alone.
-pub(super) const fn hop_sink<'a>(
-    send: &'a mut quinn::SendStream,
-    demand: &'a Demand,
-    credit: &'a mut SendCredit,
-) -> impl Sink {
-    HopWriting { send, demand, credit, sent: 0 }
-}
-
-struct HopWriting<'a> {
-    send: &'a mut quinn::SendStream,
-    demand: &'a Demand,
-    credit: &'a mut SendCredit,
-    /// Bytes of this flow, up to [`BULK`].
-    sent: usize,
-}
-
-impl HopWriting<'_> {
-    /// Lets flows that move little go first from now on, when this one has turned out to move much.
-    fn count(&mut self, len: usize) {
-        if self.sent < BULK {
-            self.sent += len;
-            if self.sent >= BULK {
-                let _ = self.send.set_priority(BULK_PRIORITY);
-            }
-        }
-    }
-
-    /// Writes what there is credit for.
-    async fn put_piece(&mut self, bytes: Bytes) -> io::Result<()> {
-        let mut write = pin!(self.send.write_chunk(bytes));
-        // Mostly there is room. Who waits is counted: congestion control gives each of them a window.
-        let at_once = poll_fn(|context| Poll::Ready(write.as_mut().poll(context))).await;
-        let written = match at_once {
-            Poll::Ready(written) => written,
-            Poll::Pending => {
-                let _waiting = self.demand.wait();
-                write.await
-            }
-        };
-        Ok(written?)
-    }
-}
-
-impl Sink for HopWriting<'_> {
-    async fn put(&mut self, mut bytes: Bytes) -> io::Result<()> {
-        self.count(bytes.len());
-        while !bytes.is_empty() {
-            let len = self.credit.take(bytes.len(), self.send).await?;
-            self.put_piece(bytes.split_to(len)).await?;
-        }
-        Ok(())
-    }
-
-    async fn finish(&mut self) -> io::Result<()> {
-        self.send.finish().map_err(io::Error::from)
-    }
-
-    async fn refused(&mut self) -> io::Error {
-        match self.send.stopped().await {
-            Ok(Some(_)) => io::ErrorKind::ConnectionReset.into(),
-            Ok(None) => pending().await,
-            Err(error) => error.into(),
-        }
-    }
-}
-
 /// Most bytes moved at once: enough to make system calls cheap, small enough for thousands of busy flows.
 pub(super) const CHUNK: usize = 64 * 1_024;
 
 /// Bytes for a local program that the system takes and has not sent: several batches.
 const NOT_SENT: u32 = 128 << 10;
 
-/// Bytes after which a flow counts as bulk (design section 9), and how it then stands behind others of its connection.
-const BULK: usize = 1 << 20;
-const BULK_PRIORITY: i32 = -1;
-
 /// Most pieces moved at once: of packets of 1,452 bytes about as much as [`CHUNK`].
 const BATCH: usize = 48;
-
-/// Code of the QUIC reset and stop of a broken flow.
-pub(super) const BROKEN: VarInt = VarInt::from_u32(1);
 
 #[cfg(test)]
 mod tests;

@@ -296,20 +296,27 @@ impl Relay {
             count(&self.counters.revoked);
         }
         let bytes = self.counters.add_bytes(&counts);
-        let is_unseen = end.reason == Reason::ServiceReset && bytes == (0, 0);
-        if is_unseen {
-            self.flows.failed(key, Instant::now().into_std());
-        } else if end.reason == Reason::ServiceReset && bytes.1 == 0 && open_since.elapsed() < MOMENT {
-            self.flows.broke_at_once(key, Instant::now().into_std());
-        } else if end.reason == Reason::Done || bytes.1 > 0 {
-            self.flows.worked(&key);
-        }
+        let is_unseen = self.judge_end(&end, bytes, key, open_since.elapsed());
         if !is_unseen || is_last {
             let line = Line { bytes, detail: end.detail.as_deref(), is_open: true, ..*line };
             self.finished(&line.to(&choice).because(end.reason));
         }
         let (bytes_in, bytes_out) = bytes;
         Ok((Carried { flow, bytes_in, bytes_out, broken: end.broken() }, is_unseen))
+    }
+
+    /// Lets the end of a flow count for or against its instance. Returns whether it broke unseen.
+    fn judge_end(&self, end: &End, bytes: (u64, u64), key: InstanceKey, lasted: Duration) -> bool {
+        let is_reset = end.reason == Reason::ServiceReset;
+        let is_unseen = is_reset && bytes == (0, 0);
+        if is_unseen {
+            self.flows.failed(key, Instant::now().into_std());
+        } else if is_reset && bytes.1 == 0 && lasted < MOMENT {
+            self.flows.broke_at_once(key, Instant::now().into_std());
+        } else if end.reason == Reason::Done || bytes.1 > 0 {
+            self.flows.worked(&key);
+        }
+        is_unseen
     }
 
     /// Tries instances, round after round, until one takes the flow or the time is over. Returns the one that

@@ -101,8 +101,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         entropy: &parts.entropy,
     };
     let endpoints = open(stage, &opening)?;
-    let unnamed = |_| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    let address = endpoints.endpoint.local_addr().unwrap_or_else(unnamed);
+    let address = endpoints.endpoint.local_addr().unwrap_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into());
     let (commands, command_queue) = mpsc::channel(COMMANDS);
     let (reports, report_queue) = mpsc::channel(INPUTS);
     let (connected, connected_reader) = watch::channel(0);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use crate::relay::tests::{Aside, Link, aside, tcp_pair};
+use crate::transport::FlowStream;
 
 /// A client program, a service program, and a flow between them over a QUIC stream.
 struct Flow {
