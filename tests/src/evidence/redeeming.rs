@@ -326,7 +326,7 @@ fn foreign(run: &Run) -> Result<String> {
         promise!(used_by(&listed, &good.grant().id.to_string())?.is_empty(), "one was admitted: {listed}");
         for (name, token) in &kept {
             let (code, said) = join_only(&lab.node(name)?, token)?;
-            let is_kept = code == Some(1) && said.contains("does not belong to the mesh of this token");
+            let is_kept = code == Some(1) && said.contains("wrong identity: somebody else answers there");
             promise!(is_kept, "{name}: join ended with {code:?}: {said}");
         }
         let answer = ask_to_join(server, Ipv4Addr::new(127, 3, 1, 1), &good)?;
