@@ -459,13 +459,13 @@ fn after(mut pieces: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
 }
 
 /// Most bytes moved at once: enough to make system calls cheap, small enough for thousands of busy flows.
-pub(super) const CHUNK: usize = 64 * 1_024;
+pub(super) const CHUNK: usize = 32 * 1_024;
 
 /// Bytes for a local program that the system takes and has not sent: several batches.
 const NOT_SENT: u32 = 128 << 10;
 
 /// Most pieces moved at once: of packets of 1,452 bytes about as much as [`CHUNK`].
-const BATCH: usize = 48;
+const BATCH: usize = 32;
 
 #[cfg(test)]
 mod tests;
