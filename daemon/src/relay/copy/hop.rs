@@ -1,7 +1,7 @@
 //! The end of a flow that is a stream of a data connection.
 //!
 //! Owns: reading and writing within the credit of the flow, bulk standing behind what is not. Must not know: the other end.
-//! Driven by: `copy`; `udp` writes with it too.
+//! Driven by: `copy`; `outbound` writes the client's first bytes with it.
 
 use std::future::{Future, pending, poll_fn};
 use std::io;

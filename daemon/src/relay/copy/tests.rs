@@ -443,6 +443,17 @@ impl Source for Packets {
 }
 
 #[tokio::test]
+async fn a_socket_with_early_bytes_before_it_is_not_spliced_yet() {
+    let (mut socket, _other) = tcp_pair().await;
+    let (then, _sink) = socket.halves();
+    let mut early = Early { chunks: [Bytes::from("early")].into(), ..Early::default() };
+    let mut source = Replayed { early: &mut early, then };
+    assert!(source.socket().is_none());
+    source.batch().await.expect("read");
+    assert!(source.socket().is_some());
+}
+
+#[tokio::test]
 async fn after_the_early_bytes_packets_are_taken_together() {
     let mut early = Early { chunks: [Bytes::from("early")].into(), ..Early::default() };
     let mut source = Replayed { early: &mut early, then: Packets };

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::relay::copy::{Broken, Counts, Early, Guarded, copy};
-use crate::relay::tests::{Aside, aside, tcp_pair};
+use crate::relay::copy::{Broken, Counts, Early, Guarded, Side as _, Sink as _, Source as _, copy};
+use crate::relay::tests::{Aside, Link, aside, tcp_pair};
 
 /// Client and service of a flow, and how it ends.
 async fn flow() -> (TcpStream, TcpStream, Arc<Counts>, Aside<Result<(), Broken>>) {
@@ -48,6 +48,34 @@ async fn both_directions_arrive_whole_and_end_by_themselves() {
     tokio::join!(there, back);
     end.end().await.expect("ended well");
     assert_eq!(counts.read(), (LEN as u64, LEN as u64 + 1));
+}
+
+#[tokio::test]
+async fn what_has_arrived_is_moved_and_counted_and_an_end_is_told_apart_from_a_pause() {
+    let ((mut client, near), (far, mut service)) = (tcp_pair().await, tcp_pair().await);
+    let count = AtomicU64::new(0);
+    client.write_all(&bytes(20_000)).await.expect("written");
+    while count.load(Ordering::Relaxed) < 20_000 {
+        near.readable().await.expect("open");
+        assert!(matches!(splice_all(&near, &far, &count).await, Stop::Idle));
+    }
+    let mut got = vec![0; 20_000];
+    service.read_exact(&mut got).await.expect("moved");
+    assert!(got == bytes(20_000));
+    client.shutdown().await.expect("half-closed");
+    near.readable().await.expect("open");
+    assert!(matches!(splice_all(&near, &far, &count).await, Stop::Ended));
+}
+
+#[tokio::test]
+async fn only_ends_that_are_sockets_are_spliced() {
+    let (mut socket, _other) = tcp_pair().await;
+    let (source, sink) = socket.halves();
+    assert!(source.socket().is_some() && sink.socket().is_some());
+    let link = Link::new().await;
+    let mut stream = link.open().await;
+    let (source, sink) = stream.halves();
+    assert!(source.socket().is_none() && sink.socket().is_none());
 }
 
 #[tokio::test]
