@@ -466,7 +466,8 @@ impl Owner {
         }
         let (flows, stop) = (self.flows.clone(), self.stage.stopping().clone());
         let (reports, metrics) = (self.inbox.reports.clone(), Arc::clone(&self.inbox.metrics));
-        let canary = self.has_real_addresses.then(|| Canary::new(Arc::clone(&metrics)));
+        let canary =
+            self.has_real_addresses.then(|| Canary::new(Arc::clone(&self.links), node, Arc::clone(&metrics)));
         self.stage.spawn_short("data", async move {
             data.run(flows, stop, canary, || metrics.stray_datagram()).await;
             let stable_id = connection.stable_id();
