@@ -26,6 +26,7 @@ use crate::identity::{Credentials, InitRequest, Lifetimes, init, issuer};
 use crate::index::{IndexWriter, WatchLine};
 use crate::register::{self, DenyList, Rules};
 use crate::store::Store;
+use crate::transport::{self, PathKind, Sizes};
 
 /// What the daemon behind the socket is made of.
 pub(crate) struct Daemon {
@@ -276,7 +277,7 @@ impl Daemon {
             reloader: reloader(dir.path(), events.clone()),
             events: events.clone(),
             metrics: Arc::default(),
-            holders: Arc::new(|| 1),
+            connections: Arc::new(OnePeer),
             stop: stop.clone(),
         };
         serve(Arc::new(state), listener, &stage);
@@ -291,6 +292,18 @@ impl Daemon {
     /// Returns the status code and the text of a refusal.
     async fn refusal(&self, path: &str) -> (u16, String) {
         refused(self.client.get::<serde_json::Value>(path).await.expect_err(path))
+    }
+}
+
+/// One connected peer.
+struct OnePeer;
+
+impl Connections for OnePeer {
+    fn paths(&self) -> BTreeMap<NodeId, transport::Path> {
+        let at = "192.0.2.7:4677".parse().expect("address");
+        let rtt = Duration::from_micros(340);
+        let sizes = Sizes { proven: 1_452, ..Sizes::default() };
+        [(NodeId::from_bytes([7; 16]), transport::Path { kind: PathKind::Inbound(at), rtt, sizes })].into()
     }
 }
 

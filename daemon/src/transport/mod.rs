@@ -15,6 +15,7 @@ mod gather;
 mod hello;
 mod link;
 mod owner;
+pub mod paths;
 mod race;
 mod silence;
 mod standing;
@@ -52,6 +53,7 @@ pub use endpoint::{BindError, Udp};
 pub(crate) use endpoint::{dial_only, joiner};
 use link::Link;
 pub use owner::{Parts, start};
+pub use paths::{Path, PathKind, Sizes};
 pub(crate) use race::Race;
 pub use tls::Trust;
 pub(crate) use tried::plain;
@@ -300,6 +302,20 @@ impl Peers {
     /// Returns whether this node dialled its control connection to a node; `None` when there is none.
     pub fn has_dialled(&self, node: NodeId) -> Option<bool> {
         self.links.load().get(&node).map(|link| link.dialled)
+    }
+
+    /// Returns the path of each connected node, with the sizes of its data connection where there is one: control
+    /// connections look for none.
+    pub fn paths(&self) -> BTreeMap<NodeId, Path> {
+        let data = self.data.load();
+        let path = |(node, link): (&NodeId, &Arc<Link>)| {
+            let mut path = Path::of(&link.connection, link.dialled);
+            if let Some(data) = data.get(node).filter(|data| data.connection.close_reason().is_none()) {
+                path.sizes = Sizes::of(&data.connection);
+            }
+            (*node, path)
+        };
+        self.links.load().iter().map(path).collect()
     }
 
     /// Resolves when another process with this node's identity is found that started earlier, with its address:
