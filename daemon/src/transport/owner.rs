@@ -55,6 +55,9 @@ const EXCHANGES: usize = 16;
 /// Pause between two searches for another process of this node: any member can ask for one.
 const SEEK_TWIN_EVERY: Duration = Duration::from_secs(10);
 
+/// How long a peer that was asked to dial has for it before this node dials as well.
+const HEAD_START: Duration = Duration::from_millis(250);
+
 /// What the transport is made of.
 #[derive(Debug)]
 pub struct Parts {
@@ -498,14 +501,23 @@ impl Owner {
         }
     }
 
-    /// The side that can dial opens the connection. When the peer dialled the control connection, it may be
-    /// the only one that can, so it is asked as well.
+    /// The side that can dial opens the connection. When the peer dialled the control connection, it may be the only one
+    /// that can, and it is the one whose address may change while flows live: QUIC follows the side that dialled. So it is
+    /// asked, and this node dials only when that has brought nothing.
     fn dial_data(&mut self, node: NodeId) {
-        if let Some(link) = self.current.get(&node).filter(|link| !link.dialled) {
-            link.send_frame(&Frame::DialBack(Purpose::Data));
-        }
         let addresses = self.data_addresses(node);
-        self.dial(node, addresses, Purpose::Data);
+        let asked = self.current.get(&node).filter(|link| !link.dialled);
+        if !asked.is_some_and(|link| link.send_frame(&Frame::DialBack(Purpose::Data))) {
+            return self.dial(node, addresses, Purpose::Data);
+        }
+        let (newest, dialling) = (self.pool.newest(), self.dialling(node, addresses, Purpose::Data));
+        self.stage.spawn_short("dial", async move {
+            tokio::time::sleep(HEAD_START).await;
+            let has_come = |data: &DataConnection| data.connection.close_reason().is_none();
+            if !newest.load().get(&node).is_some_and(has_come) {
+                dialling.await;
+            }
+        });
     }
 
     /// Returns where the node may be, the address of its control connection first.
@@ -531,6 +543,16 @@ impl Owner {
     }
 
     fn dial(&self, node: NodeId, addresses: Vec<SocketAddr>, purpose: Purpose) {
+        self.stage.spawn_short("dial", self.dialling(node, addresses, purpose));
+    }
+
+    /// Returns a dial that has not begun yet.
+    fn dialling(
+        &self,
+        node: NodeId,
+        addresses: Vec<SocketAddr>,
+        purpose: Purpose,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let config = match purpose {
             Purpose::Control => self.endpoints.control.clone(),
             Purpose::Data => self.endpoints.data.clone(),
@@ -538,14 +560,14 @@ impl Owner {
         let (endpoint, greeter) = (self.endpoints.endpoint.clone(), self.greeter.clone());
         let dialler = Dialler { endpoint, config, greeter, metrics: Arc::clone(&self.metrics) };
         let reports = self.inbox.reports.clone();
-        self.stage.spawn_short("dial", async move {
+        async move {
             let Dialled { greeted, others } = dialler.dial(node, addresses, purpose).await;
             if !others.is_empty() {
                 let _ = reports.send(Report::MetAnother { node, addresses: others }).await;
             }
             let report = greeted.map_or(Report::DialFailed { node, purpose }, Report::Greeted);
             let _ = reports.send(report).await;
-        });
+        }
     }
 }
 
