@@ -68,6 +68,14 @@ impl Two {
         Ok(Self { a, b, of_a, of_b })
     }
 
+    /// Waits until each sees the other with its service.
+    fn meet(&self) -> Result<()> {
+        self.a.sees("b", "alive", SEEN)?;
+        self.b.sees("a", "alive", SEEN)?;
+        find(&self.a, "on-b")?;
+        find(&self.b, "on-a").map(drop)
+    }
+
     /// Calls both services, each from the other side.
     fn call(&self, here: &Namespace, there: &Namespace, limit: Duration) -> Result<Duration> {
         let began = Instant::now();
@@ -94,6 +102,11 @@ impl Two {
 
 fn offer(server: &Node, caller: &Node, name: &str) -> Result<SocketAddr> {
     server.ok(&["expose", &format!("{name}:{PORT}"), &format!("127.0.0.1:{PORT}")])?;
+    find(caller, name)
+}
+
+/// Asks for a service, which opens its virtual address, and waits until it is usable.
+fn find(caller: &Node, name: &str) -> Result<SocketAddr> {
     let vip = caller.resolver()?.address(&format!("{name}.mesh.internal"), SEEN)?;
     until(name, SEEN, || Ok(caller.json(&["services", name])?.to_string().contains("\"usable\"")))?;
     Ok((vip, PORT).into())
@@ -144,13 +157,7 @@ fn one_sided(run: &Run) -> Result<String> {
                 let node = if restarts_a { &mut two.a } else { &mut two.b };
                 node.stop()?;
                 node.run()?;
-                two.a.sees("b", "alive", SEEN)?;
-                two.b.sees("a", "alive", SEEN)?;
-                for (node, service) in [(&two.a, "on-b"), (&two.b, "on-a")] {
-                    until(service, SEEN, || {
-                        Ok(node.json(&["services", service])?.to_string().contains("\"usable\""))
-                    })?;
-                }
+                two.meet()?;
                 again.push(two.call(here, there, CALLED)?.as_secs_f64());
             }
             promise!(two.changes()?.is_empty(), "the nodes saw {:?}", two.changes()?);
@@ -277,11 +284,7 @@ fn moved(run: &Run) -> Result<String> {
                     two.b.sees("a", "alive", SEEN)?;
                     two.a.sees("b", "alive", SEEN)?;
                     there.flush_rules()?;
-                    for (node, service) in [(&two.a, "on-b"), (&two.b, "on-a")] {
-                        until(service, SEEN, || {
-                            Ok(node.json(&["services", service])?.to_string().contains("\"usable\""))
-                        })?;
-                    }
+                    two.meet()?;
                 }
                 let wanted = if b_dialled { "inbound" } else { "direct" };
                 promise!(path(&two.a, "b")?.0 == wanted, "A names the path {:?}", path(&two.a, "b")?);
