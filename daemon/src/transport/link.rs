@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, RecvStream, SendDatagramError, SendStream};
@@ -17,6 +18,7 @@ use gossamer_wire::{DecodeError, NodeId};
 
 use super::hello::{Greeted, HelloError, read_frame};
 use super::{Inbox, ToCatalog, ToMembership};
+use crate::clock;
 use crate::metrics::Metrics;
 
 /// Bytes waiting for a link's stream; a peer that does not read pins no more (design section 16).
@@ -31,6 +33,8 @@ pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) nonce: u64,
     pub(super) dialled: bool,
+    /// When it was greeted.
+    pub(super) since: Instant,
     /// Digest of the statements that the other side was sent, or had, when it came about.
     pub(super) statements: [u8; 16],
     frames: mpsc::Sender<Vec<u8>>,
@@ -62,7 +66,8 @@ impl Link {
             frames,
             queued: Arc::clone(&queued),
         };
-        (Self { connection, nonce, dialled, statements, frames: sender, queued }, io)
+        let since = clock::now().mono;
+        (Self { connection, nonce, dialled, since, statements, frames: sender, queued }, io)
     }
 
     /// Queues a frame; `false` when the queue is full or the link has ended.
@@ -134,6 +139,9 @@ pub(super) const CLOSE_REFUSED: u32 = 5;
 
 /// The certificate does not count any more: it ended, or statements put the node or its issuer out.
 pub(super) const CLOSE_OUT: u32 = 7;
+
+/// The address at this end is gone, so the peer sends into the void.
+pub(super) const CLOSE_MOVED: u32 = 11;
 
 /// The peer has asked too often for what it may not call or what is not here.
 pub(super) const CLOSE_SEARCH: u32 = 10;

@@ -14,6 +14,7 @@ mod endpoint;
 mod gather;
 mod hello;
 mod link;
+mod moved;
 mod owner;
 pub mod paths;
 mod race;

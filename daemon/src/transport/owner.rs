@@ -149,6 +149,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         pool,
         certified: Certified::default(),
         judge_at: None,
+        move_at: matches!(parts.udp, Udp::Bind(_)).then(|| clock::now().mono),
         doorway: notes.clone(),
         inbox,
         flows: parts.flows,
@@ -190,6 +191,8 @@ pub(super) struct Owner {
     pub(super) certified: Certified,
     /// When the first certificate of a connection may have ended.
     pub(super) judge_at: Option<std::time::Instant>,
+    /// When to look whether this machine has moved; `None` where addresses are not those of a machine.
+    pub(super) move_at: Option<std::time::Instant>,
     /// Hears where members are.
     doorway: mpsc::Sender<Note>,
     inbox: Inbox,
@@ -218,7 +221,8 @@ impl Owner {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut reports: mpsc::Receiver<Report>) {
         let stop = self.stage.stopping().clone();
         loop {
-            let deadlines = [self.book.next_deadline(), self.sightings.next_deadline(), self.judge_at];
+            let deadlines =
+                [self.book.next_deadline(), self.sightings.next_deadline(), self.judge_at, self.move_at];
             let deadline = deadlines.into_iter().flatten().min();
             let input = tokio::select! {
                 biased;
@@ -238,6 +242,9 @@ impl Owner {
             self.publish_seen();
             if self.judge_at.is_some_and(|at| at <= clock::now().mono) {
                 self.judge_connections();
+            }
+            if self.move_at.is_some_and(|at| at <= clock::now().mono) {
+                self.look_for_moves();
             }
         }
         self.endpoints.endpoint.close(CLOSE_DOWN.into(), b"leaving");
@@ -353,7 +360,8 @@ impl Owner {
         if let Some(old) = self.current.get(&node).filter(|old| old.connection.close_reason().is_none()) {
             let same_process = old.nonce == greeted.nonce;
             let dialer = |dialled: bool| if dialled { self.me } else { node };
-            let keep = keep_which(self.me, node, dialer(old.dialled), dialer(greeted.dialled));
+            let lasts = clock::now().mono.saturating_duration_since(old.since);
+            let keep = keep_which(self.me, node, (dialer(old.dialled), lasts), dialer(greeted.dialled));
             if same_process && keep == Keep::First {
                 return greeted.connection.close(CLOSE_DUPLICATE.into(), b"duplicate");
             }
