@@ -382,6 +382,8 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
     let upstreams = state.forwarder.as_ref().map(|forwarder| forwarder.status()).unwrap_or_default();
     findings.extend(views::upstream_findings(&upstreams));
     findings.extend(holdings.waiting.iter().flat_map(|of| views::waiting_findings(of, name_of)));
+    let connected = state.connections.paths();
+    findings.extend(paths::findings(&paths::reach(state, &connected, &nodes), name_of));
     findings.extend(views::only_issuer_finding(&live, nodes.len()));
     Json(Status {
         version: about.version.to_owned(),
@@ -397,7 +399,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         state_dir: about.state_dir.clone(),
         members_alive: views::members_alive(&nodes, about.node),
         members: views::members(&nodes, about.node),
-        peers: paths::peer_rows(&state.connections.paths(), name_of),
+        peers: paths::peer_rows(&connected, name_of),
         oldest_head_seconds: holdings.oldest_head.as_secs(),
         waiting: holdings.waiting.iter().map(|of| views::waiting_row(of, name_of)).collect(),
         draining: drain::rows(state),

@@ -29,7 +29,8 @@ pub use access::{PolicyRow, PolicyShown, PolicyTested, Reloaded, ReloadedKey, Ve
 pub use drain::{Drain, DrainRow, Draining, LeavingRow};
 pub use flows::{FlowRow, FlowsLine};
 pub use issuers::{AddIssuer, GrantNumbers, IssuerRow, OrderDone, RemoveIssuer, WhichNode};
-pub use paths::{PathRow, PeerRow};
+pub(crate) use paths::milliseconds;
+pub use paths::{PathRow, PeerRow, PingRow, TriedRow};
 pub use roots::{ExportRoot, ExportedRoot, ImportRoot, RemoveRoot, RetireRoot, RootRow, RootsDone, Secret};
 pub use tokens::{CreateToken, CreatedToken, RevokeToken, RevokedToken, TokenRow, TokenUse};
 pub use trace::{BrokenKind, BrokenLeg, CandidateRow, Leg, LegState, Traced};

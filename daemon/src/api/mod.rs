@@ -27,6 +27,7 @@ mod views;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -56,7 +57,7 @@ use crate::metrics::Metrics;
 use crate::register::Registry;
 use crate::relay::{CandidateView, FlowInfo, PortChoice, Probed, Relay, Standings, VipPort, Vips};
 use crate::supervise::Stage;
-use crate::transport::{Path, Peers};
+use crate::transport::{Path, Peers, Pinged};
 
 pub use client::{Client, ClientError};
 pub use connection::{Guarded, over_tcp};
@@ -126,11 +127,19 @@ impl fmt::Debug for ApiState {
 pub trait Connections: Send + Sync {
     /// Returns the path of each connected node.
     fn paths(&self) -> BTreeMap<NodeId, Path>;
+
+    /// Pings a node over its connection and at each address, those `known` and those it was met at.
+    fn ping(&self, node: NodeId, known: Vec<SocketAddr>) -> Pin<Box<dyn Future<Output = Pinged> + Send>>;
 }
 
 impl Connections for Peers {
     fn paths(&self) -> BTreeMap<NodeId, Path> {
         Self::paths(self)
+    }
+
+    fn ping(&self, node: NodeId, known: Vec<SocketAddr>) -> Pin<Box<dyn Future<Output = Pinged> + Send>> {
+        let peers = self.clone();
+        Box::pin(async move { Self::ping(&peers, node, known).await })
     }
 }
 
@@ -259,6 +268,7 @@ fn router(api: Api) -> Router {
         .route("/v1/drain", get(drain::list))
         .route("/v1/flows", get(flows::list))
         .route("/v1/trace", get(trace::trace))
+        .route("/v1/ping", get(paths::ping))
         .route("/v1/events", get(streams::events))
         .route("/v1/watch", get(streams::watch))
         .route("/v1/metrics", get(handlers::metrics))

@@ -3,9 +3,10 @@
 //! Owns: how it reads. Must not know: how findings are found. Driven by: `cli`.
 
 use std::fmt::Display;
+use std::process::ExitCode;
 
 use super::args::StatusArgs;
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::{flows, output, token};
 use crate::api::Client;
 use crate::api::messages::{DrainRow, LeavingRow, Protocol, Status, UpstreamRow};
@@ -22,6 +23,20 @@ pub(super) async fn run(client: &Client, asked: &StatusArgs) -> Result<(), Failu
     let lines = if shape.quiet { findings(&status) } else { lines(&status) };
     lines.iter().for_each(output::data);
     Ok(())
+}
+
+/// `doctor`: what is wrong, each with what mends it; fails when something is.
+pub(super) async fn doctor(client: &Client, json: bool) -> Result<ExitCode, Failure> {
+    let status: Status = client.get("/v1/status").await?;
+    let is_well = status.findings.is_empty();
+    if json {
+        output::json(&status.findings)?;
+    } else if is_well {
+        output::data(format_args!("nothing is wrong: {} peers are connected", status.peers.len()));
+    } else {
+        findings(&status).iter().for_each(output::data);
+    }
+    Ok(if is_well { ExitCode::SUCCESS } else { Exit::Failed.into() })
 }
 
 fn lines(status: &Status) -> Vec<String> {

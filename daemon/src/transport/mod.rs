@@ -17,6 +17,7 @@ mod link;
 mod moved;
 mod owner;
 pub mod paths;
+mod ping;
 mod race;
 mod silence;
 mod standing;
@@ -55,6 +56,7 @@ pub(crate) use endpoint::{dial_only, joiner};
 use link::Link;
 pub use owner::{Parts, start};
 pub use paths::{Path, PathKind, Sizes};
+pub use ping::Pinged;
 pub(crate) use race::Race;
 pub use tls::Trust;
 pub(crate) use tried::plain;
@@ -148,6 +150,11 @@ enum Command {
     Up(NodeId),
     Gone(NodeId),
     Reach(NodeId),
+    /// Somebody wants to try the addresses of the node.
+    Look {
+        node: NodeId,
+        caller: ping::Caller,
+    },
     OpenData {
         node: NodeId,
         caller: data::Waiting,
@@ -200,6 +207,7 @@ struct Inbox {
     catalog: mpsc::Sender<ToCatalog>,
     authority: AuthorityHandle,
     reports: mpsc::Sender<Report>,
+    pings: ping::Pings,
     metrics: Arc<Metrics>,
 }
 
@@ -239,6 +247,7 @@ pub struct Peers {
     connected: watch::Receiver<usize>,
     twin: watch::Receiver<Option<SocketAddr>>,
     seen: watch::Receiver<Vec<SocketAddr>>,
+    pings: ping::Pings,
 }
 
 impl Peers {

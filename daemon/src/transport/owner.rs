@@ -20,7 +20,7 @@ use gossamer_core::sightings::Sightings;
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
 
-use super::accept::{Dialled, Dialler};
+use super::accept::Dialled;
 use super::acceptor::{Acceptor, NOTES, Note};
 use super::canary::Canary;
 use super::data::{DataConnection, Pool};
@@ -29,6 +29,7 @@ use super::hello::{Greeted, Greeter, Greeting, frames_of};
 use super::link::{
     CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, CLOSE_TWICE, Link, is_data, twin_of,
 };
+use super::ping::Pings;
 use super::standing::Certified;
 use super::tls::Side;
 use super::{
@@ -119,6 +120,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         connected: connected_reader,
         twin: twin_reader,
         seen: seen_reader,
+        pings: Pings::default(),
     };
     let inbox = Inbox {
         membership: parts.membership,
@@ -126,6 +128,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         catalog: parts.catalog,
         authority: parts.authority.clone(),
         reports,
+        pings: peers.pings.clone(),
         metrics: Arc::clone(&parts.metrics),
     };
     let nonce = process_nonce(parts.clock.wall(), parts.entropy.rng("nonce").random());
@@ -180,8 +183,8 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
 pub(super) struct Owner {
     me: NodeId,
     pub(super) greeter: Greeter,
-    endpoints: Endpoints,
-    book: DialBook,
+    pub(super) endpoints: Endpoints,
+    pub(super) book: DialBook,
     sightings: Sightings,
     /// Where peers agree to see this node.
     seen: watch::Sender<Vec<SocketAddr>>,
@@ -297,6 +300,7 @@ impl Owner {
                     connection.close(CLOSE_DOWN.into(), b"down");
                 }
             }
+            Command::Look { node, caller } => self.look(node, caller),
             Command::Reach(node) => self.book.reach(node, clock::now().mono),
             Command::OpenData { node, caller } => self.open_data(node, caller),
             Command::Refuse(node) => {
@@ -561,12 +565,7 @@ impl Owner {
         addresses: Vec<SocketAddr>,
         purpose: Purpose,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let config = match purpose {
-            Purpose::Control => self.endpoints.control.clone(),
-            Purpose::Data => self.endpoints.data.clone(),
-        };
-        let (endpoint, greeter) = (self.endpoints.endpoint.clone(), self.greeter.clone());
-        let dialler = Dialler { endpoint, config, greeter, metrics: Arc::clone(&self.metrics) };
+        let dialler = self.dialler(purpose);
         let reports = self.inbox.reports.clone();
         async move {
             let Dialled { greeted, others } = dialler.dial(node, addresses, purpose).await;

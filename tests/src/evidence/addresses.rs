@@ -63,7 +63,7 @@ const PORT: u16 = 4_677;
 const ALONE: Duration = Duration::from_secs(20);
 
 /// Returns the value of a metric, 0 when it is not there.
-fn metric(node: &Node, name: &str) -> Result<u64> {
+pub(super) fn metric(node: &Node, name: &str) -> Result<u64> {
     let (_, metrics) = Api::connect(&node.socket())?.request("GET", "/v1/metrics", &Value::Null)?;
     let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     Ok(line.and_then(|number| number.parse().ok()).unwrap_or_default())
@@ -95,7 +95,7 @@ fn behind(router: &Namespace) -> Result<Namespace> {
 }
 
 /// Gives the machines of a segment addresses that count as public: 198.51.100.10 and so on.
-fn publish(segment: &Segment) -> Result<()> {
+pub(super) fn publish(segment: &Segment) -> Result<()> {
     for (index, machine) in segment.machines().iter().enumerate() {
         machine.ip(&["addr", "add", &format!("198.51.100.{}/24", 10 + index), "dev", "eth0"])?;
         // The one that a segment gives is private; nobody needs it here.

@@ -34,6 +34,7 @@ mod lines;
 mod long;
 mod mixed;
 mod oneway;
+mod pinged;
 mod pods;
 mod protocols;
 mod reached;
@@ -146,7 +147,7 @@ pub fn rows() -> Vec<Row> {
         .chain([consent::ROW, pods::ROW, etcd::ROW])
         .chain(issue_6.concat())
         .chain([lines::ROWS, traces::ROWS, refusals::ROWS, steady::ROWS].concat())
-        .chain([addresses::ROWS, reached::ROWS, oneway::ROWS, sizes::ROWS].concat())
+        .chain([addresses::ROWS, reached::ROWS, oneway::ROWS, sizes::ROWS, pinged::ROWS].concat())
         .collect()
 }
 

@@ -49,13 +49,13 @@ const MIB: u64 = 100;
 const MIB_IN_CI: u64 = 16;
 
 /// Two machines with a router between them.
-struct Routed {
+pub(super) struct Routed {
     segment: Segment,
-    inner: Namespace,
+    pub(super) inner: Namespace,
 }
 
 impl Routed {
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let segment = Segment::new(2)?;
         let inner = Namespace::new("inner")?;
         let routed = Self { segment, inner };
@@ -69,7 +69,7 @@ impl Routed {
         Ok(routed)
     }
 
-    fn outer(&self) -> &Namespace {
+    pub(super) fn outer(&self) -> &Namespace {
         &self.segment.machines()[0]
     }
 
@@ -78,7 +78,7 @@ impl Routed {
     }
 
     /// Lets the router swallow UDP packets that are longer, headers included.
-    fn swallow(&self, longer: u16) -> Result<()> {
+    pub(super) fn swallow(&self, longer: u16) -> Result<()> {
         self.router().nft(&format!(
             "table ip hole {{ chain through {{ type filter hook forward priority 0; \
              meta l4proto udp ip length > {longer} drop; }}; }}"

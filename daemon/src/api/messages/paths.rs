@@ -52,6 +52,32 @@ pub struct PeerRow {
     pub path: PathRow,
 }
 
+/// The answer to `GET /v1/ping`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PingRow {
+    /// The node's name, or its id while its card is unknown.
+    pub node: String,
+    /// Its id.
+    pub id: String,
+    /// The connection to it, and whether it answers there; `None` where there is none.
+    pub connection: Option<TriedRow>,
+    /// Each of its addresses.
+    pub tried: Vec<TriedRow>,
+}
+
+/// A way to a node, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TriedRow {
+    /// The path of a connection, as `direct 192.0.2.1:4677`, or an address, as `udp 192.0.2.1:4677`.
+    pub way: String,
+    /// `ok`, `no_answer`, `refused`, `no_route`, `wrong_identity`, `untrusted`, `said` or `broken`.
+    pub word: String,
+    /// The round trip, microseconds.
+    pub rtt_us: Option<u64>,
+    /// Why it failed.
+    pub failed: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
