@@ -631,7 +631,7 @@ mod tests {
 
     #[test]
     fn commands_that_do_not_exist_are_a_usage_error() {
-        for line in ["gossamer", "gossamer doctor", "gossamer nodes --json -q", "gossamer expose Orders:1"] {
+        for line in ["gossamer", "gossamer top", "gossamer nodes --json -q", "gossamer expose Orders:1"] {
             assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
         }
     }

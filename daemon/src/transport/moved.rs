@@ -47,7 +47,7 @@ fn give_up(connection: &Connection, own: IpAddr) {
 /// Returns whether this machine has the address. Any other fault of the system's leaves things as they are.
 fn is_here(own: IpAddr) -> bool {
     let error = UdpSocket::bind((own, 0)).err();
-    !error.is_some_and(|error| error.kind() == std::io::ErrorKind::AddrNotAvailable)
+    error.is_none_or(|error| error.kind() != std::io::ErrorKind::AddrNotAvailable)
 }
 
 #[cfg(test)]

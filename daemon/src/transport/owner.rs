@@ -122,15 +122,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         seen: seen_reader,
         pings: Pings::default(),
     };
-    let inbox = Inbox {
-        membership: parts.membership,
-        states: Arc::new(Semaphore::new(STATES)),
-        catalog: parts.catalog,
-        authority: parts.authority.clone(),
-        reports,
-        pings: peers.pings.clone(),
-        metrics: Arc::clone(&parts.metrics),
-    };
+    let inbox = inbox(&parts, reports, &peers);
     let nonce = process_nonce(parts.clock.wall(), parts.entropy.rng("nonce").random());
     let (notes, note_queue) = mpsc::channel(NOTES);
     let mut owner = Owner {
@@ -161,7 +153,6 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         twin,
         sought: None,
         metrics: parts.metrics,
-        has_real_addresses: matches!(parts.udp, Udp::Bind(_)),
         stage: stage.clone(),
     };
     owner.learn_seeds(identity);
@@ -178,6 +169,18 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     stage.spawn("accept", acceptor.run());
     stage.spawn("transport", owner.run(command_queue, report_queue));
     Ok((peers, address))
+}
+
+fn inbox(parts: &Parts, reports: mpsc::Sender<Report>, peers: &Peers) -> Inbox {
+    Inbox {
+        membership: parts.membership.clone(),
+        states: Arc::new(Semaphore::new(STATES)),
+        catalog: parts.catalog.clone(),
+        authority: parts.authority.clone(),
+        reports,
+        pings: peers.pings.clone(),
+        metrics: Arc::clone(&parts.metrics),
+    }
 }
 
 pub(super) struct Owner {
@@ -207,8 +210,6 @@ pub(super) struct Owner {
     /// When this node last looked for another process of itself.
     sought: Option<std::time::Instant>,
     pub(super) metrics: Arc<Metrics>,
-    /// Whether peers can be reached by other sockets, too; those of a network in memory cannot.
-    has_real_addresses: bool,
     pub(super) stage: Stage,
 }
 
@@ -481,7 +482,8 @@ impl Owner {
         }
         let (flows, stop) = (self.flows.clone(), self.stage.stopping().clone());
         let (reports, metrics) = (self.inbox.reports.clone(), Arc::clone(&self.inbox.metrics));
-        let canary = self.has_real_addresses.then(|| Canary::new(Arc::clone(&metrics)));
+        // Peers of a network in memory cannot be reached by other sockets.
+        let canary = self.move_at.map(|_| Canary::new(Arc::clone(&metrics)));
         self.stage.spawn_short("data", async move {
             data.run(flows, stop, canary, || metrics.stray_datagram()).await;
             let stable_id = connection.stable_id();

@@ -124,7 +124,10 @@ impl Dialler {
 
 /// Pings that wait for their answer. Clones are handles to the same ones.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Pings(Arc<Mutex<BTreeMap<(NodeId, u64), oneshot::Sender<Instant>>>>);
+pub(super) struct Pings(Arc<Mutex<Waiting>>);
+
+/// Who waits for an answer, by node and number.
+type Waiting = BTreeMap<(NodeId, u64), oneshot::Sender<Instant>>;
 
 impl Pings {
     /// Begins one; `None` while too many are under way.
