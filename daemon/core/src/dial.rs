@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use gossamer_wire::NodeId;
-use gossamer_wire::limits::MAX_NODES;
+use gossamer_wire::limits::{HANDSHAKE_TIMEOUT, MAX_NODES};
 use rand::RngExt;
 use rand::rngs::StdRng;
 
@@ -531,9 +531,12 @@ impl Entry {
 
 /// Decides between two connections with `peer`, of which the first was there when the second came. Both ends
 /// come to the same answer: when both dialled, the connection dialled by the smaller node id stays; when one
-/// dialled twice, its later one, because it would not dial while the first is of use to it.
-pub fn keep_which(me: NodeId, peer: NodeId, first_dialer: NodeId, second_dialer: NodeId) -> Keep {
-    if first_dialer != second_dialer && first_dialer == me.min(peer) { Keep::First } else { Keep::Second }
+/// dialled twice, its later one, because it would not dial while the first is of use to it. For the same reason the
+/// second stays when the first has lasted for longer than two dials at once can be apart.
+pub fn keep_which(me: NodeId, peer: NodeId, first: (NodeId, Duration), second_dialer: NodeId) -> Keep {
+    let (first_dialer, lasts) = first;
+    let is_rival = first_dialer != second_dialer && lasts < HANDSHAKE_TIMEOUT;
+    if is_rival && first_dialer == me.min(peer) { Keep::First } else { Keep::Second }
 }
 
 /// Pause between two dials: at most 50 a second, because a handshake costs both sides up to 0.9 ms and 4.4 KB.

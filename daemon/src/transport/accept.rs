@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use quinn::crypto::rustls::HandshakeData;
-use quinn::{ClientConfig, Connection, Endpoint, Incoming};
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, Incoming};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -15,7 +15,7 @@ use gossamer_wire::limits::HANDSHAKE_TIMEOUT;
 use gossamer_wire::{NodeId, join};
 
 use super::hello::{Greeted, Greeter, HelloError};
-use super::link::CLOSE_REFUSED;
+use super::link::{CLOSE_LOOKED, CLOSE_REFUSED};
 use super::member_alpn;
 use super::race::Race;
 use super::tried::Outcome;
@@ -27,6 +27,8 @@ pub(super) enum Accepted {
     Member(Greeted),
     /// A joiner's, for the issuer.
     Joiner(Connection),
+    /// A member's, which wanted to know whether this node answers, no more.
+    Looked,
     /// A connection came about and was refused, which is counted.
     Refused,
     /// No connection came about, which is counted.
@@ -63,6 +65,7 @@ pub(super) async fn accept(incoming: Incoming, greeter: &Greeter, metrics: &Metr
     }
     match timeout(HANDSHAKE_TIMEOUT, greeter.answer(connection.clone())).await {
         Ok(Ok(greeted)) => Accepted::Member(greeted),
+        Ok(Err(HelloError::Connection(error))) if has_only_looked(&error) => Accepted::Looked,
         Ok(Err(error)) => {
             tracing::debug!(%remote, %error, "connection refused");
             metrics.handshake_refused(reason(&error));
@@ -75,6 +78,11 @@ pub(super) async fn accept(incoming: Incoming, greeter: &Greeter, metrics: &Metr
             Accepted::Refused
         }
     }
+}
+
+/// Nothing is read before the certificate is verified: who says so is a member.
+fn has_only_looked(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::ApplicationClosed(close) if close.error_code == CLOSE_LOOKED.into())
 }
 
 const fn reason(error: &HelloError) -> &'static str {
@@ -142,7 +150,7 @@ impl Dialler {
     }
 
     /// Completes a handshake with one address and checks that the wanted node is there.
-    async fn shake_hands(&self, node: NodeId, address: SocketAddr) -> Result<Connection, Outcome> {
+    pub(super) async fn shake_hands(&self, node: NodeId, address: SocketAddr) -> Result<Connection, Outcome> {
         let connecting = self
             .endpoint
             .connect_with(self.config.clone(), address, SERVER_NAME)

@@ -14,7 +14,10 @@ mod endpoint;
 mod gather;
 mod hello;
 mod link;
+mod moved;
 mod owner;
+pub mod paths;
+mod ping;
 mod race;
 mod silence;
 mod standing;
@@ -52,6 +55,8 @@ pub use endpoint::{BindError, Udp};
 pub(crate) use endpoint::{dial_only, joiner};
 use link::Link;
 pub use owner::{Parts, start};
+pub use paths::{Path, PathKind, Sizes};
+pub use ping::Pinged;
 pub(crate) use race::Race;
 pub use tls::Trust;
 pub(crate) use tried::plain;
@@ -145,6 +150,11 @@ enum Command {
     Up(NodeId),
     Gone(NodeId),
     Reach(NodeId),
+    /// Somebody wants to try the addresses of the node.
+    Look {
+        node: NodeId,
+        caller: ping::Caller,
+    },
     OpenData {
         node: NodeId,
         caller: data::Waiting,
@@ -197,6 +207,7 @@ struct Inbox {
     catalog: mpsc::Sender<ToCatalog>,
     authority: AuthorityHandle,
     reports: mpsc::Sender<Report>,
+    pings: ping::Pings,
     metrics: Arc<Metrics>,
 }
 
@@ -236,6 +247,7 @@ pub struct Peers {
     connected: watch::Receiver<usize>,
     twin: watch::Receiver<Option<SocketAddr>>,
     seen: watch::Receiver<Vec<SocketAddr>>,
+    pings: ping::Pings,
 }
 
 impl Peers {
@@ -300,6 +312,20 @@ impl Peers {
     /// Returns whether this node dialled its control connection to a node; `None` when there is none.
     pub fn has_dialled(&self, node: NodeId) -> Option<bool> {
         self.links.load().get(&node).map(|link| link.dialled)
+    }
+
+    /// Returns the path of each connected node, with the sizes of its data connection where there is one: control
+    /// connections look for none.
+    pub fn paths(&self) -> BTreeMap<NodeId, Path> {
+        let data = self.data.load();
+        let path = |(node, link): (&NodeId, &Arc<Link>)| {
+            let mut path = Path::of(&link.connection, link.dialled);
+            if let Some(data) = data.get(node).filter(|data| data.connection.close_reason().is_none()) {
+                path.sizes = Sizes::of(&data.connection);
+            }
+            (*node, path)
+        };
+        self.links.load().iter().map(path).collect()
     }
 
     /// Resolves when another process with this node's identity is found that started earlier, with its address:

@@ -20,7 +20,7 @@ use gossamer_core::sightings::Sightings;
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
 
-use super::accept::{Dialled, Dialler};
+use super::accept::Dialled;
 use super::acceptor::{Acceptor, NOTES, Note};
 use super::canary::Canary;
 use super::data::{DataConnection, Pool};
@@ -29,6 +29,7 @@ use super::hello::{Greeted, Greeter, Greeting, frames_of};
 use super::link::{
     CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, CLOSE_TWICE, Link, is_data, twin_of,
 };
+use super::ping::Pings;
 use super::standing::Certified;
 use super::tls::Side;
 use super::{
@@ -54,6 +55,9 @@ const EXCHANGES: usize = 16;
 
 /// Pause between two searches for another process of this node: any member can ask for one.
 const SEEK_TWIN_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a peer that was asked to dial has for it before this node dials as well.
+const HEAD_START: Duration = Duration::from_millis(250);
 
 /// What the transport is made of.
 #[derive(Debug)]
@@ -116,15 +120,9 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         connected: connected_reader,
         twin: twin_reader,
         seen: seen_reader,
+        pings: Pings::default(),
     };
-    let inbox = Inbox {
-        membership: parts.membership,
-        states: Arc::new(Semaphore::new(STATES)),
-        catalog: parts.catalog,
-        authority: parts.authority.clone(),
-        reports,
-        metrics: Arc::clone(&parts.metrics),
-    };
+    let inbox = inbox(&parts, reports, &peers);
     let nonce = process_nonce(parts.clock.wall(), parts.entropy.rng("nonce").random());
     let (notes, note_queue) = mpsc::channel(NOTES);
     let mut owner = Owner {
@@ -146,6 +144,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         pool,
         certified: Certified::default(),
         judge_at: None,
+        move_at: matches!(parts.udp, Udp::Bind(_)).then(|| clock::now().mono),
         doorway: notes.clone(),
         inbox,
         flows: parts.flows,
@@ -154,7 +153,6 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         twin,
         sought: None,
         metrics: parts.metrics,
-        has_real_addresses: matches!(parts.udp, Udp::Bind(_)),
         stage: stage.clone(),
     };
     owner.learn_seeds(identity);
@@ -173,11 +171,23 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     Ok((peers, address))
 }
 
+fn inbox(parts: &Parts, reports: mpsc::Sender<Report>, peers: &Peers) -> Inbox {
+    Inbox {
+        membership: parts.membership.clone(),
+        states: Arc::new(Semaphore::new(STATES)),
+        catalog: parts.catalog.clone(),
+        authority: parts.authority.clone(),
+        reports,
+        pings: peers.pings.clone(),
+        metrics: Arc::clone(&parts.metrics),
+    }
+}
+
 pub(super) struct Owner {
     me: NodeId,
     pub(super) greeter: Greeter,
-    endpoints: Endpoints,
-    book: DialBook,
+    pub(super) endpoints: Endpoints,
+    pub(super) book: DialBook,
     sightings: Sightings,
     /// Where peers agree to see this node.
     seen: watch::Sender<Vec<SocketAddr>>,
@@ -187,6 +197,8 @@ pub(super) struct Owner {
     pub(super) certified: Certified,
     /// When the first certificate of a connection may have ended.
     pub(super) judge_at: Option<std::time::Instant>,
+    /// When to look whether this machine has moved; `None` where addresses are not those of a machine.
+    pub(super) move_at: Option<std::time::Instant>,
     /// Hears where members are.
     doorway: mpsc::Sender<Note>,
     inbox: Inbox,
@@ -198,8 +210,6 @@ pub(super) struct Owner {
     /// When this node last looked for another process of itself.
     sought: Option<std::time::Instant>,
     pub(super) metrics: Arc<Metrics>,
-    /// Whether peers can be reached by other sockets, too; those of a network in memory cannot.
-    has_real_addresses: bool,
     pub(super) stage: Stage,
 }
 
@@ -215,7 +225,8 @@ impl Owner {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut reports: mpsc::Receiver<Report>) {
         let stop = self.stage.stopping().clone();
         loop {
-            let deadlines = [self.book.next_deadline(), self.sightings.next_deadline(), self.judge_at];
+            let deadlines =
+                [self.book.next_deadline(), self.sightings.next_deadline(), self.judge_at, self.move_at];
             let deadline = deadlines.into_iter().flatten().min();
             let input = tokio::select! {
                 biased;
@@ -235,6 +246,9 @@ impl Owner {
             self.publish_seen();
             if self.judge_at.is_some_and(|at| at <= clock::now().mono) {
                 self.judge_connections();
+            }
+            if self.move_at.is_some_and(|at| at <= clock::now().mono) {
+                self.look_for_moves();
             }
         }
         self.endpoints.endpoint.close(CLOSE_DOWN.into(), b"leaving");
@@ -287,6 +301,7 @@ impl Owner {
                     connection.close(CLOSE_DOWN.into(), b"down");
                 }
             }
+            Command::Look { node, caller } => self.look(node, caller),
             Command::Reach(node) => self.book.reach(node, clock::now().mono),
             Command::OpenData { node, caller } => self.open_data(node, caller),
             Command::Refuse(node) => {
@@ -350,7 +365,8 @@ impl Owner {
         if let Some(old) = self.current.get(&node).filter(|old| old.connection.close_reason().is_none()) {
             let same_process = old.nonce == greeted.nonce;
             let dialer = |dialled: bool| if dialled { self.me } else { node };
-            let keep = keep_which(self.me, node, dialer(old.dialled), dialer(greeted.dialled));
+            let lasts = clock::now().mono.saturating_duration_since(old.since);
+            let keep = keep_which(self.me, node, (dialer(old.dialled), lasts), dialer(greeted.dialled));
             if same_process && keep == Keep::First {
                 return greeted.connection.close(CLOSE_DUPLICATE.into(), b"duplicate");
             }
@@ -466,8 +482,8 @@ impl Owner {
         }
         let (flows, stop) = (self.flows.clone(), self.stage.stopping().clone());
         let (reports, metrics) = (self.inbox.reports.clone(), Arc::clone(&self.inbox.metrics));
-        let canary =
-            self.has_real_addresses.then(|| Canary::new(Arc::clone(&self.links), node, Arc::clone(&metrics)));
+        // Peers of a network in memory cannot be reached by other sockets.
+        let canary = self.move_at.map(|_| Canary::new(Arc::clone(&self.links), node, Arc::clone(&metrics)));
         self.stage.spawn_short("data", async move {
             data.run(flows, stop, canary, || metrics.stray_datagram()).await;
             let stable_id = connection.stable_id();
@@ -499,14 +515,23 @@ impl Owner {
         }
     }
 
-    /// The side that can dial opens the connection. When the peer dialled the control connection, it may be
-    /// the only one that can, so it is asked as well.
+    /// The side that can dial opens the connection. When the peer dialled the control connection, it may be the only one
+    /// that can, and it is the one whose address may change while flows live: QUIC follows the side that dialled. So it is
+    /// asked, and this node dials only when that has brought nothing.
     fn dial_data(&mut self, node: NodeId) {
-        if let Some(link) = self.current.get(&node).filter(|link| !link.dialled) {
-            link.send_frame(&Frame::DialBack(Purpose::Data));
-        }
         let addresses = self.data_addresses(node);
-        self.dial(node, addresses, Purpose::Data);
+        let asked = self.current.get(&node).filter(|link| !link.dialled);
+        if !asked.is_some_and(|link| link.send_frame(&Frame::DialBack(Purpose::Data))) {
+            return self.dial(node, addresses, Purpose::Data);
+        }
+        let (newest, dialling) = (self.pool.newest(), self.dialling(node, addresses, Purpose::Data));
+        self.stage.spawn_short("dial", async move {
+            tokio::time::sleep(HEAD_START).await;
+            let has_come = |data: &DataConnection| data.connection.close_reason().is_none();
+            if !newest.load().get(&node).is_some_and(has_come) {
+                dialling.await;
+            }
+        });
     }
 
     /// Returns where the node may be, the address of its control connection first.
@@ -532,21 +557,26 @@ impl Owner {
     }
 
     fn dial(&self, node: NodeId, addresses: Vec<SocketAddr>, purpose: Purpose) {
-        let config = match purpose {
-            Purpose::Control => self.endpoints.control.clone(),
-            Purpose::Data => self.endpoints.data.clone(),
-        };
-        let (endpoint, greeter) = (self.endpoints.endpoint.clone(), self.greeter.clone());
-        let dialler = Dialler { endpoint, config, greeter, metrics: Arc::clone(&self.metrics) };
+        self.stage.spawn_short("dial", self.dialling(node, addresses, purpose));
+    }
+
+    /// Returns a dial that has not begun yet.
+    fn dialling(
+        &self,
+        node: NodeId,
+        addresses: Vec<SocketAddr>,
+        purpose: Purpose,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let dialler = self.dialler(purpose);
         let reports = self.inbox.reports.clone();
-        self.stage.spawn_short("dial", async move {
+        async move {
             let Dialled { greeted, others } = dialler.dial(node, addresses, purpose).await;
             if !others.is_empty() {
                 let _ = reports.send(Report::MetAnother { node, addresses: others }).await;
             }
             let report = greeted.map_or(Report::DialFailed { node, purpose }, Report::Greeted);
             let _ = reports.send(report).await;
-        });
+        }
     }
 }
 

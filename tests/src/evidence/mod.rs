@@ -33,6 +33,8 @@ mod joins;
 mod lines;
 mod long;
 mod mixed;
+mod oneway;
+mod pinged;
 mod pods;
 mod protocols;
 mod reached;
@@ -46,6 +48,7 @@ mod secrets;
 mod selection;
 mod shape;
 mod simulated;
+mod sizes;
 mod spiffe;
 mod steady;
 mod traces;
@@ -144,7 +147,7 @@ pub fn rows() -> Vec<Row> {
         .chain([consent::ROW, pods::ROW, etcd::ROW])
         .chain(issue_6.concat())
         .chain([lines::ROWS, traces::ROWS, refusals::ROWS, steady::ROWS].concat())
-        .chain([addresses::ROWS, reached::ROWS].concat())
+        .chain([addresses::ROWS, reached::ROWS, oneway::ROWS, sizes::ROWS, pinged::ROWS].concat())
         .collect()
 }
 

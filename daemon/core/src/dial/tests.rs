@@ -535,15 +535,18 @@ fn reports_nobody_asked_for_change_nothing() {
 fn both_ends_of_a_simultaneous_dial_keep_the_one_of_the_smaller_id() {
     let (small, great) = (node(1), node(2));
     for (me, peer) in [(small, great), (great, small)] {
-        assert_eq!(keep_which(me, peer, small, great), Keep::First);
-        assert_eq!(keep_which(me, peer, great, small), Keep::Second);
+        let young = HANDSHAKE_TIMEOUT / 2;
+        assert_eq!(keep_which(me, peer, (small, young), great), Keep::First);
+        let old = HANDSHAKE_TIMEOUT;
+        assert_eq!(keep_which(me, peer, (small, old), great), Keep::Second, "it is of no use to the dialer");
+        assert_eq!(keep_which(me, peer, (great, young), small), Keep::Second);
     }
 }
 
 #[test]
 fn of_two_connections_one_node_dialled_the_later_stays() {
     for dialer in [node(1), node(2)] {
-        assert_eq!(keep_which(node(1), node(2), dialer, dialer), Keep::Second);
+        assert_eq!(keep_which(node(1), node(2), (dialer, Duration::ZERO), dialer), Keep::Second);
     }
 }
 
