@@ -19,11 +19,13 @@ mod addresses;
 mod tests;
 mod twins;
 mod warm;
+mod ways;
 
 use addresses::Addresses;
 
 pub use twins::{Twins, later_process, process_nonce};
 pub use warm::{PairRank, WarmSet};
+pub use ways::{UDP_ALONE, Ways};
 
 /// Where addresses come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

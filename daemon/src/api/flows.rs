@@ -57,6 +57,7 @@ fn row(flow: &FlowInfo, now: Instant) -> FlowRow {
     let (path, remote) = match flow.path {
         Path::Local => ("local", None),
         Path::Quic(remote) => ("quic", Some(remote)),
+        Path::Lane(remote) => ("lane", Some(remote)),
     };
     FlowRow {
         flow: flow.flow.to_string(),

@@ -149,7 +149,7 @@ impl Relay {
             group: peer.group.clone(),
             client: None,
             transport: Transport::Tcp,
-            path: Path::Quic(remote),
+            path: Path::of(stream.side()),
             target: Some(place),
             since: began.into_std(),
             counts: Arc::clone(&counts),

@@ -120,7 +120,7 @@ enum Far {
 impl Far {
     fn path(&mut self) -> Path {
         match self {
-            Self::Hop(stream) => Path::Quic(stream.side().remote),
+            Self::Hop(stream) => Path::of(stream.side()),
             Self::Local(..) => Path::Local,
         }
     }

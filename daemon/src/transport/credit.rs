@@ -16,9 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use quinn::{Connection, SendStream, StreamId, VarInt};
+use quinn::{Connection, StreamId, VarInt};
 use tokio::sync::Notify;
 
+use super::carrier::SendStream;
 use super::data::MAX_LIVE;
 use super::window::{self, NEAR, Path, Window};
 use crate::clock;
@@ -508,6 +509,7 @@ mod tests {
         let stream = VarInt::from_u32(0).into();
         let (mut sender, mut reader) = (near.flow(stream), far.flow(stream));
         let (send, _recv) = link.near.open_bi().await.expect("opens");
+        let send = SendStream::from(send);
         let first = window::FIRST_WINDOW as usize;
         assert_eq!(sender.sending.take(1 << 20, &send).await.expect("open"), first);
         assert!(sender.sending.take(1, &send).now_or_never().is_none(), "no more before the reader has some");

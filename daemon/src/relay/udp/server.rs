@@ -98,7 +98,7 @@ impl Relay {
             group: peer.group.clone(),
             client: None,
             transport: Transport::Udp,
-            path: Path::Quic(side.remote),
+            path: Path::of(side),
             target: Some(address.into()),
             since: began.into_std(),
             counts: Arc::clone(&served.counts),

@@ -3,7 +3,7 @@
 use tokio::runtime::Runtime;
 
 use super::super::canary::{EVERY, Verdict, is_refused, look};
-use super::raw::Raw;
+use super::raw::{Raw, quic};
 use super::*;
 use crate::clock;
 
@@ -61,7 +61,7 @@ async fn a_refusal_while_the_peer_speaks_is_not_believed() {
     let greeted = raw.dial(a.address, Purpose::Data, 1).await;
     let closed = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
     assert!(is_refused(&mut None, closed.expect("bound"), EVERY).await, "somebody on the path says so");
-    assert_eq!(look(&greeted.connection).await, Verdict::Alive);
+    assert_eq!(look(&quic(&greeted)).await, Verdict::Alive);
     assert!(greeted.connection.close_reason().is_none());
 }
 
