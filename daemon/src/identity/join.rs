@@ -189,7 +189,7 @@ pub async fn join(store: &Store, token: &Token, request: &JoinRequest) -> Result
                 shown = Shown::Now;
                 match timeout(ANSWER_WITHIN, ask(issuer, token, &key, request)).await {
                     Ok(Ok(JoinReply::Admitted(admitted))) => {
-                        return accept(store, grant, &key, *admitted, request);
+                        return accept(store, grant, &key, *admitted, request, &way);
                     }
                     Ok(Ok(JoinReply::Refused(refusal))) => return Err(JoinError::Refused(refusal)),
                     Ok(Err(outcome)) => outcome,
@@ -340,6 +340,7 @@ fn accept(
     key: &NodeKey,
     admitted: Admitted,
     request: &JoinRequest,
+    way: &Way,
 ) -> Result<Identity, JoinError> {
     let bad = |why: &dyn fmt::Display| JoinError::BadReply(why.to_string());
     let roots: Vec<_> = admitted
@@ -387,6 +388,7 @@ fn accept(
                 zone: request.zone.clone(),
                 region: request.region.clone(),
                 seeds,
+                by_lane: matches!(way, Way::Tcp(_)),
             },
             key,
             leaf: &admitted.leaf,

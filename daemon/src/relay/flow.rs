@@ -68,6 +68,15 @@ pub enum Path {
 }
 
 impl Path {
+    /// Returns its name, one word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Quic(_) => "quic",
+            Self::Lane(_) => "lane",
+        }
+    }
+
     /// Returns the path of a flow with another node.
     pub(super) fn of(stream: &FlowStream) -> Self {
         if stream.is_lane() { Self::Lane(stream.remote) } else { Self::Quic(stream.remote) }

@@ -130,7 +130,7 @@ impl Owner {
         let reports = self.inbox.reports.clone();
         self.stage.spawn_short("lane greeting", async move {
             // Also of one that has ended: its dial counts until then.
-            lane.idle().await;
+            lane.greeted().await;
             let _ = reports.send(Report::LaneReady { lane, peer, dialled }).await;
         });
     }

@@ -193,7 +193,11 @@ impl From<Ended> for std::io::Error {
 }
 
 impl SendStream {
-    pub(crate) async fn write_all(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+    /// Writes all bytes.
+    ///
+    /// # Errors
+    /// The peer wants no more, or is lost.
+    pub async fn write_all(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
         match self {
             Self::Quic(stream) => stream.write_all(bytes).await,
             Self::Lane(stream) => stream.write(Bytes::copy_from_slice(bytes)).await,
@@ -207,14 +211,22 @@ impl SendStream {
         }
     }
 
-    pub(crate) fn finish(&mut self) -> Result<(), Ended> {
+    /// Ends the stream cleanly.
+    ///
+    /// # Errors
+    /// It has ended before.
+    pub fn finish(&mut self) -> Result<(), Ended> {
         match self {
             Self::Quic(stream) => stream.finish().map_err(|_| Ended),
             Self::Lane(stream) => stream.finish(),
         }
     }
 
-    pub(crate) fn reset(&mut self, code: VarInt) -> Result<(), Ended> {
+    /// Ends the stream as broken.
+    ///
+    /// # Errors
+    /// It has ended before.
+    pub fn reset(&mut self, code: VarInt) -> Result<(), Ended> {
         match self {
             Self::Quic(stream) => stream.reset(code).map_err(|_| Ended),
             Self::Lane(stream) => stream.reset(code),
@@ -267,7 +279,11 @@ impl From<LaneRecv> for RecvStream {
 }
 
 impl RecvStream {
-    pub(crate) async fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), ReadExactError> {
+    /// Fills the place.
+    ///
+    /// # Errors
+    /// The stream has ended, is broken, or the peer is lost.
+    pub async fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), ReadExactError> {
         match self {
             Self::Quic(stream) => stream.read_exact(bytes).await,
             Self::Lane(stream) => stream.read_exact(bytes).await,
@@ -282,6 +298,14 @@ impl RecvStream {
         }
     }
 
+    /// Resolves when a lane has something to read, or has ended. QUIC wakes who has asked for bytes once, also when the
+    /// asking future is gone; a lane does not.
+    pub(crate) async fn readable(&mut self) {
+        if let Self::Lane(stream) = self {
+            stream.readable().await;
+        }
+    }
+
     /// Fills places with what has arrived and returns how many; `None` after a clean end.
     pub(crate) async fn read_chunks(&mut self, pieces: &mut [Bytes]) -> Result<Option<usize>, ReadError> {
         match self {
@@ -290,7 +314,11 @@ impl RecvStream {
         }
     }
 
-    pub(crate) async fn read_to_end(&mut self, most: usize) -> Result<Vec<u8>, ReadToEndError> {
+    /// Reads all, up to so many bytes.
+    ///
+    /// # Errors
+    /// The stream is longer, is broken, or the peer is lost.
+    pub async fn read_to_end(&mut self, most: usize) -> Result<Vec<u8>, ReadToEndError> {
         match self {
             Self::Quic(stream) => stream.read_to_end(most).await,
             Self::Lane(stream) => stream.read_to_end(most).await,
@@ -305,7 +333,11 @@ impl RecvStream {
         }
     }
 
-    pub(crate) fn stop(&mut self, code: VarInt) -> Result<(), Ended> {
+    /// Tells the peer that no more is wanted.
+    ///
+    /// # Errors
+    /// It has ended before.
+    pub fn stop(&mut self, code: VarInt) -> Result<(), Ended> {
         match self {
             Self::Quic(stream) => stream.stop(code).map_err(|_| Ended),
             Self::Lane(stream) => stream.stop(code),

@@ -268,6 +268,9 @@ impl Owner {
 
     fn learn_seeds(&mut self, identity: &Identity) {
         for seed in &identity.seeds {
+            if identity.by_lane {
+                self.ways.handle_lane(seed.node, clock::now().mono);
+            }
             self.book.learn(seed.node, &seed.addresses, Source::Hint, clock::now().mono);
         }
     }

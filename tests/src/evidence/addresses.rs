@@ -63,7 +63,7 @@ const PORT: u16 = 4_677;
 const ALONE: Duration = Duration::from_secs(20);
 
 /// Returns the value of a metric, 0 when it is not there.
-fn metric(node: &Node, name: &str) -> Result<u64> {
+pub(super) fn metric(node: &Node, name: &str) -> Result<u64> {
     let (_, metrics) = Api::connect(&node.socket())?.request("GET", "/v1/metrics", &Value::Null)?;
     let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     Ok(line.and_then(|number| number.parse().ok()).unwrap_or_default())

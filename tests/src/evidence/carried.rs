@@ -67,7 +67,7 @@ impl Pair {
     }
 
     /// As [`Self::new`], each on a machine of its own: the caller `here`, the server `there`.
-    fn on(lab: &Lab, here: &Namespace, there: &Namespace) -> Result<Self> {
+    pub(super) fn on(lab: &Lab, here: &Namespace, there: &Namespace) -> Result<Self> {
         let mut server = lab.node_in("server", there)?;
         server.init("west")?;
         let mut caller = lab.node_in("caller", here)?;
@@ -88,12 +88,12 @@ impl Pair {
         Ok((vip, port).into())
     }
 
-    fn offer_orders(&self, target: SocketAddr) -> Result<SocketAddr> {
+    pub(super) fn offer_orders(&self, target: SocketAddr) -> Result<SocketAddr> {
         self.offer(PORT, &[&format!("orders:{PORT}"), &target.to_string()])
     }
 }
 
-fn listen() -> Result<(TcpListener, SocketAddr)> {
+pub(super) fn listen() -> Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
     Ok((listener, address))
@@ -136,7 +136,7 @@ impl Source {
 }
 
 /// Writes so many blocks and returns their digest.
-fn send(stream: &mut TcpStream, seed: u64, blocks: u64) -> Result<Vec<u8>> {
+pub(super) fn send(stream: &mut TcpStream, seed: u64, blocks: u64) -> Result<Vec<u8>> {
     let (mut source, mut hash) = (Source::new(seed), Hash::new(&SHA256));
     for _ in 0..blocks {
         let block = source.next();
@@ -147,7 +147,7 @@ fn send(stream: &mut TcpStream, seed: u64, blocks: u64) -> Result<Vec<u8>> {
 }
 
 /// Reads to the end; returns how much came and its digest.
-fn receive(stream: &mut TcpStream) -> Result<(u64, Vec<u8>)> {
+pub(super) fn receive(stream: &mut TcpStream) -> Result<(u64, Vec<u8>)> {
     let (mut hash, mut bytes, mut sum) = (Hash::new(&SHA256), vec![0; BLOCK], 0);
     loop {
         let len = stream.read(&mut bytes)?;
@@ -214,13 +214,13 @@ fn bulk(run: &Run) -> Result<String> {
 }
 
 /// What became of a read to the end.
-fn end_of(stream: &mut TcpStream) -> (Vec<u8>, Option<ErrorKind>) {
+pub(super) fn end_of(stream: &mut TcpStream) -> (Vec<u8>, Option<ErrorKind>) {
     let mut bytes = Vec::new();
     let ended = stream.read_to_end(&mut bytes);
     (bytes, ended.err().map(|error| error.kind()))
 }
 
-fn reset(stream: &TcpStream) -> Result<()> {
+pub(super) fn reset(stream: &TcpStream) -> Result<()> {
     let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
     Ok(nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &linger)?)
 }

@@ -29,6 +29,7 @@ mod gossip;
 mod hostile;
 mod hosts;
 mod issuers;
+mod lanes;
 mod joins;
 mod lines;
 mod long;
@@ -144,7 +145,7 @@ pub fn rows() -> Vec<Row> {
         .chain([consent::ROW, pods::ROW, etcd::ROW])
         .chain(issue_6.concat())
         .chain([lines::ROWS, traces::ROWS, refusals::ROWS, steady::ROWS].concat())
-        .chain([addresses::ROWS, reached::ROWS].concat())
+        .chain([addresses::ROWS, reached::ROWS, lanes::ROWS].concat())
         .collect()
 }
 

@@ -44,6 +44,7 @@ impl Source for Hop<'_> {
     async fn batch(&mut self) -> io::Result<Option<Batch>> {
         // Who asks for more has taken what came before.
         self.credit.taken();
+        self.recv.readable().await;
         let read = poll_fn(|context| {
             // Lives for one poll only: a flow that waits holds no places for pieces.
             let mut pieces = [const { Bytes::new() }; BATCH];

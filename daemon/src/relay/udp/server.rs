@@ -89,6 +89,7 @@ impl Relay {
         }
         count(&self.counters.served);
         self.udp.counters.open.fetch_add(1, Ordering::Relaxed);
+        let path = Path::of(side);
         let _listed = self.flows.list(FlowInfo {
             flow,
             direction: Direction::Inbound,
@@ -98,7 +99,7 @@ impl Relay {
             group: peer.group.clone(),
             client: None,
             transport: Transport::Udp,
-            path: Path::of(side),
+            path,
             target: Some(address.into()),
             since: began.into_std(),
             counts: Arc::clone(&served.counts),
@@ -122,7 +123,8 @@ impl Relay {
         }
         self.udp.counters.open.fetch_sub(1, Ordering::Relaxed);
         let bytes = self.counters.add_bytes(&served.counts);
-        let line = Line { bytes, detail: end.detail.as_deref(), is_open: true, ..line };
+        let path = Some(path);
+        let line = Line { bytes, detail: end.detail.as_deref(), path, is_open: true, ..line };
         self.finished(&line.because(end.reason));
     }
 

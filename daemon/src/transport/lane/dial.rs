@@ -28,8 +28,8 @@ use crate::transport::BINDING_LABEL;
 /// How long TCP and TLS may take.
 const LANE_WITHIN: Duration = HANDSHAKE_TIMEOUT;
 
-/// Returns the name by which a node is asked for, which an ingress can route by: that of the node in its mesh, or only that
-/// of the mesh, where any of its issuers will do.
+/// Returns the name by which a node is asked for, which an ingress can route by: that of the node in its mesh. Joiners give
+/// the issuer's id, or only the mesh where any of its issuers will do.
 pub(crate) fn server_name(node: Option<NodeId>, mesh: MeshId) -> String {
     node.map_or_else(|| mesh.to_string(), |node| format!("{node}.{mesh}"))
 }

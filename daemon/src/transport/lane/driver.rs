@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::frame::{HEADER, LaneFault, LaneFrame};
 use super::socket::Socket;
-use super::table::MAX_UNREAD;
 use super::Shared;
 use crate::transport::link::{CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_IDLE};
 
@@ -138,11 +137,11 @@ async fn read(shared: &Shared, stream: &Mutex<TlsStream<Socket>>, socket: &Socke
     let mut buffer = BytesMut::new();
     loop {
         match take_frames(shared, &mut buffer) {
-            Ok(true) => {}
-            Ok(false) => {
+            Ok(None) => {}
+            Ok(Some(kind)) => {
                 // A reader that has stalled must not hide that the peer is gone.
                 tokio::select! {
-                    () = shared.wait(|table| (table.unread < MAX_UNREAD).then_some(())) => {}
+                    () = shared.wait(|table| (!table.must_wait(kind)).then_some(())) => {}
                     error = socket.failed() => return Why::Lost(error),
                 }
                 continue;
@@ -170,20 +169,20 @@ async fn read(shared: &Shared, stream: &Mutex<TlsStream<Socket>>, socket: &Socke
     }
 }
 
-/// Takes the whole frames of the buffer; `false` when there is no room for another one's bytes.
-fn take_frames(shared: &Shared, buffer: &mut BytesMut) -> Result<bool, LaneFault> {
+/// Takes the whole frames of the buffer. Returns the kind of one that has to wait.
+fn take_frames(shared: &Shared, buffer: &mut BytesMut) -> Result<Option<u8>, LaneFault> {
     let mut has_taken = false;
     let taken = loop {
         let Some(header) = buffer.get(..HEADER).and_then(|header| header.try_into().ok()) else {
-            break Ok(true);
+            break Ok(None);
         };
         let (kind, len) = LaneFrame::decode_header(header)?;
         if buffer.len() < HEADER + len {
-            break Ok(true);
+            break Ok(None);
         }
         let mut table = shared.lock();
-        if table.unread >= MAX_UNREAD {
-            break Ok(false);
+        if table.must_wait(kind) {
+            break Ok(Some(kind));
         }
         buffer.advance(HEADER);
         let frame = LaneFrame::decode(kind, buffer.split_to(len).freeze())?;
@@ -219,7 +218,7 @@ async fn watch(shared: &Shared) -> Why {
         }
         idle = 0;
         // While a reader has stalled the peer is not listened to.
-        silent = if has_heard || table.unread >= MAX_UNREAD { 0 } else { silent + 1 };
+        silent = if has_heard || table.is_stalled() { 0 } else { silent + 1 };
         left = if table.is_left() { left + 1 } else { 0 };
         if silent >= SILENT || left >= LEFT {
             return Why::Silent;

@@ -107,6 +107,13 @@ impl LaneRecv {
         Self { lane }
     }
 
+    pub(in crate::transport) async fn readable(&mut self) {
+        let readable = |table: &mut Table| {
+            (table.unread > 0 || table.got_end.is_some() || table.ended.is_some()).then_some(())
+        };
+        self.lane.0.wait(readable).await;
+    }
+
     pub(in crate::transport) async fn read_chunk(&mut self, most: usize) -> Result<Option<Bytes>, ReadError> {
         let read = self.lane.0.wait(|table| next(table, most)).await;
         // The task waits for room.
@@ -121,9 +128,10 @@ impl LaneRecv {
         let [first, rest @ ..] = pieces else { return Ok(Some(0)) };
         let Some(bytes) = self.read_chunk(usize::MAX).await? else { return Ok(None) };
         *first = bytes;
-        let mut table = self.lane.0.lock();
-        let more = rest.iter_mut().map_while(|place| table.read(usize::MAX).map(|bytes| *place = bytes));
-        Ok(Some(1 + more.count()))
+        let more = self.lane.0.with(|table| {
+            rest.iter_mut().map_while(|place| table.read(usize::MAX).map(|bytes| *place = bytes)).count()
+        });
+        Ok(Some(1 + more))
     }
 
     pub(in crate::transport) async fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), ReadExactError> {

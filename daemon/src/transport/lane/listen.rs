@@ -93,6 +93,10 @@ pub(in crate::transport) struct LaneDoor {
     pub(in crate::transport) mesh: MeshId,
 }
 
+fn is_before_mesh(rest: &str) -> bool {
+    rest.is_empty() || rest.ends_with('.')
+}
+
 /// Who came in by a lane.
 #[derive(Debug)]
 pub(in crate::transport) struct Entered {
@@ -123,8 +127,11 @@ impl LaneDoor {
             return Err("lane_protocol");
         }
         let name = hello.server_name().unwrap_or_default();
-        let is_here = name.eq_ignore_ascii_case(&server_name(Some(self.me), self.mesh))
-            || is_joiner && name.eq_ignore_ascii_case(&server_name(None, self.mesh));
+        let is_here = match is_joiner {
+            false => name == server_name(Some(self.me), self.mesh),
+            // A token names the issuer's key, whoever has it: that is judged by who asks.
+            true => name.strip_suffix(&server_name(None, self.mesh)).is_some_and(is_before_mesh),
+        };
         if !is_here {
             tracing::debug!(%remote, name, "a lane for another node");
             return Err("lane_name");

@@ -173,12 +173,10 @@ impl Lane {
         self.0.lock().opens_here
     }
 
-    /// Resolves when no flow is under way; with `false` when the lane has ended.
-    pub(super) async fn idle(&self) -> bool {
-        let idle = |table: &mut Table| {
-            (table.ended.is_some() || !table.is_open()).then_some(table.ended.is_none())
-        };
-        self.0.wait(idle).await
+    /// Resolves when the greeting is over, or the lane has ended.
+    pub(super) async fn greeted(&self) {
+        let greeted = |table: &mut Table| (table.ended.is_some() || table.has_greeted()).then_some(());
+        self.0.wait(greeted).await;
     }
 
     fn halves(&self, flow: u32) -> (LaneSend, LaneRecv) {

@@ -80,6 +80,11 @@ impl Table {
         self.state != State::Idle
     }
 
+    /// Whether the greeting is over; the peer may have begun a flow since.
+    pub(super) fn has_greeted(&self) -> bool {
+        self.flow > GREETING || self.flow == GREETING && !self.is_open()
+    }
+
     /// Whether all that is missing of the flow is the peer's word on its end.
     pub(super) fn is_left(&self) -> bool {
         self.state == State::Open && self.halves == 0
@@ -138,6 +143,11 @@ impl Table {
             return false;
         }
         self.sent_end = Some(end);
+        if !self.is_told && end != End::Clean {
+            // The peer need not hear of a flow that comes to nothing.
+            return true;
+        }
+        self.is_told = true;
         match end {
             End::Clean => self.push(&LaneFrame::End),
             End::Reset(code) => {
@@ -148,7 +158,6 @@ impl Table {
                 self.push(&LaneFrame::Reset { flow: self.flow, code: number(code) });
             }
         }
-        self.is_told = true;
         true
     }
 
@@ -159,6 +168,9 @@ impl Table {
         }
         self.sent_stop = true;
         self.drop_unread();
+        if !self.is_told {
+            return true;
+        }
         self.push(&LaneFrame::Stop { flow: self.flow, code: number(code) });
         true
     }
@@ -199,14 +211,28 @@ impl Table {
     /// The other half.
     pub(super) fn drop_recv(&mut self) {
         self.halves = self.halves.saturating_sub(1);
-        if self.is_told || self.halves > 0 {
-            self.stop(VarInt::from_u32(0));
-        }
+        self.stop(VarInt::from_u32(0));
         self.drop_unread();
         self.settle();
     }
 
-    /// Takes in a frame of the peer.
+    /// Whether a frame of this kind cannot be taken yet: a reader has stalled, or the flow is over but for this side's
+    /// halves, and the peer has begun the next one.
+    pub(super) fn must_wait(&self, kind: u8) -> bool {
+        let is_over = self.is_open() && self.sent_end.is_some() && self.got_end.is_some();
+        match kind {
+            DATA => is_over || self.unread >= MAX_UNREAD,
+            END | RESET => is_over,
+            _ => false,
+        }
+    }
+
+    /// Whether the peer may be waiting for this side.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.must_wait(DATA)
+    }
+
+    /// Takes in a frame of the peer, unless [it must wait](Self::must_wait).
     ///
     /// # Errors
     /// No honest peer sends this here.
@@ -324,7 +350,13 @@ impl Table {
     }
 }
 
+/// Number of the greeting.
+const GREETING: u32 = 1;
+
+/// Kinds of frames.
 const DATA: u8 = 2;
+const END: u8 = 3;
+const RESET: u8 = 4;
 
 fn number(code: VarInt) -> u32 {
     u32::try_from(code.into_inner()).unwrap_or(u32::MAX)
@@ -466,10 +498,17 @@ mod tests {
     #[test]
     fn a_flow_that_nobody_has_heard_of_never_was() {
         let mut pair = Pair::greeted(Opener::Dialler);
-        let flow = pair.near.open().expect("idle");
-        pair.drop_near();
-        assert!(pair.near.next_to_write(usize::MAX).is_empty());
-        assert_eq!(pair.near.open(), Some(flow));
+        for is_reset in [false, true] {
+            let flow = pair.near.open().expect("idle");
+            if is_reset {
+                pair.near.end(End::Reset(BROKEN));
+                pair.near.stop(BROKEN);
+            }
+            pair.drop_near();
+            assert!(pair.near.next_to_write(usize::MAX).is_empty());
+            assert_eq!(pair.near.open(), Some(flow));
+            pair.drop_near();
+        }
     }
 
     #[test]
@@ -480,6 +519,21 @@ mod tests {
         pair.far.write(Bytes::from_static(b"?")).expect("room");
         pair.carry();
         assert!(pair.near.accept().is_some());
+    }
+
+    #[test]
+    fn the_next_flow_waits_for_the_halves_of_the_one_before() {
+        let mut pair = Pair::greeted(Opener::Dialler);
+        pair.begin();
+        pair.near.end(End::Clean);
+        pair.carry();
+        pair.far.end(End::Clean);
+        pair.drop_near();
+        pair.carry();
+        pair.near.open().expect("it is over for this side");
+        assert!(pair.far.must_wait(DATA) && pair.far.must_wait(END) && !pair.far.must_wait(7));
+        pair.drop_far();
+        assert!(!pair.far.must_wait(DATA));
     }
 
     #[test]

@@ -1,0 +1,177 @@
+//! Lanes: a mesh where UDP is closed, and who else comes to the TCP port.
+//!
+//! Owns: machines whose UDP is dropped, programs behind flows, strangers at the port. Must not know: the bytes of lanes.
+//! Driven by: `evidence`. Needs root: each machine is a network namespace.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use super::addresses::metric;
+use super::carried::{Pair, connect, end_of, kept, listen, receive, reset, send};
+use super::protocols::{must, postgres};
+use super::{Ci, Needs, Row, Run};
+use crate::netns::{Namespace, Segment};
+use crate::process::{Lab, Node};
+use crate::promise;
+use crate::wait::until;
+
+pub(super) const ROWS: &[Row] = &[Row {
+    name: "7.4-udp-dropped",
+    promise: "Where all UDP between the machines is dropped a third node joins and a mesh of three is formed within 5 s, again after all have restarted; 64 MiB pass each way with the same SHA-256, half-closes and resets arrive, psql answers, and the access line says lane",
+    sabotage: "TCP to the mesh port is dropped as well",
+    needs: Needs::Root,
+    ci: Ci::Runs,
+    check: udp_dropped,
+}];
+
+const FORMED: Duration = Duration::from_secs(5);
+const SEEN: Duration = Duration::from_secs(20);
+
+/// Drops all UDP that comes in from other machines.
+fn close_udp(machine: &Namespace) -> Result<()> {
+    machine.nft(
+        "table inet closed { chain in { type filter hook input priority 0; iif != lo meta l4proto udp drop; }; }",
+    )
+}
+
+/// Waits until each node sees each other one, and returns how long that took since `began`.
+fn formed(nodes: &[&Node], began: Instant) -> Result<Duration> {
+    for node in nodes {
+        for other in nodes.iter().filter(|other| other.name != node.name) {
+            node.sees(&other.name, "alive", SEEN)?;
+        }
+    }
+    let took = began.elapsed();
+    promise!(took <= FORMED, "the mesh was formed after {took:?}");
+    Ok(took)
+}
+
+/// A client through the relay and the program that serves it.
+fn pair_up(vip: SocketAddr, listener: &TcpListener) -> Result<(TcpStream, TcpStream)> {
+    let mut client = connect(vip)?;
+    client.write_all(b"x")?;
+    loop {
+        let (mut program, _) = listener.accept()?;
+        program.set_read_timeout(Some(SEEN))?;
+        // Without a byte it was a check of the daemon.
+        if program.read(&mut [0])? == 1 {
+            return Ok((client, program));
+        }
+    }
+}
+
+/// Moves bytes both ways and sees each end.
+fn flows(vip: SocketAddr, listener: &TcpListener, blocks: u64) -> Result<String> {
+    let (mut client, mut program) = kept("a flow", pair_up(vip, listener))?;
+    let began = Instant::now();
+    let (there, back) = std::thread::scope(|scope| {
+        let serving = scope.spawn(|| -> Result<_> {
+            let got = receive(&mut program)?;
+            let sent = send(&mut program, 2, blocks)?;
+            program.shutdown(Shutdown::Write)?;
+            Ok((got, sent))
+        });
+        let sent = kept("sending", send(&mut client, 1, blocks))?;
+        client.shutdown(Shutdown::Write)?;
+        let got = kept("receiving", receive(&mut client))?;
+        let (served, answered) = serving.join().map_err(|_| anyhow::anyhow!("the program panicked"))??;
+        anyhow::Ok(((served, sent), (got, answered)))
+    })?;
+    let bytes = blocks << 20;
+    promise!(there.0 == (bytes, there.1), "the program got {} of {bytes} bytes, or others", there.0.0);
+    promise!(back.0 == (bytes, back.1), "the client got {} of {bytes} bytes, or others", back.0.0);
+    let took = began.elapsed();
+    let (mut client, program) = pair_up(vip, listener)?;
+    reset(&program)?;
+    drop(program);
+    let seen = end_of(&mut client).1;
+    promise!(seen == Some(ErrorKind::ConnectionReset), "the client sees {seen:?} for a reset");
+    let (client, mut program) = pair_up(vip, listener)?;
+    reset(&client)?;
+    drop(client);
+    let seen = end_of(&mut program).1;
+    promise!(seen == Some(ErrorKind::ConnectionReset), "the program sees {seen:?} for a reset");
+    let (mut client, mut program) = pair_up(vip, listener)?;
+    program.shutdown(Shutdown::Write)?;
+    promise!(end_of(&mut client) == (Vec::new(), None), "the program's end did not arrive");
+    client.write_all(b"rest")?;
+    drop(client);
+    promise!(end_of(&mut program) == (b"rest".to_vec(), None), "no rest after the program's end");
+    Ok(format!("{blocks} MiB each way in {:.1} s, half-close 2 of 2, reset 2 of 2", took.as_secs_f64()))
+}
+
+/// Asks PostgreSQL beside the server with psql beside the caller.
+fn ask_psql(lab: &Lab, pair: &Pair, here: &Namespace, there: &Namespace) -> Result<()> {
+    let (_running, port) = there.enter(|| postgres(lab))??;
+    let vip = pair.offer(5_432, &["pg:5432", &format!("127.0.0.1:{port}")])?;
+    let (host, port) = (vip.ip().to_string(), vip.port().to_string());
+    let question = "select count(*), max(repeat('x', n)) > '' from generate_series(1, 5000) as n";
+    let asked = ["-h", &host, "-p", &port, "-U", "gossamer", "-d", "postgres", "-Atc", question];
+    let said = kept("psql", here.enter(|| must(lab, "psql", &asked))?)?;
+    promise!(said.trim() == "5000|t", "psql says {said}");
+    Ok(())
+}
+
+/// Returns the path of the flow that lives.
+fn path(node: &Node) -> Result<String> {
+    let mut seen = None;
+    until("a flow in the list", SEEN, || {
+        let flows = node.ok(&["status", "--flows", "--json"])?;
+        let row = flows.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).next_back();
+        seen = row.and_then(|row| row["path"].as_str().map(str::to_owned));
+        Ok(seen.is_some())
+    })?;
+    seen.context("a path")
+}
+
+fn udp_dropped(run: &Run) -> Result<String> {
+    let segment = Segment::new(3)?;
+    let [here, there, third] = segment.machines() else { unreachable!("three machines were made") };
+    for machine in segment.machines() {
+        close_udp(machine)?;
+        if run.sabotaged {
+            machine.nft(
+                "table inet shut { chain in { type filter hook input priority 0; iif != lo tcp dport 4677 drop; }; }",
+            )?;
+        }
+    }
+    run.scenario(|lab| {
+        let mut pair = kept("a mesh of two", Pair::on(lab, here, there))?;
+        let mut other = lab.node_in("third", third)?;
+        let token = pair.server.token(&[])?;
+        let began = Instant::now();
+        other.join(&token)?;
+        let joined = formed(&[&pair.server, &pair.caller, &other], began)?;
+        pair.server.stop()?;
+        pair.caller.stop()?;
+        other.stop()?;
+        let began = Instant::now();
+        pair.server.run()?;
+        pair.caller.run()?;
+        other.run()?;
+        let restarted = formed(&[&pair.server, &pair.caller, &other], began)?;
+        let (listener, target) = there.enter(listen)??;
+        let vip = pair.offer_orders(target)?;
+        let client = here.enter(|| connect(vip))??;
+        let path = path(&pair.caller)?;
+        promise!(path == "lane", "a flow's path is {path}");
+        drop(client);
+        let carried = here.enter(|| flows(vip, &listener, run.times(64, 16)))??;
+        ask_psql(lab, &pair, here, there)?;
+        let log = pair.caller.whole_log();
+        let line = log.lines().find(|line| line.contains("access") && line.contains("direction=\"outbound\""));
+        let line = line.context("an access line")?;
+        promise!(line.contains("path=\"lane\""), "an access line says {line}");
+        let refused = metric(&pair.server, "gossamer_handshakes_refused_total{reason=\"lane_tls\"}")?;
+        promise!(refused == 0, "{refused} lanes were refused");
+        Ok(format!(
+            "joined and formed after {:.1} s, after a restart {:.1} s; {carried}, psql answers",
+            joined.as_secs_f64(),
+            restarted.as_secs_f64()
+        ))
+    })
+}
