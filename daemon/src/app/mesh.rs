@@ -29,7 +29,8 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::supervise::Stage;
 use crate::transport::{
-    self, CATALOG_QUEUE, Connection, FLOW_QUEUE, FlowStream, MEMBERSHIP_QUEUE, Peers, ToCatalog, ToMembership, Trust, Udp,
+    self, CATALOG_QUEUE, Connection, FLOW_QUEUE, FlowStream, MEMBERSHIP_QUEUE, Peers, ToCatalog,
+    ToMembership, Trust, Udp,
 };
 use crate::{authority, catalog, membership};
 

@@ -96,7 +96,9 @@ impl Link {
         let packet = Bytes::from(packet);
         match self.connection.send_datagram(packet.clone()) {
             Ok(()) => true,
-            Err(SendDatagramError::TooLarge | SendDatagramError::UnsupportedByPeer) => self.send_frame(&Frame::Swim(packet.into())),
+            Err(SendDatagramError::TooLarge | SendDatagramError::UnsupportedByPeer) => {
+                self.send_frame(&Frame::Swim(packet.into()))
+            }
             Err(_) => false,
         }
     }

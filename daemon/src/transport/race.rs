@@ -159,7 +159,8 @@ mod tests {
         let took = clock::now().mono - began;
         assert!((later..later + 2 * STAGGER).contains(&took), "{took:?}");
         let began = clock::now().mono;
-        let mut race = Race::new([Manner::Fails; 3], attempt).beside([Manner::Fails, Manner::Succeeds], later);
+        let mut race =
+            Race::new([Manner::Fails; 3], attempt).beside([Manner::Fails, Manner::Succeeds], later);
         let mut ended = 0;
         while race.next().await == Some(false) {
             ended += 1;

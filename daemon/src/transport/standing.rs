@@ -9,7 +9,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-
 use gossamer_core::trust::TrustError;
 use gossamer_wire::NodeId;
 

@@ -5,6 +5,7 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -17,19 +18,34 @@ use super::{Ci, Needs, Row, Run};
 use crate::netns::{Namespace, Segment};
 use crate::process::{Lab, Node};
 use crate::promise;
+use crate::quic::{Credentials, identity_of, tls};
 use crate::wait::until;
 
-pub(super) const ROWS: &[Row] = &[Row {
-    name: "7.4-udp-dropped",
-    promise: "Where all UDP between the machines is dropped a third node joins and a mesh of three is formed within 5 s, again after all have restarted; 64 MiB pass each way with the same SHA-256, half-closes and resets arrive, psql answers, and the access line says lane",
-    sabotage: "TCP to the mesh port is dropped as well",
-    needs: Needs::Root,
-    ci: Ci::Runs,
-    check: udp_dropped,
-}];
+pub(super) const ROWS: &[Row] = &[
+    Row {
+        name: "7.4-udp-dropped",
+        promise: "Where all UDP between the machines is dropped a third node joins and a mesh of three is formed within 5 s, again after all have restarted; 64 MiB pass each way with the same SHA-256, half-closes and resets arrive, psql answers, and the access line says lane",
+        sabotage: "TCP to the mesh port is dropped as well",
+        needs: Needs::Root,
+        ci: Ci::Runs,
+        check: udp_dropped,
+    },
+    Row {
+        name: "7.4-strangers",
+        promise: "Plain HTTP, garbage, TLS of nobody, of a self-signed certificate and of another mesh's, another node's name and another protocol on the TCP port: each is hung up on and counted by its reason, no byte of the mesh comes back, and while 300 silent connections stand a flow over a lane of the mesh works",
+        sabotage: "who asks for another node's name asks for the right one",
+        needs: Needs::Root,
+        ci: Ci::Runs,
+        check: strangers,
+    },
+];
 
 const FORMED: Duration = Duration::from_secs(5);
 const SEEN: Duration = Duration::from_secs(20);
+/// Above what a source may have half open, and below what a test process may have open.
+const SILENT: usize = 300;
+/// What lanes speak between members (`docs/protocol.md`).
+const LANE: &[u8] = b"gossamer-lane/1";
 
 /// Drops all UDP that comes in from other machines.
 fn close_udp(machine: &Namespace) -> Result<()> {
@@ -163,7 +179,8 @@ fn udp_dropped(run: &Run) -> Result<String> {
         let carried = here.enter(|| flows(vip, &listener, run.times(64, 16)))??;
         ask_psql(lab, &pair, here, there)?;
         let log = pair.caller.whole_log();
-        let line = log.lines().find(|line| line.contains("access") && line.contains("direction=\"outbound\""));
+        let line =
+            log.lines().find(|line| line.contains("access") && line.contains("direction=\"outbound\""));
         let line = line.context("an access line")?;
         promise!(line.contains("path=\"lane\""), "an access line says {line}");
         let refused = metric(&pair.server, "gossamer_handshakes_refused_total{reason=\"lane_tls\"}")?;
@@ -173,5 +190,78 @@ fn udp_dropped(run: &Run) -> Result<String> {
             joined.as_secs_f64(),
             restarted.as_secs_f64()
         ))
+    })
+}
+
+/// Speaks TLS to the port, for a lane whose first flow holds a word. Returns what came back besides TLS.
+fn speak(at: SocketAddr, credentials: &Credentials, name: &str, alpn: &[u8]) -> Result<Vec<u8>> {
+    let name = rustls::pki_types::ServerName::try_from(name.to_owned())?;
+    let session = rustls::ClientConnection::new(Arc::new(tls(credentials, alpn)?), name)?;
+    let mut stream = rustls::StreamOwned::new(session, connect(at)?);
+    // A failure here is the daemon's answer.
+    let _ = stream.write_all(&[1, 0, 0, 1, 1, 2, 0, 0, 1, b'?']);
+    let mut said = Vec::new();
+    let ended = stream.read_to_end(&mut said);
+    let is_silent = ended.is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+    promise!(!is_silent, "the daemon did not hang up within {SEEN:?}");
+    Ok(said)
+}
+
+/// Sends bytes to the port and returns what came back until the daemon hung up.
+fn shout(at: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut stream = connect(at)?;
+    let _ = stream.write_all(bytes);
+    let (said, ended) = end_of(&mut stream);
+    promise!(ended != Some(ErrorKind::WouldBlock), "the daemon did not hang up within {SEEN:?}");
+    Ok(said)
+}
+
+fn strangers(run: &Run) -> Result<String> {
+    let segment = Segment::new(3)?;
+    let [here, there, outside] = segment.machines() else { unreachable!("three machines were made") };
+    close_udp(here)?;
+    close_udp(there)?;
+    run.scenario(|lab| {
+        let pair = Pair::on(lab, here, there)?;
+        pair.caller.sees("server", "alive", SEEN)?;
+        let (listener, target) = there.enter(listen)??;
+        let vip = pair.offer_orders(target)?;
+        let (server, member) =
+            (identity_of(&pair.server.state_dir())?, identity_of(&pair.caller.state_dir())?);
+        let at = SocketAddr::from((Segment::address(1), 4_677));
+        let (right, mesh) = (format!("{}.{}", server.node(), server.mesh), server.mesh);
+        let wrong = if run.sabotaged { right.clone() } else { format!("{}.{mesh}", member.node()) };
+        let of_member = Credentials::of_identity(&member);
+        let counted = |reason: &str| {
+            metric(&pair.server, &format!("gossamer_handshakes_refused_total{{reason=\"{reason}\"}}"))
+        };
+        let tls_before = counted("lane_tls")? + counted("certificate")?;
+        let said = outside.enter(|| -> Result<_> {
+            let mut said = shout(at, b"GET / HTTP/1.1\r\nHost: gossamer\r\n\r\n")?;
+            said.extend(shout(at, &[0xff; 4_096])?);
+            // An alert of TLS, in the clear, is all that may come back.
+            promise!(said.len() <= 2 * 7, "{} bytes came back in the clear", said.len());
+            let mut said = speak(at, &Credentials::None, &right, LANE)?;
+            said.extend(speak(at, &Credentials::self_signed(mesh)?, &right, LANE)?);
+            said.extend(speak(at, &Credentials::of_another_root(mesh)?, &right, LANE)?);
+            said.extend(speak(at, &of_member, &wrong, LANE)?);
+            said.extend(speak(at, &of_member, &right, b"h2")?);
+            Ok(said)
+        })??;
+        // What a lane says of its end: a close with a code and a word, no hello.
+        let is_close = said.is_empty() || said.first() == Some(&6);
+        promise!(is_close && said.len() <= 64, "strangers were told {said:?}");
+        for (reason, least) in [("lane_not_tls", 2), ("lane_name", 1), ("lane_protocol", 1)] {
+            let count = counted(reason)?;
+            promise!(count == least, "{count} of {least} are counted as {reason}");
+        }
+        let tls = counted("lane_tls")? + counted("certificate")? - tls_before;
+        promise!(tls == 3, "{tls} of 3 strangers with TLS are counted");
+        let standing = outside.enter(|| (0..SILENT).map(|_| connect(at)).collect::<Result<Vec<_>>>())??;
+        let carried = here.enter(|| flows(vip, &listener, 4))??;
+        drop(standing);
+        let state = pair.caller.state_of("server")?;
+        promise!(state.as_deref() == Some("alive"), "the caller sees the server as {state:?}");
+        Ok(format!("7 of 7 hung up on and counted; beside {SILENT} silent connections {carried}"))
     })
 }

@@ -22,8 +22,8 @@ use super::{Driver, Lane, Opener, Shown};
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::supervise::Stage;
-use crate::transport::tried::Outcome;
 use crate::transport::BINDING_LABEL;
+use crate::transport::tried::Outcome;
 
 /// How long TCP and TLS may take.
 const LANE_WITHIN: Duration = HANDSHAKE_TIMEOUT;
@@ -82,7 +82,9 @@ pub(crate) async fn dial(
     };
     let (stream, socket, rtt) = timeout(within, shaken).await.map_err(|_| Outcome::NoAnswer(within))??;
     let connection = stream.get_ref().1;
-    let chain = connection.peer_certificates().map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
+    let chain = connection
+        .peer_certificates()
+        .map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
     let binding = connection.export_keying_material([0; 32], BINDING_LABEL, Some(b"")).ok();
     let lane = Lane::new(Shown { remote: address, chain, binding, rtt }, Some(opener));
     let driver = Driver { shared: Arc::clone(&lane.0), stream: TlsStream::Client(stream), socket };

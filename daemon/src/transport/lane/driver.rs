@@ -15,9 +15,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::Shared;
 use super::frame::{HEADER, LaneFault, LaneFrame};
 use super::socket::Socket;
-use super::Shared;
 use crate::transport::link::{CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_IDLE};
 
 /// How often a lane with a flow says that it is there, and looks whether the peer has.
@@ -228,4 +228,3 @@ async fn watch(shared: &Shared) -> Why {
         shared.changed.send_replace(());
     }
 }
-

@@ -143,10 +143,7 @@ mod tests {
     fn the_bytes_stay_what_they_are() {
         assert_eq!(LaneFrame::Start { dialler_opens: true }.encode()[..], [1, 0, 0, 1, 1]);
         assert_eq!(LaneFrame::Data(Bytes::from_static(b"ab")).encode()[..], [2, 0, 0, 2, b'a', b'b']);
-        assert_eq!(
-            LaneFrame::Reset { flow: 1, code: 2 }.encode()[..],
-            [4, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 2]
-        );
+        assert_eq!(LaneFrame::Reset { flow: 1, code: 2 }.encode()[..], [4, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 2]);
     }
 
     #[test]

@@ -26,8 +26,8 @@ use quinn::{ConnectionError, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
-pub(crate) use dial::{dial, server_name};
 pub(super) use dial::LaneDialler;
+pub(crate) use dial::{dial, server_name};
 pub(crate) use driver::Driver;
 use frame::LaneFrame;
 pub(super) use halves::{LaneRecv, LaneSend};

@@ -37,11 +37,7 @@ impl FlowLane {
         self.lane.try_open().map(|(send, recv)| self.flow(send.into(), recv.into()))
     }
 
-    fn flow(
-        &self,
-        send: crate::transport::SendStream,
-        recv: crate::transport::RecvStream,
-    ) -> FlowStream {
+    fn flow(&self, send: crate::transport::SendStream, recv: crate::transport::RecvStream) -> FlowStream {
         FlowStream {
             peer: Arc::clone(&self.peer),
             remote: self.lane.remote_address(),

@@ -462,7 +462,10 @@ mod tests {
             pair.drop_far();
             pair.carry();
             assert!(pair.has_ended()[usize::from(!at_far)], "who was told of it ends the lane");
-            assert!(pair.near.ended.is_some() || pair.near.is_left(), "and no flow can begin before that shows");
+            assert!(
+                pair.near.ended.is_some() || pair.near.is_left(),
+                "and no flow can begin before that shows"
+            );
         }
     }
 
