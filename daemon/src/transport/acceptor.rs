@@ -16,8 +16,9 @@ use gossamer_wire::limits::MAX_HALF_OPEN;
 
 use super::Report;
 use super::accept::{Accepted, Joiners, accept, accept_lane, hand_to_issuer};
+use super::by_lane::Arriving;
 use super::hello::Greeter;
-use super::lane::{Arrival, LaneDoor};
+use super::lane::Arrival;
 use crate::clock;
 use crate::events::{Event, EventLog};
 use crate::metrics::Metrics;
@@ -42,9 +43,8 @@ pub(super) struct Acceptor {
     pub(super) stage: Stage,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) joiners: Option<Joiners>,
-    /// Lanes that come in; closed where there are none.
-    pub(super) arrivals: mpsc::Receiver<Arrival>,
-    pub(super) lane_door: LaneDoor,
+    /// Lanes that come in, and what they meet.
+    pub(super) arriving: Arriving,
     /// Both ends of the notes: handshakes get one.
     pub(super) notes: (mpsc::Sender<Note>, mpsc::Receiver<Note>),
     pub(super) events: EventLog,
@@ -53,7 +53,7 @@ pub(super) struct Acceptor {
 
 /// Who begins a handshake.
 enum Knock {
-    Quic(Incoming),
+    Quic(Box<Incoming>),
     Lane(Arrival),
 }
 
@@ -84,10 +84,10 @@ impl Acceptor {
                 biased;
                 Some(note) = self.notes.1.recv() => Err(note),
                 incoming = self.endpoint.accept() => match incoming {
-                    Some(incoming) => Ok(Knock::Quic(incoming)),
+                    Some(incoming) => Ok(Knock::Quic(Box::new(incoming))),
                     None => return,
                 },
-                Some(arrival) = self.arrivals.recv() => Ok(Knock::Lane(arrival)),
+                Some(arrival) = self.arriving.queue.recv() => Ok(Knock::Lane(arrival)),
             };
             let now = clock::now().mono;
             match input {
@@ -145,14 +145,14 @@ impl Acceptor {
     fn begin(&self, knock: Knock, place: Place) -> CancellationToken {
         let (greeter, metrics, joiners) =
             (self.greeter.clone(), Arc::clone(&self.metrics), self.joiners.clone());
-        let (door, stage) = (self.lane_door.clone(), self.stage.clone());
+        let (door, stage) = (self.arriving.door.clone(), self.stage.clone());
         let (reports, notes) = (self.reports.clone(), self.notes.0.clone());
         let give_up = CancellationToken::new();
         let given_up = give_up.clone();
         self.stage.spawn_short("handshake", async move {
             let accepting = async {
                 match knock {
-                    Knock::Quic(incoming) => accept(incoming, &greeter, &metrics).await,
+                    Knock::Quic(incoming) => accept(*incoming, &greeter, &metrics).await,
                     Knock::Lane(arrival) => accept_lane(arrival, &door, &greeter, &metrics, &stage).await,
                 }
             };

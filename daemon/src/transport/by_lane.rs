@@ -2,6 +2,7 @@
 //!
 //! Owns: nothing; it is the owner's. Must not know: what flows carry. Driven by: `owner`.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
@@ -19,38 +20,46 @@ use super::endpoint::Opening;
 use super::hello::Greeted;
 use super::lane::{self, Arrival, FlowLane, Lane, LaneDialler, LaneDoor, Listener, Opener};
 use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE};
-use super::owner::Owner;
-use super::{BindError, Report, tls};
+use super::owner::{Owner, Parts};
+use super::{BindError, Report, Udp, tls};
 use crate::clock;
 use crate::events::{Event, EventLog};
 use crate::identity::Identity;
-use crate::metrics::Metrics;
 use crate::supervise::Stage;
 
 /// Lanes that have come in and wait for the doorway, which is never long.
 const ARRIVALS: usize = 64;
 
-/// Makes both sides of lanes.
+/// Lanes that come in, and what they meet.
+#[derive(Debug)]
+pub(super) struct Arriving {
+    /// Closed where nobody listens.
+    pub(super) queue: mpsc::Receiver<Arrival>,
+    pub(super) door: LaneDoor,
+}
+
+/// Makes both sides of lanes: what dials, `None` in a network in memory, and what comes in at the address.
 pub(super) fn lanes_of(
     stage: &Stage,
     identity: &Identity,
     opening: &Opening<'_>,
-    metrics: &Arc<Metrics>,
-) -> Result<(LaneDoor, LaneDialler), BindError> {
+    address: SocketAddr,
+    parts: &Parts,
+) -> Result<(Option<LaneDialler>, Arriving), BindError> {
     let error = |error: rustls::Error| BindError::Tls(error.to_string());
     let server = Arc::new(tls::lane_server(&opening.side).map_err(error)?);
     let client: Arc<ClientConfig> = Arc::new(tls::lane_client(&opening.side).map_err(error)?);
     let (me, mesh) = (identity.node(), identity.mesh);
-    let (stage, metrics) = (stage.clone(), Arc::clone(metrics));
-    Ok((LaneDoor { config: server, me, mesh }, LaneDialler { config: client, mesh, stage, metrics }))
+    let is_real = matches!(parts.udp, Udp::Bind(_));
+    let queue = if is_real { listen(stage, address, &parts.events) } else { mpsc::channel(1).1 };
+    let arriving = Arriving { queue, door: LaneDoor { config: server, me, mesh } };
+    let (stage, metrics) = (stage.clone(), Arc::clone(&parts.metrics));
+    let dialler = LaneDialler { config: client, mesh, stage, metrics };
+    Ok((is_real.then_some(dialler), arriving))
 }
 
 /// Listens for lanes. Without the port the mesh works where UDP does, so that a daemon starts all the same.
-pub(super) fn listen(
-    stage: &Stage,
-    address: std::net::SocketAddr,
-    events: &EventLog,
-) -> mpsc::Receiver<Arrival> {
+fn listen(stage: &Stage, address: SocketAddr, events: &EventLog) -> mpsc::Receiver<Arrival> {
     let (arrivals, queue) = mpsc::channel(ARRIVALS);
     match lane::bind(address) {
         Ok(socket) => {

@@ -118,6 +118,12 @@ impl Drop for InGreeting {
 }
 
 impl Greeter {
+    /// Makes what a process with this nonce greets with.
+    pub(super) fn new(trust: Trust, clock: Clock, authority: AuthorityHandle, nonce: u64) -> Self {
+        let exchanges = Arc::new(Semaphore::new(EXCHANGES));
+        Self { trust, clock, authority, exchanges, greeting: Greeting::default(), nonce }
+    }
+
     /// Greets as the dialer.
     pub(super) async fn greet(
         &self,
@@ -182,6 +188,9 @@ impl Greeter {
         self.trust.load().verify(leaf, shown, self.clock.wall()).map(Arc::new)
     }
 }
+
+/// Peers whose sets of statements are read at once, at most 8 MiB each.
+const EXCHANGES: usize = 16;
 
 async fn write_hello(
     connection: &Connection,

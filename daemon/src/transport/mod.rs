@@ -23,6 +23,7 @@ mod silence;
 mod standing;
 pub mod tls;
 mod tried;
+mod twin;
 mod window;
 
 #[cfg(test)]

@@ -11,9 +11,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use gossamer_core::dial::{
-    DialBook, Keep, Source, Standing, Twins, Ways, keep_which, later_process, process_nonce,
-};
+use gossamer_core::dial::{DialBook, Keep, Source, Standing, Twins, Ways, keep_which, process_nonce};
 use gossamer_core::reach::{Deny, check_ip};
 use gossamer_core::sightings::Sightings;
 use gossamer_wire::NodeId;
@@ -21,18 +19,17 @@ use gossamer_wire::frame::{Frame, Purpose};
 
 use super::accept::{By, Dialled, Dialler, Errand};
 use super::acceptor::{Acceptor, NOTES, Note};
-use super::by_lane::{lanes_of, listen};
+use super::by_lane::lanes_of;
 use super::canary::Canary;
 use super::carrier::Connection;
 use super::data::{DataConnection, Pool};
 use super::endpoint::{Endpoints, Opening, Udp, open, widen};
-use super::hello::{Greeted, Greeter, Greeting, frames_of};
+use super::hello::{Greeted, Greeter, frames_of};
 use super::lane::{LaneDialler, Lanes, Opener};
-use super::link::{
-    CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, CLOSE_TWICE, Link, is_data, twin_of,
-};
+use super::link::{CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, Link, is_data};
 use super::standing::Certified;
 use super::tls::Side;
+use super::twin::report_end;
 use super::{
     BindError, COMMANDS, Command, FlowStream, INPUTS, Inbox, Links, Peers, Report, STATES, ToCatalog,
     ToMembership, Trust,
@@ -47,15 +44,6 @@ use crate::supervise::Stage;
 
 /// Longest wait for the last packets to leave.
 const CLOSE_WITHIN: Duration = Duration::from_millis(300);
-
-/// Time another process of this node has to read the hello of this one.
-const VERDICT_WITHIN: Duration = Duration::from_secs(1);
-
-/// Peers whose sets of statements are read at once, at most 8 MiB each.
-const EXCHANGES: usize = 16;
-
-/// Pause between two searches for another process of this node: any member can ask for one.
-const SEEK_TWIN_EVERY: Duration = Duration::from_secs(10);
 
 /// What the transport is made of.
 #[derive(Debug)]
@@ -104,12 +92,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     };
     let endpoints = open(stage, &opening)?;
     let address = endpoints.endpoint.local_addr().unwrap_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into());
-    let (lane_door, lane_dialler) = lanes_of(stage, identity, &opening, &parts.metrics)?;
-    let lane_dialler = Some(lane_dialler).filter(|_| matches!(parts.udp, Udp::Bind(_)));
-    let arrivals = match parts.udp {
-        Udp::Bind(_) => listen(stage, address, &parts.events),
-        Udp::Given(_) => mpsc::channel(1).1,
-    };
+    let (lane_dialler, arriving) = lanes_of(stage, identity, &opening, address, &parts)?;
     let (commands, command_queue) = mpsc::channel(COMMANDS);
     let (reports, report_queue) = mpsc::channel(INPUTS);
     let (connected, connected_reader) = watch::channel(0);
@@ -138,14 +121,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     let (notes, note_queue) = mpsc::channel(NOTES);
     let mut owner = Owner {
         me: identity.node(),
-        greeter: Greeter {
-            trust: parts.trust,
-            clock: parts.clock,
-            authority: parts.authority,
-            exchanges: Arc::new(Semaphore::new(EXCHANGES)),
-            greeting: Greeting::default(),
-            nonce,
-        },
+        greeter: Greeter::new(parts.trust, parts.clock, parts.authority, nonce),
         endpoints,
         book: DialBook::new(identity.node(), parts.entropy.rng("dials")).with_deny(parts.deny),
         sightings: Sightings::new(parts.deny.with_loopback()),
@@ -176,8 +152,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         stage: stage.clone(),
         reports: owner.inbox.reports.clone(),
         joiners: parts.joiners,
-        arrivals,
-        lane_door,
+        arriving,
         notes: (notes, note_queue),
         events: parts.events,
         metrics: Arc::clone(&owner.metrics),
@@ -188,7 +163,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
 }
 
 pub(super) struct Owner {
-    me: NodeId,
+    pub(super) me: NodeId,
     pub(super) greeter: Greeter,
     endpoints: Endpoints,
     book: DialBook,
@@ -211,11 +186,11 @@ pub(super) struct Owner {
     pub(super) inbox: Inbox,
     pub(super) flows: mpsc::Sender<FlowStream>,
     connected: watch::Sender<usize>,
-    twins: Twins,
+    pub(super) twins: Twins,
     /// Where an earlier process with this node's identity runs.
-    twin: watch::Sender<Option<SocketAddr>>,
+    pub(super) twin: watch::Sender<Option<SocketAddr>>,
     /// When this node last looked for another process of itself.
-    sought: Option<std::time::Instant>,
+    pub(super) sought: Option<std::time::Instant>,
     pub(super) metrics: Arc<Metrics>,
     /// Whether peers can be reached by other sockets, too; those of a network in memory cannot.
     has_real_addresses: bool,
@@ -427,53 +402,6 @@ impl Owner {
         });
     }
 
-    /// A process with this node's own identity: this one itself, by an address of its own, or a second one. That
-    /// a second one has the key is proved by TLS; no peer's word can make this one stop.
-    async fn meet_self(&self, greeted: &Greeted) {
-        let own = self.greeter.nonce;
-        if greeted.nonce == own {
-            return greeted.connection.close(CLOSE_DUPLICATE.into(), b"this is the same node");
-        }
-        let at = greeted.connection.remote_address();
-        // The other side reaches its own verdict from the hello, which a close could overtake.
-        let connection = greeted.connection.clone();
-        self.stage.spawn_short("twin", async move {
-            tokio::time::sleep(VERDICT_WITHIN).await;
-            connection.close(CLOSE_TWICE.into(), at.to_string().as_bytes());
-        });
-        let _ = self.inbox.membership.send(ToMembership::Twice { node: self.me, at }).await;
-        if later_process(own, greeted.nonce) == own {
-            tracing::error!(%at, "this identity runs twice; the other process started first");
-            self.twin.send_replace(Some(at));
-        }
-    }
-
-    /// Whether this connection must go because its node runs twice and this process of it started later. The
-    /// later one is told where the other is, and finds out by itself.
-    async fn is_later_twin(&mut self, greeted: &Greeted) -> bool {
-        let node = greeted.peer.node;
-        let Some(other) = self.twins.connected(node, greeted.nonce) else { return false };
-        let old = self.current.get(&node).filter(|old| old.nonce == other).map(|old| old.connection.clone());
-        let Some(old) = old else { return false };
-        let is_later = later_process(greeted.nonce, other) == greeted.nonce;
-        let (loser, winner) =
-            if is_later { (&greeted.connection, &old) } else { (&old, &greeted.connection) };
-        let at = winner.remote_address();
-        loser.close(CLOSE_TWICE.into(), at.to_string().as_bytes());
-        let _ = self.inbox.membership.send(ToMembership::Twice { node, at }).await;
-        is_later
-    }
-
-    /// A peer says that this identity runs twice. Looks for the other process, not too often.
-    fn seek_twin(&mut self, at: SocketAddr) {
-        let now = clock::now().mono;
-        if self.sought.is_some_and(|last| now.saturating_duration_since(last) < SEEK_TWIN_EVERY) {
-            return;
-        }
-        self.sought = Some(now);
-        self.dial(self.control(self.me), vec![at]);
-    }
-
     async fn remove_link(&mut self, node: NodeId, stable_id: usize) {
         let is_current = self.current.get(&node).is_some_and(|link| link.connection.stable_id() == stable_id);
         if !is_current {
@@ -603,7 +531,7 @@ impl Owner {
         }
     }
 
-    fn control(&self, node: NodeId) -> Errand {
+    pub(super) fn control(&self, node: NodeId) -> Errand {
         Errand { node, purpose: Purpose::Control, by: self.both(node), opener: Opener::Dialler }
     }
 
@@ -631,12 +559,4 @@ impl Owner {
             let _ = reports.send(report).await;
         });
     }
-}
-
-async fn report_end(reports: &mpsc::Sender<Report>, node: NodeId, connection: &Connection) {
-    let stable_id = connection.stable_id();
-    if let Some(at) = twin_of(connection) {
-        let _ = reports.send(Report::ToldOfTwin(at)).await;
-    }
-    let _ = reports.send(Report::LinkEnded { node, stable_id }).await;
 }

@@ -295,8 +295,7 @@ impl Relay {
         let key = choice.key(name);
         let _in_flight = self.flows.began(key.clone());
         let (transport, counts) = (Transport::Udp, Arc::clone(&flow.counts));
-        let path = far.path();
-        let ends = Ends { client: line.client, transport, path, counts };
+        let ends = Ends { client: line.client, transport, path: far.path(), counts };
         let _listed = self.flows.list(choice.info(id, name, began, ends));
         let mut imported = self.import(name, &choice);
         let refused = flow.open(&choice, &mut far);
@@ -330,7 +329,7 @@ impl Relay {
         let is_refused = matches!(over, Over::Refused) && bytes_out == 0 && !flow.over.is_cancelled();
         let is_unseen = is_refused && !begun.first.is_empty();
         if !is_unseen || is_last {
-            let (bytes, path) = ((bytes_in, bytes_out), Some(path));
+            let (bytes, path) = ((bytes_in, bytes_out), Some(far.path()));
             let line = Line { bytes, detail: over.detail(), path, is_open: true, ..*line };
             self.finished(&line.to(&choice).because(over.reason()));
         }

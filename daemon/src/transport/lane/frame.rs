@@ -116,8 +116,8 @@ mod tests {
     use super::*;
 
     fn read(bytes: &Bytes) -> Result<LaneFrame, LaneFault> {
-        let header = bytes[..HEADER].try_into().expect("a header");
-        let (kind, len) = LaneFrame::decode_header(header)?;
+        let [kind, high, middle, low, ..] = bytes[..] else { panic!("no header") };
+        let (kind, len) = LaneFrame::decode_header([kind, high, middle, low])?;
         assert_eq!(len, bytes.len() - HEADER);
         LaneFrame::decode(kind, bytes.slice(HEADER..))
     }
