@@ -89,6 +89,7 @@ impl Owner {
             return;
         }
         self.ways.handle_udp(node);
+        self.lanes.retire(node);
         for caller in self.lanes.take_waiting(node) {
             self.open_data(node, caller);
         }

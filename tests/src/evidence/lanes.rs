@@ -31,6 +31,14 @@ pub(super) const ROWS: &[Row] = &[
         check: udp_dropped,
     },
     Row {
+        name: "7.4-udp-again",
+        promise: "When UDP passes again, new flows go over QUIC within 60 s, and a flow that began on a lane lives on",
+        sabotage: "UDP stays dropped",
+        needs: Needs::Root,
+        ci: Ci::Runs,
+        check: udp_again,
+    },
+    Row {
         name: "7.4-strangers",
         promise: "Plain HTTP, garbage, TLS of nobody, of a self-signed certificate and of another mesh's, another node's name and another protocol on the TCP port: each is hung up on and counted by its reason, no byte of the mesh comes back, and while 300 silent connections stand a flow over a lane of the mesh works",
         sabotage: "who asks for another node's name asks for the right one",
@@ -42,6 +50,7 @@ pub(super) const ROWS: &[Row] = &[
 
 const FORMED: Duration = Duration::from_secs(5);
 const SEEN: Duration = Duration::from_secs(20);
+const AGAIN: Duration = Duration::from_secs(60);
 /// Above what a source may have half open, and below what a test process may have open.
 const SILENT: usize = 300;
 /// What lanes speak between members (`docs/protocol.md`).
@@ -190,6 +199,44 @@ fn udp_dropped(run: &Run) -> Result<String> {
             joined.as_secs_f64(),
             restarted.as_secs_f64()
         ))
+    })
+}
+
+/// Paths of the flows that live, oldest first.
+fn paths(node: &Node) -> Result<Vec<String>> {
+    let flows = node.ok(&["status", "--flows", "--json"])?;
+    let rows = flows.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    Ok(rows.filter_map(|row| row["path"].as_str().map(str::to_owned)).collect())
+}
+
+fn udp_again(run: &Run) -> Result<String> {
+    let segment = Segment::new(2)?;
+    let [here, there] = segment.machines() else { unreachable!("two machines were made") };
+    close_udp(here)?;
+    close_udp(there)?;
+    run.scenario(|lab| {
+        let pair = Pair::on(lab, here, there)?;
+        let (listener, target) = there.enter(listen)??;
+        let vip = pair.offer_orders(target)?;
+        here.enter(|| -> Result<_> {
+            let (mut client, mut program) = kept("a flow", pair_up(vip, &listener))?;
+            promise!(paths(&pair.caller)? == ["lane"], "paths at first: {:?}", paths(&pair.caller)?);
+            if !run.sabotaged {
+                here.flush_rules()?;
+                there.flush_rules()?;
+            }
+            let took = until("a new flow over QUIC", AGAIN, || {
+                let _other = kept("another flow", pair_up(vip, &listener))?;
+                Ok(paths(&pair.caller)?.last().is_some_and(|path| path == "quic"))
+            })?;
+            client.write_all(b"still there")?;
+            client.shutdown(Shutdown::Write)?;
+            promise!(end_of(&mut program) == (b"still there".to_vec(), None), "the flow on the lane is gone");
+            program.write_all(b"yes")?;
+            drop(program);
+            promise!(end_of(&mut client) == (b"yes".to_vec(), None), "the flow on the lane has no answer");
+            Ok(format!("new flows over QUIC after {:.0} s, the one on the lane lived on", took.as_secs_f64()))
+        })?
     })
 }
 

@@ -119,6 +119,11 @@ impl Lane {
         self.0.lock().is_kept = true;
     }
 
+    /// Opens no further flow on it: an idle lane ends by itself.
+    pub(super) fn retire(&self) {
+        self.0.lock().is_retired = true;
+    }
+
     /// Ends the lane and tells the peer why. What was not sent yet is not sent any more.
     pub(super) fn close(&self, code: VarInt, reason: &[u8]) {
         self.0.close(code, reason);

@@ -155,6 +155,11 @@ impl Lanes {
         self.of.get_mut(&node).map(|of| std::mem::take(&mut of.waiting)).unwrap_or_default()
     }
 
+    /// Opens no further flows on the lanes of a node: UDP works. Those that live go on.
+    pub(in crate::transport) fn retire(&self, node: NodeId) {
+        self.of.get(&node).into_iter().flat_map(|of| &of.lanes).for_each(|lane| lane.lane.retire());
+    }
+
     /// Forgets a lane that has ended.
     pub(in crate::transport) fn ended(&mut self, node: NodeId, stable_id: usize) {
         if let Some(of) = self.of.get_mut(&node) {

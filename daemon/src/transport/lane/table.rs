@@ -31,6 +31,8 @@ pub(super) struct Table {
     pub(super) opens_here: bool,
     /// Nobody asks whether the peer lives.
     pub(super) is_kept: bool,
+    /// No further flow is opened: there is a better way.
+    pub(super) is_retired: bool,
     /// Something came since the last look.
     pub(super) heard: bool,
     /// Number of the present or last flow; the greeting is 1.
@@ -93,7 +95,7 @@ impl Table {
     /// Begins a flow of this side. Returns its number.
     pub(super) fn open(&mut self) -> Option<u32> {
         let may_open = if self.flow == 0 { self.is_dialler } else { self.opens_here };
-        if self.is_open() || !may_open {
+        if self.is_open() || !may_open || self.is_retired {
             return None;
         }
         self.begin(State::Open);
@@ -537,6 +539,18 @@ mod tests {
         assert!(pair.far.must_wait(DATA) && pair.far.must_wait(END) && !pair.far.must_wait(7));
         pair.drop_far();
         assert!(!pair.far.must_wait(DATA));
+    }
+
+    #[test]
+    fn a_lane_that_is_retired_keeps_its_flow_and_gets_no_other() {
+        let mut pair = Pair::greeted(Opener::Dialler);
+        pair.begin();
+        pair.near.is_retired = true;
+        assert!(pair.near.write(Bytes::from_static(b"more")).is_ok());
+        pair.drop_near();
+        pair.drop_far();
+        pair.carry();
+        assert!(!pair.near.is_open() && pair.near.open().is_none());
     }
 
     #[test]

@@ -22,9 +22,15 @@ struct Closed {
 
 impl Closed {
     async fn to(node: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let (listener, silent) = loop {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+            let address = listener.local_addr().expect("bound");
+            // Somebody else may have it.
+            if let Ok(silent) = UdpSocket::bind(address).await {
+                break (listener, silent);
+            }
+        };
         let address = listener.local_addr().expect("bound");
-        let silent = UdpSocket::bind(address).await.expect("free");
         let taken = Arc::new(AtomicUsize::new(0));
         let (counted, mut tasks) = (Arc::clone(&taken), JoinSet::new());
         tasks.spawn(async move {
