@@ -280,6 +280,7 @@ fn identity(forge: &Forge, known: &Identity, number: usize, seed: &PeerHint) -> 
         issuer: None,
         holds_root_key: false,
         seeds: vec![seed.clone()],
+        by_lane: false,
         issuers: known.issuers.clone(),
         statements: Statements::new(trust.mesh(), &roots)?,
         trust,

@@ -20,12 +20,14 @@ mod keep;
 mod tests;
 mod twins;
 mod warm;
+mod ways;
 
 use addresses::Addresses;
 
 pub use keep::{Keep, keep_which};
 pub use twins::{Twins, later_process, process_nonce};
 pub use warm::{PairRank, WarmSet};
+pub use ways::{UDP_ALONE, Ways};
 
 /// Where addresses come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

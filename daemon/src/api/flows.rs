@@ -54,9 +54,9 @@ pub(super) async fn list(
 
 fn row(flow: &FlowInfo, now: Instant) -> FlowRow {
     let (bytes_in, bytes_out) = flow.bytes();
-    let (path, remote) = match flow.path {
-        Path::Local => ("local", None),
-        Path::Quic(remote) => ("quic", Some(remote)),
+    let remote = match flow.path {
+        Path::Local => None,
+        Path::Quic(remote) | Path::Lane(remote) => Some(remote),
     };
     FlowRow {
         flow: flow.flow.to_string(),
@@ -68,7 +68,7 @@ fn row(flow: &FlowInfo, now: Instant) -> FlowRow {
         client: flow.client,
         target: flow.target.as_ref().map(ToString::to_string),
         transport: flow.transport.into(),
-        path: path.to_owned(),
+        path: flow.path.word().to_owned(),
         remote,
         age_ms: now.saturating_duration_since(flow.since).as_millis() as u64,
         bytes_in,

@@ -144,15 +144,22 @@ fn hole(name: &str, path: &Path) -> Finding {
 }
 
 fn udp_closed(reach: &Reach<'_>) -> Option<Finding> {
-    let is_closed = reach.paths.is_empty() && reach.known >= SEVERAL && reach.unanswered >= SEVERAL as u64;
-    is_closed.then(|| Finding {
-        text: format!(
-            "UDP closed: none of {} known nodes is connected, and {} dials got no answer by UDP",
+    let is_lane = |path: &Path| matches!(path.kind, PathKind::Lane(_));
+    let text = if reach.paths.len() >= SEVERAL && reach.paths.values().all(is_lane) {
+        format!(
+            "UDP closed: all {} connections are lanes over TCP, for UDP is not answered",
+            reach.paths.len()
+        )
+    } else if reach.paths.is_empty() && reach.known >= SEVERAL && reach.unanswered >= SEVERAL as u64 {
+        format!(
+            "UDP closed, and TCP as well: none of {} known nodes is connected, and {} dials got no answer",
             reach.known, reach.unanswered
-        ),
-        fix: "open UDP to port 4677 of the other nodes in the firewalls of this machine and between; gossamer ping NODE tries each address"
-            .to_owned(),
-    })
+        )
+    } else {
+        return None;
+    };
+    let fix = "open UDP to port 4677 of the other nodes in the firewalls of this machine and between, or else TCP to the same port; gossamer ping NODE tries each address";
+    Some(Finding { text, fix: fix.to_owned() })
 }
 
 fn only_outbound(reach: &Reach<'_>) -> Option<Finding> {
@@ -197,7 +204,7 @@ mod tests {
             .map(|(n, path)| (NodeId::from_bytes([n as u8; 16]), path))
             .collect();
         let reach = Reach { paths: &paths, known, unanswered, has_public };
-        let words = |finding: Finding| finding.text.split(':').next().unwrap_or_default().to_owned();
+        let words = |finding: Finding| finding.text.split([':', ',']).next().unwrap_or_default().to_owned();
         findings(&reach, |_| "vm-b".to_owned()).into_iter().map(words).collect()
     }
 
@@ -218,6 +225,10 @@ mod tests {
         assert!(found(Vec::new(), 2, 1, true).is_empty());
         assert!(found(Vec::new(), 1, 9, true).is_empty(), "it may be down");
         assert!(found(vec![path(PathKind::Inbound, Sizes::default())], 9, 9, true).is_empty());
+        let lane = path(PathKind::Lane, Sizes::default());
+        assert_eq!(found(vec![lane.clone(), lane.clone()], 2, 0, true), ["UDP closed"]);
+        assert!(found(vec![lane.clone()], 1, 0, true).is_empty());
+        assert!(found(vec![lane, path(PathKind::Inbound, Sizes::default())], 2, 0, true).is_empty());
     }
 
     #[test]

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use quinn::Connection;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -30,7 +29,8 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::supervise::Stage;
 use crate::transport::{
-    self, CATALOG_QUEUE, FLOW_QUEUE, FlowStream, MEMBERSHIP_QUEUE, Peers, ToCatalog, ToMembership, Trust, Udp,
+    self, CATALOG_QUEUE, Connection, FLOW_QUEUE, FlowStream, MEMBERSHIP_QUEUE, Peers, ToCatalog,
+    ToMembership, Trust, Udp,
 };
 use crate::{authority, catalog, membership};
 

@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use quinn::Connection;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -35,7 +34,7 @@ use crate::resolver::Resolver;
 use crate::store::{Store, StoreError};
 use crate::supervise::Stage;
 use crate::telemetry::Levels;
-use crate::transport::{FlowStream, Peers, Trust, Udp};
+use crate::transport::{Connection, FlowStream, Peers, Trust, Udp};
 
 /// Joiners waiting for the issuer; more are told to come back.
 const JOINERS: usize = 64;

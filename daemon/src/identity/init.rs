@@ -104,6 +104,7 @@ pub fn init(store: &Store, request: &InitRequest) -> Result<Identity, InitError>
                 zone: request.zone.clone(),
                 region: request.region.clone(),
                 seeds: Vec::new(),
+                by_lane: false,
             },
             key: &key,
             leaf: &leaf,

@@ -11,7 +11,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::Connection;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -33,9 +32,9 @@ use crate::index::{IndexReader, NodeSummary};
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 use crate::supervise::Stage;
-use crate::transport::Trust;
+use crate::transport::{Connection, Trust};
 
-pub(super) use door::{binding, proof_bytes};
+pub(super) use door::proof_bytes;
 use reply::statements_that_fit;
 
 /// Commands waiting for the issuer; the CLI sends one at a time, joiners are bounded by [`MAX_JOINING`](gossamer_wire::limits::MAX_JOINING).

@@ -8,13 +8,15 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, ConnectionError, Endpoint};
+use quinn::{ConnectionError, Endpoint};
 use thiserror::Error;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
+use gossamer_core::dial::UDP_ALONE;
 use gossamer_core::reach::{Deny, in_turns};
 use gossamer_core::statements::Statements;
 use gossamer_core::trust::{RootFacts, Sign as _, TrustBundle, read_root, spki_hash};
@@ -27,10 +29,15 @@ use super::credentials::trust_of;
 use super::{About, Files, Identity, NODE_KEY, NodeKey, Seed, load, save};
 use crate::clock;
 use crate::store::{Store, StoreError};
-use crate::transport::{Outcome, Race, Tried, Way, dial_only, joiner, nobody, plain, tls};
+use crate::transport::{
+    Connection, LaneDriver, Opener, Outcome, Race, Tried, Way, dial_lane, dial_only, joiner, nobody, plain,
+    server_name, tls,
+};
 
 /// Longest wait for a handshake with one address, and for the answer of an issuer.
 const ADDRESS_WITHIN: Duration = Duration::from_secs(5);
+/// The same of a lane, which begins later: both ways end together.
+const LANE_WITHIN: Duration = Duration::from_secs(3);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Holds the id of the token that was shown to an issuer, until this machine has joined.
@@ -95,7 +102,7 @@ pub enum JoinError {
     Refused(Refusal),
     /// No address of the token answered as the issuer it names.
     #[error(
-        "no issuer of the mesh was reached: {}; {shown}; check that the issuer runs and that UDP to it is open, or make a token with `gossamer token create --address IP:PORT`",
+        "no issuer of the mesh was reached: {}; {shown}; check that the issuer runs and that the UDP port is open to it, or the TCP port of the same number, or make a token with `gossamer token create --address IP:PORT`",
         list(tried)
     )]
     Unreachable {
@@ -165,13 +172,16 @@ pub async fn join(store: &Store, token: &Token, request: &JoinRequest) -> Result
     let key = unused_key(store)?;
     let mut shown = if was_shown(store, grant)? { Shown::Before } else { Shown::Never };
     let (addresses, denied) = Deny::default().part(grant.addresses.clone());
-    let failed = |address, outcome| Tried { way: Way::Udp(address), outcome };
-    let mut tried: Vec<_> =
-        denied.into_iter().map(|(address, why)| failed(address, Outcome::Denied(why))).collect();
-    let mut race = Race::new(in_turns(addresses), |address| async move {
-        (address, reach(grant.mesh, grant.root_pin, grant.bound_to(), address).await)
-    });
-    while let Some((address, reached)) = race.next().await {
+    let denial = |(address, why)| Tried { way: Way::Udp(address), outcome: Outcome::Denied(why) };
+    let mut tried: Vec<_> = denied.into_iter().map(denial).collect();
+    let addresses = in_turns(addresses);
+    let lanes: Vec<_> = addresses.iter().copied().map(Way::Tcp).collect();
+    let attempt = |way: Way| async move {
+        let reached = reach(grant.mesh, grant.root_pin, grant.bound_to(), &way).await;
+        (way, reached)
+    };
+    let mut race = Race::new(addresses.into_iter().map(Way::Udp), attempt).beside(lanes, UDP_ALONE);
+    while let Some((way, reached)) = race.next().await {
         let outcome = match reached {
             Ok(issuer) => {
                 // Before it leaves: whoever is asked later whether it is unused must not be told so by mistake.
@@ -179,7 +189,7 @@ pub async fn join(store: &Store, token: &Token, request: &JoinRequest) -> Result
                 shown = Shown::Now;
                 match timeout(ANSWER_WITHIN, ask(issuer, token, &key, request)).await {
                     Ok(Ok(JoinReply::Admitted(admitted))) => {
-                        return accept(store, grant, &key, *admitted, request);
+                        return accept(store, grant, &key, *admitted, request, &way);
                     }
                     Ok(Ok(JoinReply::Refused(refusal))) => return Err(JoinError::Refused(refusal)),
                     Ok(Err(outcome)) => outcome,
@@ -188,8 +198,8 @@ pub async fn join(store: &Store, token: &Token, request: &JoinRequest) -> Result
             }
             Err(outcome) => outcome,
         };
-        tracing::debug!(%address, %outcome, "no issuer");
-        tried.push(failed(address, outcome));
+        tracing::debug!(%way, %outcome, "no issuer");
+        tried.push(Tried { way, outcome });
     }
     Err(JoinError::Unreachable { tried, shown })
 }
@@ -234,18 +244,35 @@ async fn ask(
 #[derive(Debug)]
 pub(super) struct Reached {
     connection: Connection,
-    endpoint: Endpoint,
+    carrier: Carrier,
 }
 
-/// Connects to the issuer at an address, this one or any of the mesh.
+/// What moves its bytes.
+#[derive(Debug)]
+enum Carrier {
+    Quic(Endpoint),
+    Lane(Box<LaneDriver>),
+}
+
+/// Connects to the issuer by a way, this one or any of the mesh.
 pub(super) async fn reach(
     mesh: MeshId,
     pin: [u8; 32],
     issuer: Option<NodeId>,
-    address: SocketAddr,
+    way: &Way,
 ) -> Result<Reached, Outcome> {
     let broken = |error: &dyn fmt::Display| Outcome::Broken(error.to_string());
     let tls = tls::joiner(mesh, pin, issuer).map_err(|error| broken(&error))?;
+    let address = match *way {
+        Way::Udp(address) => address,
+        Way::Tcp(address) => {
+            let (name, config) = (server_name(issuer, mesh), Arc::new(tls));
+            let dialled = dial_lane(address, &name, config, Opener::Dialler, LANE_WITHIN).await;
+            let (lane, driver) = dialled?;
+            let connection = Connection::Lane(lane);
+            return Ok(Reached { connection, carrier: Carrier::Lane(Box::new(driver)) });
+        }
+    };
     let config = joiner(tls).map_err(|error| broken(&error))?;
     let endpoint = dial_only(address).map_err(|error| Outcome::NoRoute(error.to_string()))?;
     let connecting = endpoint
@@ -259,20 +286,32 @@ pub(super) async fn reach(
         },
         nobody = nobody(address) => return Err(nobody),
     };
-    Ok(Reached { connection, endpoint })
+    Ok(Reached { connection: connection.into(), carrier: Carrier::Quic(endpoint) })
 }
 
 impl Reached {
     /// Asks, and reads the answer. `ask` gets the binding of the TLS session.
     pub(super) async fn say(self, ask: impl FnOnce(&[u8; 32]) -> Ask) -> Result<JoinReply, Outcome> {
-        let Self { connection, endpoint } = self;
-        let binding = super::issuer::binding(&connection)
+        let Self { connection, carrier } = self;
+        let binding = connection
+            .binding()
             .ok_or_else(|| Outcome::Broken("the TLS session has no binding".to_owned()))?;
-        let reply = converse(&connection, &ask(&binding))
-            .await
-            .map_err(|error| said_at_close(&connection, &error))?;
-        connection.close(0_u32.into(), b"thanks");
-        endpoint.wait_idle().await;
+        let ask = ask(&binding);
+        let exchange = async {
+            let reply = converse(&connection, &ask).await;
+            let reply = reply.map_err(|error| said_at_close(&connection, &error));
+            connection.close(0_u32.into(), b"thanks");
+            reply
+        };
+        let reply = match carrier {
+            Carrier::Quic(endpoint) => {
+                let reply = exchange.await?;
+                endpoint.wait_idle().await;
+                reply
+            }
+            // It ends with its connection.
+            Carrier::Lane(driver) => tokio::join!(exchange, driver.run(CancellationToken::new())).0?,
+        };
         JoinReply::decode(&reply).map_err(|error| Outcome::Broken(error.to_string()))
     }
 }
@@ -301,6 +340,7 @@ fn accept(
     key: &NodeKey,
     admitted: Admitted,
     request: &JoinRequest,
+    way: &Way,
 ) -> Result<Identity, JoinError> {
     let bad = |why: &dyn fmt::Display| JoinError::BadReply(why.to_string());
     let roots: Vec<_> = admitted
@@ -348,6 +388,7 @@ fn accept(
                 zone: request.zone.clone(),
                 region: request.region.clone(),
                 seeds,
+                by_lane: matches!(way, Way::Tcp(_)),
             },
             key,
             leaf: &admitted.leaf,

@@ -61,6 +61,9 @@ struct About {
     region: Option<RegionName>,
     /// Members to dial before any card is known, from the join reply.
     seeds: Vec<Seed>,
+    /// Whether UDP did not answer when this machine joined.
+    #[serde(default)]
+    by_lane: bool,
 }
 
 /// A member to dial first.
@@ -99,6 +102,8 @@ pub struct Identity {
     pub holds_root_key: bool,
     /// Members to dial before any card is known.
     pub seeds: Vec<PeerHint>,
+    /// Whether lanes need not wait for UDP with those: it did not answer when this machine joined.
+    pub by_lane: bool,
 }
 
 impl Identity {
@@ -170,6 +175,7 @@ pub fn load(store: &Store) -> Result<Option<Identity>, StoreError> {
         issuer,
         holds_root_key,
         seeds: seeds.collect(),
+        by_lane: about.by_lane,
     }))
 }
 

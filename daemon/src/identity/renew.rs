@@ -5,7 +5,6 @@
 //!
 //! It takes the way of joiners, not a member's connection: with a certificate that has ended there is none (ADR 13).
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -13,6 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use thiserror::Error;
 use tokio::time::timeout;
 
+use gossamer_core::dial::UDP_ALONE;
 use gossamer_core::renewal::Asked;
 use gossamer_core::trust::{Sign as _, TrustBundle, not_after, read_issuer, spki_hash};
 use gossamer_wire::join::{Admitted, Ask, JoinReply, RENEW_LABEL, Refusal, RenewRequest};
@@ -22,7 +22,7 @@ use super::certificate::LeafSubject;
 use super::join::{reach, refusal_text};
 use super::{Credentials, Lifetimes, NodeKey};
 use crate::clock::Clock;
-use crate::transport::Outcome;
+use crate::transport::{Outcome, Way};
 
 /// Between two issuers that are asked.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -32,7 +32,7 @@ const ADDRESS_WITHIN: Duration = Duration::from_secs(5);
 /// One exchange that may be tried.
 struct Target {
     id: Option<NodeId>,
-    address: SocketAddr,
+    way: Way,
     pin: [u8; 32],
 }
 
@@ -64,25 +64,30 @@ pub(crate) async fn renew(
     clock: &Clock,
 ) -> Result<Admitted, RenewError> {
     let pins: Vec<_> = trust.roots().iter().filter_map(|root| spki_hash(root).ok()).collect();
-    let mut targets = Vec::new();
+    let (mut targets, mut lanes) = (Vec::new(), Vec::new());
     for issuer in issuers {
         for address in &issuer.addresses {
-            let of_pin = |pin: &[u8; 32]| Target { id: issuer.id, address: *address, pin: *pin };
-            targets.extend(pins.iter().map(of_pin));
+            for pin in &pins {
+                let target = |way| Target { id: issuer.id, way, pin: *pin };
+                targets.push(target(Way::Udp(*address)));
+                lanes.push(target(Way::Tcp(*address)));
+            }
         }
     }
-    let asking = |(position, Target { id, address, pin }): (u32, Target)| async move {
-        tokio::time::sleep(STAGGER * position).await;
-        match timeout(ADDRESS_WITHIN, ask(mesh, pin, id, address, credentials, key)).await {
+    let asking = |(pause, Target { id, way, pin }): (Duration, Target)| async move {
+        tokio::time::sleep(pause).await;
+        match timeout(ADDRESS_WITHIN, ask(mesh, pin, id, &way, credentials, key)).await {
             Ok(Ok(JoinReply::Admitted(admitted))) => {
                 check(trust, credentials, &admitted, clock.wall()).map(|()| *admitted)
             }
             Ok(Ok(JoinReply::Refused(refusal))) => Err(RenewError::Refused(refusal)),
-            Ok(Err(error)) => Err(RenewError::Failed(format!("{address}: {error}"))),
-            Err(_) => Err(RenewError::Failed(format!("{address}: no answer"))),
+            Ok(Err(error)) => Err(RenewError::Failed(format!("{way}: {error}"))),
+            Err(_) => Err(RenewError::Failed(format!("{way}: no answer"))),
         }
     };
-    let mut answers: FuturesUnordered<_> = (0..).zip(targets).map(asking).collect();
+    let targets = (0..).map(|position| STAGGER * position).zip(targets);
+    let lanes = (0..).map(|position| UDP_ALONE + STAGGER * position).zip(lanes);
+    let mut answers: FuturesUnordered<_> = targets.chain(lanes).map(asking).collect();
     let mut last = RenewError::Nobody;
     while let Some(answer) = answers.next().await {
         match answer {
@@ -97,13 +102,13 @@ async fn ask(
     mesh: MeshId,
     pin: [u8; 32],
     issuer: Option<NodeId>,
-    address: SocketAddr,
+    way: &Way,
     credentials: &Credentials,
     key: &NodeKey,
 ) -> Result<JoinReply, Outcome> {
     let leaf = credentials.leaf_der.to_vec();
     let signer = credentials.issued_by.as_ref().map(|der| der.to_vec()).unwrap_or_default();
-    reach(mesh, pin, issuer, address)
+    reach(mesh, pin, issuer, way)
         .await?
         .say(|binding| {
             let proof = key.sign(&[RENEW_LABEL, &binding[..]].concat()).to_vec();

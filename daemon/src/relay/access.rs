@@ -22,7 +22,7 @@ use gossamer_wire::flow::{OpenRequest, OpenStatus};
 use gossamer_wire::{GroupName, InstanceName, NodeName, ServiceName, Transport};
 
 use super::copy::Broken;
-use super::flow::{Direction, FlowId};
+use super::flow::{Direction, FlowId, Path};
 use super::outbound::{Choice, ConnectError};
 use super::{Relay, count};
 use crate::transport::StalledFor;
@@ -192,6 +192,8 @@ pub(super) struct Line<'a> {
     pub(super) group: Option<&'a GroupName>,
     /// The program that called, at its end.
     pub(super) client: Option<SocketAddr>,
+    /// How it travelled, once an instance had it.
+    pub(super) path: Option<Path>,
     pub(super) began: Instant,
     /// From the client to the service, and back.
     pub(super) bytes: (u64, u64),
@@ -220,6 +222,7 @@ impl<'a> Line<'a> {
             peer: None,
             group: None,
             client,
+            path: None,
             began,
             bytes: (0, 0),
             reason: Reason::Done,
@@ -240,6 +243,7 @@ impl<'a> Line<'a> {
             peer: Some(&peer.name),
             group: Some(&peer.group),
             client: None,
+            path: None,
             began,
             bytes: (0, 0),
             reason: Reason::Malformed,
@@ -301,6 +305,7 @@ impl Relay {
             peer = line.peer.map(display),
             group = line.group.map(display),
             client = line.client.map(display),
+            path = line.path.map(Path::word),
             bytes_in = line.bytes.0,
             bytes_out = line.bytes.1,
             took = ?line.began.elapsed(),

@@ -19,6 +19,7 @@ use super::copy::Counts;
 use super::services::Services;
 use crate::metrics::ServiceFlows;
 use crate::register::Place;
+use crate::transport::FlowStream;
 
 /// A flow's id, the same in the logs of both nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,6 +63,24 @@ pub enum Path {
     Local,
     /// Over a QUIC connection with this address.
     Quic(SocketAddr),
+    /// Over a lane with this address.
+    Lane(SocketAddr),
+}
+
+impl Path {
+    /// Returns its name, one word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Quic(_) => "quic",
+            Self::Lane(_) => "lane",
+        }
+    }
+
+    /// Returns the path of a flow with another node.
+    pub(super) fn of(stream: &FlowStream) -> Self {
+        if stream.is_lane() { Self::Lane(stream.remote) } else { Self::Quic(stream.remote) }
+    }
 }
 
 /// A living flow.

@@ -140,6 +140,7 @@ impl Relay {
         }
         count(&self.counters.served);
         let (counts, mut early) = (Arc::new(Counts::default()), Early::default());
+        let path = Path::of(stream.side());
         let listed = self.flows.list(FlowInfo {
             flow,
             direction: Direction::Inbound,
@@ -149,7 +150,7 @@ impl Relay {
             group: peer.group.clone(),
             client: None,
             transport: Transport::Tcp,
-            path: Path::Quic(remote),
+            path,
             target: Some(place),
             since: began.into_std(),
             counts: Arc::clone(&counts),
@@ -167,7 +168,8 @@ impl Relay {
             () = serving.over() => Reason::Drained.into(),
         };
         let bytes = self.counters.add_bytes(&counts);
-        let line = Line { bytes, detail: end.detail.as_deref(), is_open: true, ..line };
+        let path = Some(path);
+        let line = Line { bytes, detail: end.detail.as_deref(), path, is_open: true, ..line };
         self.finished(&line.because(end.reason));
         if end.reason == Reason::Done {
             // The flow is over for all but a stop.

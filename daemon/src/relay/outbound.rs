@@ -120,7 +120,7 @@ enum Far {
 impl Far {
     fn path(&mut self) -> Path {
         match self {
-            Self::Hop(stream) => Path::Quic(stream.side().remote),
+            Self::Hop(stream) => Path::of(stream.side()),
             Self::Local(..) => Path::Local,
         }
     }
@@ -298,7 +298,8 @@ impl Relay {
         let bytes = self.counters.add_bytes(&counts);
         let is_unseen = self.judge_end(&end, bytes, key, open_since.elapsed());
         if !is_unseen || is_last {
-            let line = Line { bytes, detail: end.detail.as_deref(), is_open: true, ..*line };
+            let path = Some(path);
+            let line = Line { bytes, detail: end.detail.as_deref(), path, is_open: true, ..*line };
             self.finished(&line.to(&choice).because(end.reason));
         }
         let (bytes_in, bytes_out) = bytes;

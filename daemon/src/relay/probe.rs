@@ -9,7 +9,6 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt as _;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use gossamer_core::catalog::InstanceView;
@@ -287,19 +286,18 @@ async fn ask(stream: &mut FlowStream, request: &OpenRequest) -> Option<OpenStatu
 /// Ends a flow without a byte and lets its program end, too: a reset would stand in its log.
 async fn close(stream: &mut Guarded<FlowStream>) {
     let _ = stream.side().send.finish();
-    let mut rest = (&mut stream.side().recv).take(GREETING_BYTES);
-    let mut bytes = [0; 1_024];
+    let recv = &mut stream.side().recv;
     let ended = async {
+        let mut said = 0;
         loop {
-            match rest.read(&mut bytes).await {
-                Ok(0) => return true,
-                Ok(_) => {}
-                Err(_) => return false,
+            match recv.read_chunk(GREETING_BYTES).await {
+                Ok(None) => return true,
+                Ok(Some(bytes)) if said + bytes.len() < GREETING_BYTES => said += bytes.len(),
+                Ok(Some(_)) | Err(_) => return false,
             }
         }
     };
-    let is_ended = timeout(CLOSE_WITHIN, ended).await.unwrap_or(false);
-    if is_ended && rest.limit() > 0 {
+    if timeout(CLOSE_WITHIN, ended).await.unwrap_or(false) {
         stream.finished();
     }
 }
@@ -312,7 +310,7 @@ const EACH: Duration = Duration::from_millis(2_500);
 
 /// How long a program may take to end after its client has, and how much it may say meanwhile: then it is reset.
 const CLOSE_WITHIN: Duration = Duration::from_millis(300);
-const GREETING_BYTES: u64 = 64 * 1_024;
+const GREETING_BYTES: usize = 64 * 1_024;
 
 #[cfg(test)]
 mod tests;

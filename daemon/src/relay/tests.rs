@@ -306,6 +306,7 @@ fn flow_stream(
     let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, 4677));
     let demand = Demand::default();
     let (peer, lease, credit) = (Arc::new(leaf), FlowLease::default(), Box::new(credit));
+    let (send, recv) = (send.into(), recv.into());
     FlowStream { peer, remote, send, recv, datagrams, demand, credit, lease }
 }
 

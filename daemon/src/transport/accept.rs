@@ -4,9 +4,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::crypto::rustls::HandshakeData;
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, Incoming};
+use quinn::{ClientConfig, ConnectionError, Endpoint, Incoming};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -14,12 +15,15 @@ use gossamer_wire::frame::Purpose;
 use gossamer_wire::limits::HANDSHAKE_TIMEOUT;
 use gossamer_wire::{NodeId, join};
 
+use super::carrier::Connection;
 use super::hello::{Greeted, Greeter, HelloError};
+use super::lane::{Arrival, Entered, LaneDialler, LaneDoor, Opener};
 use super::link::{CLOSE_LOOKED, CLOSE_REFUSED};
 use super::member_alpn;
 use super::race::Race;
-use super::tried::Outcome;
+use super::tried::{Outcome, Way};
 use crate::metrics::Metrics;
+use crate::supervise::Stage;
 
 /// What became of a handshake that came in.
 pub(super) enum Accepted {
@@ -33,6 +37,39 @@ pub(super) enum Accepted {
     Refused,
     /// No connection came about, which is counted.
     Unfinished,
+}
+
+/// Completes the handshake of a lane that came in.
+pub(super) async fn accept_lane(
+    arrival: Arrival,
+    door: &LaneDoor,
+    greeter: &Greeter,
+    metrics: &Arc<Metrics>,
+    stage: &Stage,
+) -> Accepted {
+    let Entered { lane, driver, is_joiner } =
+        match timeout(HANDSHAKE_TIMEOUT, door.shake_hands(arrival)).await {
+            Ok(Ok(entered)) => entered,
+            Ok(Err(reason)) => {
+                metrics.handshake_refused(reason);
+                return Accepted::Unfinished;
+            }
+            Err(_) => {
+                metrics.handshake_refused("lane_timeout");
+                return Accepted::Unfinished;
+            }
+        };
+    let (stop, counted) = (stage.stopping().clone(), Arc::clone(metrics));
+    stage.spawn_short("lane", async move {
+        if driver.run(stop).await {
+            counted.bad_frame();
+        }
+    });
+    let connection = Connection::Lane(lane);
+    if is_joiner {
+        return Accepted::Joiner(connection);
+    }
+    greet(connection, greeter, metrics).await
 }
 
 /// Completes an inbound handshake.
@@ -56,13 +93,19 @@ pub(super) async fn accept(incoming: Incoming, greeter: &Greeter, metrics: &Metr
         .and_then(|data| data.downcast::<HandshakeData>().ok())
         .and_then(|data| data.protocol);
     if protocol.as_deref() == Some(join::ALPN) {
-        return Accepted::Joiner(connection);
+        return Accepted::Joiner(connection.into());
     }
     if protocol.as_deref() != Some(member_alpn()) {
         connection.close(CLOSE_REFUSED.into(), b"protocol");
         metrics.handshake_refused("protocol");
         return Accepted::Refused;
     }
+    greet(connection.into(), greeter, metrics).await
+}
+
+/// Answers the greeting of a connection that came in.
+async fn greet(connection: Connection, greeter: &Greeter, metrics: &Metrics) -> Accepted {
+    let remote = connection.remote_address();
     match timeout(HANDSHAKE_TIMEOUT, greeter.answer(connection.clone())).await {
         Ok(Ok(greeted)) => Accepted::Member(greeted),
         Ok(Err(HelloError::Connection(error))) if has_only_looked(&error) => Accepted::Looked,
@@ -96,11 +139,34 @@ const fn reason(error: &HelloError) -> &'static str {
     }
 }
 
+/// By which ways a node is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// UDP alone.
+    Udp,
+    /// A lane alone.
+    Lane,
+    /// Both, lanes so much later.
+    Both(Duration),
+}
+
+/// What is dialled for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Errand {
+    pub(super) node: NodeId,
+    pub(super) purpose: Purpose,
+    pub(super) by: By,
+    /// Who opens flows on a lane.
+    pub(super) opener: Opener,
+}
+
 /// How to dial.
 #[derive(Clone, Debug)]
 pub(super) struct Dialler {
     pub(super) endpoint: Endpoint,
     pub(super) config: ClientConfig,
+    /// `None` where there is no TCP.
+    pub(super) lanes: Option<LaneDialler>,
     pub(super) greeter: Greeter,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -118,19 +184,28 @@ impl Dialler {
     /// Races the addresses, and greets on the first connection that turns out to be the wanted node; an address may
     /// belong to another machine here, for example where networks share their ranges. Only one connection is ever
     /// greeted on: the other side keeps the last one it hears from.
-    pub(super) async fn dial(self, node: NodeId, addresses: Vec<SocketAddr>, purpose: Purpose) -> Dialled {
+    pub(super) async fn dial(self, errand: Errand, addresses: Vec<SocketAddr>) -> Dialled {
+        let Errand { node, purpose, by, opener } = errand;
         let mut dialled = Dialled::default();
-        let mut race = Race::new(addresses, |address| {
+        let lanes = addresses.iter().filter(|_| by != By::Udp && self.lanes.is_some());
+        let lanes: Vec<_> = lanes.copied().map(Way::Tcp).collect();
+        let udp = addresses.into_iter().filter(|_| by != By::Lane).map(Way::Udp);
+        let later = if let By::Both(later) = by { later } else { Duration::ZERO };
+        let attempt = |way: Way| {
             let dialler = &self;
-            async move { (address, dialler.shake_hands(node, address).await) }
-        });
+            async move { (way.clone(), dialler.shake_hands(node, &way, opener).await) }
+        };
+        let mut race = Race::new(udp, attempt).beside(lanes, later);
         let connection = loop {
             match race.next().await {
                 Some((_, Ok(connection))) => break connection,
-                Some((address, Err(outcome))) => {
-                    tracing::debug!(peer = %node, %address, %outcome, "dial failed");
+                Some((way, Err(outcome))) => {
+                    tracing::debug!(peer = %node, %way, %outcome, "dial failed");
                     self.metrics.dial_attempt_failed(outcome.word());
-                    dialled.others.extend(Some(address).filter(|_| outcome == Outcome::WrongIdentity));
+                    // Who has the TCP port is another question.
+                    if let (Way::Udp(address), Outcome::WrongIdentity) = (way, outcome) {
+                        dialled.others.push(address);
+                    }
                 }
                 None => return dialled,
             }
@@ -150,15 +225,17 @@ impl Dialler {
     }
 
     /// Completes a handshake with one address and checks that the wanted node is there.
-    pub(super) async fn shake_hands(&self, node: NodeId, address: SocketAddr) -> Result<Connection, Outcome> {
-        let connecting = self
-            .endpoint
-            .connect_with(self.config.clone(), address, SERVER_NAME)
-            .map_err(|error| Outcome::NoRoute(error.to_string()))?;
-        let connection = timeout(HANDSHAKE_TIMEOUT, connecting)
-            .await
-            .map_err(|_| Outcome::NoAnswer(HANDSHAKE_TIMEOUT))?
-            .map_err(|error| Outcome::of(&error, HANDSHAKE_TIMEOUT))?;
+    pub(super) async fn shake_hands(
+        &self,
+        node: NodeId,
+        way: &Way,
+        opener: Opener,
+    ) -> Result<Connection, Outcome> {
+        let connection = match (way, &self.lanes) {
+            (Way::Udp(address), _) => self.shake_hands_by_udp(*address).await?.into(),
+            (Way::Tcp(address), Some(lanes)) => Connection::Lane(lanes.dial(node, *address, opener).await?),
+            (Way::Tcp(_), None) => return Err(Outcome::NoRoute("there is no TCP here".to_owned())),
+        };
         match self.greeter.identify(&connection) {
             Ok(peer) if peer.node == node => Ok(connection),
             Ok(_) => {
@@ -172,6 +249,17 @@ impl Dialler {
                 Err(Outcome::Untrusted)
             }
         }
+    }
+
+    async fn shake_hands_by_udp(&self, address: SocketAddr) -> Result<quinn::Connection, Outcome> {
+        let connecting = self
+            .endpoint
+            .connect_with(self.config.clone(), address, SERVER_NAME)
+            .map_err(|error| Outcome::NoRoute(error.to_string()))?;
+        timeout(HANDSHAKE_TIMEOUT, connecting)
+            .await
+            .map_err(|_| Outcome::NoAnswer(HANDSHAKE_TIMEOUT))?
+            .map_err(|error| Outcome::of(&error, HANDSHAKE_TIMEOUT))
     }
 }
 

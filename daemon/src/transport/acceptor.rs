@@ -15,8 +15,10 @@ use gossamer_core::doorway::{Answer, Doorway, Ending, Flood, Place};
 use gossamer_wire::limits::MAX_HALF_OPEN;
 
 use super::Report;
-use super::accept::{Accepted, Joiners, accept, hand_to_issuer};
+use super::accept::{Accepted, Joiners, accept, accept_lane, hand_to_issuer};
+use super::by_lane::Arriving;
 use super::hello::Greeter;
+use super::lane::Arrival;
 use crate::clock;
 use crate::events::{Event, EventLog};
 use crate::metrics::Metrics;
@@ -41,10 +43,35 @@ pub(super) struct Acceptor {
     pub(super) stage: Stage,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) joiners: Option<Joiners>,
+    /// Lanes that come in, and what they meet.
+    pub(super) arriving: Arriving,
     /// Both ends of the notes: handshakes get one.
     pub(super) notes: (mpsc::Sender<Note>, mpsc::Receiver<Note>),
     pub(super) events: EventLog,
     pub(super) metrics: Arc<Metrics>,
+}
+
+/// Who begins a handshake.
+enum Knock {
+    Quic(Box<Incoming>),
+    Lane(Arrival),
+}
+
+impl Knock {
+    fn source(&self) -> IpAddr {
+        match self {
+            Self::Quic(incoming) => incoming.remote_address().ip().to_canonical(),
+            Self::Lane(arrival) => arrival.remote.ip().to_canonical(),
+        }
+    }
+
+    /// Whether the source has shown that it has its address. Who speaks TCP has.
+    fn is_validated(&self) -> bool {
+        match self {
+            Self::Quic(incoming) => incoming.remote_address_validated(),
+            Self::Lane(_) => true,
+        }
+    }
 }
 
 impl Acceptor {
@@ -57,9 +84,10 @@ impl Acceptor {
                 biased;
                 Some(note) = self.notes.1.recv() => Err(note),
                 incoming = self.endpoint.accept() => match incoming {
-                    Some(incoming) => Ok(incoming),
+                    Some(incoming) => Ok(Knock::Quic(Box::new(incoming))),
                     None => return,
                 },
+                Some(arrival) = self.arriving.queue.recv() => Ok(Knock::Lane(arrival)),
             };
             let now = clock::now().mono;
             match input {
@@ -68,10 +96,9 @@ impl Acceptor {
                     doorway.handle_end(place, ending, now);
                 }
                 Err(Note::Member(source)) => doorway.handle_member(source),
-                Ok(incoming) => {
-                    let source = incoming.remote_address().ip().to_canonical();
-                    let answer = doorway.handle_arrival(source, incoming.remote_address_validated(), now);
-                    if let Some((place, give_up)) = self.answer(incoming, answer) {
+                Ok(knock) => {
+                    let answer = doorway.handle_arrival(knock.source(), knock.is_validated(), now);
+                    if let Some((place, give_up)) = self.answer(knock, answer) {
                         open.insert(place, give_up);
                     }
                 }
@@ -89,42 +116,51 @@ impl Acceptor {
     }
 
     /// Does what the answer says. Returns the handshake that it began.
-    fn answer(&self, incoming: Incoming, answer: Answer) -> Option<(Place, CancellationToken)> {
-        let outcome = match answer {
-            Answer::Accept(place) => {
+    fn answer(&self, knock: Knock, answer: Answer) -> Option<(Place, CancellationToken)> {
+        let outcome = match (answer, knock) {
+            (Answer::Accept(place), knock) => {
                 self.metrics.handshake_answered("accepted");
-                return Some((place, self.begin(incoming, place)));
+                return Some((place, self.begin(knock, place)));
             }
-            Answer::Retry => {
+            (Answer::Retry, Knock::Quic(incoming)) => {
                 // It cannot fail: the address was not shown yet.
                 let _ = incoming.retry();
                 "retried"
             }
-            Answer::Refuse => {
-                incoming.refuse();
-                "refused"
-            }
-            Answer::Ignore => {
+            (Answer::Ignore, Knock::Quic(incoming)) => {
                 incoming.ignore();
                 "ignored"
             }
+            (Answer::Refuse, Knock::Quic(incoming)) => {
+                incoming.refuse();
+                "refused"
+            }
+            // Its socket is closed.
+            (Answer::Refuse | Answer::Retry | Answer::Ignore, Knock::Lane(_)) => "refused",
         };
         self.metrics.handshake_answered(outcome);
         None
     }
 
-    fn begin(&self, incoming: Incoming, place: Place) -> CancellationToken {
+    fn begin(&self, knock: Knock, place: Place) -> CancellationToken {
         let (greeter, metrics, joiners) =
             (self.greeter.clone(), Arc::clone(&self.metrics), self.joiners.clone());
+        let (door, stage) = (self.arriving.door.clone(), self.stage.clone());
         let (reports, notes) = (self.reports.clone(), self.notes.0.clone());
         let give_up = CancellationToken::new();
         let given_up = give_up.clone();
         self.stage.spawn_short("handshake", async move {
+            let accepting = async {
+                match knock {
+                    Knock::Quic(incoming) => accept(*incoming, &greeter, &metrics).await,
+                    Knock::Lane(arrival) => accept_lane(arrival, &door, &greeter, &metrics, &stage).await,
+                }
+            };
             let accepted = tokio::select! {
                 biased;
                 // Dropping the handshake closes its connection.
                 () = given_up.cancelled() => return,
-                accepted = accept(incoming, &greeter, &metrics) => accepted,
+                accepted = accepting => accepted,
             };
             let ending = match &accepted {
                 Accepted::Member(_) | Accepted::Looked => Ending::Member,

@@ -89,8 +89,9 @@ impl Canary {
 
     /// Returns the datagrams that went to the peer and came from it.
     fn packets(&self, connection: &Connection) -> (u64, u64) {
-        let link = self.links.load().get(&self.node).map(|link| link.connection.stats());
-        let all = [Some(connection.stats()), link].into_iter().flatten();
+        let links = self.links.load();
+        let link = links.get(&self.node).and_then(|link| link.connection.quic());
+        let all = [Some(connection), link].into_iter().flatten().map(Connection::stats);
         all.fold((0, 0), |sums, one| (sums.0 + one.udp_tx.datagrams, sums.1 + one.udp_rx.datagrams))
     }
 }

@@ -17,9 +17,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use quinn::{Connection, SendStream, StreamId, VarInt};
+use quinn::{Connection, StreamId, VarInt};
 use tokio::sync::Notify;
 
+use super::carrier::SendStream;
 use super::congestion::Demand;
 use super::data::MAX_LIVE;
 use super::window::{self, NEAR, Path, Window};
@@ -528,6 +529,7 @@ mod tests {
         let stream = VarInt::from_u32(0).into();
         let (mut sender, mut reader) = (near.flow(stream), far.flow(stream));
         let (send, _recv) = link.near.open_bi().await.expect("opens");
+        let send = SendStream::from(send);
         let first = window::FIRST_WINDOW as usize;
         assert_eq!(sender.sending.take(1 << 20, &send, &Demand::default()).await.expect("open"), first);
         assert!(
@@ -546,6 +548,7 @@ mod tests {
         let (link, demand) = (Link::credited(None).await, Demand::default());
         let [near, _] = link.credits.as_ref().expect("credited");
         let (send, _recv) = link.near.open_bi().await.expect("opens");
+        let send = SendStream::from(send);
         let mut flow = near.flow(send.id()).sending;
         flow.take(window::FIRST_WINDOW as usize, &send, &demand).await.expect("open");
         assert_eq!(demand.waiting(), 0);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::Connection;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use gossamer_core::trust::Leaf;
 use gossamer_wire::NodeId;
 
 use super::canary::Canary;
+use super::carrier::{RecvStream, SendStream};
 use super::congestion::Demand;
 use super::credit::{Budget, Credits, FlowCredit};
 use super::datagrams::Datagrams;
@@ -50,6 +51,13 @@ pub struct FlowStream {
     pub credit: Box<FlowCredit>,
     /// Keeps the connection alive; hold it until the flow has ended.
     pub lease: FlowLease,
+}
+
+impl FlowStream {
+    /// Whether it has a lane of its own.
+    pub(crate) const fn is_lane(&self) -> bool {
+        matches!(self.send, SendStream::Lane(_))
+    }
 }
 
 /// Keeps a data connection alive while the flow lives.
@@ -167,11 +175,12 @@ impl DataConnection {
         }
     }
 
-    fn flow(&self, send: SendStream, recv: RecvStream, lease: FlowLease) -> FlowStream {
+    fn flow(&self, send: quinn::SendStream, recv: quinn::RecvStream, lease: FlowLease) -> FlowStream {
         let mut remote = self.connection.remote_address();
         remote.set_ip(remote.ip().to_canonical());
         let (datagrams, demand) = (self.datagrams.clone(), self.demand.clone());
         let credit = Box::new(self.credits.flow(send.id()));
+        let (send, recv) = (send.into(), recv.into());
         FlowStream { peer: Arc::clone(&self.peer), remote, send, recv, datagrams, demand, credit, lease }
     }
 }
@@ -179,8 +188,27 @@ impl DataConnection {
 /// The newest connection to each node, for flows that need not wait; written by the pool only.
 pub(super) type Newest = Arc<ArcSwap<BTreeMap<NodeId, DataConnection>>>;
 
-/// Who gets the connection once it is there.
-pub(super) type Waiting = oneshot::Sender<DataConnection>;
+/// What a caller gets that wants a flow.
+#[derive(Debug)]
+pub(super) enum Opened {
+    /// A connection to open it on.
+    Data(DataConnection),
+    /// The flow, on a lane of its own.
+    Lane(FlowStream),
+}
+
+impl Opened {
+    /// Opens the flow.
+    pub(super) async fn open(self) -> Result<FlowStream, OpenError> {
+        match self {
+            Self::Data(data) => data.open().await,
+            Self::Lane(flow) => Ok(flow),
+        }
+    }
+}
+
+/// Who gets it once it is there.
+pub(super) type Waiting = oneshot::Sender<Opened>;
 
 /// The data connections of this node, and who waits for one.
 #[derive(Debug, Default)]
@@ -204,7 +232,7 @@ impl Pool {
     pub(super) fn request(&mut self, node: NodeId, caller: Waiting) -> bool {
         let live = self.live.get(&node).into_iter().flatten().rev();
         if let Some(data) = live.into_iter().find(|data| data.connection.close_reason().is_none()) {
-            let _ = caller.send(data.clone());
+            let _ = caller.send(Opened::Data(data.clone()));
             return false;
         }
         let waiting = self.waiting.entry(node).or_default();
@@ -222,6 +250,11 @@ impl Pool {
         !has_live && self.dialling.insert(node)
     }
 
+    /// A dial that the peer asked for has ended as a lane, or not at all.
+    pub(super) fn dial_back_ended(&mut self, node: NodeId) {
+        self.dialling.remove(&node);
+    }
+
     /// Takes a new connection into use and serves who waits for it. Returns `false` when the peer has too many.
     pub(super) fn insert(&mut self, data: DataConnection) -> bool {
         let node = data.peer.node;
@@ -230,7 +263,7 @@ impl Pool {
             return false;
         }
         for caller in self.waiting.remove(&node).unwrap_or_default() {
-            let _ = caller.send(data.clone());
+            let _ = caller.send(Opened::Data(data.clone()));
         }
         self.live.entry(node).or_default().push(data);
         self.publish();
@@ -276,6 +309,12 @@ impl Pool {
         self.dialling.insert(node)
     }
 
+    /// Returns who waits, for another way to the node.
+    pub(super) fn take_waiting(&mut self, node: NodeId) -> Vec<Waiting> {
+        self.dialling.remove(&node);
+        self.waiting.remove(&node).unwrap_or_default()
+    }
+
     /// Tells who waits for the node that no connection will come about.
     pub(super) fn give_up(&mut self, node: NodeId) {
         self.dialling.remove(&node);
@@ -302,7 +341,7 @@ mod tests {
 
     const PEER: NodeId = NodeId::from_bytes([1; 16]);
 
-    fn waiting(pool: &mut Pool) -> (bool, oneshot::Receiver<DataConnection>) {
+    fn waiting(pool: &mut Pool) -> (bool, oneshot::Receiver<Opened>) {
         let (caller, connection) = oneshot::channel();
         (pool.request(PEER, caller), connection)
     }

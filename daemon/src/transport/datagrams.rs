@@ -12,12 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use quinn::{Connection, ConnectionError, SendDatagramError, StreamId, VarInt};
+use quinn::{ConnectionError, SendDatagramError, StreamId, VarInt};
 use tokio::sync::Semaphore;
 
 use gossamer_wire::flow::{decode_stream_id, encode_stream_id};
 use gossamer_wire::limits::MAX_FRAMED_AT_ONCE;
 
+use super::carrier::Connection;
 use super::link::{CLOSE_BAD_BYTES, CLOSE_SEARCH};
 
 /// Takes the datagrams of one flow. It must not block.
@@ -60,14 +61,14 @@ pub(crate) enum Sent {
 }
 
 impl Datagrams {
-    pub(crate) fn new(connection: Connection) -> Self {
+    pub(crate) fn new(connection: impl Into<Connection>) -> Self {
         let shared = Shared {
             flows: Mutex::default(),
             framed: Semaphore::new(MAX_FRAMED_AT_ONCE),
             framing: Semaphore::new(MAX_FRAMED_AT_ONCE),
             strays: AtomicU64::new(0),
         };
-        Self { connection, shared: Arc::new(shared) }
+        Self { connection: connection.into(), shared: Arc::new(shared) }
     }
 
     /// Closes the connection, with all its flows: the peer searches for what it may not call. Returns whether it was open.
@@ -94,6 +95,7 @@ impl Datagrams {
     pub(crate) fn send(&self, stream: StreamId, payload: &[u8]) -> Sent {
         let id = encode_stream_id(VarInt::from(stream).into());
         let len = id.len() + payload.len();
+        // A lane takes none: what is too large goes on the stream.
         if self.connection.max_datagram_size().is_none_or(|most| len > most) {
             return if self.connection.close_reason().is_some() { Sent::Lost } else { Sent::TooLarge };
         }

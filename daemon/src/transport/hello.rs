@@ -14,8 +14,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use quinn::{Connection, RecvStream, SendStream};
-use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
@@ -24,6 +22,7 @@ use gossamer_wire::frame::{Frame, Hello, PREFIX_BYTES, Purpose};
 use gossamer_wire::limits::{MAX_FRAME_BYTES, MAX_GREETING, MAX_STATEMENT_SET_BYTES};
 use gossamer_wire::{DecodeError, EncodeError, NodeId};
 
+use super::carrier::{Connection, RecvStream, SendStream};
 use super::endpoint::raise;
 use super::tls::Trust;
 use crate::authority::{AuthorityHandle, Known};
@@ -119,6 +118,12 @@ impl Drop for InGreeting {
 }
 
 impl Greeter {
+    /// Makes what a process with this nonce greets with.
+    pub(super) fn new(trust: Trust, clock: Clock, authority: AuthorityHandle, nonce: u64) -> Self {
+        let exchanges = Arc::new(Semaphore::new(EXCHANGES));
+        Self { trust, clock, authority, exchanges, greeting: Greeting::default(), nonce }
+    }
+
     /// Greets as the dialer.
     pub(super) async fn greet(
         &self,
@@ -144,7 +149,9 @@ impl Greeter {
         let _greeting = self.greeting.enter(node).ok_or(HelloError::TooMany)?;
         let (mut send, mut recv) = connection.accept_bi().await?;
         let theirs = read_hello(&mut recv).await?;
-        raise(&connection);
+        if let Connection::Quic(connection) = &connection {
+            raise(connection);
+        }
         let own = self.authority.known();
         write_hello(&connection, &mut send, theirs.purpose, self.nonce, &own).await?;
         let (peer, statements) = self.agree(&connection, &own, &theirs, (&mut send, &mut recv)).await?;
@@ -176,14 +183,14 @@ impl Greeter {
     /// Judges the certificate of a connection again, after the handshake: the handshake's own verdict could be
     /// missing (no certificate is mandatory in TLS) or stale.
     pub(super) fn identify(&self, connection: &Connection) -> Result<Arc<Leaf>, TrustError> {
-        let chain = connection
-            .peer_identity()
-            .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-            .ok_or(TrustError::None)?;
+        let chain = connection.shown().ok_or(TrustError::None)?;
         let (leaf, shown) = chain.split_first().ok_or(TrustError::None)?;
         self.trust.load().verify(leaf, shown, self.clock.wall()).map(Arc::new)
     }
 }
+
+/// Peers whose sets of statements are read at once, at most 8 MiB each.
+const EXCHANGES: usize = 16;
 
 async fn write_hello(
     connection: &Connection,
@@ -192,8 +199,7 @@ async fn write_hello(
     nonce: u64,
     known: &Known,
 ) -> Result<(), HelloError> {
-    let mut observed = connection.remote_address();
-    observed.set_ip(observed.ip().to_canonical());
+    let observed = connection.remote_address();
     let hello = Frame::Hello(Hello { purpose, nonce, observed, statement_digest: known.digest });
     send.write_all(&hello.encode()?).await.map_err(io::Error::from)?;
     Ok(())

@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
-use quinn::{Connection, ConnectionError, RecvStream, SendDatagramError, SendStream};
+use quinn::{ConnectionError, SendDatagramError};
 use tokio::sync::mpsc;
 
 use gossamer_wire::frame::{Frame, Purpose};
 use gossamer_wire::limits::MAX_SWIM_BYTES;
 use gossamer_wire::{DecodeError, NodeId};
 
+use super::carrier::{Connection, RecvStream, SendStream};
 use super::hello::{Greeted, HelloError, read_frame};
 use super::ping::Allowance;
 use super::{Inbox, ToCatalog, ToMembership};
@@ -59,6 +60,9 @@ impl Link {
     /// Splits a greeted control connection.
     pub(super) fn new(greeted: Greeted) -> (Self, LinkIo) {
         let Greeted { connection, peer, nonce, dialled, statements, send, recv, .. } = greeted;
+        if let Connection::Lane(lane) = &connection {
+            lane.keep();
+        }
         let (sender, frames) = mpsc::channel(FRAMES);
         let queued = Arc::<AtomicUsize>::default();
         let io = LinkIo {
@@ -96,12 +100,14 @@ impl Link {
         true
     }
 
-    /// Sends a SWIM packet as a datagram, or on the stream when the path's datagrams are too small.
+    /// Sends a SWIM packet as a datagram, or on the stream of a lane and when the path's datagrams are too small.
     pub(super) fn send_packet(&self, packet: Vec<u8>) -> bool {
         let packet = Bytes::from(packet);
         match self.connection.send_datagram(packet.clone()) {
             Ok(()) => true,
-            Err(SendDatagramError::TooLarge) => self.send_frame(&Frame::Swim(packet.into())),
+            Err(SendDatagramError::TooLarge | SendDatagramError::UnsupportedByPeer) => {
+                self.send_frame(&Frame::Swim(packet.into()))
+            }
             Err(_) => false,
         }
     }

@@ -5,7 +5,9 @@
 
 mod accept;
 mod acceptor;
+mod by_lane;
 mod canary;
+mod carrier;
 mod congestion;
 mod credit;
 mod data;
@@ -13,6 +15,7 @@ mod datagrams;
 mod endpoint;
 mod gather;
 mod hello;
+mod lane;
 mod link;
 mod moved;
 mod owner;
@@ -23,6 +26,7 @@ mod silence;
 mod standing;
 pub mod tls;
 mod tried;
+mod twin;
 mod window;
 
 #[cfg(test)]
@@ -37,6 +41,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use gossamer_core::dial::Source;
+use gossamer_core::trust::Leaf;
 use gossamer_wire::frame::{Frame, Purpose};
 use gossamer_wire::swim::SwimMember;
 use gossamer_wire::{NodeId, frame};
@@ -45,6 +50,7 @@ use crate::authority::AuthorityHandle;
 use crate::metrics::Metrics;
 
 pub(crate) use canary::nobody;
+pub use carrier::{Connection, RecvStream, SendStream};
 pub use congestion::Demand;
 pub use credit::FlowCredit;
 pub(crate) use credit::{ReadCredit, SendCredit, StalledFor};
@@ -53,6 +59,7 @@ pub use datagrams::Datagrams;
 pub(crate) use datagrams::{Registered, Sent};
 pub use endpoint::{BindError, Udp};
 pub(crate) use endpoint::{dial_only, joiner};
+pub(crate) use lane::{Driver as LaneDriver, Opener, dial as dial_lane, server_name};
 use link::Link;
 pub use owner::{Parts, start};
 pub use paths::{Path, PathKind, Sizes};
@@ -174,15 +181,21 @@ enum Command {
 #[derive(Debug)]
 enum Report {
     Greeted(hello::Greeted),
-    DialFailed {
-        node: NodeId,
-        purpose: Purpose,
-    },
+    DialFailed(accept::Errand),
     LinkEnded {
         node: NodeId,
         stable_id: usize,
     },
     DataEnded {
+        node: NodeId,
+        stable_id: usize,
+    },
+    LaneReady {
+        lane: lane::Lane,
+        peer: Arc<Leaf>,
+        dialled: bool,
+    },
+    LaneEnded {
         node: NodeId,
         stable_id: usize,
     },
@@ -243,6 +256,7 @@ type Links = Arc<ArcSwap<BTreeMap<NodeId, Arc<Link>>>>;
 pub struct Peers {
     links: Links,
     data: data::Newest,
+    lanes: lane::OpenLanes,
     commands: mpsc::Sender<Command>,
     connected: watch::Receiver<usize>,
     twin: watch::Receiver<Option<SocketAddr>>,
@@ -328,6 +342,11 @@ impl Peers {
         self.links.load().iter().map(path).collect()
     }
 
+    /// Returns whether the control connection to a node is a lane; `None` when there is none.
+    pub fn is_lane(&self, node: NodeId) -> Option<bool> {
+        self.links.load().get(&node).map(|link| link.connection.is_lane())
+    }
+
     /// Resolves when another process with this node's identity is found that started earlier, with its address:
     /// this process must serve no more.
     ///
@@ -355,10 +374,13 @@ impl Peers {
             if let Some(data) = newest.filter(|data| data.connection.close_reason().is_none()) {
                 return data.open().await;
             }
-            let (caller, connection) = oneshot::channel();
+            if let Some(flow) = lane::open_on(&self.lanes, node) {
+                return Ok(flow);
+            }
+            let (caller, opened) = oneshot::channel();
             let command = Command::OpenData { node, caller };
             self.commands.send(command).await.map_err(|_| OpenError::Stopping)?;
-            connection.await.map_err(|_| OpenError::Unreachable)?.open().await
+            opened.await.map_err(|_| OpenError::Unreachable)?.open().await
         };
         tokio::time::timeout(OPEN_WITHIN, open).await.unwrap_or(Err(OpenError::Unreachable))
     }
@@ -369,6 +391,9 @@ impl Peers {
         }
     }
 }
+
+/// What joiners bind their requests to their TLS session with.
+const BINDING_LABEL: &[u8] = b"EXPORTER-gossamer-join";
 
 /// The protocols whose connections are taken.
 const fn member_alpn() -> &'static [u8] {

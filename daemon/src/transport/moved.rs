@@ -23,7 +23,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 impl Owner {
     /// Closes connections that were accepted at an address that this machine has no more, and sets the time of the next look.
     pub(super) fn look_for_moves(&mut self) {
-        let links = self.current.values().filter(|link| !link.dialled).map(|link| &link.connection);
+        let links = self.current.values().filter(|link| !link.dialled);
+        let links = links.filter_map(|link| link.connection.quic());
         let data = self.pool.connections().filter(|connection| connection.side().is_server());
         let mut known = BTreeMap::new();
         for connection in links.chain(data) {

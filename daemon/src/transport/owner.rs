@@ -8,30 +8,29 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::Connection;
 use rand::RngExt as _;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use gossamer_core::dial::{
-    DialBook, Keep, Source, Standing, Twins, keep_which, later_process, process_nonce,
-};
+use gossamer_core::dial::{DialBook, Keep, Source, Standing, Twins, Ways, keep_which, process_nonce};
 use gossamer_core::reach::{Deny, check_ip};
 use gossamer_core::sightings::Sightings;
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
 
-use super::accept::Dialled;
+use super::accept::{By, Dialled, Errand};
 use super::acceptor::{Acceptor, NOTES, Note};
+use super::by_lane::lanes_of;
 use super::canary::Canary;
+use super::carrier::Connection;
 use super::data::{DataConnection, Pool};
 use super::endpoint::{Endpoints, Opening, Udp, open, widen};
-use super::hello::{Greeted, Greeter, Greeting, frames_of};
-use super::link::{
-    CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, CLOSE_TWICE, Link, is_data, twin_of,
-};
+use super::hello::{Greeted, Greeter, frames_of};
+use super::lane::{LaneDialler, Lanes, Opener};
+use super::link::{CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, Link, is_data};
 use super::ping::Pings;
 use super::standing::Certified;
 use super::tls::Side;
+use super::twin::report_end;
 use super::{
     BindError, COMMANDS, Command, FlowStream, INPUTS, Inbox, Links, Peers, Report, STATES, ToCatalog,
     ToMembership, Trust,
@@ -46,15 +45,6 @@ use crate::supervise::Stage;
 
 /// Longest wait for the last packets to leave.
 const CLOSE_WITHIN: Duration = Duration::from_millis(300);
-
-/// Time another process of this node has to read the hello of this one.
-const VERDICT_WITHIN: Duration = Duration::from_secs(1);
-
-/// Peers whose sets of statements are read at once, at most 8 MiB each.
-const EXCHANGES: usize = 16;
-
-/// Pause between two searches for another process of this node: any member can ask for one.
-const SEEK_TWIN_EVERY: Duration = Duration::from_secs(10);
 
 /// How long a peer that was asked to dial has for it before this node dials as well.
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -106,16 +96,18 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     };
     let endpoints = open(stage, &opening)?;
     let address = endpoints.endpoint.local_addr().unwrap_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into());
+    let (lane_dialler, arriving) = lanes_of(stage, identity, &opening, address, &parts)?;
     let (commands, command_queue) = mpsc::channel(COMMANDS);
     let (reports, report_queue) = mpsc::channel(INPUTS);
     let (connected, connected_reader) = watch::channel(0);
     let links = Links::default();
     let (twin, twin_reader) = watch::channel(None);
     let (seen, seen_reader) = watch::channel(Vec::new());
-    let pool = Pool::default();
+    let (pool, lanes) = (Pool::default(), Lanes::default());
     let peers = Peers {
         links: Arc::clone(&links),
         data: pool.newest(),
+        lanes: lanes.open(),
         commands,
         connected: connected_reader,
         twin: twin_reader,
@@ -127,14 +119,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     let (notes, note_queue) = mpsc::channel(NOTES);
     let mut owner = Owner {
         me: identity.node(),
-        greeter: Greeter {
-            trust: parts.trust,
-            clock: parts.clock,
-            authority: parts.authority,
-            exchanges: Arc::new(Semaphore::new(EXCHANGES)),
-            greeting: Greeting::default(),
-            nonce,
-        },
+        greeter: Greeter::new(parts.trust, parts.clock, parts.authority, nonce),
         endpoints,
         book: DialBook::new(identity.node(), parts.entropy.rng("dials")).with_deny(parts.deny),
         sightings: Sightings::new(parts.deny.with_loopback()),
@@ -142,6 +127,9 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         current: BTreeMap::new(),
         links,
         pool,
+        lanes,
+        lane_dialler,
+        ways: Ways::default(),
         certified: Certified::default(),
         judge_at: None,
         move_at: matches!(parts.udp, Udp::Bind(_)).then(|| clock::now().mono),
@@ -162,6 +150,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         stage: stage.clone(),
         reports: owner.inbox.reports.clone(),
         joiners: parts.joiners,
+        arriving,
         notes: (notes, note_queue),
         events: parts.events,
         metrics: Arc::clone(&owner.metrics),
@@ -184,7 +173,7 @@ fn inbox(parts: &Parts, reports: mpsc::Sender<Report>, peers: &Peers) -> Inbox {
 }
 
 pub(super) struct Owner {
-    me: NodeId,
+    pub(super) me: NodeId,
     pub(super) greeter: Greeter,
     pub(super) endpoints: Endpoints,
     pub(super) book: DialBook,
@@ -194,6 +183,11 @@ pub(super) struct Owner {
     pub(super) current: BTreeMap<NodeId, Arc<Link>>,
     links: Links,
     pub(super) pool: Pool,
+    pub(super) lanes: Lanes,
+    /// `None` in a network in memory.
+    pub(super) lane_dialler: Option<LaneDialler>,
+    /// By which way nodes are reached.
+    pub(super) ways: Ways,
     pub(super) certified: Certified,
     /// When the first certificate of a connection may have ended.
     pub(super) judge_at: Option<std::time::Instant>,
@@ -201,14 +195,14 @@ pub(super) struct Owner {
     pub(super) move_at: Option<std::time::Instant>,
     /// Hears where members are.
     doorway: mpsc::Sender<Note>,
-    inbox: Inbox,
-    flows: mpsc::Sender<FlowStream>,
+    pub(super) inbox: Inbox,
+    pub(super) flows: mpsc::Sender<FlowStream>,
     connected: watch::Sender<usize>,
-    twins: Twins,
+    pub(super) twins: Twins,
     /// Where an earlier process with this node's identity runs.
-    twin: watch::Sender<Option<SocketAddr>>,
+    pub(super) twin: watch::Sender<Option<SocketAddr>>,
     /// When this node last looked for another process of itself.
-    sought: Option<std::time::Instant>,
+    pub(super) sought: Option<std::time::Instant>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) stage: Stage,
 }
@@ -225,8 +219,13 @@ impl Owner {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut reports: mpsc::Receiver<Report>) {
         let stop = self.stage.stopping().clone();
         loop {
-            let deadlines =
-                [self.book.next_deadline(), self.sightings.next_deadline(), self.judge_at, self.move_at];
+            let deadlines = [
+                self.book.next_deadline(),
+                self.sightings.next_deadline(),
+                self.ways.next_deadline(),
+                self.judge_at,
+                self.move_at,
+            ];
             let deadline = deadlines.into_iter().flatten().min();
             let input = tokio::select! {
                 biased;
@@ -258,6 +257,9 @@ impl Owner {
 
     fn learn_seeds(&mut self, identity: &Identity) {
         for seed in &identity.seeds {
+            if identity.by_lane {
+                self.ways.handle_lane(seed.node, clock::now().mono);
+            }
             self.book.learn(seed.node, &seed.addresses, Source::Hint, clock::now().mono);
         }
     }
@@ -275,14 +277,12 @@ impl Owner {
                 let now = clock::now().mono;
                 addresses.into_iter().for_each(|address| self.book.met_another(node, address, now));
             }
-            Report::DialFailed { node, purpose: Purpose::Control } => {
-                self.metrics.dial_failed();
-                self.book.failed(node, clock::now().mono);
-            }
-            Report::DialFailed { node, purpose: Purpose::Data } => self.data_dial_failed(node),
+            Report::DialFailed(errand) => self.dial_failed(errand),
             Report::LinkEnded { node, stable_id } => self.remove_link(node, stable_id).await,
             Report::ToldOfTwin(at) => self.seek_twin(at),
             Report::DataEnded { node, stable_id } => self.pool.ended(node, stable_id),
+            Report::LaneReady { lane, peer, dialled } => self.add_lane(lane, peer, dialled),
+            Report::LaneEnded { node, stable_id } => self.lanes.ended(node, stable_id),
             Report::DialBack { node, purpose } => self.dial_back(node, purpose),
         }
     }
@@ -296,8 +296,8 @@ impl Owner {
             Command::Gone(node) => {
                 self.book.set_standing(node, Standing::Silent, clock::now().mono);
                 let link = self.current.get(&node).map(|link| link.connection.clone());
-                let data = self.pool.remove(node).into_iter().map(|data| data.connection);
-                for connection in link.into_iter().chain(data) {
+                let data = self.pool.remove(node).into_iter().map(|data| data.connection.into());
+                for connection in link.into_iter().chain(data).chain(self.lanes.remove(node)) {
                     connection.close(CLOSE_DOWN.into(), b"down");
                 }
             }
@@ -329,9 +329,13 @@ impl Owner {
 
     /// Takes in where the peer sees this node, and where this node has reached the peer.
     fn note_addresses(&mut self, greeted: &Greeted) {
-        let (node, remote) = (greeted.peer.node, remote_of(&greeted.connection));
+        let (node, remote) = (greeted.peer.node, greeted.connection.remote_address());
         if greeted.dialled {
             self.book.reached(node, remote);
+        }
+        // What it sees of a lane is the port of one TCP connection.
+        if greeted.connection.is_lane() {
+            return;
         }
         // A peer on this machine, or one that is reached on its link only, sees what is of no use to others, and is right.
         if node == self.me || remote.ip().is_loopback() || check_ip(remote.ip()).is_err() {
@@ -364,10 +368,19 @@ impl Owner {
         }
         if let Some(old) = self.current.get(&node).filter(|old| old.connection.close_reason().is_none()) {
             let same_process = old.nonce == greeted.nonce;
+            let is_lane = greeted.connection.is_lane();
+            if let Connection::Quic(quic) = &old.connection
+                && same_process
+                && is_lane
+            {
+                let quic = quic.clone();
+                return self.doubt(quic, greeted);
+            }
+            let is_better = old.connection.is_lane() && !is_lane;
             let dialer = |dialled: bool| if dialled { self.me } else { node };
             let lasts = clock::now().mono.saturating_duration_since(old.since);
             let keep = keep_which(self.me, node, (dialer(old.dialled), lasts), dialer(greeted.dialled));
-            if same_process && keep == Keep::First {
+            if same_process && keep == Keep::First && !is_better {
                 return greeted.connection.close(CLOSE_DUPLICATE.into(), b"duplicate");
             }
             old.connection.close(CLOSE_DUPLICATE.into(), b"duplicate");
@@ -377,10 +390,11 @@ impl Owner {
             return self.put_out(greeted.connection, &error);
         }
         self.book.connected(node, clock::now().mono);
-        let remote = remote_of(&greeted.connection);
+        let remote = greeted.connection.remote_address();
+        self.note_way(node, &greeted.connection);
         if greeted.dialled {
             let _ = self.doorway.try_send(Note::Member(remote.ip()));
-        } else {
+        } else if !greeted.connection.is_lane() {
             self.book.learn(node, &[remote], Source::Hint, clock::now().mono);
         }
         let connection = greeted.connection.clone();
@@ -404,53 +418,6 @@ impl Owner {
         });
     }
 
-    /// A process with this node's own identity: this one itself, by an address of its own, or a second one. That
-    /// a second one has the key is proved by TLS; no peer's word can make this one stop.
-    async fn meet_self(&self, greeted: &Greeted) {
-        let own = self.greeter.nonce;
-        if greeted.nonce == own {
-            return greeted.connection.close(CLOSE_DUPLICATE.into(), b"this is the same node");
-        }
-        let at = remote_of(&greeted.connection);
-        // The other side reaches its own verdict from the hello, which a close could overtake.
-        let connection = greeted.connection.clone();
-        self.stage.spawn_short("twin", async move {
-            tokio::time::sleep(VERDICT_WITHIN).await;
-            connection.close(CLOSE_TWICE.into(), at.to_string().as_bytes());
-        });
-        let _ = self.inbox.membership.send(ToMembership::Twice { node: self.me, at }).await;
-        if later_process(own, greeted.nonce) == own {
-            tracing::error!(%at, "this identity runs twice; the other process started first");
-            self.twin.send_replace(Some(at));
-        }
-    }
-
-    /// Whether this connection must go because its node runs twice and this process of it started later. The
-    /// later one is told where the other is, and finds out by itself.
-    async fn is_later_twin(&mut self, greeted: &Greeted) -> bool {
-        let node = greeted.peer.node;
-        let Some(other) = self.twins.connected(node, greeted.nonce) else { return false };
-        let old = self.current.get(&node).filter(|old| old.nonce == other).map(|old| old.connection.clone());
-        let Some(old) = old else { return false };
-        let is_later = later_process(greeted.nonce, other) == greeted.nonce;
-        let (loser, winner) =
-            if is_later { (&greeted.connection, &old) } else { (&old, &greeted.connection) };
-        let at = remote_of(winner);
-        loser.close(CLOSE_TWICE.into(), at.to_string().as_bytes());
-        let _ = self.inbox.membership.send(ToMembership::Twice { node, at }).await;
-        is_later
-    }
-
-    /// A peer says that this identity runs twice. Looks for the other process, not too often.
-    fn seek_twin(&mut self, at: SocketAddr) {
-        let now = clock::now().mono;
-        if self.sought.is_some_and(|last| now.saturating_duration_since(last) < SEEK_TWIN_EVERY) {
-            return;
-        }
-        self.sought = Some(now);
-        self.dial(self.me, vec![at], Purpose::Control);
-    }
-
     async fn remove_link(&mut self, node: NodeId, stable_id: usize) {
         let is_current = self.current.get(&node).is_some_and(|link| link.connection.stable_id() == stable_id);
         if !is_current {
@@ -469,13 +436,17 @@ impl Owner {
     }
 
     fn add_data(&mut self, greeted: Greeted) {
-        let Greeted { connection, peer, .. } = greeted;
+        let Greeted { connection, peer, dialled, .. } = greeted;
         if let Err(error) = self.greeter.identify(&connection) {
             return self.put_out(connection, &error);
         }
+        self.judge_at.get_or_insert_with(|| clock::now().mono);
+        let connection = match connection {
+            Connection::Quic(connection) => connection,
+            Connection::Lane(lane) => return self.await_lane(lane, peer, dialled),
+        };
         widen(&connection);
         let node = peer.node;
-        self.judge_at.get_or_insert_with(|| clock::now().mono);
         let data = DataConnection::new(connection.clone(), peer, self.pool.budget(node));
         if !self.pool.insert(data.clone()) {
             return connection.close(CLOSE_DUPLICATE.into(), b"too many data connections");
@@ -491,16 +462,37 @@ impl Owner {
         });
     }
 
-    fn open_data(&mut self, node: NodeId, caller: super::data::Waiting) {
+    pub(super) fn open_data(&mut self, node: NodeId, caller: super::data::Waiting) {
+        if self.ways.is_lane(node) && self.lane_dialler.is_some() {
+            return self.open_lane(node, caller);
+        }
         if self.pool.request(node, caller) {
             self.dial_data(node);
         }
     }
 
+    fn dial_failed(&mut self, errand: Errand) {
+        match errand {
+            Errand { node, purpose: Purpose::Data, by: By::Lane, opener } => {
+                self.lane_dial_failed(node, opener);
+            }
+            Errand { node, purpose: Purpose::Data, .. } => self.data_dial_failed(node),
+            // A link lives meanwhile.
+            Errand { purpose: Purpose::Control, by: By::Udp, .. } => {}
+            Errand { node, purpose: Purpose::Control, .. } => {
+                self.metrics.dial_failed();
+                self.book.failed(node, clock::now().mono);
+            }
+        }
+    }
+
+    pub(super) fn may_dial_us(&self, node: NodeId) -> bool {
+        self.current.get(&node).is_some_and(|link| !link.dialled)
+    }
+
     /// A peer that cannot be dialled was asked to dial; who waits for it goes on waiting.
     fn data_dial_failed(&mut self, node: NodeId) {
-        let may_dial_us = self.current.get(&node).is_some_and(|link| !link.dialled);
-        if !may_dial_us {
+        if !self.may_dial_us(node) {
             self.pool.give_up(node);
         } else if self.pool.dial_failed(node) {
             self.dial_data(node);
@@ -510,8 +502,9 @@ impl Owner {
     /// Only data connections are dialled at a peer's wish: control connections are this node's own concern.
     fn dial_back(&mut self, node: NodeId, purpose: Purpose) {
         if is_data(purpose) && self.pool.request_back(node) {
-            let addresses = self.data_addresses(node);
-            self.dial(node, addresses, Purpose::Data);
+            let by = if self.ways.is_lane(node) { By::Lane } else { self.both(node) };
+            let opener = Opener::Dialled;
+            self.dial(Errand { node, purpose, by, opener }, self.data_addresses(node));
         }
     }
 
@@ -520,11 +513,12 @@ impl Owner {
     /// asked, and this node dials only when that has brought nothing.
     fn dial_data(&mut self, node: NodeId) {
         let addresses = self.data_addresses(node);
+        let errand = Errand { node, purpose: Purpose::Data, by: self.both(node), opener: Opener::Dialler };
         let asked = self.current.get(&node).filter(|link| !link.dialled);
         if !asked.is_some_and(|link| link.send_frame(&Frame::DialBack(Purpose::Data))) {
-            return self.dial(node, addresses, Purpose::Data);
+            return self.dial(errand, addresses);
         }
-        let (newest, dialling) = (self.pool.newest(), self.dialling(node, addresses, Purpose::Data));
+        let (newest, dialling) = (self.pool.newest(), self.dialling(errand, addresses));
         self.stage.spawn_short("dial", async move {
             tokio::time::sleep(HEAD_START).await;
             let has_come = |data: &DataConnection| data.connection.close_reason().is_none();
@@ -535,10 +529,17 @@ impl Owner {
     }
 
     /// Returns where the node may be, the address of its control connection first.
-    fn data_addresses(&self, node: NodeId) -> Vec<SocketAddr> {
+    pub(super) fn udp_addresses(&self, node: NodeId) -> Vec<SocketAddr> {
+        self.book.addresses_of(node, clock::now().mono)
+    }
+
+    /// Returns where the node may be, the address of its control connection first.
+    pub(super) fn data_addresses(&self, node: NodeId) -> Vec<SocketAddr> {
         let mut addresses = self.book.addresses_of(node, clock::now().mono);
-        if let Some(link) = self.current.get(&node) {
-            let remote = remote_of(&link.connection);
+        // An inbound lane says nothing of where its dialler listens.
+        let of_use = |link: &&Arc<Link>| link.dialled || !link.connection.is_lane();
+        if let Some(link) = self.current.get(&node).filter(of_use) {
+            let remote = link.connection.remote_address();
             addresses.retain(|address| *address != remote);
             addresses.insert(0, remote);
         }
@@ -547,8 +548,9 @@ impl Owner {
 
     fn dial_due(&mut self) {
         while let Some(dial) = self.book.next_dial(clock::now().mono) {
-            self.dial(dial.node, dial.addresses, Purpose::Control);
+            self.dial(self.control(dial.node), dial.addresses);
         }
+        self.try_udp_again();
         // One at a time: it counts until its end is reported.
         let surplus = self.book.next_surplus(clock::now().mono);
         if let Some(link) = surplus.and_then(|node| self.current.get(&node)) {
@@ -556,41 +558,35 @@ impl Owner {
         }
     }
 
-    fn dial(&self, node: NodeId, addresses: Vec<SocketAddr>, purpose: Purpose) {
-        self.stage.spawn_short("dial", self.dialling(node, addresses, purpose));
+    pub(super) fn control(&self, node: NodeId) -> Errand {
+        Errand { node, purpose: Purpose::Control, by: self.both(node), opener: Opener::Dialler }
+    }
+
+    /// UDP, and lanes after the start it has.
+    fn both(&self, node: NodeId) -> By {
+        By::Both(self.ways.head_start(node))
+    }
+
+    pub(super) fn dial(&self, errand: Errand, addresses: Vec<SocketAddr>) {
+        self.stage.spawn_short("dial", self.dialling(errand, addresses));
     }
 
     /// Returns a dial that has not begun yet.
     fn dialling(
         &self,
-        node: NodeId,
+        errand: Errand,
         addresses: Vec<SocketAddr>,
-        purpose: Purpose,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let dialler = self.dialler(purpose);
+        let dialler = self.dialler(errand.purpose);
         let reports = self.inbox.reports.clone();
         async move {
-            let Dialled { greeted, others } = dialler.dial(node, addresses, purpose).await;
+            let node = errand.node;
+            let Dialled { greeted, others } = dialler.dial(errand, addresses).await;
             if !others.is_empty() {
                 let _ = reports.send(Report::MetAnother { node, addresses: others }).await;
             }
-            let report = greeted.map_or(Report::DialFailed { node, purpose }, Report::Greeted);
+            let report = greeted.map_or(Report::DialFailed(errand), Report::Greeted);
             let _ = reports.send(report).await;
         }
     }
-}
-
-/// Returns the address of a peer in its plain form.
-fn remote_of(connection: &Connection) -> SocketAddr {
-    let mut remote = connection.remote_address();
-    remote.set_ip(remote.ip().to_canonical());
-    remote
-}
-
-async fn report_end(reports: &mpsc::Sender<Report>, node: NodeId, connection: &Connection) {
-    let stable_id = connection.stable_id();
-    if let Some(at) = twin_of(connection) {
-        let _ = reports.send(Report::ToldOfTwin(at)).await;
-    }
-    let _ = reports.send(Report::LinkEnded { node, stable_id }).await;
 }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use quinn::Connection;
+use super::carrier::Connection;
 
 /// What carries a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub enum PathKind {
     Direct(SocketAddr),
     /// The peer dialled, from this address. Whether this node could have dialled it is not said by that: `ping` tries.
     Inbound(SocketAddr),
+    /// A lane over TCP, whoever dialled it: UDP was not answered.
+    Lane(SocketAddr),
 }
 
 impl PathKind {
@@ -24,13 +26,14 @@ impl PathKind {
         match self {
             Self::Direct(_) => "direct",
             Self::Inbound(_) => "inbound",
+            Self::Lane(_) => "lane",
         }
     }
 
     /// Returns where the other end of the path is.
     pub const fn at(&self) -> SocketAddr {
         match self {
-            Self::Direct(at) | Self::Inbound(at) => *at,
+            Self::Direct(at) | Self::Inbound(at) | Self::Lane(at) => *at,
         }
     }
 }
@@ -55,7 +58,7 @@ pub struct Path {
 /// What a connection knows of the packets that its path takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
-    /// Bytes of UDP payload that are proven to arrive; 1,200 before anything is.
+    /// Bytes of UDP payload that are proven to arrive; 1,200 before anything is, 0 on a lane.
     pub proven: u16,
     /// Larger packets sent to find out, and how many of them were lost.
     pub tried: u64,
@@ -68,15 +71,19 @@ pub struct Sizes {
 impl Path {
     /// Reads the path of a connection that this node `dialled` or accepted.
     pub(super) fn of(connection: &Connection, dialled: bool) -> Self {
-        let mut at = connection.remote_address();
-        at.set_ip(at.ip().to_canonical());
-        let kind = if dialled { PathKind::Direct(at) } else { PathKind::Inbound(at) };
-        Self { kind, rtt: connection.rtt(), sizes: Sizes::of(connection) }
+        let at = connection.remote_address();
+        let kind = match (connection, dialled) {
+            (Connection::Lane(_), _) => PathKind::Lane(at),
+            (Connection::Quic(_), true) => PathKind::Direct(at),
+            (Connection::Quic(_), false) => PathKind::Inbound(at),
+        };
+        let sizes = connection.quic().map(Sizes::of).unwrap_or_default();
+        Self { kind, rtt: connection.rtt(), sizes }
     }
 }
 
 impl Sizes {
-    pub(super) fn of(connection: &Connection) -> Self {
+    pub(super) fn of(connection: &quinn::Connection) -> Self {
         let path = connection.stats().path;
         Self {
             proven: path.current_mtu,
@@ -96,5 +103,6 @@ mod tests {
         let at = "192.0.2.1:4677".parse().expect("address");
         assert_eq!(PathKind::Direct(at).to_string(), "direct 192.0.2.1:4677");
         assert_eq!(PathKind::Inbound(at).to_string(), "inbound 192.0.2.1:4677");
+        assert_eq!(PathKind::Lane(at).to_string(), "lane 192.0.2.1:4677");
     }
 }

@@ -19,6 +19,7 @@ use gossamer_wire::limits::MAX_ADDRESSES;
 
 use super::accept::Dialler;
 use super::canary::nobody;
+use super::lane::Opener;
 use super::link::CLOSE_LOOKED;
 use super::owner::Owner;
 use super::paths::Path;
@@ -79,9 +80,13 @@ impl Peers {
             }
         }
         addresses.truncate(MAX_TRIED);
-        let all = addresses.iter().enumerate().map(|(place, address)| {
+        let ways = addresses.iter().flat_map(|address| [Way::Udp(*address), Way::Tcp(*address)]);
+        let all = ways.enumerate().map(|(place, way)| {
             let dialler = &dialler;
-            async move { (place, Way::Udp(*address), dialler.look(node, *address).await) }
+            async move {
+                let outcome = dialler.look(node, &way).await;
+                (place, way, outcome)
+            }
         });
         let mut tried: Vec<_> = all.collect::<FuturesUnordered<_>>().collect().await;
         tried.sort_by_key(|(place, ..)| *place);
@@ -104,17 +109,25 @@ impl Owner {
             Purpose::Data => self.endpoints.data.clone(),
         };
         let (endpoint, greeter) = (self.endpoints.endpoint.clone(), self.greeter.clone());
-        Dialler { endpoint, config, greeter, metrics: Arc::clone(&self.metrics) }
+        let (lanes, metrics) = (self.lane_dialler.clone(), Arc::clone(&self.metrics));
+        Dialler { endpoint, config, lanes, greeter, metrics }
     }
 }
 
 impl Dialler {
-    /// Shakes hands with one address and hangs up; returns the round trip.
-    async fn look(&self, node: NodeId, address: SocketAddr) -> Result<Duration, Outcome> {
+    /// Shakes hands by one way and hangs up; returns the round trip.
+    async fn look(&self, node: NodeId, way: &Way) -> Result<Duration, Outcome> {
+        let refused = async {
+            match way {
+                Way::Udp(address) => nobody(*address).await,
+                // TCP says so itself.
+                Way::Tcp(_) => std::future::pending().await,
+            }
+        };
         let connection = tokio::select! {
             biased;
-            shaken = self.shake_hands(node, address) => shaken?,
-            outcome = nobody(address) => return Err(outcome),
+            shaken = self.shake_hands(node, way, Opener::Dialler) => shaken?,
+            outcome = refused => return Err(outcome),
         };
         let rtt = connection.rtt();
         connection.close(CLOSE_LOOKED.into(), b"only looking");

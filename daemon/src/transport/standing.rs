@@ -9,12 +9,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use quinn::Connection;
-use rustls::pki_types::CertificateDer;
-
 use gossamer_core::trust::TrustError;
 use gossamer_wire::NodeId;
 
+use super::carrier::Connection;
 use super::link::CLOSE_OUT;
 use super::owner::Owner;
 use crate::clock;
@@ -40,9 +38,10 @@ impl Certified {
 impl Owner {
     /// Closes the connections whose certificates count no more, and sets the time of the next look.
     pub(super) fn judge_connections(&mut self) {
-        let links = self.current.values().map(|link| &link.connection);
-        let data = self.pool.connections();
-        let connections: Vec<_> = links.chain(data).cloned().collect();
+        let links = self.current.values().map(|link| link.connection.clone());
+        let data = self.pool.connections().cloned().map(Connection::from);
+        let connections: Vec<_> = links.chain(data).chain(self.lanes.connections()).collect();
+        let any = !connections.is_empty();
         let mut next = LOOK;
         for connection in connections {
             match self.judge(&connection) {
@@ -50,7 +49,6 @@ impl Owner {
                 Err(error) => self.put_out(connection, &error),
             }
         }
-        let any = !self.current.is_empty() || self.pool.connections().next().is_some();
         self.judge_at = any.then(|| clock::now().mono + next.max(SHORTEST_LOOK));
     }
 
@@ -74,10 +72,7 @@ impl Owner {
 
     /// Judges everything but the end of the certificate.
     fn ended(&self, connection: &Connection) -> Result<NodeId, TrustError> {
-        let chain = connection
-            .peer_identity()
-            .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-            .ok_or(TrustError::None)?;
+        let chain = connection.shown().ok_or(TrustError::None)?;
         let (leaf, shown) = chain.split_first().ok_or(TrustError::None)?;
         let wall = self.greeter.clock.wall();
         self.greeter.trust.load().verify_at_end(leaf, shown, wall).map(|leaf| leaf.node)

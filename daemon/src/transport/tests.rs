@@ -26,6 +26,7 @@ mod canary;
 mod door;
 mod first;
 mod hostile;
+mod lanes;
 mod limits;
 mod orders;
 mod pool;

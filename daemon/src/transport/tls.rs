@@ -54,6 +54,26 @@ pub(super) fn server(side: &Side<'_>) -> Result<ServerConfig, Error> {
     Ok(config)
 }
 
+/// Makes the server side of lanes.
+///
+/// # Errors
+/// As [`server`].
+pub(super) fn lane_server(side: &Side<'_>) -> Result<ServerConfig, Error> {
+    let mut config = server(side)?;
+    config.alpn_protocols = vec![super::lane::ALPN.to_vec(), join::ALPN.to_vec()];
+    Ok(config)
+}
+
+/// Makes the client side of lanes.
+///
+/// # Errors
+/// As [`server`].
+pub(super) fn lane_client(side: &Side<'_>) -> Result<ClientConfig, Error> {
+    let mut config = client(side)?;
+    config.alpn_protocols = vec![super::lane::ALPN.to_vec()];
+    Ok(config)
+}
+
 /// Makes the client side for members.
 ///
 /// # Errors

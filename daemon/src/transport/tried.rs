@@ -15,12 +15,15 @@ use gossamer_core::reach::Denied;
 pub enum Way {
     /// QUIC.
     Udp(SocketAddr),
+    /// A lane.
+    Tcp(SocketAddr),
 }
 
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Udp(address) => write!(f, "udp {address}"),
+            Self::Tcp(address) => write!(f, "tcp {address}"),
         }
     }
 }

@@ -136,7 +136,7 @@ impl Source {
 }
 
 /// Writes so many blocks and returns their digest. Something may happen before the second half.
-fn send(
+pub(super) fn send(
     stream: &mut TcpStream,
     seed: u64,
     blocks: u64,
@@ -155,7 +155,7 @@ fn send(
 }
 
 /// Reads to the end; returns how much came and its digest.
-fn receive(stream: &mut TcpStream) -> Result<(u64, Vec<u8>)> {
+pub(super) fn receive(stream: &mut TcpStream) -> Result<(u64, Vec<u8>)> {
     let (mut hash, mut bytes, mut sum) = (Hash::new(&SHA256), vec![0; BLOCK], 0);
     loop {
         let len = stream.read(&mut bytes)?;
@@ -235,13 +235,13 @@ pub(super) fn both_ways(
 }
 
 /// What became of a read to the end.
-fn end_of(stream: &mut TcpStream) -> (Vec<u8>, Option<ErrorKind>) {
+pub(super) fn end_of(stream: &mut TcpStream) -> (Vec<u8>, Option<ErrorKind>) {
     let mut bytes = Vec::new();
     let ended = stream.read_to_end(&mut bytes);
     (bytes, ended.err().map(|error| error.kind()))
 }
 
-fn reset(stream: &TcpStream) -> Result<()> {
+pub(super) fn reset(stream: &TcpStream) -> Result<()> {
     let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
     Ok(nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &linger)?)
 }

@@ -30,6 +30,7 @@ mod hostile;
 mod hosts;
 mod issuers;
 mod joins;
+mod lanes;
 mod lines;
 mod long;
 mod mixed;
@@ -147,7 +148,9 @@ pub fn rows() -> Vec<Row> {
         .chain([consent::ROW, pods::ROW, etcd::ROW])
         .chain(issue_6.concat())
         .chain([lines::ROWS, traces::ROWS, refusals::ROWS, steady::ROWS].concat())
-        .chain([addresses::ROWS, reached::ROWS, oneway::ROWS, sizes::ROWS, pinged::ROWS].concat())
+        .chain(
+            [addresses::ROWS, reached::ROWS, oneway::ROWS, lanes::ROWS, sizes::ROWS, pinged::ROWS].concat(),
+        )
         .collect()
 }
 

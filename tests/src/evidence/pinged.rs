@@ -20,7 +20,7 @@ use crate::wait::until;
 pub(super) const ROWS: &[Row] = &[
     Row {
         name: "7.7-ping",
-        promise: "ping NODE says within 5 s how long the node takes to answer over its connection and at each of its addresses, and of the others that nobody answers, that nobody listens, or that somebody else is there; it fails with the fix when no way is left",
+        promise: "ping NODE says within 5 s how long the node takes to answer over its connection and at each of its addresses, by UDP and by TCP, and of the others that nobody answers, that nobody listens, or that somebody else is there; it fails with the fix when no way is left",
         sabotage: "the node is cut off before",
         needs: Needs::Root,
         ci: Ci::Runs,
@@ -67,8 +67,11 @@ fn ping(run: &Run) -> Result<String> {
         promise!(row["connection"]["word"] == "ok", "over its connection: {}", row["connection"]);
         let expected = [
             ("udp 10.77.0.11:4677", "ok"),
+            ("tcp 10.77.0.11:4677", "ok"),
             ("udp 10.77.0.12:4677", "wrong_identity"),
+            ("tcp 10.77.0.12:4677", "wrong_identity"),
             ("udp 10.77.0.11:4699", "refused"),
+            ("tcp 10.77.0.11:4699", "refused"),
             ("udp 10.77.0.99:4677", "no_answer"),
         ];
         for (way, wanted) in expected {
@@ -193,6 +196,6 @@ fn udp_closed(run: &Run) -> Result<Duration> {
             machines[2].nft("table ip closed { chain in { type filter hook input priority 0; iif != lo meta l4proto udp drop; }; }")?;
         }
         cut.run()?;
-        names(&cut, "UDP closed: none of 2 known nodes is connected", "open UDP to port 4677")
+        names(&cut, "UDP closed: all 2 connections are lanes over TCP", "open UDP to port 4677")
     })
 }

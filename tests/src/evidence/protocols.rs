@@ -42,7 +42,7 @@ pub(super) const ROWS: &[Row] = &[
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A program that is killed when it is dropped.
-struct Running(Child);
+pub(super) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -73,7 +73,7 @@ fn answers(port: u16) -> bool {
 }
 
 /// Runs a command that must succeed.
-fn must(lab: &Lab, program: &str, arguments: &[&str]) -> Result<String> {
+pub(super) fn must(lab: &Lab, program: &str, arguments: &[&str]) -> Result<String> {
     let mut command = Command::new(program);
     command.args(arguments).current_dir("/");
     let done = lab.finish(command, LIMIT)?;
@@ -91,7 +91,7 @@ fn find(pattern: &str, package: &str) -> Result<PathBuf> {
     found.pop().with_context(|| format!("no {pattern}: install {package}"))
 }
 
-fn postgres(lab: &Lab) -> Result<(Running, u16)> {
+pub(super) fn postgres(lab: &Lab) -> Result<(Running, u16)> {
     let binaries = find("/usr/lib/postgresql/*/bin", "postgresql")?;
     let (port, data) = (free_port()?, lab.dir().join("postgres"));
     open_directory(&data, 0o777)?;

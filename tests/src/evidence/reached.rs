@@ -24,7 +24,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "7.1-join-failed",
-        promise: "A join that reaches no issuer ends within 8 s with one line that names each address and how it failed, no answer, refused, wrong identity, no route or never tried, and that the token is unused; then the same token admits",
+        promise: "A join that reaches no issuer ends within 8 s with one line that names each address, over UDP and TCP, and how it failed, no answer, refused, wrong identity, no route or never tried, and that the token is unused; then the same token admits",
         sabotage: "another machine uses the token meanwhile",
         needs: Needs::Root,
         ci: Ci::Runs,
@@ -141,7 +141,10 @@ fn failed(joiner: &Node, token: &str, list: &[String; 4]) -> Result<Duration> {
     let named = [
         format!("udp {} (refused", list[0]),
         format!("udp {} (wrong identity", list[1]),
+        format!("tcp {} (refused", list[0]),
+        format!("tcp {} (", list[1]),
         format!("udp {} (no answer", list[2]),
+        format!("tcp {} (no answer", list[2]),
         format!("udp {} (no route", list[3]),
         "shown to nobody and is unused".to_owned(),
         "--address".to_owned(),

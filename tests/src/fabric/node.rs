@@ -51,6 +51,7 @@ pub(super) fn identity(authority: &mut Authority, name: &str) -> Result<Identity
         issuer: None,
         holds_root_key: false,
         seeds: Vec::new(),
+        by_lane: false,
         issuers: trust.issuers().iter().map(|der| der.to_vec()).collect(),
         statements: Statements::new(trust.mesh(), &roots)?,
         trust,

@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, SendStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -23,7 +22,7 @@ use super::{Checked, Command};
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::supervise::Stage;
-use crate::transport::Trust;
+use crate::transport::{Connection, SendStream, Trust};
 
 /// Longest wait for a request after the handshake: who says nothing must not hold a seat.
 const REQUEST_WITHIN: Duration = Duration::from_millis(1_500);
@@ -116,7 +115,7 @@ pub(super) async fn door(
 }
 
 fn source_of(connection: &Connection) -> IpAddr {
-    connection.remote_address().ip().to_canonical()
+    connection.remote_address().ip()
 }
 
 /// One who asks.
@@ -169,7 +168,7 @@ impl Joiner {
         if !keeps_seat.await.ok()? {
             return None;
         }
-        let binding = binding(connection)?;
+        let binding = connection.binding()?;
         let (reply, answer) = oneshot::channel();
         let checked = match Ask::decode(&bytes).ok()? {
             Ask::Join(request) => check_join(request, &binding)?
@@ -216,13 +215,6 @@ const fn is_in_vain(reply: Option<&JoinReply>) -> bool {
                 | Refusal::Certificate
         ),
     }
-}
-
-/// Returns what is the same at both ends of this very TLS session and nowhere else.
-pub(crate) fn binding(connection: &Connection) -> Option<[u8; 32]> {
-    let mut binding = [0; 32];
-    connection.export_keying_material(&mut binding, b"EXPORTER-gossamer-join", b"").ok()?;
-    Some(binding)
 }
 
 /// Returns what a joiner signs: it binds the request to its key, its token and its TLS session.

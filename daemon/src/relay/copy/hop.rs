@@ -1,4 +1,4 @@
-//! The end of a flow that is a stream of a data connection.
+//! The end of a flow that is a stream of a data connection, or has a lane.
 //!
 //! Owns: reading and writing within the credit of the flow, bulk standing behind what is not. Must not know: the other end.
 //! Driven by: `copy`; `outbound` writes the client's first bytes with it.
@@ -13,7 +13,7 @@ use futures_util::FutureExt as _;
 use quinn::VarInt;
 
 use super::{BATCH, Batch, CHUNK, Side, Sink, Source};
-use crate::transport::{Demand, FlowStream, ReadCredit, SendCredit};
+use crate::transport::{Demand, FlowStream, ReadCredit, RecvStream, SendCredit, SendStream};
 
 impl Side for FlowStream {
     fn halves(&mut self) -> (impl Source, impl Sink) {
@@ -29,23 +29,22 @@ impl Side for FlowStream {
 }
 
 struct Hop<'a> {
-    recv: &'a mut quinn::RecvStream,
+    recv: &'a mut RecvStream,
     credit: &'a mut ReadCredit,
 }
 
 impl Source for Hop<'_> {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         self.credit.taken();
-        let chunk = self.recv.read_chunk(CHUNK, true).await?;
-        Ok(chunk.map(|chunk| {
-            self.credit.give(chunk.bytes.len());
-            chunk.bytes
-        }))
+        let bytes = self.recv.read_chunk(CHUNK).await?;
+        self.credit.give(bytes.as_ref().map_or(0, Bytes::len));
+        Ok(bytes)
     }
 
     async fn batch(&mut self) -> io::Result<Option<Batch>> {
         // Who asks for more has taken what came before.
         self.credit.taken();
+        self.recv.readable().await;
         let read = poll_fn(|context| {
             // Lives for one poll only: a flow that waits holds no places for pieces.
             let mut pieces = [const { Bytes::new() }; BATCH];
@@ -81,7 +80,7 @@ impl Source for Hop<'_> {
 
 /// Returns the sending half of a hop alone.
 pub(in crate::relay) const fn hop_sink<'a>(
-    send: &'a mut quinn::SendStream,
+    send: &'a mut SendStream,
     demand: &'a Demand,
     credit: &'a mut SendCredit,
 ) -> impl Sink {
@@ -89,7 +88,7 @@ pub(in crate::relay) const fn hop_sink<'a>(
 }
 
 struct HopWriting<'a> {
-    send: &'a mut quinn::SendStream,
+    send: &'a mut SendStream,
     demand: &'a Demand,
     credit: &'a mut SendCredit,
     /// Bytes of this flow, up to [`BULK`].
@@ -102,7 +101,7 @@ impl HopWriting<'_> {
         if self.sent < BULK {
             self.sent += len;
             if self.sent >= BULK {
-                let _ = self.send.set_priority(BULK_PRIORITY);
+                self.send.set_priority(BULK_PRIORITY);
             }
         }
     }

@@ -208,7 +208,7 @@ async fn a_stop_is_a_reset_and_no_clean_end() {
     let mut stream = exporter.ask(&request().encode().expect("fits")).await;
     stream.recv.read_exact(&mut [0; 7]).await.expect("open");
     exporter.bench.stage.stopping().cancel();
-    assert!(stream.recv.read(&mut [0]).await.is_err());
+    assert!(stream.recv.read_exact(&mut [0]).await.is_err());
 }
 
 /// Rules of a service that nothing but `allow` admits anybody to.
@@ -267,7 +267,7 @@ async fn a_change_of_the_rules_resets_a_living_flow_and_one_that_leaves_it_does_
         "127.0.0.1:1".parse().expect("an address"),
     )]);
     rewritten(Box::new(only(&["node:other"], false)));
-    let answer = timeout(Duration::from_secs(5), stream.recv.read(&mut [0])).await.expect("soon");
+    let answer = timeout(Duration::from_secs(5), stream.recv.read_exact(&mut [0])).await.expect("soon");
     assert!(answer.is_err(), "{answer:?}");
     assert_eq!(exporter.bench.relay.counters().revoked.load(Ordering::Relaxed), 1);
 }

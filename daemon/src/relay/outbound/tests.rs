@@ -281,8 +281,8 @@ async fn a_silent_node_costs_a_quarter_of_a_second_when_another_one_is_left() {
     let mut given_up = silent.accept("west").await;
     let mut sent = Vec::new();
     let error = loop {
-        match given_up.recv.read_chunk(64, true).await {
-            Ok(Some(chunk)) => sent.extend_from_slice(&chunk.bytes),
+        match given_up.recv.read_chunk(64).await {
+            Ok(Some(bytes)) => sent.extend_from_slice(&bytes),
             Ok(None) => panic!("a reset, no clean end"),
             Err(error) => break error,
         }

@@ -329,7 +329,8 @@ impl Relay {
         let is_refused = matches!(over, Over::Refused) && bytes_out == 0 && !flow.over.is_cancelled();
         let is_unseen = is_refused && !begun.first.is_empty();
         if !is_unseen || is_last {
-            let line = Line { bytes: (bytes_in, bytes_out), detail: over.detail(), is_open: true, ..*line };
+            let (bytes, path) = ((bytes_in, bytes_out), Some(far.path()));
+            let line = Line { bytes, detail: over.detail(), path, is_open: true, ..*line };
             self.finished(&line.to(&choice).because(over.reason()));
         }
         if is_refused {

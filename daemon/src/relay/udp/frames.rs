@@ -6,12 +6,12 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{ReadError, ReadExactError, RecvStream, SendStream, VarInt};
+use quinn::{ReadError, ReadExactError, VarInt};
 use tokio::time::timeout;
 
 use gossamer_wire::flow::{FRAME_PREFIX_BYTES, decode_framed_prefix, encode_framed};
 
-use crate::transport::Datagrams;
+use crate::transport::{Datagrams, RecvStream, SendStream};
 
 /// Code of the reset of a stream whose target refuses datagrams.
 pub(super) const REFUSED: VarInt = VarInt::from_u32(2);

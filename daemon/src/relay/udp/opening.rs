@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use quinn::{RecvStream, SendStream};
 use tokio::net::UdpSocket;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +29,7 @@ use crate::relay::outbound::{Choice, Try};
 use crate::relay::permits::Permit;
 use crate::relay::tries::{Failure, unreached};
 use crate::relay::{Relay, count};
-use crate::transport::{FlowStream, Registered};
+use crate::transport::{FlowStream, RecvStream, Registered, SendStream};
 
 /// The far end of a flow that was just opened.
 pub(super) enum Far {
@@ -41,7 +40,7 @@ pub(super) enum Far {
 impl Far {
     pub(super) fn path(&mut self) -> Path {
         match self {
-            Self::Hop { stream, .. } => Path::Quic(stream.side().remote),
+            Self::Hop { stream, .. } => Path::of(stream.side()),
             Self::Local(..) => Path::Local,
         }
     }

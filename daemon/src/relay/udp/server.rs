@@ -68,7 +68,6 @@ impl Relay {
                 return;
             }
         };
-        let address = judged.address;
         let served = Arc::new(Served {
             relay: self.clone(),
             judged,
@@ -98,8 +97,8 @@ impl Relay {
             group: peer.group.clone(),
             client: None,
             transport: Transport::Udp,
-            path: Path::Quic(side.remote),
-            target: Some(address.into()),
+            path: Path::of(side),
+            target: Some(served.judged.address.into()),
             since: began.into_std(),
             counts: Arc::clone(&served.counts),
         });
@@ -122,7 +121,8 @@ impl Relay {
         }
         self.udp.counters.open.fetch_sub(1, Ordering::Relaxed);
         let bytes = self.counters.add_bytes(&served.counts);
-        let line = Line { bytes, detail: end.detail.as_deref(), is_open: true, ..line };
+        let path = Some(Path::of(stream.side()));
+        let line = Line { bytes, detail: end.detail.as_deref(), path, is_open: true, ..line };
         self.finished(&line.because(end.reason));
     }
 

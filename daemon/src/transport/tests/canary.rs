@@ -3,7 +3,7 @@
 use tokio::runtime::Runtime;
 
 use super::super::canary::{EVERY, Verdict, ask, is_refused, look};
-use super::raw::Raw;
+use super::raw::{Raw, quic};
 use super::*;
 use crate::clock;
 
@@ -63,7 +63,7 @@ async fn a_refusal_while_the_peer_speaks_is_not_believed() {
     let mut perch = None;
     let was_refused = ask(&mut perch, closed.expect("bound")).await;
     assert!(was_refused || is_refused(perch.as_ref(), EVERY).await, "somebody on the path says so");
-    assert_eq!(look(&greeted.connection).await, Verdict::Alive);
+    assert_eq!(look(&quic(&greeted)).await, Verdict::Alive);
     assert!(greeted.connection.close_reason().is_none());
 }
 

@@ -1,14 +1,21 @@
 //! The pool of data connections: who waits, who is served, who is told that nobody came.
 
 use super::super::credit::Budget;
-use super::super::data::{DataConnection, Pool};
-use super::raw::Raw;
+use super::super::data::{DataConnection, Opened, Pool};
+use super::raw::{Raw, quic};
 use super::*;
 
 /// A data connection to `to`, and its node.
 async fn data(raw: &Raw, to: &Node) -> (NodeId, DataConnection) {
     let greeted = raw.dial(to.address, Purpose::Data, 1).await;
-    (greeted.peer.node, DataConnection::new(greeted.connection, greeted.peer, Budget::default()))
+    (greeted.peer.node, DataConnection::new(quic(&greeted), greeted.peer, Budget::default()))
+}
+
+fn id(opened: &Opened) -> usize {
+    match opened {
+        Opened::Data(data) => data.connection.stable_id(),
+        Opened::Lane(_) => panic!("no lane was dialled"),
+    }
 }
 
 #[tokio::test]
@@ -26,7 +33,7 @@ async fn the_first_who_asks_causes_a_dial_and_all_who_wait_are_served() {
     let stable_id = data.connection.stable_id();
     pool.insert(data);
     for answer in [&mut first_answer, &mut second_answer] {
-        assert_eq!(answer.try_recv().expect("served").connection.stable_id(), stable_id);
+        assert_eq!(id(&answer.try_recv().expect("served")), stable_id);
     }
     let (third, mut third_answer) = oneshot::channel();
     assert!(!pool.request(node, third), "the live connection is used");
@@ -45,7 +52,7 @@ async fn the_newest_live_connection_is_used_until_it_ends() {
     let mut used = || {
         let (caller, mut answer) = oneshot::channel();
         let must_dial = pool.request(node, caller);
-        (must_dial, answer.try_recv().ok().map(|data| data.connection.stable_id()))
+        (must_dial, answer.try_recv().ok().as_ref().map(id))
     };
     assert_eq!(used(), (false, Some(new_id)));
     // Closed but not yet reported: it must not be given out any more.

@@ -59,13 +59,13 @@ impl Raw {
     pub(super) async fn dial(&self, to: SocketAddr, purpose: Purpose, nonce: u64) -> Greeted {
         let connection = self.shake_hands(to).await;
         let greeter = self.greeter(nonce);
-        timeout(SOON, greeter.greet(connection, purpose)).await.expect("in time").expect("greets")
+        timeout(SOON, greeter.greet(connection.into(), purpose)).await.expect("in time").expect("greets")
     }
 
     /// Greets on a connection, as a process with the nonce 1.
     pub(super) async fn greet(&self, connection: Connection, purpose: Purpose) -> Greeted {
         let greeter = self.greeter(1);
-        timeout(SOON, greeter.greet(connection, purpose)).await.expect("in time").expect("greets")
+        timeout(SOON, greeter.greet(connection.into(), purpose)).await.expect("in time").expect("greets")
     }
 
     /// Takes a connection that comes in, without its hello.
@@ -77,7 +77,7 @@ impl Raw {
     /// Answers the hello of a connection.
     pub(super) async fn answer(&self, connection: Connection, nonce: u64) -> Greeted {
         let greeter = self.greeter(nonce);
-        timeout(SOON, greeter.answer(connection)).await.expect("in time").expect("greets")
+        timeout(SOON, greeter.answer(connection.into())).await.expect("in time").expect("greets")
     }
 
     /// Dials with TLS settings of its own; `None` when the other side does not take the connection.
@@ -101,6 +101,14 @@ impl Raw {
     }
 }
 
+/// Returns the connection over UDP of a greeting.
+pub(super) fn quic(greeted: &Greeted) -> Connection {
+    match &greeted.connection {
+        super::Connection::Quic(connection) => connection.clone(),
+        super::Connection::Lane(_) => panic!("it was dialled over UDP"),
+    }
+}
+
 /// Begins to dial with these TLS settings.
 pub(super) fn begin(from: &quinn::Endpoint, to: SocketAddr, tls: ClientConfig) -> quinn::Connecting {
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).expect("TLS 1.3");
@@ -108,7 +116,8 @@ pub(super) fn begin(from: &quinn::Endpoint, to: SocketAddr, tls: ClientConfig) -
 }
 
 /// Returns the code with which the other side closes a connection.
-pub(super) async fn close_code(connection: &Connection) -> u32 {
+pub(super) async fn close_code(connection: &(impl Clone + Into<super::Connection>)) -> u32 {
+    let connection: super::Connection = connection.clone().into();
     match timeout(SOON, connection.closed()).await.expect("closed in time") {
         quinn::ConnectionError::ApplicationClosed(close) => {
             close.error_code.into_inner().try_into().expect("a code of ours")

@@ -1,0 +1,192 @@
+//! The owner's part about lanes: when one is dialled for a flow, and which of a lane and a QUIC connection stays.
+//!
+//! Owns: nothing; it is the owner's. Must not know: what flows carry. Driven by: `owner`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use tokio::sync::mpsc;
+
+use gossamer_core::trust::Leaf;
+use gossamer_wire::NodeId;
+use gossamer_wire::frame::{Frame, Purpose};
+
+use super::accept::{By, Errand};
+use super::canary::{Verdict, look};
+use super::carrier::Connection;
+use super::data::Waiting;
+use super::endpoint::Opening;
+use super::hello::Greeted;
+use super::lane::{self, Arrival, FlowLane, Lane, LaneDialler, LaneDoor, Listener, Opener};
+use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE};
+use super::owner::{Owner, Parts};
+use super::{BindError, Report, Udp, tls};
+use crate::clock;
+use crate::events::{Event, EventLog};
+use crate::identity::Identity;
+use crate::supervise::Stage;
+
+/// Lanes that have come in and wait for the doorway, which is never long.
+const ARRIVALS: usize = 64;
+
+/// Lanes that come in, and what they meet.
+#[derive(Debug)]
+pub(super) struct Arriving {
+    /// Closed where nobody listens.
+    pub(super) queue: mpsc::Receiver<Arrival>,
+    pub(super) door: LaneDoor,
+}
+
+/// Makes both sides of lanes: what dials, `None` in a network in memory, and what comes in at the address.
+pub(super) fn lanes_of(
+    stage: &Stage,
+    identity: &Identity,
+    opening: &Opening<'_>,
+    address: SocketAddr,
+    parts: &Parts,
+) -> Result<(Option<LaneDialler>, Arriving), BindError> {
+    let error = |error: rustls::Error| BindError::Tls(error.to_string());
+    let server = Arc::new(tls::lane_server(&opening.side).map_err(error)?);
+    let client: Arc<ClientConfig> = Arc::new(tls::lane_client(&opening.side).map_err(error)?);
+    let (me, mesh) = (identity.node(), identity.mesh);
+    let is_real = matches!(parts.udp, Udp::Bind(_));
+    let queue = if is_real { listen(stage, address, &parts.events) } else { mpsc::channel(1).1 };
+    let arriving = Arriving { queue, door: LaneDoor { config: server, me, mesh } };
+    let (stage, metrics) = (stage.clone(), Arc::clone(&parts.metrics));
+    let dialler = LaneDialler { config: client, mesh, stage, metrics };
+    Ok((is_real.then_some(dialler), arriving))
+}
+
+/// Listens for lanes. Without the port the mesh works where UDP does, so that a daemon starts all the same.
+fn listen(stage: &Stage, address: SocketAddr, events: &EventLog) -> mpsc::Receiver<Arrival> {
+    let (arrivals, queue) = mpsc::channel(ARRIVALS);
+    match lane::bind(address) {
+        Ok(socket) => {
+            let stop = stage.stopping().clone();
+            stage.spawn("lanes", Listener { socket, arrivals }.run(stop));
+        }
+        Err(error) => {
+            tracing::warn!(%address, %error,
+                "TCP cannot be bound: nodes that UDP does not reach cannot dial this one; stop the program that has the port (`ss -ltnp`)");
+            events.push(&Event {
+                who: format!("tcp port {}", address.port()),
+                was: "wanted",
+                now: "not bound",
+                cause: format!("{error}; see who has it with `ss -ltnp`"),
+                by: "self".to_owned(),
+            });
+        }
+    }
+    queue
+}
+
+impl Owner {
+    /// Notes by which way a node's control connection has come.
+    pub(super) fn note_way(&mut self, node: NodeId, connection: &Connection) {
+        if connection.is_lane() {
+            self.ways.handle_lane(node, clock::now().mono);
+            return;
+        }
+        self.ways.handle_udp(node);
+        self.lanes.retire(node);
+        for caller in self.lanes.take_waiting(node) {
+            self.open_data(node, caller);
+        }
+    }
+
+    /// A lane has come although there is a connection over UDP. A peer dials one when UDP has not answered it, which says
+    /// nothing of the other direction: the lane is taken if this side hears nothing either.
+    pub(super) fn doubt(&self, quic: quinn::Connection, greeted: Greeted) {
+        let reports = self.inbox.reports.clone();
+        self.stage.spawn_short("doubt", async move {
+            if look(&quic).await == Verdict::Alive {
+                return greeted.connection.close(CLOSE_DUPLICATE.into(), b"UDP works");
+            }
+            quic.close(CLOSE_DOWN.into(), b"silent");
+            let _ = reports.send(Report::Greeted(greeted)).await;
+        });
+    }
+
+    /// Dials by UDP whom a lane leads to, from time to time: what answers replaces the lane.
+    pub(super) fn try_udp_again(&mut self) {
+        let now = clock::now().mono;
+        while let Some(node) = self.ways.next_udp_try(now) {
+            if self.current.get(&node).is_some_and(|link| link.connection.is_lane()) {
+                let (purpose, by, opener) = (Purpose::Control, By::Udp, Opener::Dialler);
+                self.dial(Errand { node, purpose, by, opener }, self.udp_addresses(node));
+            }
+        }
+    }
+
+    /// Gives a flow on a lane to the caller, as soon as there is one.
+    pub(super) fn open_lane(&mut self, node: NodeId, caller: Waiting) {
+        if self.lanes.request(node, caller) {
+            self.dial_lane(node);
+        }
+    }
+
+    /// As with data connections, a peer that dialled the control connection may be the only one that can.
+    fn dial_lane(&self, node: NodeId) {
+        if let Some(link) = self.current.get(&node).filter(|link| !link.dialled) {
+            link.send_frame(&Frame::DialBack(Purpose::Data));
+        }
+        let (purpose, by, opener) = (Purpose::Data, By::Lane, Opener::Dialler);
+        self.dial(Errand { node, purpose, by, opener }, self.data_addresses(node));
+    }
+
+    /// Takes a lane for flows into use when its greeting is over at both ends.
+    pub(super) fn await_lane(&self, lane: Lane, peer: Arc<Leaf>, dialled: bool) {
+        let reports = self.inbox.reports.clone();
+        self.stage.spawn_short("lane greeting", async move {
+            // Also of one that has ended: its dial counts until then.
+            lane.greeted().await;
+            let _ = reports.send(Report::LaneReady { lane, peer, dialled }).await;
+        });
+    }
+
+    pub(super) fn add_lane(&mut self, lane: Lane, peer: Arc<Leaf>, dialled: bool) {
+        let (node, opens_here) = (peer.node, lane.opens_here());
+        match (dialled, opens_here) {
+            (true, true) => self.lanes.dialled(node),
+            (true, false) => self.pool.dial_back_ended(node),
+            (false, _) => {}
+        }
+        let flow_lane = FlowLane { lane: lane.clone(), peer };
+        let (may_stay, wants_dial) = self.lanes.insert(flow_lane.clone());
+        if !may_stay {
+            return lane.close(CLOSE_DUPLICATE.into(), b"too many lanes");
+        }
+        if wants_dial {
+            self.dial_lane(node);
+        }
+        if opens_here {
+            // UDP had its chance.
+            for caller in self.pool.take_waiting(node) {
+                self.open_lane(node, caller);
+            }
+        }
+        let (flows, reports) = (self.flows.clone(), self.inbox.reports.clone());
+        let stop = self.stage.stopping().clone();
+        self.stage.spawn_short("flow lane", async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = flow_lane.run(flows) => {}
+            }
+            let stable_id = lane.stable_id();
+            let _ = reports.send(Report::LaneEnded { node, stable_id }).await;
+        });
+    }
+
+    /// Who waits goes on waiting when the peer was asked to dial.
+    pub(super) fn lane_dial_failed(&mut self, node: NodeId, opener: Opener) {
+        if opener == Opener::Dialled {
+            return self.pool.dial_back_ended(node);
+        }
+        self.lanes.dialled(node);
+        if !self.may_dial_us(node) {
+            self.lanes.give_up(node);
+        }
+    }
+}

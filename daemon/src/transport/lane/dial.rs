@@ -1,0 +1,124 @@
+//! Dialling a lane: TCP, then TLS with the name of who is meant.
+//!
+//! Owns: that name, the handshake's time limit, what its failures mean. Must not know: whom to dial. Driven by: `accept`, and
+//! `identity::join` for joiners.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{AlertDescription, CertificateError, ClientConfig};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::{TlsConnector, TlsStream};
+
+use gossamer_wire::limits::HANDSHAKE_TIMEOUT;
+use gossamer_wire::{MeshId, NodeId};
+
+use super::socket::Socket;
+use super::{Driver, Lane, Opener, Shown};
+use crate::clock;
+use crate::metrics::Metrics;
+use crate::supervise::Stage;
+use crate::transport::BINDING_LABEL;
+use crate::transport::tried::Outcome;
+
+/// How long TCP and TLS may take.
+const LANE_WITHIN: Duration = HANDSHAKE_TIMEOUT;
+
+/// Returns the name by which a node is asked for, which an ingress can route by: that of the node in its mesh. Joiners give
+/// the issuer's id, or only the mesh where any of its issuers will do.
+pub(crate) fn server_name(node: Option<NodeId>, mesh: MeshId) -> String {
+    node.map_or_else(|| mesh.to_string(), |node| format!("{node}.{mesh}"))
+}
+
+/// Dials lanes to members.
+#[derive(Clone, Debug)]
+pub(in crate::transport) struct LaneDialler {
+    pub(in crate::transport) config: Arc<ClientConfig>,
+    pub(in crate::transport) mesh: MeshId,
+    pub(in crate::transport) stage: Stage,
+    pub(in crate::transport) metrics: Arc<Metrics>,
+}
+
+impl LaneDialler {
+    /// Dials a node at an address and gives the lane a task.
+    pub(in crate::transport) async fn dial(
+        &self,
+        node: NodeId,
+        address: SocketAddr,
+        opener: Opener,
+    ) -> Result<Lane, Outcome> {
+        let name = server_name(Some(node), self.mesh);
+        let (lane, driver) = dial(address, &name, Arc::clone(&self.config), opener, LANE_WITHIN).await?;
+        let (stop, metrics) = (self.stage.stopping().clone(), Arc::clone(&self.metrics));
+        self.stage.spawn_short("lane", async move {
+            if driver.run(stop).await {
+                metrics.bad_frame();
+            }
+        });
+        Ok(lane)
+    }
+}
+
+/// Dials a lane. Nothing moves on it before its driver runs.
+pub(crate) async fn dial(
+    address: SocketAddr,
+    name: &str,
+    config: Arc<ClientConfig>,
+    opener: Opener,
+    within: Duration,
+) -> Result<(Lane, Driver), Outcome> {
+    let name = ServerName::try_from(name.to_owned()).map_err(|error| Outcome::Broken(error.to_string()))?;
+    let shaken = async {
+        let stream = TcpStream::connect(address).await.map_err(|error| unconnected(&error))?;
+        let socket = Socket::new(stream);
+        let began = clock::now().mono;
+        let stream = TlsConnector::from(config).connect(name, socket.clone()).await;
+        let stream = stream.map_err(|error| unshaken(&error))?;
+        Ok((stream, socket, clock::now().mono.saturating_duration_since(began)))
+    };
+    let (stream, socket, rtt) = timeout(within, shaken).await.map_err(|_| Outcome::NoAnswer(within))??;
+    let connection = stream.get_ref().1;
+    let chain = connection
+        .peer_certificates()
+        .map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
+    let binding = connection.export_keying_material([0; 32], BINDING_LABEL, Some(b"")).ok();
+    let lane = Lane::new(Shown { remote: address, chain, binding, rtt }, Some(opener));
+    let driver = Driver { shared: Arc::clone(&lane.0), stream: TlsStream::Client(stream), socket };
+    Ok((lane, driver))
+}
+
+fn unconnected(error: &io::Error) -> Outcome {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Outcome::Refused,
+        io::ErrorKind::PermissionDenied => {
+            Outcome::NoRoute("a firewall of this machine forbids it".to_owned())
+        }
+        io::ErrorKind::ConnectionReset => Outcome::Broken("TCP was reset".to_owned()),
+        _ => Outcome::NoRoute(error.to_string()),
+    }
+}
+
+fn unshaken(error: &io::Error) -> Outcome {
+    let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()) else {
+        return Outcome::Broken(error.to_string());
+    };
+    match cause {
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } | CertificateError::Revoked,
+        ) => Outcome::Untrusted,
+        rustls::Error::InvalidCertificate(_)
+        | rustls::Error::InvalidMessage(_)
+        | rustls::Error::NoApplicationProtocol
+        | rustls::Error::AlertReceived(
+            AlertDescription::NoApplicationProtocol
+            | AlertDescription::UnrecognisedName
+            | AlertDescription::ProtocolVersion,
+        ) => Outcome::WrongIdentity,
+        rustls::Error::AlertReceived(_) => Outcome::Said("it does not take this machine".to_owned()),
+        error => Outcome::Broken(error.to_string()),
+    }
+}
