@@ -69,7 +69,8 @@ fn ping(run: &Run) -> Result<String> {
             ("udp 10.77.0.11:4677", "ok"),
             ("tcp 10.77.0.11:4677", "ok"),
             ("udp 10.77.0.12:4677", "wrong_identity"),
-            ("tcp 10.77.0.12:4677", "wrong_identity"),
+            // Asked for somebody else's name it hangs up without a word.
+            ("tcp 10.77.0.12:4677", "broken"),
             ("udp 10.77.0.11:4699", "refused"),
             ("tcp 10.77.0.11:4699", "refused"),
             ("udp 10.77.0.99:4677", "no_answer"),
