@@ -79,6 +79,8 @@ pub enum Command {
     Certificate(Vec<u8>),
     /// Others are told to dial this node here from now on, best first.
     Addresses(Vec<SocketAddr>),
+    /// These relays have a connection with this node, which others cannot dial.
+    Relays(Vec<NodeId>),
     /// Other services of other groups stand behind their short names from here on.
     Imports(Imports),
     /// What is held, in numbers and by node.
@@ -248,6 +250,10 @@ impl Task {
                     self.parts.card.addresses = addresses;
                     self.parts.core.handle(Input::Card(self.parts.card.clone()), now);
                 }
+                Wake::Command(Command::Relays(relays)) => {
+                    self.parts.card.relays = relays;
+                    self.parts.core.handle(Input::Card(self.parts.card.clone()), now);
+                }
                 Wake::Command(Command::Imports(imports)) => {
                     self.parts.core.handle(Input::Imports(imports), now);
                 }
@@ -298,6 +304,7 @@ impl Task {
         let Parts { core, peers, .. } = &self.parts;
         if let Some(addresses) = core.node_addresses(node) {
             peers.learn(node, addresses.to_vec(), self.cards);
+            peers.learn_relays(node, core.node_relays(node).to_vec());
         }
         match core.certified_until(node) {
             Some(until) if self.certified.insert(node, until) != Some(until) => peers.certified(node, until),

@@ -25,7 +25,7 @@ use addresses::Addresses;
 
 pub use twins::{Twins, later_process, process_nonce};
 pub use warm::{PairRank, WarmSet};
-pub use ways::{UDP_ALONE, Ways};
+pub use ways::{Detour, UDP_ALONE, Ways};
 
 /// Where addresses come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -217,7 +217,10 @@ pub(super) async fn tokens(State(api): State<Api>) -> Reply<Vec<TokenRow>> {
 pub(super) async fn nodes(State(api): State<Api>) -> Json<Vec<NodeRow>> {
     let (nodes, holdings) = (api.state.index.nodes(), holdings(&api).await);
     let known = api.state.authority.known();
-    let row = |node: &Arc<NodeSummary>| views::node_row(node, api.state.about.node, &holdings, &known);
+    let row = |node: &Arc<NodeSummary>| {
+        let name_of = |node| api.state.index.name_of(node);
+        views::node_row(node, api.state.about.node, (&holdings, &known), name_of)
+    };
     let mut rows: Vec<_> = nodes.iter().map(row).collect();
     rows.sort_by(|a, b| (&a.group, &a.name, &a.id).cmp(&(&b.group, &b.name, &b.id)));
     Json(rows)

@@ -32,6 +32,8 @@ pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) nonce: u64,
     pub(super) dialled: bool,
+    /// Whether its certificate has the role.
+    pub(super) is_relay: bool,
     /// Digest of the statements that the other side was sent, or had, when it came about.
     pub(super) statements: [u8; 16],
     frames: mpsc::Sender<Vec<u8>>,
@@ -56,6 +58,7 @@ impl Link {
         if let Connection::Lane(lane) = &connection {
             lane.keep();
         }
+        let is_relay = peer.claims.relay;
         let (sender, frames) = mpsc::channel(FRAMES);
         let queued = Arc::<AtomicUsize>::default();
         let io = LinkIo {
@@ -66,7 +69,7 @@ impl Link {
             frames,
             queued: Arc::clone(&queued),
         };
-        (Self { connection, nonce, dialled, statements, frames: sender, queued }, io)
+        (Self { connection, nonce, dialled, is_relay, statements, frames: sender, queued }, io)
     }
 
     /// Queues a frame; `false` when the queue is full or the link has ended.
@@ -205,7 +208,8 @@ async fn read(node: NodeId, mut recv: RecvStream, inbox: &Inbox) -> Result<(), H
 async fn datagrams(node: NodeId, connection: &Connection, inbox: &Inbox) -> Result<(), HelloError> {
     loop {
         let bytes = connection.read_datagram().await?;
-        if bytes.len() <= MAX_SWIM_BYTES {
+        // An empty one keeps the way open.
+        if !bytes.is_empty() && bytes.len() <= MAX_SWIM_BYTES {
             inbox.membership(ToMembership::Packet { from: node, bytes: bytes.into() });
         }
     }
