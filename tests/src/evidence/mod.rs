@@ -14,6 +14,7 @@ mod benches;
 mod bugs;
 mod callers;
 mod carried;
+mod circuits;
 mod clients;
 mod consent;
 mod datagrams;
@@ -145,7 +146,7 @@ pub fn rows() -> Vec<Row> {
         .chain([consent::ROW, pods::ROW, etcd::ROW])
         .chain(issue_6.concat())
         .chain([lines::ROWS, traces::ROWS, refusals::ROWS, steady::ROWS].concat())
-        .chain([addresses::ROWS, reached::ROWS, lanes::ROWS].concat())
+        .chain([addresses::ROWS, reached::ROWS, lanes::ROWS, circuits::ROWS].concat())
         .collect()
 }
 
