@@ -5,18 +5,23 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::addresses::metric;
 use super::carried::{connect, kept, listen};
 use super::lanes::flows;
+use super::steady::{memory_kib, percentile};
 use super::{Ci, Needs, Row, Run};
 use crate::netns::{Namespace, Segment};
 use crate::process::{Lab, Node};
 use crate::promise;
+use crate::quic::{Credentials, identity_of, open_circuits};
 use crate::wait::{throughout, until};
 
 pub(super) const ROWS: &[Row] = &[
@@ -44,10 +49,22 @@ pub(super) const ROWS: &[Row] = &[
         ci: Ci::Runs,
         check: direct_again,
     },
+    Row {
+        name: "7.3-caps",
+        promise: "A member asks a relay for circuits to a node without end and reads nothing for 10 s: at most 512 are open, the rest is refused and counted by its reason, relay and node grow by less than 24 MiB, another pair's p99 through the relay at most doubles, and its next connect works",
+        sabotage: "the relay's process gets a tenth of its time",
+        needs: Needs::Root,
+        ci: Ci::Runs,
+        check: caps,
+    },
 ];
 
 const SEEN: Duration = Duration::from_secs(20);
 const RESET: Duration = Duration::from_secs(3);
+const CALM: Duration = Duration::from_secs(2);
+const ATTACKED: Duration = Duration::from_secs(10);
+/// What relay and node may grow by, KiB.
+const GROWTH_KIB: u64 = 24 << 10;
 const DIRECT: Duration = Duration::from_secs(30);
 const ANSWERED: Duration = Duration::from_secs(3);
 /// Where the services are offered.
@@ -74,7 +91,7 @@ fn behind(router: &Namespace) -> Result<Namespace> {
 
 /// A mesh of an issuer, relays, and two hidden nodes, each with a service whose program is a listener.
 struct Hidden {
-    _issuer: Node,
+    issuer: Node,
     relays: Vec<Node>,
     nodes: [Node; 2],
     listeners: [TcpListener; 2],
@@ -111,7 +128,7 @@ impl Hidden {
         let vips = [offer(&nodes[1], &nodes[0], targets[1])?, offer(&nodes[0], &nodes[1], targets[0])?];
         let nodes = <[Node; 2]>::try_from(nodes).ok().context("two nodes")?;
         let listeners = <[TcpListener; 2]>::try_from(listeners).ok().context("two listeners")?;
-        Ok(Self { _issuer: issuer, relays, nodes, listeners, vips })
+        Ok(Self { issuer, relays, nodes, listeners, vips })
     }
 
     /// Opens a flow from the first node to the second, as soon as one works.
@@ -299,4 +316,96 @@ fn direct_again(run: &Run) -> Result<String> {
         promise!(program.read(&mut [0])? == 0, "the end of the old flow did not arrive");
         Ok(format!("a new flow was direct after {:.1} s, the old one went on", took.as_secs_f64()))
     })
+}
+
+fn caps(run: &Run) -> Result<String> {
+    let segment = Segment::new(5)?;
+    let (public, others) = segment.machines().split_at(2);
+    let [routers @ .., outside] = others else { unreachable!("five machines were made") };
+    let (left, right) = (behind(&routers[0])?, behind(&routers[1])?);
+    run.scenario(|lab| {
+        let mesh = kept("a mesh", Hidden::new(lab, public, [&left, &right], true))?;
+        let [_, b] = &mesh.nodes;
+        let relay = &mesh.relays[0];
+        let hostile = lab.node_in("hostile", outside)?;
+        hostile.ok(&["join", &mesh.issuer.token(&[])?, "--node", "hostile", "--no-start"])?;
+        let member = Credentials::of_identity(&identity_of(&hostile.state_dir())?);
+        let target = identity_of(&b.state_dir())?.node();
+        let at = SocketAddr::from((Segment::address(1), 4_677));
+        let ((mut client, mut program), _) = kept("a flow to b", mesh.call(&left, SEEN))?;
+        let mut calm = exchanged(&mut client, &mut program, CALM)?;
+        let before = [relay, b].map(memory_kib);
+        let stop = AtomicBool::new(false);
+        let (mut most, mut beside, mut grown) = (0, Vec::new(), Vec::new());
+        let (opened, refused) = std::thread::scope(|scope| -> Result<_> {
+            let asking = scope.spawn(|| outside.enter(|| open_circuits(at, &member, target, &stop))?);
+            let watched = (|| -> Result<()> {
+                if run.sabotaged {
+                    throttle(relay, &stop, scope)?;
+                }
+                let began = Instant::now();
+                while began.elapsed() < ATTACKED {
+                    beside.extend(exchanged(&mut client, &mut program, Duration::from_secs(1))?);
+                    most = most.max(metric(relay, "gossamer_circuits_open")?);
+                }
+                let (_flow, _) = kept("a flow beside it", mesh.call(&left, ANSWERED))?;
+                for (node, before) in [relay, b].into_iter().zip(before) {
+                    grown.push(memory_kib(node)?.saturating_sub(before?));
+                }
+                Ok(())
+            })();
+            stop.store(true, Ordering::Relaxed);
+            let asked = asking.join().map_err(|_| anyhow::anyhow!("the member panicked"))?;
+            watched.and(asked)
+        })?;
+        let pace = metric(relay, "gossamer_circuits_refused_total{reason=\"pace\"}")?;
+        promise!(pace > 0 && refused as u64 >= pace, "{pace} of {refused} are counted as too fast");
+        promise!((1..=512).contains(&most), "{most} circuits were open");
+        promise!(grown.iter().all(|grew| *grew < GROWTH_KIB), "relay and node grew by {grown:?} KiB");
+        let (calm, beside) = (percentile(&mut calm, 99), percentile(&mut beside, 99));
+        // Twice, and 20 ms for what else this machine does.
+        promise!(beside <= calm * 2 + Duration::from_millis(20), "p99 was {calm:?}, is {beside:?}");
+        Ok(format!(
+            "{opened} opened and {refused} refused, {most} open at the most; grown: relay {} KiB, node {} KiB; p99 of another pair {:.2} ms before, {:.2} ms beside it",
+            grown[0],
+            grown[1],
+            calm.as_secs_f64() * 1e3,
+            beside.as_secs_f64() * 1e3
+        ))
+    })
+}
+
+/// Lets a daemon run for a tenth of the time only.
+fn throttle<'scope>(
+    node: &Node,
+    stop: &'scope AtomicBool,
+    scope: &'scope std::thread::Scope<'scope, '_>,
+) -> Result<()> {
+    let pid = Pid::from_raw(node.pid()?);
+    scope.spawn(move || {
+        while !stop.load(Ordering::Relaxed) {
+            let _ = kill(pid, Signal::SIGSTOP);
+            std::thread::sleep(Duration::from_millis(90));
+            let _ = kill(pid, Signal::SIGCONT);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+    Ok(())
+}
+
+/// Sends a few bytes to and fro for a time, and returns how long each round took.
+fn exchanged(client: &mut TcpStream, program: &mut TcpStream, time: Duration) -> Result<Vec<Duration>> {
+    client.set_nodelay(true)?;
+    program.set_nodelay(true)?;
+    let (began, mut all, mut bytes) = (Instant::now(), Vec::new(), [7; 16]);
+    while began.elapsed() < time {
+        let asked = Instant::now();
+        client.write_all(&bytes)?;
+        program.read_exact(&mut bytes)?;
+        program.write_all(&bytes)?;
+        client.read_exact(&mut bytes)?;
+        all.push(asked.elapsed());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(all)
 }
