@@ -124,8 +124,8 @@ pub fn start(stage: &Stage, parts: Parts) {
     let projection = Projection::new(&parts);
     let jumps = Jumps::since(parts.clock.now());
     let pause = FIRST_SAVE;
-    let (cards, certified) = (Source::StoredCard, BTreeMap::new());
-    let task = Task { disk, parts, projection, jumps, save_at: None, pause, cards, certified };
+    let (cards, certified, relayed) = (Source::StoredCard, BTreeMap::new(), BTreeSet::new());
+    let task = Task { disk, parts, projection, jumps, save_at: None, pause, cards, certified, relayed };
     stage.spawn("catalog", async move { task.run(&stop).await });
 }
 
@@ -190,6 +190,8 @@ struct Task {
     cards: Source,
     /// Until when the transport was told that each node is certified: a change of a record is no news to it.
     certified: BTreeMap<NodeId, u64>,
+    /// Nodes of which the transport was told relays.
+    relayed: BTreeSet<NodeId>,
 }
 
 /// One wake-up.
@@ -304,7 +306,15 @@ impl Task {
         let Parts { core, peers, .. } = &self.parts;
         if let Some(addresses) = core.node_addresses(node) {
             peers.learn(node, addresses.to_vec(), self.cards);
-            peers.learn_relays(node, core.node_relays(node).to_vec());
+            let relays = core.node_relays(node);
+            // Most nodes have never had any, and need no word about it.
+            let had_some = self.relayed.remove(&node);
+            if !relays.is_empty() {
+                self.relayed.insert(node);
+            }
+            if had_some || !relays.is_empty() {
+                peers.learn_relays(node, relays.to_vec());
+            }
         }
         match core.certified_until(node) {
             Some(until) if self.certified.insert(node, until) != Some(until) => peers.certified(node, until),

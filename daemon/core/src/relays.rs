@@ -49,15 +49,20 @@ pub struct Relays {
 impl Relays {
     /// This node dials a node, or has just lost a connection with it.
     pub fn handle_sent(&mut self, node: NodeId, now: Instant) {
-        self.sent.insert(node, now);
+        if !self.is_dialled {
+            self.sent.insert(node, now);
+        }
     }
 
     /// A connection is up; `came_in` when the node dialled this one, not through a relay.
     pub fn handle_connected(&mut self, node: NodeId, came_in: bool, now: Instant) {
+        if self.is_dialled {
+            return;
+        }
         let began = *self.began.get_or_insert(now);
         self.next_look.get_or_insert(began + SETTLE);
         let has_sent = self.sent.get(&node).is_some_and(|at| now.saturating_duration_since(*at) < REMEMBERED);
-        if came_in && !has_sent && !self.is_dialled {
+        if came_in && !has_sent {
             self.is_dialled = true;
             self.next_look = Some(now);
         }
@@ -82,7 +87,8 @@ impl Relays {
         self.next_look = Some(now + LOOK);
         self.sent.retain(|_, at| now.saturating_duration_since(*at) < REMEMBERED);
         if self.is_dialled {
-            (self.chosen, self.next_keep_alive) = (Vec::new(), None);
+            // For good: there is nothing to look for any more.
+            *self = Self { is_dialled: true, ..Self::default() };
             return;
         }
         candidates.sort();
@@ -159,6 +165,9 @@ mod tests {
         assert!(relays.is_due(now + SETTLE * 2));
         relays.handle_candidates(candidates(&[(C, 1)]), now + SETTLE * 2);
         assert!(relays.chosen().is_empty() && !relays.keeps_alive(now + SETTLE * 9));
+        relays.handle_sent(A, now + SETTLE * 2);
+        relays.handle_connected(A, false, now + SETTLE * 2);
+        assert_eq!(relays.next_deadline(), None, "for good");
     }
 
     #[test]
