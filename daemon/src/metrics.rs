@@ -52,6 +52,7 @@ pub struct Metrics {
     confirming_probes: Counter,
     statements_refused: Counter,
     put_out: Counter,
+    pings_ignored: Counter,
     joins: Family<Outcome, Counter>,
     certificate_renewals: Family<Outcome, Counter>,
 }
@@ -171,6 +172,7 @@ impl Default for Metrics {
             confirming_probes: Counter::default(),
             statements_refused: Counter::default(),
             put_out: Counter::default(),
+            pings_ignored: Counter::default(),
             joins: Family::default(),
             certificate_renewals: Family::default(),
         };
@@ -223,6 +225,7 @@ impl Metrics {
                 &self.confirming_probes,
             ),
             ("statements_refused", "Statements of peers that do not hold", &self.statements_refused),
+            ("pings_ignored", "Pings of peers that ping too often", &self.pings_ignored),
             (
                 "connections_put_out",
                 "Connections closed because their certificate counts no more",
@@ -282,6 +285,11 @@ impl Metrics {
         self.dial_attempts_failed.get_or_create(&Reason { reason }).inc();
     }
 
+    /// Returns how many attempts to dial one address got no answer.
+    pub fn dials_unanswered(&self) -> u64 {
+        self.dial_attempts_failed.get_or_create(&Reason { reason: "no_answer" }).get()
+    }
+
     /// Counts a peer's word on this node's address that cannot be one.
     pub fn seen_address_refused(&self, reason: &'static str) {
         self.seen_addresses_refused.get_or_create(&Reason { reason }).inc();
@@ -325,6 +333,11 @@ impl Metrics {
     /// Counts a statement of a peer that does not hold.
     pub fn statement_refused(&self) {
         self.statements_refused.inc();
+    }
+
+    /// Counts a ping that was not answered because its sender pings too often.
+    pub fn ping_ignored(&self) {
+        self.pings_ignored.inc();
     }
 
     /// Counts a connection that was closed because its certificate counts no more.

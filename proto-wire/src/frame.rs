@@ -122,6 +122,10 @@ pub enum Frame {
         /// Its signature over [`issuer_key_proof`], 64 bytes.
         proof: Vec<u8>,
     },
+    /// "Answer this": somebody wants to see the connection work. The receiver answers with the same number, not endlessly.
+    Ping(u64),
+    /// Answer to a ping.
+    Pong(u64),
 }
 
 /// Returns what an issuer's key signs to show that the node has it.
@@ -156,6 +160,8 @@ impl Frame {
             Self::ProbeAck(number) => (15, payload(number)?),
             Self::IssuerKeyWanted => (16, Vec::new()),
             Self::IssuerKey { public_key, proof } => (17, payload(&(public_key, proof))?),
+            Self::Ping(number) => (24, payload(number)?),
+            Self::Pong(number) => (25, payload(number)?),
         };
         let mut bytes = Vec::with_capacity(PREFIX_BYTES + payload.len());
         bytes.extend_from_slice(&(payload.len() as u32).to_be_bytes());
@@ -242,6 +248,8 @@ impl Frame {
                 let (public_key, proof) = value(payload)?;
                 Self::IssuerKey { public_key, proof }
             }
+            24 => Self::Ping(value(payload)?),
+            25 => Self::Pong(value(payload)?),
             _ => return Ok(None),
         };
         Ok(Some(frame))
@@ -311,6 +319,8 @@ mod tests {
             Frame::ProbeAck(7),
             Frame::IssuerKeyWanted,
             Frame::IssuerKey { public_key: [5; 32], proof: vec![6; 64] },
+            Frame::Ping(9),
+            Frame::Pong(9),
         ]
     }
 

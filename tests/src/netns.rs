@@ -130,6 +130,22 @@ impl Namespace {
         )
     }
 
+    /// Joins the namespace to a router by a wire of its own: `eth0` here, `inside` there, 192.168.9.2 and .1. The router
+    /// forwards; all that is not on the wire lies behind it.
+    ///
+    /// # Errors
+    /// With the words of `ip` when it fails.
+    pub fn behind(&self, router: &Self) -> Result<()> {
+        let ends = ["type", "veth", "peer", "name", "inside", "netns", router.name()];
+        self.ip(&[&["link", "add", "eth0"], &ends[..]].concat())?;
+        self.ip(&["addr", "add", "192.168.9.2/24", "dev", "eth0"])?;
+        self.ip(&["link", "set", "eth0", "up"])?;
+        router.ip(&["addr", "add", "192.168.9.1/24", "dev", "inside"])?;
+        router.ip(&["link", "set", "inside", "up"])?;
+        self.ip(&["route", "add", "default", "via", "192.168.9.1"])?;
+        router.parameter("ipv4/ip_forward", "1")
+    }
+
     /// Writes the resolver configuration that programs started with `ip netns exec` see.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Whom to dial, where, and when.
 //!
-//! Owns: the addresses of other nodes, what became of dials, back-off and pace; which of two connections stays.
+//! Owns: the addresses of other nodes, what became of dials, back-off and pace.
 //! Must not know: sockets, certificates, SWIM. Driven by: the task that keeps one control connection per pair.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +15,7 @@ use rand::rngs::StdRng;
 use crate::reach::Deny;
 
 mod addresses;
+mod keep;
 #[cfg(test)]
 mod tests;
 mod twins;
@@ -23,6 +24,7 @@ mod ways;
 
 use addresses::Addresses;
 
+pub use keep::{Keep, keep_which};
 pub use twins::{Twins, later_process, process_nonce};
 pub use warm::{PairRank, WarmSet};
 pub use ways::{Detour, UDP_ALONE, Ways};
@@ -54,15 +56,6 @@ pub struct Dial {
     pub node: NodeId,
     /// Where, best first; at least one.
     pub addresses: Vec<SocketAddr>,
-}
-
-/// Which of two connections with one peer stays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// The one that was there.
-    First,
-    /// The one that has just come.
-    Second,
 }
 
 /// Every node this one may dial.
@@ -103,6 +96,10 @@ struct Entry {
     failures: u32,
     /// What the back-off starts anew from.
     least_failures: u32,
+    /// Whether a dial has reached it since the last connection was up.
+    was_reached: bool,
+    /// Whether this node dialled the last connection: perhaps only it can.
+    is_ours: bool,
     /// Of this node and that one.
     rank: PairRank,
     state: State,
@@ -189,7 +186,7 @@ impl DialBook {
 
     /// Takes in what membership says. A node that turns live is dialled, by the larger of the two ids a moment
     /// later. One that falls silent has just been found dead, so its back-off begins with a longer pause; if it
-    /// lives after all, it dials. A live node may be heard of before its addresses are.
+    /// lives after all, it dials, unless only this node can. A live node may be heard of before its addresses are.
     pub fn set_standing(&mut self, node: NodeId, standing: Standing, now: Instant) {
         let first = self.first_dial(node, now);
         if standing == Standing::Live && self.has_room_for(node) {
@@ -217,8 +214,8 @@ impl DialBook {
                 self.choose_warm(now);
             }
             (Standing::Live, Standing::Silent) => {
-                entry.least_failures = LOST;
-                entry.failures = entry.failures.max(LOST);
+                entry.least_failures = if entry.is_ours { LOST_BY_US } else { LOST };
+                entry.failures = entry.failures.max(entry.least_failures);
                 if let State::Waiting(due) = entry.state {
                     let pause = entry.pause(&mut self.rng);
                     self.set_state(node, State::Waiting(due.max(now + pause)));
@@ -247,7 +244,8 @@ impl DialBook {
     /// A control connection is up, whoever dialled it.
     pub fn connected(&mut self, node: NodeId, now: Instant) {
         if node != self.me {
-            self.entry(node);
+            let entry = self.entry(node);
+            entry.is_ours = std::mem::take(&mut entry.was_reached);
             self.answered(node, now);
             self.set_state(node, State::Connected(now));
         }
@@ -267,6 +265,7 @@ impl DialBook {
     pub fn reached(&mut self, node: NodeId, address: SocketAddr) {
         if let Some(entry) = self.entries.get_mut(&node) {
             entry.addresses.reached(address);
+            entry.was_reached = true;
         }
     }
 
@@ -498,6 +497,8 @@ impl Entry {
             standing: Standing::Silent,
             failures: 0,
             least_failures: 0,
+            was_reached: false,
+            is_ours: false,
             rank,
             state: State::Idle,
         }
@@ -529,13 +530,6 @@ impl Entry {
     fn is_set_aside(&self) -> bool {
         self.standing == Standing::Silent && matches!(self.state, State::Idle) && self.has_address()
     }
-}
-
-/// Decides between two connections with `peer`, of which the first was there when the second came. Both ends
-/// come to the same answer: when both dialled, the connection dialled by the smaller node id stays; when one
-/// dialled twice, its later one, because it would not dial while the first is of use to it.
-pub fn keep_which(me: NodeId, peer: NodeId, first_dialer: NodeId, second_dialer: NodeId) -> Keep {
-    if first_dialer != second_dialer && first_dialer == me.min(peer) { Keep::First } else { Keep::Second }
 }
 
 /// Pause between two dials: at most 50 a second, because a handshake costs both sides up to 0.9 ms and 4.4 KB.
@@ -585,6 +579,9 @@ const SHORTEST: Duration = Duration::from_millis(250);
 /// at once, each of the others would otherwise dial each of the dead some four times within 15 s, and a dial into
 /// the void costs five or six packets of 1,200 bytes.
 const LOST: u32 = 6;
+
+/// The same where this node had dialled the connection: a first pause of 2 s. A node that has started again may not be able to dial.
+const LOST_BY_US: u32 = 3;
 
 /// Longest pause for a live member, before jitter: its other links carry it meanwhile.
 const LONGEST_LIVE: Duration = Duration::from_secs(30);

@@ -26,7 +26,7 @@ use super::messages::{
     TokenUse, Withdraw, Withdrawn,
 };
 use super::refusal::Refusal;
-use super::{Api, FLOW_PROTOCOL, access, drain, redirection, views};
+use super::{Api, FLOW_PROTOCOL, access, drain, paths, redirection, views};
 use crate::catalog::Holdings;
 use crate::clock;
 use crate::identity::credentials::names;
@@ -78,7 +78,7 @@ pub(super) async fn expose(
         check: exposed.check.to_owned(),
         visibility: access::admits(&exposed.access, &api.state.about.group),
         replaced: exposed.replaced,
-        holders: (api.state.holders)(),
+        holders: api.state.connections.paths().len(),
         members: views::members_alive(&api.state.index.nodes(), api.state.about.node) - 1,
         warnings: exposed.warnings,
     }))
@@ -217,9 +217,11 @@ pub(super) async fn tokens(State(api): State<Api>) -> Reply<Vec<TokenRow>> {
 pub(super) async fn nodes(State(api): State<Api>) -> Json<Vec<NodeRow>> {
     let (nodes, holdings) = (api.state.index.nodes(), holdings(&api).await);
     let known = api.state.authority.known();
+    let connected = api.state.connections.paths();
+    let name_of = |node| api.state.index.name_of(node);
     let row = |node: &Arc<NodeSummary>| {
-        let name_of = |node| api.state.index.name_of(node);
-        views::node_row(node, api.state.about.node, (&holdings, &known), name_of)
+        let row = views::node_row(node, api.state.about.node, (&holdings, &known), name_of);
+        NodeRow { path: connected.get(&node.node).map(|path| paths::path_row(path, name_of)), ..row }
     };
     let mut rows: Vec<_> = nodes.iter().map(row).collect();
     rows.sort_by(|a, b| (&a.group, &a.name, &a.id).cmp(&(&b.group, &b.name, &b.id)));
@@ -381,6 +383,8 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
     let upstreams = state.forwarder.as_ref().map(|forwarder| forwarder.status()).unwrap_or_default();
     findings.extend(views::upstream_findings(&upstreams));
     findings.extend(holdings.waiting.iter().flat_map(|of| views::waiting_findings(of, name_of)));
+    let connected = state.connections.paths();
+    findings.extend(paths::findings(&paths::reach(state, &connected, &nodes), name_of));
     findings.extend(views::only_issuer_finding(&live, nodes.len()));
     Json(Status {
         version: about.version.to_owned(),
@@ -396,6 +400,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         state_dir: about.state_dir.clone(),
         members_alive: views::members_alive(&nodes, about.node),
         members: views::members(&nodes, about.node),
+        peers: paths::peer_rows(&connected, name_of),
         oldest_head_seconds: holdings.oldest_head.as_secs(),
         waiting: holdings.waiting.iter().map(|of| views::waiting_row(of, name_of)).collect(),
         draining: drain::rows(state),

@@ -90,7 +90,7 @@ fn done(node: NodeId, name: String, ends: Option<u64>) -> Reply {
 }
 
 /// Finds the node of a name or an id. An id need not be known: a node may be evicted before it is ever seen here.
-fn which(api: &Api, text: &str) -> Result<(NodeId, String), Refusal> {
+pub(super) fn which(api: &Api, text: &str) -> Result<(NodeId, String), Refusal> {
     if let Ok(node) = text.parse::<NodeId>() {
         return Ok((node, api.state.index.name_of(node)));
     }

@@ -20,6 +20,7 @@ mod access;
 mod drain;
 mod flows;
 mod issuers;
+mod paths;
 mod roots;
 mod tokens;
 mod trace;
@@ -28,6 +29,8 @@ pub use access::{PolicyRow, PolicyShown, PolicyTested, Reloaded, ReloadedKey, Ve
 pub use drain::{Drain, DrainRow, Draining, LeavingRow};
 pub use flows::{FlowRow, FlowsLine};
 pub use issuers::{AddIssuer, GrantNumbers, IssuerRow, OrderDone, RemoveIssuer, WhichNode};
+pub(crate) use paths::milliseconds;
+pub use paths::{PathRow, PeerRow, PingRow, TriedRow};
 pub use roots::{ExportRoot, ExportedRoot, ImportRoot, RemoveRoot, RetireRoot, RootRow, RootsDone, Secret};
 pub use tokens::{CreateToken, CreatedToken, RevokeToken, RevokedToken, TokenRow, TokenUse};
 pub use trace::{BrokenKind, BrokenLeg, CandidateRow, Leg, LegState, Traced};
@@ -261,6 +264,9 @@ pub struct NodeRow {
     pub claims: Option<Claims>,
     /// Whether it is the node that answers.
     pub this: bool,
+    /// The path of the connection to it; `None` where there is none.
+    #[serde(default)]
+    pub path: Option<PathRow>,
 }
 
 /// A row of `GET /v1/services`.
@@ -387,6 +393,9 @@ pub struct Status {
     /// Nodes by state.
     #[serde(default)]
     pub members: BTreeMap<String, usize>,
+    /// The peers it is connected to, in order of their names.
+    #[serde(default)]
+    pub peers: Vec<PeerRow>,
     /// Seconds since the live member was heard of that was silent for longest.
     #[serde(default)]
     pub oldest_head_seconds: u64,

@@ -14,6 +14,7 @@ mod flows;
 mod handlers;
 mod members;
 pub mod messages;
+mod paths;
 pub(crate) mod redirection;
 mod refusal;
 mod roots;
@@ -26,6 +27,7 @@ mod views;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -43,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 use gossamer_core::callers::{Act, Caller, Policy};
 use gossamer_core::vip::VipName;
-use gossamer_wire::{InstanceName, ServiceName};
+use gossamer_wire::{InstanceName, NodeId, ServiceName};
 
 use crate::app::{About, CatalogHandle, Reloader};
 use crate::authority::AuthorityHandle;
@@ -55,6 +57,7 @@ use crate::metrics::Metrics;
 use crate::register::Registry;
 use crate::relay::{CandidateView, FlowInfo, PortChoice, Probed, Relay, Standings, VipPort, Vips};
 use crate::supervise::Stage;
+use crate::transport::{Path, Peers, Pinged};
 
 pub use client::{Client, ClientError};
 pub use connection::{Guarded, over_tcp};
@@ -108,8 +111,8 @@ pub struct ApiState {
     pub events: EventLog,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// Counts the members this node is connected to. What they keep of a record is not known.
-    pub holders: Arc<dyn Fn() -> usize + Send + Sync>,
+    /// The members this node is connected to.
+    pub connections: Arc<dyn Connections>,
     /// Cancelled to leave the mesh and end the daemon.
     pub stop: CancellationToken,
 }
@@ -117,6 +120,26 @@ pub struct ApiState {
 impl fmt::Debug for ApiState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ApiState").field("about", &self.about).finish_non_exhaustive()
+    }
+}
+
+/// Knows the connections to members.
+pub trait Connections: Send + Sync {
+    /// Returns the path of each connected node.
+    fn paths(&self) -> BTreeMap<NodeId, Path>;
+
+    /// Pings a node over its connection and at each address, those `known` and those it was met at.
+    fn ping(&self, node: NodeId, known: Vec<SocketAddr>) -> Pin<Box<dyn Future<Output = Pinged> + Send>>;
+}
+
+impl Connections for Peers {
+    fn paths(&self) -> BTreeMap<NodeId, Path> {
+        Self::paths(self)
+    }
+
+    fn ping(&self, node: NodeId, known: Vec<SocketAddr>) -> Pin<Box<dyn Future<Output = Pinged> + Send>> {
+        let peers = self.clone();
+        Box::pin(async move { Self::ping(&peers, node, known).await })
     }
 }
 
@@ -245,6 +268,7 @@ fn router(api: Api) -> Router {
         .route("/v1/drain", get(drain::list))
         .route("/v1/flows", get(flows::list))
         .route("/v1/trace", get(trace::trace))
+        .route("/v1/ping", get(paths::ping))
         .route("/v1/events", get(streams::events))
         .route("/v1/watch", get(streams::watch))
         .route("/v1/metrics", get(handlers::metrics))

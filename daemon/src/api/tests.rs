@@ -1,6 +1,6 @@
 //! The API over a real unix socket: a real registry and index, scripted ports, flows and directory.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -13,8 +13,8 @@ use gossamer_wire::{GroupName, InstanceName, MeshId, NodeId, NodeName, Routing, 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::messages::{
-    CreateToken, CreatedToken, Drain, Draining, Expose, ExposePort, Exposed, NodeRow, Protocol, Resolved,
-    ServiceRow, Status, StatusNode, TokenRow, Withdraw, Withdrawn,
+    CreateToken, CreatedToken, Drain, Draining, Expose, ExposePort, Exposed, NodeRow, PingRow, Protocol,
+    Resolved, ServiceRow, Status, StatusNode, TokenRow, Withdraw, Withdrawn,
 };
 use super::views::tests::{instance, node};
 use super::*;
@@ -26,6 +26,7 @@ use crate::identity::{Credentials, InitRequest, Lifetimes, init, issuer};
 use crate::index::{IndexWriter, WatchLine};
 use crate::register::{self, DenyList, Rules};
 use crate::store::Store;
+use crate::transport::{self, Outcome, PathKind, Pinged, Sizes, Way};
 
 /// What the daemon behind the socket is made of.
 pub(crate) struct Daemon {
@@ -276,7 +277,7 @@ impl Daemon {
             reloader: reloader(dir.path(), events.clone()),
             events: events.clone(),
             metrics: Arc::default(),
-            holders: Arc::new(|| 1),
+            connections: Arc::new(OnePeer),
             stop: stop.clone(),
         };
         serve(Arc::new(state), listener, &stage);
@@ -291,6 +292,28 @@ impl Daemon {
     /// Returns the status code and the text of a refusal.
     async fn refusal(&self, path: &str) -> (u16, String) {
         refused(self.client.get::<serde_json::Value>(path).await.expect_err(path))
+    }
+}
+
+/// The id of the one connected peer.
+const PEER: NodeId = NodeId::from_bytes([7; 16]);
+
+/// One connected peer.
+struct OnePeer;
+
+impl Connections for OnePeer {
+    fn paths(&self) -> BTreeMap<NodeId, transport::Path> {
+        let at = "192.0.2.7:4677".parse().expect("address");
+        let rtt = Duration::from_micros(340);
+        let sizes = Sizes { proven: 1_452, ..Sizes::default() };
+        [(PEER, transport::Path { kind: PathKind::Inbound(at), rtt, sizes })].into()
+    }
+
+    fn ping(&self, node: NodeId, known: Vec<SocketAddr>) -> Pin<Box<dyn Future<Output = Pinged> + Send>> {
+        let path = self.paths().remove(&node);
+        let connection = path.map(|path| (path, Ok(Duration::from_micros(340))));
+        let outcome = |at| (Way::Udp(at), Err(Outcome::Refused));
+        Box::pin(async move { Pinged { connection, tried: known.into_iter().map(outcome).collect() } })
     }
 }
 
@@ -707,4 +730,17 @@ async fn a_trace_names_the_leg_that_is_broken() {
         assert!(!broken.fix.is_empty(), "{name}");
     }
     assert_eq!(daemon.refusal("/v1/trace?name=a..b").await.0, 400);
+}
+
+#[tokio::test]
+async fn a_ping_names_the_connection_and_refuses_who_is_unknown_and_itself() {
+    let daemon = Daemon::start().await;
+    let pinged: PingRow = daemon.client.get(&format!("/v1/ping?node={PEER}")).await.expect("pings");
+    let connection = pinged.connection.expect("a connection");
+    assert_eq!((connection.way.as_str(), connection.rtt_us), ("inbound 192.0.2.7:4677", Some(340)));
+    let (status, text) = daemon.refusal(&format!("/v1/ping?node={}", NodeId::from_bytes([9; 16]))).await;
+    assert!(status == 404 && text.contains("gossamer nodes"), "{text}");
+    let own = daemon.client.get::<Status>("/v1/status").await.expect("status").node.id;
+    let (status, text) = daemon.refusal(&format!("/v1/ping?node={own}")).await;
+    assert!(status == 409 && text.contains("this node"), "{text}");
 }

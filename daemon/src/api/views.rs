@@ -68,6 +68,7 @@ pub(super) fn node_row(
         claims: view.map(|view| view.claims.clone()),
         has_statements: is_this || view.and_then(|view| view.statement_digest) == Some(known.digest),
         this: is_this,
+        path: None,
     }
 }
 

@@ -102,6 +102,13 @@ impl Daemon {
         timeout(SOON, ask).await.expect("an answer")
     }
 
+    /// Waits until a daemon that was told to stop takes no new flows.
+    async fn leaves(&self) {
+        while self.ready.relay.leaving().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     async fn stop(self) {
         self.stop.cancel();
         timeout(SOON, self.ended).await.expect("in time").expect("no panic").expect("no fault");
@@ -208,6 +215,7 @@ async fn a_daemon_that_stops_lets_flows_end_and_takes_no_new_ones() {
     let vip = a.address_of("orders.mesh.internal").await;
     let mut flow = greeted(vip).await.expect("greeted");
     b.stop.cancel();
+    b.leaves().await;
     assert!(greeted(vip).await.is_err(), "nobody else serves");
     assert!(!b.ended.is_finished());
     flow.write_all(b"ping").await.expect("writes");
@@ -227,9 +235,7 @@ async fn a_daemon_that_is_told_twice_resets_its_flows() {
     a.ready.registry.expose(expose(target.port())).await.expect("exposes");
     let mut flow = greeted(a.address_of("orders.mesh.internal").await).await.expect("greeted");
     a.stop.cancel();
-    while a.ready.relay.leaving().is_none() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    a.leaves().await;
     assert!(!a.ended.is_finished(), "it waits for the flow");
     a.at_once.cancel();
     let error = timeout(SOON, flow.read(&mut [0])).await.expect("in time").expect_err("no clean end");

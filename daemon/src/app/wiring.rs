@@ -119,10 +119,7 @@ impl<'a> Wiring<'a> {
             reloader: reloader.clone(),
             events: self.events.clone(),
             metrics: Arc::clone(&self.metrics),
-            holders: Arc::new({
-                let peers = peers.clone();
-                move || peers.connected()
-            }),
+            connections: Arc::new(peers.clone()),
             stop: stop.clone(),
         };
         api::serve(Arc::new(state), api_listener, &self.stages.api);

@@ -22,6 +22,7 @@ use super::drain;
 use super::host::HostCommand;
 use super::name_port::{ForwardSpec, LocalAddress, NamePort, OwnName, PortSpec, TargetSpec, TraceName};
 use super::name_port::{audience, caller, certified, pair};
+use super::ping;
 use crate::api::messages::Audience;
 use crate::config::Flags;
 use crate::duration;
@@ -86,6 +87,14 @@ pub(super) enum Command {
     Drain(drain::Asked),
     /// List the nodes of the mesh
     Nodes(Shape),
+    /// Try each way to a node: the connection to it, and each of its addresses
+    Ping(ping::Asked),
+    /// Say what is wrong here, and what mends it
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// List services and their instances
     Services(Services),
     /// Show what DNS answers for a name
@@ -622,7 +631,7 @@ mod tests {
 
     #[test]
     fn commands_that_do_not_exist_are_a_usage_error() {
-        for line in ["gossamer", "gossamer doctor", "gossamer nodes --json -q", "gossamer expose Orders:1"] {
+        for line in ["gossamer", "gossamer top", "gossamer nodes --json -q", "gossamer expose Orders:1"] {
             assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
         }
     }

@@ -12,7 +12,7 @@ use crate::api::messages::{FqdnRow, InstanceRow, NodeRow, Protocol, ServiceRow};
 
 pub(super) async fn nodes(client: &Client, shape: Shape) -> Result<(), Failure> {
     let rows: Vec<NodeRow> = client.get("/v1/nodes").await?;
-    let head = ["NODE", "GROUP", "STATE", "ZONE", "REGION", "ADDRESS", "HEARD", "CLAIMS", "WHY"];
+    let head = ["NODE", "GROUP", "STATE", "ZONE", "REGION", "PATH", "RTT", "HEARD", "CLAIMS", "WHY"];
     output::listing(shape, &rows, &head, |row| vec![node_cells(row)])
 }
 
@@ -23,13 +23,19 @@ fn node_cells(row: &NodeRow) -> Vec<String> {
         Some(age) => format!("{age} s ago"),
         None => "never".to_owned(),
     };
+    // Who is not connected has an address at best.
+    let (path, rtt) = match &row.path {
+        Some(path) => (path.way(), path.rtt()),
+        None => (or_dash(row.addresses.first().map(ToString::to_string)), "-".to_owned()),
+    };
     vec![
         row.name.as_ref().map_or_else(|| row.id.clone(), ToString::to_string),
         or_dash(row.group.as_ref().map(ToString::to_string)),
         row.state.clone(),
         or_dash(row.zone.as_ref().map(ToString::to_string)),
         or_dash(row.region.as_ref().map(ToString::to_string)),
-        or_dash(row.addresses.first().map(ToString::to_string)),
+        path,
+        rtt,
         heard,
         row.claims.as_ref().map(token::claims).unwrap_or_default(),
         node_notes(row).join(", "),
@@ -109,7 +115,7 @@ mod tests {
     use gossamer_wire::token::Claims;
 
     use super::*;
-    use crate::api::messages::PortRow;
+    use crate::api::messages::{PathRow, PortRow};
 
     #[test]
     fn a_node_whose_card_has_not_arrived_is_listed_by_its_id() {
@@ -136,13 +142,18 @@ mod tests {
             has_statements: false,
             claims: None,
             this: false,
+            path: None,
         };
-        assert_eq!(node_cells(&row), ["abcd", "-", "alive", "-", "-", "-", "never", "", ""]);
+        assert_eq!(node_cells(&row), ["abcd", "-", "alive", "-", "-", "-", "-", "never", "", ""]);
+        let (kind, at) = ("inbound".to_owned(), "192.0.2.1:4677".to_owned());
+        let path = Some(PathRow { kind, at, rtt_us: 340, size: 1_452 });
+        let connected = node_cells(&NodeRow { path, ..row.clone() });
+        assert_eq!(connected[5..7], ["inbound 192.0.2.1:4677", "0.3 ms"]);
         let claims = Claims { relay: true, ..Claims::default() };
         let known =
             NodeRow { name: Some("vm-a".parse().expect("name")), claims: Some(claims), this: true, ..row };
         let cells = node_cells(&known);
-        let of_interest = [0, 6, 7].map(|column: usize| cells[column].as_str());
+        let of_interest = [0, 7, 8].map(|column: usize| cells[column].as_str());
         assert_eq!(of_interest, ["vm-a", "this node", "role relay"]);
         let bad = NodeRow {
             state: "down".to_owned(),
@@ -154,7 +165,7 @@ mod tests {
             ..known
         };
         let why = "it did not answer probes (says vm-c), 2 held, 1 quarantined, lease over";
-        assert_eq!(node_cells(&bad)[8], why);
+        assert_eq!(node_cells(&bad)[9], why);
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod listing;
 mod name_port;
 mod node;
 mod output;
+mod ping;
 mod policy;
 mod resolve;
 mod root;
@@ -96,6 +97,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Services(services) => done(listing::services(&client(&global)?, &services).await),
         Command::Resolve(resolve) => done(resolve::run(&client(&global)?, &resolve).await),
         Command::Status(asked) => done(status::run(&client(&global)?, &asked).await),
+        Command::Ping(asked) => done(ping::run(&client(&global)?, &asked).await),
+        Command::Doctor { json } => status::doctor(&client(&global)?, json).await,
         Command::Trace(asked) => trace::run(&client(&global)?, &asked).await,
         Command::Forward(forward) => forward::run(client(&global)?, forward).await,
         Command::Events(events) => done(events::run(&client(&global)?, &events).await),

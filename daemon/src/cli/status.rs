@@ -3,9 +3,10 @@
 //! Owns: how it reads. Must not know: how findings are found. Driven by: `cli`.
 
 use std::fmt::Display;
+use std::process::ExitCode;
 
 use super::args::StatusArgs;
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::{flows, output, token};
 use crate::api::Client;
 use crate::api::messages::{DrainRow, LeavingRow, Protocol, Status, UpstreamRow};
@@ -22,6 +23,20 @@ pub(super) async fn run(client: &Client, asked: &StatusArgs) -> Result<(), Failu
     let lines = if shape.quiet { findings(&status) } else { lines(&status) };
     lines.iter().for_each(output::data);
     Ok(())
+}
+
+/// `doctor`: what is wrong, each with what mends it; fails when something is.
+pub(super) async fn doctor(client: &Client, json: bool) -> Result<ExitCode, Failure> {
+    let status: Status = client.get("/v1/status").await?;
+    let is_well = status.findings.is_empty();
+    if json {
+        output::json(&status.findings)?;
+    } else if is_well {
+        output::data(format_args!("nothing is wrong: {} peers are connected", status.peers.len()));
+    } else {
+        findings(&status).iter().for_each(output::data);
+    }
+    Ok(if is_well { ExitCode::SUCCESS } else { Exit::Failed.into() })
 }
 
 fn lines(status: &Status) -> Vec<String> {
@@ -55,6 +70,7 @@ fn lines(status: &Status) -> Vec<String> {
         line("socket", &status.socket.display()),
         line("state", &status.state_dir.display()),
     ];
+    lines.extend(peers(status).iter().map(|text| line("peer", text)));
     lines.extend(drains(status).iter().map(|text| line("draining", text)));
     for of in &status.waiting {
         let held = of.held_because.as_ref().map(|why| format!(", {why}")).unwrap_or_default();
@@ -104,6 +120,17 @@ fn lines(status: &Status) -> Vec<String> {
     lines
 }
 
+/// Peers that `status` shows; `nodes` has all.
+const SHOWN: usize = 16;
+
+/// Returns the connected peers with their paths.
+fn peers(status: &Status) -> Vec<String> {
+    let shown = status.peers.iter().take(SHOWN).map(|peer| format!("{} {}", peer.node, peer.path));
+    let more = status.peers.len().saturating_sub(SHOWN);
+    let rest = (more > 0).then(|| format!("and {more} more: gossamer nodes"));
+    shown.chain(rest).collect()
+}
+
 /// Returns what takes no new flows.
 fn drains(status: &Status) -> Vec<String> {
     let leaving = status.leaving.map(|LeavingRow { flows, left_seconds }| {
@@ -142,7 +169,7 @@ mod tests {
     use gossamer_wire::token::Claims;
 
     use super::*;
-    use crate::api::messages::{Finding, StatusMesh, StatusNode, VipRow, WaitingRow};
+    use crate::api::messages::{Finding, PathRow, PeerRow, StatusMesh, StatusNode, VipRow, WaitingRow};
 
     pub(in crate::cli) fn sample() -> Status {
         Status {
@@ -167,6 +194,17 @@ mod tests {
             members: [("alive", 2), ("suspect", 1), ("down", 4), ("left", 0)]
                 .map(|(state, count)| (state.to_owned(), count))
                 .into(),
+            peers: (0..18)
+                .map(|number| PeerRow {
+                    node: format!("vm-{number}"),
+                    path: PathRow {
+                        kind: "direct".to_owned(),
+                        at: "192.0.2.1:4677".to_owned(),
+                        rtt_us: 340,
+                        size: 1_452,
+                    },
+                })
+                .collect(),
             oldest_head_seconds: 40,
             waiting: vec![WaitingRow {
                 node: "vm-x".to_owned(),
@@ -222,6 +260,8 @@ mod tests {
             "mesh        demo (meshid)",
             "node        vm-a, group east, zone rack-1, admits others (nodeid)",
             "members     3 alive, 1 suspect, 4 down",
+            "peer        vm-0 direct 192.0.2.1:4677, 0.3 ms",
+            "peer        and 2 more: gossamer nodes",
             "heard       every live member within 40 s",
             "not served  of vm-x: 2 held, its card has not come; 1 quarantined; 0 outside its claims",
             "issuers     vm-a, vm-b; the root key is on this machine",

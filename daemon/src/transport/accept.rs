@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::HandshakeData;
-use quinn::{ClientConfig, Endpoint, Incoming};
+use quinn::{ClientConfig, ConnectionError, Endpoint, Incoming};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -18,7 +18,7 @@ use gossamer_wire::{NodeId, join};
 use super::carrier::Connection;
 use super::hello::{Greeted, Greeter, HelloError};
 use super::lane::{Arrival, Entered, LaneDialler, LaneDoor, Opener};
-use super::link::CLOSE_REFUSED;
+use super::link::{CLOSE_LOOKED, CLOSE_REFUSED};
 use super::member_alpn;
 use super::race::Race;
 use super::tried::{Outcome, Way};
@@ -31,6 +31,8 @@ pub(super) enum Accepted {
     Member(Greeted),
     /// A joiner's, for the issuer.
     Joiner(Connection),
+    /// A member's, which wanted to know whether this node answers, no more.
+    Looked,
     /// A connection came about and was refused, which is counted.
     Refused,
     /// No connection came about, which is counted.
@@ -106,6 +108,7 @@ async fn greet(connection: Connection, greeter: &Greeter, metrics: &Metrics) -> 
     let remote = connection.remote_address();
     match timeout(HANDSHAKE_TIMEOUT, greeter.answer(connection.clone())).await {
         Ok(Ok(greeted)) => Accepted::Member(greeted),
+        Ok(Err(HelloError::Connection(error))) if has_only_looked(&error) => Accepted::Looked,
         Ok(Err(error)) => {
             tracing::debug!(%remote, %error, "connection refused");
             metrics.handshake_refused(reason(&error));
@@ -118,6 +121,11 @@ async fn greet(connection: Connection, greeter: &Greeter, metrics: &Metrics) -> 
             Accepted::Refused
         }
     }
+}
+
+/// Nothing is read before the certificate is verified: who says so is a member.
+fn has_only_looked(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::ApplicationClosed(close) if close.error_code == CLOSE_LOOKED.into())
 }
 
 const fn reason(error: &HelloError) -> &'static str {
@@ -270,7 +278,12 @@ impl Dialler {
     }
 
     /// Completes a handshake with one address and checks that the wanted node is there.
-    async fn shake_hands(&self, node: NodeId, way: &Way, opener: Opener) -> Result<Connection, Outcome> {
+    pub(super) async fn shake_hands(
+        &self,
+        node: NodeId,
+        way: &Way,
+        opener: Opener,
+    ) -> Result<Connection, Outcome> {
         let connection = match (way, &self.lanes) {
             (Way::Udp(address), _) => self.shake_hands_by_udp(*address).await?.into(),
             (Way::Tcp(address), Some(lanes)) => Connection::Lane(lanes.dial(node, *address, opener).await?),

@@ -163,7 +163,7 @@ impl Acceptor {
                 accepted = accepting => accepted,
             };
             let ending = match &accepted {
-                Accepted::Member(_) => Ending::Member,
+                Accepted::Member(_) | Accepted::Looked => Ending::Member,
                 Accepted::Joiner(_) | Accepted::Refused => Ending::Stranger,
                 Accepted::Unfinished => Ending::Unfinished,
             };
@@ -171,7 +171,7 @@ impl Acceptor {
             match accepted {
                 Accepted::Member(greeted) => drop(reports.send(Report::Greeted(greeted)).await),
                 Accepted::Joiner(connection) => hand_to_issuer(joiners.as_ref(), connection, &metrics),
-                Accepted::Refused | Accepted::Unfinished => {}
+                Accepted::Looked | Accepted::Refused | Accepted::Unfinished => {}
             }
         });
         give_up

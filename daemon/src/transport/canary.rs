@@ -16,6 +16,9 @@ use quinn::Connection;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
+use gossamer_wire::NodeId;
+
+use super::Links;
 use super::link::CLOSE_DOWN;
 use super::tried::Outcome;
 use crate::clock;
@@ -23,9 +26,11 @@ use crate::metrics::Metrics;
 
 /// Pause between two datagrams, which is most of the time that a death is not noticed.
 pub(super) const EVERY: Duration = Duration::from_millis(500);
-/// The pause while the peer leaves packets unanswered. A system sends few refusals a second, and those for packets of QUIC, which
-/// nobody hears, are among them: the next one should be the canary's.
-const EVERY_UNANSWERED: Duration = Duration::from_millis(50);
+/// How often packets are looked at, and the pause while the peer leaves some unanswered. A system sends six refusals at once and then one a second, and those for packets
+/// of QUIC, which nobody hears, are among them: one of the six should be the canary's.
+const TURN: Duration = Duration::from_millis(50);
+/// Datagrams that hurry after a single packet, which may need no answer: enough to be among the six.
+const HURRIES: u32 = 4;
 /// The peer must be silent for so long as well, and for so many round trips.
 const QUIET_LEAST: Duration = Duration::from_millis(250);
 const QUIET_ROUND_TRIPS: u32 = 3;
@@ -41,13 +46,16 @@ const PAUSE_MOST: Duration = Duration::from_secs(10 * 60);
 /// Watches whether the process at the other end of a connection is there.
 #[derive(Debug)]
 pub(super) struct Canary {
+    /// Packets of the control connection are refused as well.
+    links: Links,
+    node: NodeId,
     metrics: Arc<Metrics>,
 }
 
 impl Canary {
     /// Only for connections whose addresses are those of real networks.
-    pub(super) const fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics }
+    pub(super) const fn new(links: Links, node: NodeId, metrics: Arc<Metrics>) -> Self {
+        Self { links, node, metrics }
     }
 
     /// Watches while `flows` is not 0. Returns when the peer is gone: the connection is then closed.
@@ -58,15 +66,15 @@ impl Canary {
         loop {
             if flows.load(Ordering::Relaxed) == 0 {
                 // A socket for each warm connection would be too many.
-                perch = None;
+                (perch, pace) = (None, Pace::default());
                 tokio::time::sleep(EVERY).await;
                 continue;
             }
             let mut remote = connection.remote_address();
             remote.set_ip(remote.ip().to_canonical());
-            let stats = connection.stats();
-            let pause = pace.next(stats.udp_tx.datagrams, stats.udp_rx.datagrams);
-            if !is_refused(&mut perch, remote, pause).await {
+            let (sent, received) = self.packets(connection);
+            let was_refused = pace.next(sent, received) && ask(&mut perch, remote).await;
+            if !was_refused && !is_refused(perch.as_ref(), TURN).await {
                 continue;
             }
             if look(connection).await == Verdict::Gone {
@@ -78,25 +86,37 @@ impl Canary {
             tokio::time::sleep(patience.contradicted()).await;
         }
     }
+
+    /// Returns the datagrams that went to the peer and came from it.
+    fn packets(&self, connection: &Connection) -> (u64, u64) {
+        let links = self.links.load();
+        let link = links.get(&self.node).and_then(|link| link.connection.quic());
+        let all = [Some(connection), link].into_iter().flatten().map(Connection::stats);
+        all.fold((0, 0), |sums, one| (sums.0 + one.udp_tx.datagrams, sums.1 + one.udp_rx.datagrams))
+    }
 }
 
-/// Sends one datagram and waits until it is refused or the pause is over. Makes the socket when there is none for this
-/// address; without one nothing is refused.
-pub(super) async fn is_refused(perch: &mut Option<UdpSocket>, to: SocketAddr, pause: Duration) -> bool {
+/// Sends one datagram. Makes the socket when there is none for this address. Returns whether an earlier one was refused.
+pub(super) async fn ask(perch: &mut Option<UdpSocket>, to: SocketAddr) -> bool {
     if perch.as_ref().is_none_or(|socket| socket.peer_addr().ok() != Some(to)) {
         *perch = connected(to).await.ok();
     }
-    let Some(socket) = perch else {
-        tokio::time::sleep(pause).await;
-        return false;
-    };
+    match perch {
+        Some(socket) => {
+            let sent = socket.send(&[]).await;
+            sent.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        }
+        None => false,
+    }
+}
+
+/// Waits until a datagram is refused or the pause is over. Without a socket nothing is.
+pub(super) async fn is_refused(perch: Option<&UdpSocket>, pause: Duration) -> bool {
     let refusal = async {
-        // An error of the last datagram may be told here, instead of sending.
-        let error = match socket.send(&[]).await {
-            Ok(_) => next_error(socket).await,
-            Err(error) => error,
-        };
-        error.kind() == io::ErrorKind::ConnectionRefused
+        match perch {
+            Some(socket) => next_error(socket).await.kind() == io::ErrorKind::ConnectionRefused,
+            None => std::future::pending().await,
+        }
     };
     let began = clock::now().mono;
     let is_refused = tokio::time::timeout(pause, refusal).await.unwrap_or(false);
@@ -241,14 +261,29 @@ struct Pace {
     /// Packets sent when it was last seen that some had come, and packets received until then.
     sent: u64,
     received: u64,
+    /// How many more may hurry after a single packet.
+    hurries: u32,
+    /// Turns until the next one that does not.
+    left: u32,
 }
 
 impl Pace {
-    fn next(&mut self, sent: u64, received: u64) -> Duration {
+    const TURNS: u32 = (EVERY.as_millis() / TURN.as_millis()) as u32;
+
+    /// Returns whether to send one in this turn.
+    fn next(&mut self, sent: u64, received: u64) -> bool {
         if received != self.received {
-            *self = Self { sent, received };
+            (self.sent, self.received, self.hurries) = (sent, received, HURRIES);
         }
-        if sent > self.sent { EVERY_UNANSWERED } else { EVERY }
+        let hurries = match sent.saturating_sub(self.sent) {
+            0 => false,
+            1 => self.hurries > 0,
+            _ => true,
+        };
+        let is_due = self.left == 0;
+        self.hurries = self.hurries.saturating_sub(u32::from(hurries));
+        self.left = if hurries || is_due { Self::TURNS } else { self.left } - 1;
+        hurries || is_due
     }
 }
 
@@ -323,13 +358,14 @@ mod tests {
     }
 
     #[test]
-    fn canaries_hurry_while_packets_are_unanswered() {
+    fn some_canaries_hurry_while_packets_are_unanswered() {
         let mut pace = Pace::default();
-        assert_eq!(pace.next(10, 20), EVERY, "something came");
-        assert_eq!(pace.next(10, 20), EVERY, "nothing was sent");
-        assert_eq!(pace.next(11, 20), EVERY_UNANSWERED);
-        assert_eq!(pace.next(11, 20), EVERY_UNANSWERED, "still");
-        assert_eq!(pace.next(12, 21), EVERY, "an answer");
+        let mut turns =
+            |sent, received| -> Vec<usize> { (0..20).filter(|_| pace.next(sent, received)).collect() };
+        assert_eq!(turns(10, 20), [0, 10], "all is answered");
+        assert_eq!(turns(11, 20), [0, 1, 2, 3, 13], "one is not");
+        assert_eq!(turns(12, 20).len(), 20, "nor is another");
+        assert_eq!(turns(12, 21), [9, 19], "an answer");
     }
 
     #[test]
@@ -347,12 +383,13 @@ mod tests {
             let Ok(peer) = UdpSocket::bind((ip, 0)).await else { continue };
             let to = peer.local_addr().expect("bound");
             let mut perch = None;
-            assert!(!is_refused(&mut perch, to, EVERY).await);
+            assert!(!ask(&mut perch, to).await && !is_refused(perch.as_ref(), EVERY).await);
             let mut buffer = [0; 16];
             assert_eq!(peer.recv(&mut buffer).await.expect("receives"), 0, "it carries nothing");
             drop(peer);
-            assert!(is_refused(&mut perch, to, EVERY).await);
-            assert!(is_refused(&mut perch, to, EVERY).await, "each time");
+            for _ in 0..2 {
+                assert!(ask(&mut perch, to).await || is_refused(perch.as_ref(), EVERY).await, "each time");
+            }
         }
     }
 
@@ -382,7 +419,7 @@ mod tests {
         let mut perch = None;
         for peer in [one, other] {
             let to = peer.local_addr().expect("bound");
-            assert!(!is_refused(&mut perch, to, EVERY).await);
+            assert!(!ask(&mut perch, to).await);
             assert_eq!(perch.as_ref().expect("a socket").peer_addr().expect("connected"), to);
         }
     }

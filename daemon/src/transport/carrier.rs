@@ -41,6 +41,14 @@ impl Connection {
         matches!(self, Self::Lane(_))
     }
 
+    /// Returns the QUIC connection, if it is one.
+    pub(crate) const fn quic(&self) -> Option<&quinn::Connection> {
+        match self {
+            Self::Quic(connection) => Some(connection),
+            Self::Lane(_) => None,
+        }
+    }
+
     /// Returns the relay, where a circuit carries it.
     pub(crate) fn via(&self) -> Option<NodeId> {
         match self {

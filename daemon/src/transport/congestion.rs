@@ -44,6 +44,12 @@ impl Demand {
         }
     }
 
+    /// Returns how many flows wait.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
     fn windows(&self) -> usize {
         self.0.load(Ordering::Relaxed).clamp(1, MAX_WINDOWS)
     }

@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use quinn::{Connection, StreamId, VarInt};
 use tokio::sync::Notify;
 
 use super::carrier::SendStream;
+use super::congestion::Demand;
 use super::data::MAX_LIVE;
 use super::window::{self, NEAR, Path, Window};
 use crate::clock;
@@ -298,32 +300,47 @@ pub(crate) struct SendCredit {
 
 impl SendCredit {
     /// Takes credit for one byte to `wanted`, as soon as there is some. `stream` is asked meanwhile whether its peer still
-    /// wants to read.
+    /// wants to read. Who waits counts as `demand` for as long as its reader can be believed to read: then the path is what
+    /// it waits for.
     ///
     /// # Errors
     /// The peer wants no more, or is lost.
     ///
     /// # Cancel safety
     /// Cancel safe: nothing is taken.
-    pub(crate) async fn take(&mut self, wanted: usize, stream: &SendStream) -> io::Result<usize> {
-        if self.of.is_none() {
-            return Ok(wanted);
+    pub(crate) async fn take(
+        &mut self,
+        wanted: usize,
+        stream: &SendStream,
+        demand: &Demand,
+    ) -> io::Result<usize> {
+        if let Some(taken) = self.take_now(wanted) {
+            return Ok(taken);
         }
+        let mut waiting = Some(demand.wait());
+        let mut hope = pin!(tokio::time::sleep(HOPE));
         loop {
-            let left = self.limit.bytes.load(Ordering::Relaxed).saturating_sub(self.sent);
-            if left > 0 {
-                let taken = usize::try_from(left).unwrap_or(usize::MAX).min(wanted);
-                self.sent += taken as u64;
-                return Ok(taken);
-            }
             tokio::select! {
-                () = self.limit.raised.notified() => {}
+                () = self.limit.raised.notified() => if let Some(taken) = self.take_now(wanted) {
+                    return Ok(taken);
+                },
+                () = &mut hope, if waiting.is_some() => drop(waiting.take()),
                 stopped = stream.stopped() => {
                     stopped?;
                     return Err(io::ErrorKind::ConnectionReset.into());
                 }
             }
         }
+    }
+
+    fn take_now(&mut self, wanted: usize) -> Option<usize> {
+        if self.of.is_none() {
+            return Some(wanted);
+        }
+        let left = self.limit.bytes.load(Ordering::Relaxed).saturating_sub(self.sent);
+        let taken = usize::try_from(left).unwrap_or(usize::MAX).min(wanted);
+        self.sent += taken as u64;
+        (taken > 0).then_some(taken)
     }
 }
 
@@ -455,6 +472,9 @@ const STEP: u64 = 256 << 10;
 const SEND_WINDOW: u64 = 3_584 << 10;
 const MOST_SEND_WINDOW: u64 = 8 << 20;
 
+/// A flow that waits for credit for longer waits for its reader.
+const HOPE: Duration = Duration::from_millis(500);
+
 /// A flow that has not taken up its window for so long does not count among those that move.
 const IDLE: Duration = Duration::from_secs(1);
 /// How long a reader may take nothing while others have no room.
@@ -511,13 +531,32 @@ mod tests {
         let (send, _recv) = link.near.open_bi().await.expect("opens");
         let send = SendStream::from(send);
         let first = window::FIRST_WINDOW as usize;
-        assert_eq!(sender.sending.take(1 << 20, &send).await.expect("open"), first);
-        assert!(sender.sending.take(1, &send).now_or_never().is_none(), "no more before the reader has some");
+        assert_eq!(sender.sending.take(1 << 20, &send, &Demand::default()).await.expect("open"), first);
+        assert!(
+            sender.sending.take(1, &send, &Demand::default()).now_or_never().is_none(),
+            "no more before the reader has some"
+        );
         reader.reading.give(first / 4);
         reader.reading.taken();
-        assert_eq!(sender.sending.take(1 << 20, &send).await.expect("told"), first / 4);
+        assert_eq!(sender.sending.take(1 << 20, &send, &Demand::default()).await.expect("told"), first / 4);
         drop((sender, reader));
         assert!(near.0.lock().limits.is_empty() && far.0.lock().limits.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_credit_waits_for_the_path_while_its_reader_may_read() {
+        let (link, demand) = (Link::credited(None).await, Demand::default());
+        let [near, _] = link.credits.as_ref().expect("credited");
+        let (send, _recv) = link.near.open_bi().await.expect("opens");
+        let send = SendStream::from(send);
+        let mut flow = near.flow(send.id()).sending;
+        flow.take(window::FIRST_WINDOW as usize, &send, &demand).await.expect("open");
+        assert_eq!(demand.waiting(), 0);
+        let mut wait = pin!(flow.take(1, &send, &demand));
+        assert!(wait.as_mut().now_or_never().is_none());
+        assert_eq!(demand.waiting(), 1);
+        assert!(tokio::time::timeout(HOPE + HOPE / 5, wait.as_mut()).await.is_err(), "nobody reads");
+        assert_eq!(demand.waiting(), 0);
     }
 
     #[tokio::test]
@@ -527,9 +566,9 @@ mod tests {
         flow.send.write_all(b"?").await.expect("open");
         let mut accepted = link.accept("west").await;
         let all = window::FIRST_WINDOW as usize;
-        assert_eq!(flow.credit.sending.take(all, &flow.send).await.expect("open"), all);
+        assert_eq!(flow.credit.sending.take(all, &flow.send, &Demand::default()).await.expect("open"), all);
         accepted.recv.stop(VarInt::from_u32(1)).expect("open");
-        let waited = flow.credit.sending.take(1, &flow.send).await;
+        let waited = flow.credit.sending.take(1, &flow.send, &Demand::default()).await;
         assert_eq!(waited.expect_err("nobody reads").kind(), io::ErrorKind::ConnectionReset);
     }
 }

@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use quinn::{ConnectionError, SendDatagramError};
@@ -17,7 +18,9 @@ use gossamer_wire::{DecodeError, NodeId};
 
 use super::carrier::{Connection, RecvStream, SendStream};
 use super::hello::{Greeted, HelloError, read_frame};
+use super::ping::Allowance;
 use super::{Inbox, ToCatalog, ToMembership};
+use crate::clock;
 use crate::metrics::Metrics;
 
 /// Bytes waiting for a link's stream; a peer that does not read pins no more (design section 16).
@@ -34,6 +37,8 @@ pub(super) struct Link {
     pub(super) dialled: bool,
     /// Whether its certificate has the role.
     pub(super) is_relay: bool,
+    /// When it was greeted.
+    pub(super) since: Instant,
     /// Digest of the statements that the other side was sent, or had, when it came about.
     pub(super) statements: [u8; 16],
     frames: mpsc::Sender<Vec<u8>>,
@@ -48,6 +53,8 @@ pub(super) struct LinkIo {
     send: SendStream,
     recv: RecvStream,
     frames: mpsc::Receiver<Vec<u8>>,
+    /// Answers to pings go out with the other frames.
+    answers: mpsc::WeakSender<Vec<u8>>,
     queued: Arc<AtomicUsize>,
 }
 
@@ -67,9 +74,11 @@ impl Link {
             send,
             recv,
             frames,
+            answers: sender.downgrade(),
             queued: Arc::clone(&queued),
         };
-        (Self { connection, nonce, dialled, is_relay, statements, frames: sender, queued }, io)
+        let since = clock::now().mono;
+        (Self { connection, nonce, dialled, is_relay, since, statements, frames: sender, queued }, io)
     }
 
     /// Queues a frame; `false` when the queue is full or the link has ended.
@@ -110,11 +119,12 @@ impl Link {
 impl LinkIo {
     /// Runs until the connection ends, whoever ends it.
     pub(super) async fn run(self, inbox: Inbox, metrics: Arc<Metrics>) {
-        let Self { connection, node, send, recv, frames, queued } = self;
+        let Self { connection, node, send, recv, frames, answers, queued } = self;
+        let answers = Answers { frames: answers, queued: Arc::clone(&queued) };
         let result = tokio::select! {
             biased;
             result = write(send, frames, &queued) => result,
-            result = read(node, recv, &inbox) => result,
+            result = read(node, recv, &answers, &inbox) => result,
             result = datagrams(node, &connection, &inbox) => result,
         };
         if let Err(error) = result {
@@ -143,6 +153,12 @@ pub(super) const CLOSE_REFUSED: u32 = 5;
 
 /// The certificate does not count any more: it ended, or statements put the node or its issuer out.
 pub(super) const CLOSE_OUT: u32 = 7;
+
+/// Somebody only wanted to know whether this node answers there.
+pub(super) const CLOSE_LOOKED: u32 = 12;
+
+/// The address at this end is gone, so the peer sends into the void.
+pub(super) const CLOSE_MOVED: u32 = 11;
 
 /// The peer has asked too often for what it may not call or what is not here.
 pub(super) const CLOSE_SEARCH: u32 = 10;
@@ -173,7 +189,32 @@ async fn write(
     Ok(())
 }
 
-async fn read(node: NodeId, mut recv: RecvStream, inbox: &Inbox) -> Result<(), HelloError> {
+/// Where answers to pings are queued.
+struct Answers {
+    frames: mpsc::WeakSender<Vec<u8>>,
+    queued: Arc<AtomicUsize>,
+}
+
+impl Answers {
+    /// Queues an answer, unless the peer does not read: then there is none.
+    fn pong(&self, number: u64) {
+        if let (Some(frames), Ok(bytes)) = (self.frames.upgrade(), Frame::Pong(number).encode()) {
+            let len = bytes.len();
+            self.queued.fetch_add(len, Ordering::Relaxed);
+            if frames.try_send(bytes).is_err() {
+                self.queued.fetch_sub(len, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+async fn read(
+    node: NodeId,
+    mut recv: RecvStream,
+    answers: &Answers,
+    inbox: &Inbox,
+) -> Result<(), HelloError> {
+    let mut allowance = Allowance::new(clock::now().mono);
     loop {
         let Some(frame) = read_frame(&mut recv).await? else { continue };
         match frame {
@@ -199,6 +240,9 @@ async fn read(node: NodeId, mut recv: RecvStream, inbox: &Inbox) -> Result<(), H
             frame @ (Frame::Statements(_) | Frame::IssuerKeyWanted | Frame::IssuerKey { .. }) => {
                 inbox.authority.frame(node, frame).await;
             }
+            Frame::Ping(number) if allowance.takes(clock::now().mono) => answers.pong(number),
+            Frame::Ping(_) => inbox.metrics.ping_ignored(),
+            Frame::Pong(number) => inbox.pings.answered(node, number),
             // A second hello means nothing.
             Frame::Hello(_) => {}
         }

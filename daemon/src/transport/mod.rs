@@ -17,7 +17,10 @@ mod gather;
 mod hello;
 mod lane;
 mod link;
+mod moved;
 mod owner;
+pub mod paths;
+mod ping;
 mod race;
 mod relays;
 mod silence;
@@ -61,6 +64,8 @@ pub(crate) use endpoint::{dial_only, joiner};
 pub(crate) use lane::{Driver as LaneDriver, Opener, dial as dial_lane, server_name};
 use link::Link;
 pub use owner::{Parts, start};
+pub use paths::{Path, PathKind, Sizes};
+pub use ping::Pinged;
 pub(crate) use race::Race;
 pub use tls::Trust;
 pub(crate) use tried::plain;
@@ -159,6 +164,11 @@ enum Command {
     Up(NodeId),
     Gone(NodeId),
     Reach(NodeId),
+    /// Somebody wants to try the addresses of the node.
+    Look {
+        node: NodeId,
+        caller: ping::Caller,
+    },
     OpenData {
         node: NodeId,
         caller: data::Waiting,
@@ -217,6 +227,7 @@ struct Inbox {
     catalog: mpsc::Sender<ToCatalog>,
     authority: AuthorityHandle,
     reports: mpsc::Sender<Report>,
+    pings: ping::Pings,
     metrics: Arc<Metrics>,
 }
 
@@ -259,6 +270,7 @@ pub struct Peers {
     seen: watch::Receiver<Vec<SocketAddr>>,
     relays: watch::Receiver<Vec<NodeId>>,
     arrivals: mpsc::Sender<lane::Arrival>,
+    pings: ping::Pings,
 }
 
 impl Peers {
@@ -333,6 +345,20 @@ impl Peers {
     /// Returns whether this node dialled its control connection to a node; `None` when there is none.
     pub fn has_dialled(&self, node: NodeId) -> Option<bool> {
         self.links.load().get(&node).map(|link| link.dialled)
+    }
+
+    /// Returns the path of each connected node, with the sizes of its data connection where there is one: control
+    /// connections look for none.
+    pub fn paths(&self) -> BTreeMap<NodeId, Path> {
+        let data = self.data.load();
+        let path = |(node, link): (&NodeId, &Arc<Link>)| {
+            let mut path = Path::of(&link.connection, link.dialled);
+            if let Some(data) = data.get(node).filter(|data| data.connection.close_reason().is_none()) {
+                path.sizes = Sizes::of(&data.connection);
+            }
+            (*node, path)
+        };
+        self.links.load().iter().map(path).collect()
     }
 
     /// Returns whether the control connection to a node is a lane; `None` when there is none.

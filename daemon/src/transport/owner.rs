@@ -17,7 +17,7 @@ use gossamer_core::sightings::Sightings;
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
 
-use super::accept::{By, Dialled, Dialler, Errand, Whereabouts};
+use super::accept::{By, Dialled, Errand, Whereabouts};
 use super::acceptor::{Acceptor, NOTES, Note};
 use super::by_lane::{ARRIVALS, lanes_of};
 use super::canary::Canary;
@@ -27,6 +27,7 @@ use super::endpoint::{Endpoints, Opening, Udp, open, widen};
 use super::hello::{Greeted, Greeter, frames_of};
 use super::lane::{LaneDialler, Lanes, Opener};
 use super::link::{CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, Link, is_data};
+use super::ping::Pings;
 use super::relays::Relaying;
 use super::standing::Certified;
 use super::tls::Side;
@@ -45,6 +46,9 @@ use crate::supervise::Stage;
 
 /// Longest wait for the last packets to leave.
 const CLOSE_WITHIN: Duration = Duration::from_millis(300);
+
+/// How long a peer that was asked to dial has for it before this node dials as well.
+const HEAD_START: Duration = Duration::from_millis(250);
 
 /// What the transport is made of.
 #[derive(Debug)]
@@ -77,19 +81,6 @@ pub struct Parts {
     pub events: EventLog,
     /// The metrics.
     pub metrics: Arc<Metrics>,
-}
-
-impl Parts {
-    fn inbox(&self, reports: mpsc::Sender<Report>) -> Inbox {
-        Inbox {
-            membership: self.membership.clone(),
-            states: Arc::new(Semaphore::new(STATES)),
-            catalog: self.catalog.clone(),
-            authority: self.authority.clone(),
-            reports,
-            metrics: Arc::clone(&self.metrics),
-        }
-    }
 }
 
 /// Binds the mesh port and starts the transport. Returns its handle and the bound address.
@@ -125,9 +116,10 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         seen: seen_reader,
         relays,
         arrivals: arrivals_in,
+        pings: Pings::default(),
     };
     let (lane_dialler, arriving) = lanes_of(stage, identity, &opening, address, (&parts, &peers), arrivals)?;
-    let inbox = parts.inbox(reports);
+    let inbox = inbox(&parts, reports, &peers);
     let nonce = process_nonce(parts.clock.wall(), parts.entropy.rng("nonce").random());
     let (notes, note_queue) = mpsc::channel(NOTES);
     let mut owner = Owner {
@@ -146,6 +138,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         ways: Ways::default(),
         certified: Certified::default(),
         judge_at: None,
+        move_at: matches!(parts.udp, Udp::Bind(_)).then(|| clock::now().mono),
         doorway: notes.clone(),
         inbox,
         flows: parts.flows,
@@ -154,7 +147,6 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         twin,
         sought: None,
         metrics: parts.metrics,
-        has_real_addresses: matches!(parts.udp, Udp::Bind(_)),
         stage: stage.clone(),
     };
     owner.learn_seeds(identity);
@@ -174,10 +166,22 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     Ok((peers, address))
 }
 
+fn inbox(parts: &Parts, reports: mpsc::Sender<Report>, peers: &Peers) -> Inbox {
+    Inbox {
+        membership: parts.membership.clone(),
+        states: Arc::new(Semaphore::new(STATES)),
+        catalog: parts.catalog.clone(),
+        authority: parts.authority.clone(),
+        reports,
+        pings: peers.pings.clone(),
+        metrics: Arc::clone(&parts.metrics),
+    }
+}
+
 pub(super) struct Owner {
     pub(super) me: NodeId,
     pub(super) greeter: Greeter,
-    endpoints: Endpoints,
+    pub(super) endpoints: Endpoints,
     pub(super) book: DialBook,
     sightings: Sightings,
     /// Where peers agree to see this node.
@@ -189,12 +193,14 @@ pub(super) struct Owner {
     pub(super) pool: Pool,
     pub(super) lanes: Lanes,
     /// `None` in a network in memory.
-    lane_dialler: Option<LaneDialler>,
+    pub(super) lane_dialler: Option<LaneDialler>,
     /// By which way nodes are reached.
     pub(super) ways: Ways,
     pub(super) certified: Certified,
     /// When the first certificate of a connection may have ended.
     pub(super) judge_at: Option<std::time::Instant>,
+    /// When to look whether this machine has moved; `None` where addresses are not those of a machine.
+    pub(super) move_at: Option<std::time::Instant>,
     /// Hears where members are.
     doorway: mpsc::Sender<Note>,
     pub(super) inbox: Inbox,
@@ -206,8 +212,6 @@ pub(super) struct Owner {
     /// When this node last looked for another process of itself.
     pub(super) sought: Option<std::time::Instant>,
     pub(super) metrics: Arc<Metrics>,
-    /// Whether peers can be reached by other sockets, too; those of a network in memory cannot.
-    has_real_addresses: bool,
     pub(super) stage: Stage,
 }
 
@@ -229,6 +233,7 @@ impl Owner {
                 self.ways.next_deadline(),
                 self.relaying.next_deadline(),
                 self.judge_at,
+                self.move_at,
             ];
             let deadline = deadlines.into_iter().flatten().min();
             let input = tokio::select! {
@@ -250,6 +255,9 @@ impl Owner {
             self.keep_relays();
             if self.judge_at.is_some_and(|at| at <= clock::now().mono) {
                 self.judge_connections();
+            }
+            if self.move_at.is_some_and(|at| at <= clock::now().mono) {
+                self.look_for_moves();
             }
         }
         self.endpoints.endpoint.close(CLOSE_DOWN.into(), b"leaving");
@@ -304,6 +312,7 @@ impl Owner {
                     connection.close(CLOSE_DOWN.into(), b"down");
                 }
             }
+            Command::Look { node, caller } => self.look(node, caller),
             Command::Reach(node) => self.book.reach(node, clock::now().mono),
             Command::OpenData { node, caller } => self.open_data(node, caller),
             Command::Refuse(node) => {
@@ -384,7 +393,8 @@ impl Owner {
             }
             let is_better = greeted.connection.detour() < old.connection.detour();
             let dialer = |dialled: bool| if dialled { self.me } else { node };
-            let keep = keep_which(self.me, node, dialer(old.dialled), dialer(greeted.dialled));
+            let lasts = clock::now().mono.saturating_duration_since(old.since);
+            let keep = keep_which(self.me, node, (dialer(old.dialled), lasts), dialer(greeted.dialled));
             if same_process && keep == Keep::First && !is_better {
                 return greeted.connection.close(CLOSE_DUPLICATE.into(), b"duplicate");
             }
@@ -462,7 +472,8 @@ impl Owner {
         }
         let (flows, stop) = (self.flows.clone(), self.stage.stopping().clone());
         let (reports, metrics) = (self.inbox.reports.clone(), Arc::clone(&self.inbox.metrics));
-        let canary = self.has_real_addresses.then(|| Canary::new(Arc::clone(&metrics)));
+        // Peers of a network in memory cannot be reached by other sockets.
+        let canary = self.move_at.map(|_| Canary::new(Arc::clone(&self.links), node, Arc::clone(&metrics)));
         self.stage.spawn_short("data", async move {
             data.run(flows, stop, canary, || metrics.stray_datagram()).await;
             let stable_id = connection.stable_id();
@@ -520,14 +531,24 @@ impl Owner {
         }
     }
 
-    /// The side that can dial opens the connection. When the peer dialled the control connection, it may be
-    /// the only one that can, so it is asked as well.
+    /// The side that can dial opens the connection. When the peer dialled the control connection, it may be the only one
+    /// that can, and it is the one whose address may change while flows live: QUIC follows the side that dialled. So it is
+    /// asked, and this node dials only when that has brought nothing.
     fn dial_data(&mut self, node: NodeId) {
-        if let Some(link) = self.current.get(&node).filter(|link| !link.dialled) {
-            link.send_frame(&Frame::DialBack(Purpose::Data));
-        }
+        let to = self.whereabouts(node);
         let errand = Errand { node, purpose: Purpose::Data, by: self.all(node), opener: Opener::Dialler };
-        self.dial(errand, self.whereabouts(node));
+        let asked = self.current.get(&node).filter(|link| !link.dialled);
+        if !asked.is_some_and(|link| link.send_frame(&Frame::DialBack(Purpose::Data))) {
+            return self.dial(errand, to);
+        }
+        let (newest, dialling) = (self.pool.newest(), self.dialling(errand, to));
+        self.stage.spawn_short("dial", async move {
+            tokio::time::sleep(HEAD_START).await;
+            let has_come = |data: &DataConnection| data.connection.close_reason().is_none();
+            if !newest.load().get(&node).is_some_and(has_come) {
+                dialling.await;
+            }
+        });
     }
 
     /// Returns where the node may be, the address of its control connection first.
@@ -575,16 +596,16 @@ impl Owner {
     }
 
     pub(super) fn dial(&mut self, errand: Errand, to: Whereabouts) {
+        let dialling = self.dialling(errand, to);
+        self.stage.spawn_short("dial", dialling);
+    }
+
+    /// Returns a dial that has not begun yet.
+    fn dialling(&mut self, errand: Errand, to: Whereabouts) -> impl Future<Output = ()> + Send + use<> {
         self.relaying.core.handle_sent(errand.node, clock::now().mono);
-        let config = match errand.purpose {
-            Purpose::Control => self.endpoints.control.clone(),
-            Purpose::Data => self.endpoints.data.clone(),
-        };
-        let (endpoint, greeter) = (self.endpoints.endpoint.clone(), self.greeter.clone());
-        let (lanes, metrics) = (self.lane_dialler.clone(), Arc::clone(&self.metrics));
-        let dialler = Dialler { endpoint, config, lanes, greeter, metrics };
+        let dialler = self.dialler(errand.purpose);
         let reports = self.inbox.reports.clone();
-        self.stage.spawn_short("dial", async move {
+        async move {
             let node = errand.node;
             let Dialled { greeted, others } = dialler.dial(errand, to).await;
             if !others.is_empty() {
@@ -592,6 +613,6 @@ impl Owner {
             }
             let report = greeted.map_or(Report::DialFailed(errand), Report::Greeted);
             let _ = reports.send(report).await;
-        });
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::Parser;
@@ -17,6 +18,9 @@ use gossamer_tests::report::Verdict;
 /// their own processes, which have the system's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Rows whose time is told at the end.
+const SLOWEST: usize = 20;
 
 /// Checks promises: prints NAME PASS|FAIL figure and ends with 1 when one failed.
 #[derive(Parser)]
@@ -57,11 +61,18 @@ fn main() -> Result<ExitCode> {
         None => build(&root)?,
     };
     let run = Run { gossamer, root, scale, sabotaged: arguments.sabotage };
-    let failed = if arguments.sabotage && arguments.all {
-        chosen.iter().filter(|row| !notices(row, &run)).count()
-    } else {
-        chosen.iter().filter(|row| !passes(row, &run)).count()
-    };
+    let check = if arguments.sabotage && arguments.all { notices } else { passes };
+    let mut failed = 0;
+    let mut times = Vec::new();
+    for row in &chosen {
+        let began = Instant::now();
+        failed += usize::from(!check(row, &run));
+        times.push((began.elapsed().as_secs(), row.name));
+    }
+    times.sort_unstable_by(|a, b| b.cmp(a));
+    for (seconds, name) in times.iter().take(SLOWEST).filter(|_| times.len() > SLOWEST) {
+        eprintln!("{name} took {seconds} s");
+    }
     if arguments.ci && arguments.names.is_empty() {
         for row in rows() {
             if let Ci::Skips(reason) = row.ci {

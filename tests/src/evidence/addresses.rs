@@ -85,14 +85,7 @@ fn known(node: &Node, of: &str) -> Result<Vec<String>> {
 /// A machine with a private network, behind one that translates its public address: what clouds do.
 fn behind(router: &Namespace) -> Result<Namespace> {
     let inner = Namespace::new("inner")?;
-    let ends = ["type", "veth", "peer", "name", "inside", "netns", router.name()];
-    inner.ip(&[&["link", "add", "eth0"], &ends[..]].concat())?;
-    inner.ip(&["addr", "add", "192.168.9.2/24", "dev", "eth0"])?;
-    inner.ip(&["link", "set", "eth0", "up"])?;
-    router.ip(&["addr", "add", "192.168.9.1/24", "dev", "inside"])?;
-    router.ip(&["link", "set", "inside", "up"])?;
-    inner.ip(&["route", "add", "default", "via", "192.168.9.1"])?;
-    router.parameter("ipv4/ip_forward", "1")?;
+    inner.behind(router)?;
     router.nft(
         "table ip cloud { \
          chain in { type nat hook prerouting priority -100; ip daddr 198.51.100.10 udp dport 4677 dnat to 192.168.9.2; }; \
@@ -102,7 +95,7 @@ fn behind(router: &Namespace) -> Result<Namespace> {
 }
 
 /// Gives the machines of a segment addresses that count as public: 198.51.100.10 and so on.
-fn publish(segment: &Segment) -> Result<()> {
+pub(super) fn publish(segment: &Segment) -> Result<()> {
     for (index, machine) in segment.machines().iter().enumerate() {
         machine.ip(&["addr", "add", &format!("198.51.100.{}/24", 10 + index), "dev", "eth0"])?;
         // The one that a segment gives is private; nobody needs it here.

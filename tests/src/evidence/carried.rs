@@ -135,10 +135,18 @@ impl Source {
     }
 }
 
-/// Writes so many blocks and returns their digest.
-pub(super) fn send(stream: &mut TcpStream, seed: u64, blocks: u64) -> Result<Vec<u8>> {
-    let (mut source, mut hash) = (Source::new(seed), Hash::new(&SHA256));
-    for _ in 0..blocks {
+/// Writes so many blocks and returns their digest. Something may happen before the second half.
+pub(super) fn send(
+    stream: &mut TcpStream,
+    seed: u64,
+    blocks: u64,
+    half_way: impl FnOnce() -> Result<()>,
+) -> Result<Vec<u8>> {
+    let (mut source, mut hash, mut half_way) = (Source::new(seed), Hash::new(&SHA256), Some(half_way));
+    for block in 0..blocks {
+        if block == blocks / 2 {
+            half_way.take().map_or(Ok(()), |happen| happen())?;
+        }
         let block = source.next();
         hash.update(block);
         stream.write_all(block)?;
@@ -169,47 +177,60 @@ fn bulk(run: &Run) -> Result<String> {
         let (listener, target) = there.enter(listen)??;
         let vip = pair.offer_orders(target)?;
         here.enter(|| {
-            std::thread::scope(|scope| {
-                // One direction to its end, then the other: the target answers when it has all.
-                let serving = scope.spawn(move || -> Result<_> {
-                    let (mut client, got) = loop {
-                        let (mut client, _) = listener.accept()?;
-                        client.set_read_timeout(Some(TRAVEL))?;
-                        match receive(&mut client)? {
-                            // A check of the daemon.
-                            (0, _) => {}
-                            got => break (client, got),
-                        }
-                    };
-                    let sent = send(&mut client, 2, blocks)?;
-                    Ok((got, sent))
-                });
-                let began = Instant::now();
-                let mut client = connect(vip)?;
-                let half = if run.sabotaged { blocks / 2 } else { blocks };
-                let mut sent = kept("sending", send(&mut client, 1, half))?;
-                if run.sabotaged {
-                    pair.server.kill9()?;
-                    sent = kept("sending", send(&mut client, 1, half))?;
-                }
-                kept("ending", client.shutdown(Shutdown::Write).map_err(Into::into))?;
-                let up = began.elapsed();
-                let got = kept("receiving", receive(&mut client))?;
-                let took = began.elapsed();
-                let (served, answered) =
-                    serving.join().map_err(|_| anyhow::anyhow!("the target panicked"))??;
-                let bytes = blocks << 20;
-                promise!(served == (bytes, sent), "the target got {} of {bytes} bytes, or others", served.0);
-                promise!(got == (bytes, answered), "the client got {} of {bytes} bytes, or others", got.0);
-                let rate = |time: Duration| bytes as f64 / f64::from(1 << 20) / time.as_secs_f64();
-                Ok(format!(
-                    "{} MiB each way, SHA-256 the same; {:.0} MiB/s there, {:.0} MiB/s back",
-                    blocks,
-                    rate(up),
-                    rate(took.saturating_sub(up))
-                ))
-            })
+            both_ways(&listener, vip, blocks, || if run.sabotaged { pair.server.kill9() } else { Ok(()) })
         })?
+    })
+}
+
+/// Moves so many MiB to the program of the listener, then as many back, and compares their digests. Something may happen
+/// half way there. Runs beside the caller.
+pub(super) fn both_ways(
+    listener: &TcpListener,
+    vip: SocketAddr,
+    blocks: u64,
+    half_way: impl FnOnce() -> Result<()>,
+) -> Result<String> {
+    std::thread::scope(|scope| {
+        // One direction to its end, then the other: the target answers when it has all.
+        let serving = scope.spawn(move || -> Result<_> {
+            listener.set_nonblocking(true)?;
+            let began = Instant::now();
+            let (mut client, got) = loop {
+                // The flow may have ended before it came here.
+                ensure!(began.elapsed() < TRAVEL, "nobody came to the target");
+                let Ok((mut client, _)) = listener.accept() else {
+                    std::thread::sleep(Duration::from_millis(2));
+                    continue;
+                };
+                client.set_nonblocking(false)?;
+                client.set_read_timeout(Some(TRAVEL))?;
+                match receive(&mut client)? {
+                    // A check of the daemon.
+                    (0, _) => {}
+                    got => break (client, got),
+                }
+            };
+            let sent = send(&mut client, 2, blocks, || Ok(()))?;
+            Ok((got, sent))
+        });
+        let began = Instant::now();
+        let mut client = connect(vip)?;
+        let sent = kept("sending", send(&mut client, 1, blocks, half_way))?;
+        kept("ending", client.shutdown(Shutdown::Write).map_err(Into::into))?;
+        let up = began.elapsed();
+        let got = kept("receiving", receive(&mut client))?;
+        let took = began.elapsed();
+        let (served, answered) = serving.join().map_err(|_| anyhow::anyhow!("the target panicked"))??;
+        let bytes = blocks << 20;
+        promise!(served == (bytes, sent), "the target got {} of {bytes} bytes, or others", served.0);
+        promise!(got == (bytes, answered), "the client got {} of {bytes} bytes, or others", got.0);
+        let rate = |time: Duration| bytes as f64 / f64::from(1 << 20) / time.as_secs_f64();
+        Ok(format!(
+            "{} MiB each way, SHA-256 the same; {:.0} MiB/s there, {:.0} MiB/s back",
+            blocks,
+            rate(up),
+            rate(took.saturating_sub(up))
+        ))
     })
 }
 

@@ -96,11 +96,11 @@ pub(super) fn flows(vip: SocketAddr, listener: &TcpListener, blocks: u64) -> Res
     let (there, back) = std::thread::scope(|scope| {
         let serving = scope.spawn(|| -> Result<_> {
             let got = receive(&mut program)?;
-            let sent = send(&mut program, 2, blocks)?;
+            let sent = send(&mut program, 2, blocks, || Ok(()))?;
             program.shutdown(Shutdown::Write)?;
             Ok((got, sent))
         });
-        let sent = kept("sending", send(&mut client, 1, blocks))?;
+        let sent = kept("sending", send(&mut client, 1, blocks, || Ok(())))?;
         client.shutdown(Shutdown::Write)?;
         let got = kept("receiving", receive(&mut client))?;
         let (served, answered) = serving.join().map_err(|_| anyhow::anyhow!("the program panicked"))??;

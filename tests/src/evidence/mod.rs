@@ -35,6 +35,8 @@ mod lanes;
 mod lines;
 mod long;
 mod mixed;
+mod oneway;
+mod pinged;
 mod pods;
 mod protocols;
 mod reached;
@@ -48,6 +50,7 @@ mod secrets;
 mod selection;
 mod shape;
 mod simulated;
+mod sizes;
 mod spiffe;
 mod steady;
 mod traces;
@@ -146,7 +149,10 @@ pub fn rows() -> Vec<Row> {
         .chain([consent::ROW, pods::ROW, etcd::ROW])
         .chain(issue_6.concat())
         .chain([lines::ROWS, traces::ROWS, refusals::ROWS, steady::ROWS].concat())
-        .chain([addresses::ROWS, reached::ROWS, lanes::ROWS, circuits::ROWS].concat())
+        .chain(
+            [addresses::ROWS, reached::ROWS, oneway::ROWS, lanes::ROWS, sizes::ROWS, pinged::ROWS].concat(),
+        )
+        .chain(circuits::ROWS.iter().copied())
         .collect()
 }
 

@@ -45,6 +45,7 @@ pub(super) const fn name(frame: &Frame) -> &'static str {
         Frame::Probe(_) => "probe",
         Frame::ProbeAck(_) => "probe-ack",
         Frame::IssuerKeyWanted | Frame::IssuerKey { .. } => "issuer-key",
+        Frame::Ping(_) | Frame::Pong(_) => "ping",
     }
 }
 
@@ -59,6 +60,7 @@ pub(super) fn frame(frame: &Frame) -> usize {
         Frame::Want(all) | Frame::Have(all) => 1 + ids(all),
         Frame::Members { members: all, .. } => 2 + all.iter().map(member).sum::<usize>(),
         Frame::Root(_) | Frame::MemberHash(_) | Frame::Probe(_) | Frame::ProbeAck(_) => 9,
+        Frame::Ping(_) | Frame::Pong(_) => 1,
         Frame::Buckets(all) => 3 + 9 * all.len(),
         Frame::Swim(bytes) => 3 + bytes.len(),
         Frame::IssuerKeyWanted => 0,

@@ -238,7 +238,9 @@ impl Mesh {
         {
             let dialer = |conn: &Conn| if conn.dialer.node == node { me } else { peer_id };
             let is_same_process = old.side(old.end_of(peer)).life == conn.side(end.other()).life;
-            if is_same_process && keep_which(me, peer_id, dialer(old), dialer(conn)) == Keep::First {
+            if is_same_process
+                && keep_which(me, peer_id, (dialer(old), Duration::ZERO), dialer(conn)) == Keep::First
+            {
                 return self.close(id, end);
             }
             let old_end = old.end_of(node);

@@ -2,6 +2,8 @@
 
 use rand::SeedableRng;
 
+use gossamer_wire::limits::HANDSHAKE_TIMEOUT;
+
 use super::*;
 
 const ME: u8 = 100;
@@ -9,6 +11,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// The first pause of a member that fell silent, before jitter.
 const LOST_PAUSE: Duration = Duration::from_secs(16);
+const LOST_BY_US_PAUSE: Duration = Duration::from_secs(2);
 
 #[allow(clippy::disallowed_methods, reason = "an Instant has no other source, and no test depends on it")]
 fn start() -> Instant {
@@ -170,10 +173,14 @@ fn pauses_double_with_jitter_up_to_their_longest() {
 #[test]
 fn a_member_found_dead_is_left_alone_for_some_seconds_and_then_ever_longer() {
     let now = start();
-    for lasted in [SECOND, 60 * SECOND] {
+    for (lasted, lost_pause) in [(SECOND, LOST_PAUSE), (60 * SECOND, LOST_PAUSE), (SECOND, LOST_BY_US_PAUSE)]
+    {
         for is_told_first in [true, false] {
             let mut book = book_of_one(now);
             book.next_dial(now).expect("due");
+            if lost_pause == LOST_BY_US_PAUSE {
+                book.reached(node(1), address("192.0.2.1:4677"));
+            }
             book.connected(node(1), now);
             let mut later = now + lasted;
             if is_told_first {
@@ -185,9 +192,9 @@ fn a_member_found_dead_is_left_alone_for_some_seconds_and_then_ever_longer() {
                 book.set_standing(node(1), Standing::Silent, later);
             }
             let wait = book.next_deadline().expect("waits") - later;
-            assert!(wait >= LOST_PAUSE / 2 && wait <= LOST_PAUSE * 3 / 2, "{lasted:?}: {wait:?}");
+            assert!(wait >= lost_pause / 2 && wait <= lost_pause * 3 / 2, "{lasted:?}: {wait:?}");
             let first = later + wait;
-            let base = if is_told_first { 2 * LOST_PAUSE } else { LOST_PAUSE };
+            let base = if is_told_first { 2 * lost_pause } else { lost_pause };
             assert_doubling(&mut book, first, base, LONGEST_SILENT);
         }
     }
@@ -535,15 +542,18 @@ fn reports_nobody_asked_for_change_nothing() {
 fn both_ends_of_a_simultaneous_dial_keep_the_one_of_the_smaller_id() {
     let (small, great) = (node(1), node(2));
     for (me, peer) in [(small, great), (great, small)] {
-        assert_eq!(keep_which(me, peer, small, great), Keep::First);
-        assert_eq!(keep_which(me, peer, great, small), Keep::Second);
+        let young = HANDSHAKE_TIMEOUT / 2;
+        assert_eq!(keep_which(me, peer, (small, young), great), Keep::First);
+        let old = HANDSHAKE_TIMEOUT;
+        assert_eq!(keep_which(me, peer, (small, old), great), Keep::Second, "it is of no use to the dialer");
+        assert_eq!(keep_which(me, peer, (great, young), small), Keep::Second);
     }
 }
 
 #[test]
 fn of_two_connections_one_node_dialled_the_later_stays() {
     for dialer in [node(1), node(2)] {
-        assert_eq!(keep_which(node(1), node(2), dialer, dialer), Keep::Second);
+        assert_eq!(keep_which(node(1), node(2), (dialer, Duration::ZERO), dialer), Keep::Second);
     }
 }
 

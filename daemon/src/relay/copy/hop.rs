@@ -126,7 +126,7 @@ impl Sink for HopWriting<'_> {
     async fn put(&mut self, mut bytes: Bytes) -> io::Result<()> {
         self.count(bytes.len());
         while !bytes.is_empty() {
-            let len = self.credit.take(bytes.len(), self.send).await?;
+            let len = self.credit.take(bytes.len(), self.send, self.demand).await?;
             self.put_piece(bytes.split_to(len)).await?;
         }
         Ok(())

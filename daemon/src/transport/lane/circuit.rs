@@ -13,9 +13,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::socket::{Socket, Watched};
-use crate::transport::FlowStream;
 use crate::transport::carrier::{RecvStream, SendStream};
 use crate::transport::credit::{ReadCredit, SendCredit};
+use crate::transport::{Demand, FlowStream};
 
 /// Bytes that wait between the lane and the stream, each way.
 const PIPE: usize = 64 << 10;
@@ -48,13 +48,13 @@ impl Pump {
     /// Runs until the lane is over or the circuit has broken: the lane then sees an end that TLS did not announce.
     pub(in crate::transport) async fn run(self) {
         let Self { stream, far, broken } = self;
-        let FlowStream { mut send, mut recv, mut credit, lease, .. } = stream;
+        let FlowStream { mut send, mut recv, mut credit, demand, lease, .. } = stream;
         let (from_lane, to_lane) = split(far);
         let moved = async {
             let mut back = pin!(back(&mut recv, &mut credit.reading, to_lane));
             tokio::select! {
                 // A lane ends its direction when it is over.
-                ended = out(from_lane, &mut send, &mut credit.sending) => {
+                ended = out(from_lane, (&mut send, &demand), &mut credit.sending) => {
                     ended.is_ok() && timeout(LAST_WORDS, back).await.is_ok_and(|ended| ended.is_ok())
                 }
                 // So does that of the peer.
@@ -77,7 +77,7 @@ impl Pump {
 
 async fn out(
     mut lane: ReadHalf<DuplexStream>,
-    send: &mut SendStream,
+    (send, demand): (&mut SendStream, &Demand),
     credit: &mut SendCredit,
 ) -> io::Result<()> {
     loop {
@@ -93,7 +93,7 @@ async fn out(
         }
         let mut bytes = buffer.freeze();
         while !bytes.is_empty() {
-            let len = credit.take(bytes.len(), send).await?;
+            let len = credit.take(bytes.len(), send, demand).await?;
             send.write_chunk(bytes.split_to(len)).await?;
         }
     }

@@ -137,7 +137,7 @@ async fn pass(
         let Some(mut meddled) = meddle(&before, bytes.to_vec()).map(bytes::Bytes::from) else { break };
         before.extend_from_slice(&bytes);
         while !meddled.is_empty() {
-            let Ok(len) = sending.take(meddled.len(), to).await else { return };
+            let Ok(len) = sending.take(meddled.len(), to, &Demand::default()).await else { return };
             if to.write_chunk(meddled.split_to(len)).await.is_err() {
                 return;
             }

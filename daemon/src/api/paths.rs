@@ -1,0 +1,244 @@
+//! Paths to peers: as rows, pinged, and what is wrong with them.
+//!
+//! Owns: their words, what counts as a finding. Must not know: how paths are chosen. Driven by: `api`, `handlers`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use gossamer_core::membership::MemberState;
+use gossamer_core::reach::{Span, span};
+use gossamer_wire::NodeId;
+use serde::Deserialize;
+
+use super::handlers::ask;
+use super::members::which;
+use super::messages::{Finding, PathRow, PeerRow, PingRow, TriedRow};
+use super::refusal::Refusal;
+use super::{Api, ApiState};
+use crate::index::NodeSummary;
+use crate::transport::{Outcome, Path, PathKind, Sizes, Way};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct PingQuery {
+    node: String,
+}
+
+/// Pings a node, over its connection and at each of its addresses.
+pub(super) async fn ping(
+    State(api): State<Api>,
+    query: Result<Query<PingQuery>, QueryRejection>,
+) -> Result<Json<PingRow>, Refusal> {
+    let PingQuery { node } = ask(query)?;
+    let (node, name) = which(&api, &node)?;
+    if node == api.state.about.node {
+        return Err(Refusal::conflict(format!("{name} is this node; ping another one")));
+    }
+    let known = api.state.index.node(node).and_then(|known| Some(known.view.as_ref()?.addresses.clone()));
+    let pinged = api.state.connections.ping(node, known.unwrap_or_default()).await;
+    if pinged.connection.is_none() && pinged.tried.is_empty() {
+        return Err(Refusal::not_found(format!(
+            "nobody here knows an address of {name}; gossamer nodes lists the nodes that are known"
+        )));
+    }
+    let tried = |(way, outcome): &(Way, _)| tried_row(way.to_string(), outcome);
+    Ok(Json(PingRow {
+        node: name,
+        id: node.to_string(),
+        connection: pinged.connection.as_ref().map(|(path, answer)| tried_row(path.kind.to_string(), answer)),
+        tried: pinged.tried.iter().map(tried).collect(),
+    }))
+}
+
+fn tried_row(way: String, outcome: &Result<Duration, Outcome>) -> TriedRow {
+    TriedRow {
+        way,
+        rtt_us: outcome.as_ref().ok().map(|rtt| microseconds(*rtt)),
+        failed: outcome.as_ref().err().map(ToString::to_string),
+        word: outcome.as_ref().err().map_or("ok", Outcome::word).to_owned(),
+    }
+}
+
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Makes the row of a path.
+pub(super) fn path_row(path: &Path, name_of: impl Fn(NodeId) -> String) -> PathRow {
+    let Path { kind, rtt, sizes } = path;
+    PathRow {
+        kind: kind.word().to_owned(),
+        at: kind.at(name_of),
+        rtt_us: microseconds(*rtt),
+        size: sizes.proven,
+    }
+}
+
+/// Makes the rows of the connected peers, in order of their names.
+pub(super) fn peer_rows(paths: &BTreeMap<NodeId, Path>, name_of: impl Fn(NodeId) -> String) -> Vec<PeerRow> {
+    let row =
+        |(node, path): (&NodeId, &Path)| PeerRow { node: name_of(*node), path: path_row(path, &name_of) };
+    let mut rows: Vec<_> = paths.iter().map(row).collect();
+    rows.sort_by(|a, b| a.node.cmp(&b.node));
+    rows
+}
+
+/// What is known of this node's connections.
+#[derive(Clone, Debug)]
+pub(super) struct Reach<'a> {
+    /// The paths to connected peers.
+    pub(super) paths: &'a BTreeMap<NodeId, Path>,
+    /// Other nodes that are known with an address and have not left.
+    pub(super) known: usize,
+    /// Addresses that gave no answer to a dial since the start.
+    pub(super) unanswered: u64,
+    /// Where this node can be dialled as far as it knows; all private when it is behind a translator.
+    pub(super) has_public: bool,
+}
+
+/// Gathers it.
+pub(super) fn reach<'a>(
+    state: &ApiState,
+    paths: &'a BTreeMap<NodeId, Path>,
+    nodes: &[Arc<NodeSummary>],
+) -> Reach<'a> {
+    let is_known = |node: &&Arc<NodeSummary>| {
+        let has_address = node.view.as_ref().is_some_and(|view| !view.addresses.is_empty());
+        node.node != state.about.node && has_address && node.state != Some(MemberState::Left)
+    };
+    Reach {
+        paths,
+        known: nodes.iter().filter(is_known).count(),
+        unanswered: state.metrics.dials_unanswered(),
+        has_public: state.about.advertised.borrow().iter().any(|at| is_for_all(at.ip())),
+    }
+}
+
+/// Lists what is wrong with how this node reaches others, and they it.
+pub(super) fn findings(reach: &Reach<'_>, name_of: impl Fn(NodeId) -> String) -> Vec<Finding> {
+    let holes = reach.paths.iter().filter(|(_, path)| is_hole(&path.sizes));
+    let mut findings: Vec<_> = holes.map(|(node, path)| hole(&name_of(*node), path)).collect();
+    findings.extend(udp_closed(reach));
+    findings.extend(only_outbound(reach));
+    findings
+}
+
+/// Each network carries 1,280 bytes of IPv6, which is 1,232 of UDP: a path on which fewer are proven, although larger
+/// packets were sent, swallows them. One that takes fewer from now on is a hole as well.
+const fn is_hole(sizes: &Sizes) -> bool {
+    sizes.proven < LEAST_OF_A_PATH && (sizes.lost >= LOST_ENOUGH || sizes.holes > 0)
+}
+
+fn hole(name: &str, path: &Path) -> Finding {
+    Finding {
+        text: format!(
+            "MTU hole: packets of more than {} bytes are lost on the path to {name} ({}), without a word; flows pass in small ones",
+            path.sizes.proven, path.kind
+        ),
+        fix: "let the routers and tunnels between send ICMP \"packet too big\", or set the MTU of the interface to what the narrowest of them takes; programs other than gossamer hang on such a path"
+            .to_owned(),
+    }
+}
+
+fn udp_closed(reach: &Reach<'_>) -> Option<Finding> {
+    let is_lane = |path: &Path| matches!(path.kind, PathKind::Lane(_));
+    let text = if reach.paths.len() >= SEVERAL && reach.paths.values().all(is_lane) {
+        format!(
+            "UDP closed: all {} connections are lanes over TCP, for UDP is not answered",
+            reach.paths.len()
+        )
+    } else if reach.paths.is_empty() && reach.known >= SEVERAL && reach.unanswered >= SEVERAL as u64 {
+        format!(
+            "UDP closed, and TCP as well: none of {} known nodes is connected, and {} dials got no answer",
+            reach.known, reach.unanswered
+        )
+    } else {
+        return None;
+    };
+    let fix = "open UDP to port 4677 of the other nodes in the firewalls of this machine and between, or else TCP to the same port; gossamer ping NODE tries each address";
+    Some(Finding { text, fix: fix.to_owned() })
+}
+
+fn only_outbound(reach: &Reach<'_>) -> Option<Finding> {
+    // Towards peers of its own network an address of that network is enough.
+    let is_outbound = |path: &Path| matches!(path.kind, PathKind::Direct(at) if is_for_all(at.ip()));
+    let is_only = reach.paths.len() >= SEVERAL && reach.paths.values().all(is_outbound) && !reach.has_public;
+    is_only.then(|| Finding {
+        text: format!(
+            "only outbound: this node dialled all of its {} connections into other networks, and has no address for these",
+            reach.paths.len()
+        ),
+        fix: "nothing, if the other nodes can be dialled: its services are called over these connections; else forward UDP 4677 to it and set advertise to the public address"
+            .to_owned(),
+    })
+}
+
+/// Whether every network can use it.
+fn is_for_all(ip: IpAddr) -> bool {
+    span(ip) == Span::Global
+}
+
+/// 1,280 bytes less headers of IPv6 and UDP.
+const LEAST_OF_A_PATH: u16 = 1_232;
+/// A size counts as too large when this many packets of it were lost.
+const LOST_ENOUGH: u64 = 3;
+/// One node or address may be down by itself.
+const SEVERAL: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(kind: fn(std::net::SocketAddr) -> PathKind, sizes: Sizes) -> Path {
+        let at = "198.51.100.1:4677".parse().expect("address");
+        Path { kind: kind(at), rtt: Duration::from_millis(1), sizes }
+    }
+
+    fn found(paths: Vec<Path>, known: usize, unanswered: u64, has_public: bool) -> Vec<String> {
+        let paths: BTreeMap<_, _> = paths
+            .into_iter()
+            .enumerate()
+            .map(|(n, path)| (NodeId::from_bytes([n as u8; 16]), path))
+            .collect();
+        let reach = Reach { paths: &paths, known, unanswered, has_public };
+        let words = |finding: Finding| finding.text.split([':', ',']).next().unwrap_or_default().to_owned();
+        findings(&reach, |_| "vm-b".to_owned()).into_iter().map(words).collect()
+    }
+
+    #[test]
+    fn a_hole_is_a_path_that_takes_less_than_every_network_does() {
+        let sizes = |proven, lost, holes| Sizes { proven, tried: lost + 2, lost, holes };
+        let of = |sizes| found(vec![path(PathKind::Inbound, sizes)], 1, 0, true);
+        assert_eq!(of(sizes(1_200, 9, 0)), ["MTU hole"]);
+        assert_eq!(of(sizes(1_200, 0, 1)), ["MTU hole"], "one that came later");
+        assert!(of(sizes(1_200, 0, 0)).is_empty(), "nothing larger was sent");
+        assert!(of(sizes(1_232, 6, 0)).is_empty(), "a path of 1,280 bytes");
+        assert!(of(sizes(1_452, 3, 1)).is_empty(), "it has passed");
+    }
+
+    #[test]
+    fn udp_is_closed_when_nobody_of_several_answers() {
+        assert_eq!(found(Vec::new(), 2, 2, true), ["UDP closed"]);
+        assert!(found(Vec::new(), 2, 1, true).is_empty());
+        assert!(found(Vec::new(), 1, 9, true).is_empty(), "it may be down");
+        assert!(found(vec![path(PathKind::Inbound, Sizes::default())], 9, 9, true).is_empty());
+        let lane = path(PathKind::Lane, Sizes::default());
+        assert_eq!(found(vec![lane.clone(), lane.clone()], 2, 0, true), ["UDP closed"]);
+        assert!(found(vec![lane.clone()], 1, 0, true).is_empty());
+        assert!(found(vec![lane, path(PathKind::Inbound, Sizes::default())], 2, 0, true).is_empty());
+    }
+
+    #[test]
+    fn a_node_that_dialled_everybody_and_has_only_private_addresses_is_only_outbound() {
+        let (out, inward) =
+            (path(PathKind::Direct, Sizes::default()), path(PathKind::Inbound, Sizes::default()));
+        assert_eq!(found(vec![out.clone(), out.clone()], 2, 0, false), ["only outbound"]);
+        assert!(found(vec![out.clone(), out.clone()], 2, 0, true).is_empty());
+        assert!(found(vec![out.clone(), inward], 2, 0, false).is_empty());
+        assert!(found(vec![out], 1, 0, false).is_empty());
+    }
+}
