@@ -12,6 +12,7 @@ mod congestion;
 mod credit;
 mod data;
 mod datagrams;
+mod dials;
 mod endpoint;
 mod gather;
 mod hello;
