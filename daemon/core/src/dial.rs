@@ -241,6 +241,11 @@ impl DialBook {
         }
     }
 
+    /// Whether a dial of the node is under way.
+    pub fn is_dialling(&self, node: NodeId) -> bool {
+        self.entries.get(&node).is_some_and(|entry| matches!(entry.state, State::Dialing(_)))
+    }
+
     /// A control connection is up, whoever dialled it.
     pub fn connected(&mut self, node: NodeId, now: Instant) {
         if node != self.me {

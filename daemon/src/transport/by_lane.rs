@@ -163,6 +163,12 @@ impl Owner {
 
     pub(super) fn add_lane(&mut self, lane: Lane, peer: Arc<Leaf>, dialled: bool) {
         let (node, opens_here) = (peer.node, lane.opens_here());
+        // Where no control connection says so, flows do: the next one need not wait for UDP.
+        if let Some(detour) = Connection::Lane(lane.clone()).detour()
+            && !self.current.contains_key(&node)
+        {
+            self.ways.handle_detour(node, detour, clock::now().mono);
+        }
         match (dialled, opens_here) {
             (true, true) => self.lanes.dialled(node),
             (true, false) => self.pool.dial_back_ended(node),

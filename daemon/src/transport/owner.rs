@@ -493,8 +493,8 @@ impl Owner {
                 self.lane_dial_failed(node, opener);
             }
             Errand { node, purpose: Purpose::Data, .. } => self.data_dial_failed(node),
-            // A link lives meanwhile.
-            Errand { purpose: Purpose::Control, by: By::Udp | By::Direct(_), .. } => {}
+            // A link lives meanwhile, or another dial.
+            Errand { purpose: Purpose::Control, by: By::Udp | By::Direct(_) | By::Circuit, .. } => {}
             Errand { node, purpose: Purpose::Control, .. } => {
                 self.metrics.dial_failed();
                 self.book.failed(node, clock::now().mono);

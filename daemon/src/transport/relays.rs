@@ -11,9 +11,11 @@ use tokio::sync::watch;
 
 use gossamer_core::relays::{Candidate, Relays};
 use gossamer_wire::NodeId;
+use gossamer_wire::frame::Purpose;
 
-use super::accept::Whereabouts;
+use super::accept::{By, Errand, Whereabouts};
 use super::hello::Greeted;
+use super::lane::Opener;
 use super::link::Link;
 use super::owner::Owner;
 use crate::clock;
@@ -50,9 +52,18 @@ impl Owner {
             self.relaying.of.remove(&node);
             return;
         }
-        if self.relaying.of.insert(node, relays).is_none() && !self.current.contains_key(&node) {
-            self.book.reach(node, clock::now().mono);
+        let is_news = self.relaying.of.insert(node, relays).is_none();
+        if !is_news || self.current.contains_key(&node) {
+            return;
         }
+        if self.book.is_dialling(node) {
+            // That dial knows of no relays, and who answers has done so.
+            let (purpose, by, opener) = (Purpose::Control, By::Circuit, Opener::Dialler);
+            let relays = self.relays_of(node);
+            return self
+                .dial(Errand { node, purpose, by, opener }, Whereabouts { addresses: Vec::new(), relays });
+        }
+        self.book.reach(node, clock::now().mono);
     }
 
     /// Returns the relays to try for a node: what its card says, else what leads to it now. None of them is this node.
