@@ -79,6 +79,8 @@ pub enum Command {
     Certificate(Vec<u8>),
     /// Others are told to dial this node here from now on, best first.
     Addresses(Vec<SocketAddr>),
+    /// These relays have a connection with this node, which others cannot dial.
+    Relays(Vec<NodeId>),
     /// Other services of other groups stand behind their short names from here on.
     Imports(Imports),
     /// What is held, in numbers and by node.
@@ -122,8 +124,8 @@ pub fn start(stage: &Stage, parts: Parts) {
     let projection = Projection::new(&parts);
     let jumps = Jumps::since(parts.clock.now());
     let pause = FIRST_SAVE;
-    let (cards, certified) = (Source::StoredCard, BTreeMap::new());
-    let task = Task { disk, parts, projection, jumps, save_at: None, pause, cards, certified };
+    let (cards, certified, relayed) = (Source::StoredCard, BTreeMap::new(), BTreeSet::new());
+    let task = Task { disk, parts, projection, jumps, save_at: None, pause, cards, certified, relayed };
     stage.spawn("catalog", async move { task.run(&stop).await });
 }
 
@@ -188,6 +190,8 @@ struct Task {
     cards: Source,
     /// Until when the transport was told that each node is certified: a change of a record is no news to it.
     certified: BTreeMap<NodeId, u64>,
+    /// Nodes of which the transport was told relays.
+    relayed: BTreeSet<NodeId>,
 }
 
 /// One wake-up.
@@ -248,6 +252,10 @@ impl Task {
                     self.parts.card.addresses = addresses;
                     self.parts.core.handle(Input::Card(self.parts.card.clone()), now);
                 }
+                Wake::Command(Command::Relays(relays)) => {
+                    self.parts.card.relays = relays;
+                    self.parts.core.handle(Input::Card(self.parts.card.clone()), now);
+                }
                 Wake::Command(Command::Imports(imports)) => {
                     self.parts.core.handle(Input::Imports(imports), now);
                 }
@@ -298,6 +306,15 @@ impl Task {
         let Parts { core, peers, .. } = &self.parts;
         if let Some(addresses) = core.node_addresses(node) {
             peers.learn(node, addresses.to_vec(), self.cards);
+            let relays = core.node_relays(node);
+            // Most nodes have never had any, and need no word about it.
+            let had_some = self.relayed.remove(&node);
+            if !relays.is_empty() {
+                self.relayed.insert(node);
+            }
+            if had_some || !relays.is_empty() {
+                peers.learn_relays(node, relays.to_vec());
+            }
         }
         match core.certified_until(node) {
             Some(until) if self.certified.insert(node, until) != Some(until) => peers.certified(node, until),

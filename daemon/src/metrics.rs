@@ -131,6 +131,21 @@ pub struct FlowCounts {
     pub dropped: Vec<(&'static str, u64)>,
     /// Flows by service, as many services as have a series.
     pub services: Vec<(String, ServiceFlows)>,
+    /// Circuits of others that this node splices.
+    pub circuits: CircuitCounts,
+}
+
+/// What a relay counts.
+#[derive(Clone, Debug, Default)]
+pub struct CircuitCounts {
+    /// Circuits open at the moment.
+    pub open: u64,
+    /// Circuits that were opened.
+    pub opened: u64,
+    /// Bytes of ended circuits, both ways.
+    pub bytes: u64,
+    /// Circuits that were refused, by reason.
+    pub refused: Vec<(&'static str, u64)>,
 }
 
 impl Default for Metrics {
@@ -503,7 +518,18 @@ impl Page<'_> {
         let datagrams = [("in", flows.datagrams_in), ("out", flows.datagrams_out)];
         self.counters("flow_datagrams", "Datagrams of UDP flows", "direction", &datagrams)?;
         self.counters("flow_datagrams_dropped", "Datagrams of UDP flows dropped", "reason", &flows.dropped)?;
+        self.circuits(&flows.circuits)?;
         self.services(&flows.services)
+    }
+
+    fn circuits(&mut self, circuits: &CircuitCounts) -> fmt::Result {
+        self.gauge("circuits_open", "Circuits that this relay splices", circuits.open)?;
+        self.counter("circuits_opened", "Circuits that this relay has spliced", circuits.opened)?;
+        self.counters("circuits_refused", "Circuits refused", "reason", &circuits.refused)?;
+        let help = "Bytes of ended circuits, both ways";
+        let total = ConstCounter::new(circuits.bytes);
+        let kind = total.metric_type();
+        total.encode(self.0.encode_descriptor("circuit", &sentence(help), Some(&Unit::Bytes), kind)?)
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {

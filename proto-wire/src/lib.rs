@@ -8,6 +8,7 @@
 
 mod access;
 pub mod advert;
+pub mod circuit;
 pub mod codec;
 mod error;
 pub mod flow;

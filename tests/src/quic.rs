@@ -3,12 +3,13 @@
 //! Owns: credentials and connections of its own. Must not know: the daemon's transport, whose rules it breaks.
 //! Driven by: the checks of trust, and the process tests of bad input.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -27,12 +28,13 @@ use rustls::{DigitallySignedStruct, Error as TlsError, NamedGroup, SignatureSche
 
 use gossamer::identity::{Identity, NodeKey};
 use gossamer_core::trust::Sign as _;
-use gossamer_wire::MeshId;
+use gossamer_wire::circuit::{CircuitOpen, CircuitStatus};
 use gossamer_wire::flow::{OpenRequest, OpenStatus};
 use gossamer_wire::frame::{ALPN, Frame, Hello, PREFIX_BYTES, Purpose};
 use gossamer_wire::join::{self, Ask, JoinReply, JoinRequest, RENEW_LABEL, RenewRequest};
 use gossamer_wire::limits::MAX_JOIN_BYTES;
 use gossamer_wire::token::Token;
+use gossamer_wire::{MeshId, NodeId};
 
 /// How long an answer may take that must not come: longer than the daemon waits for a joiner's request.
 const SILENCE: Duration = Duration::from_secs(6);
@@ -256,6 +258,44 @@ pub fn open_raw(server: SocketAddr, member: &Credentials, request: &[u8]) -> Res
         Ok(answer.is_ok_and(|read| read.is_ok()).then(|| OpenStatus::try_from(status[0])).transpose()?)
     })
 }
+
+/// Asks a relay for circuits to a node without end, as this member, and reads nothing of those that it gets, until told to
+/// stop. Returns how many were opened and refused.
+///
+/// # Errors
+/// No data connection came about, or it was closed.
+pub fn open_circuits(
+    relay: SocketAddr,
+    member: &Credentials,
+    node: NodeId,
+    stop: &AtomicBool,
+) -> Result<(usize, usize)> {
+    runtime()?.block_on(async {
+        let connection = data_connection(relay, member).await?;
+        let (mut kept, mut opened, mut refused) = (VecDeque::new(), 0, 0);
+        while !stop.load(Ordering::Relaxed) {
+            let (mut send, mut recv) = connection.open_bi().await?;
+            send.write_all(&CircuitOpen::To(node).encode()).await?;
+            let mut status = [0xff];
+            let answer = tokio::time::timeout(ANSWER, recv.read_exact(&mut status)).await;
+            if answer.is_err() || status != [CircuitStatus::Open.code()] {
+                refused += 1;
+                continue;
+            }
+            opened += 1;
+            // A beginning of TLS that goes no further.
+            let _ = send.write_all(&[22, 3, 1, 2, 0, 1]).await;
+            kept.push_back((send, recv));
+            if kept.len() > MOST_KEPT {
+                kept.pop_front();
+            }
+        }
+        Ok((opened, refused))
+    })
+}
+
+/// Circuits that are held open at once: more than a relay allows.
+const MOST_KEPT: usize = 1_000;
 
 /// Opens a data connection as this member does.
 ///

@@ -27,7 +27,7 @@ use addresses::Addresses;
 pub use keep::{Keep, keep_which};
 pub use twins::{Twins, later_process, process_nonce};
 pub use warm::{PairRank, WarmSet};
-pub use ways::{UDP_ALONE, Ways};
+pub use ways::{Detour, UDP_ALONE, Ways};
 
 /// Where addresses come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,6 +239,11 @@ impl DialBook {
             self.set_state(node, State::Waiting(due));
             self.urgent.insert(node);
         }
+    }
+
+    /// Whether a dial of the node is under way.
+    pub fn is_dialling(&self, node: NodeId) -> bool {
+        self.entries.get(&node).is_some_and(|entry| matches!(entry.state, State::Dialing(_)))
     }
 
     /// A control connection is up, whoever dialled it.

@@ -18,6 +18,7 @@ use super::handlers::ask;
 use super::messages::{FlowRow, FlowsLine};
 use super::refusal::Refusal;
 use crate::relay::{FlowInfo, Path};
+use gossamer_wire::NodeId;
 
 /// Rows in one piece of a reply.
 const PIECE: usize = 256;
@@ -40,23 +41,31 @@ pub(super) async fn list(
     flows.sort_by_key(|flow| flow.since);
     flows.truncate(limit.unwrap_or(total));
     let first = FlowsLine::Flows { total, shown: flows.len() };
-    let now = tokio::time::Instant::now().into_std();
+    let (now, index) = (tokio::time::Instant::now().into_std(), api.state.index.clone());
     // Rows are made when the client takes them: a slow one costs the snapshot and one piece.
-    let pieces = stream::unfold((Some(first), flows.into_iter()), move |(first, mut flows)| async move {
-        let mut piece = first.as_ref().map(json_line).unwrap_or_default();
-        piece.extend(
-            flows.by_ref().take(PIECE).map(|flow| json_line(&FlowsLine::Flow(Box::new(row(&flow, now))))),
-        );
-        (!piece.is_empty()).then(|| (Ok::<_, Infallible>(Bytes::from(piece)), (None, flows)))
+    let pieces = stream::unfold((Some(first), flows.into_iter()), move |(first, mut flows)| {
+        let index = index.clone();
+        async move {
+            let name_of = |node| index.name_of(node);
+            let mut piece = first.as_ref().map(json_line).unwrap_or_default();
+            piece.extend(
+                flows
+                    .by_ref()
+                    .take(PIECE)
+                    .map(|flow| json_line(&FlowsLine::Flow(Box::new(row(&flow, now, name_of))))),
+            );
+            (!piece.is_empty()).then(|| (Ok::<_, Infallible>(Bytes::from(piece)), (None, flows)))
+        }
     });
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(pieces)).into_response())
 }
 
-fn row(flow: &FlowInfo, now: Instant) -> FlowRow {
+fn row(flow: &FlowInfo, now: Instant, name_of: impl Fn(NodeId) -> String) -> FlowRow {
     let (bytes_in, bytes_out) = flow.bytes();
-    let remote = match flow.path {
-        Path::Local => None,
-        Path::Quic(remote) | Path::Lane(remote) => Some(remote),
+    let (path, remote) = match flow.path {
+        Path::Relay(relay) => (format!("relay {}", name_of(relay)), None),
+        Path::Local => (flow.path.word().to_owned(), None),
+        Path::Quic(remote) | Path::Lane(remote) => (flow.path.word().to_owned(), Some(remote)),
     };
     FlowRow {
         flow: flow.flow.to_string(),
@@ -68,7 +77,7 @@ fn row(flow: &FlowInfo, now: Instant) -> FlowRow {
         client: flow.client,
         target: flow.target.as_ref().map(ToString::to_string),
         transport: flow.transport.into(),
-        path: flow.path.word().to_owned(),
+        path,
         remote,
         age_ms: now.saturating_duration_since(flow.since).as_millis() as u64,
         bytes_in,

@@ -218,9 +218,10 @@ pub(super) async fn nodes(State(api): State<Api>) -> Json<Vec<NodeRow>> {
     let (nodes, holdings) = (api.state.index.nodes(), holdings(&api).await);
     let known = api.state.authority.known();
     let connected = api.state.connections.paths();
+    let name_of = |node| api.state.index.name_of(node);
     let row = |node: &Arc<NodeSummary>| {
-        let row = views::node_row(node, api.state.about.node, &holdings, &known);
-        NodeRow { path: connected.get(&node.node).map(paths::path_row), ..row }
+        let row = views::node_row(node, api.state.about.node, (&holdings, &known), name_of);
+        NodeRow { path: connected.get(&node.node).map(|path| paths::path_row(path, name_of)), ..row }
     };
     let mut rows: Vec<_> = nodes.iter().map(row).collect();
     rows.sort_by(|a, b| (&a.group, &a.name, &a.id).cmp(&(&b.group, &b.name, &b.id)));

@@ -221,6 +221,9 @@ pub struct NodeRow {
     pub region: Option<RegionName>,
     /// Where it may be dialled.
     pub addresses: Vec<SocketAddr>,
+    /// The names of the relays that lead to it, because others cannot dial it.
+    #[serde(default)]
+    pub relays: Vec<String>,
     /// Since when it has this state, seconds since the Unix epoch; `None` for one known from disk only.
     #[serde(default)]
     pub since: Option<u64>,

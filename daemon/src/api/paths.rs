@@ -68,11 +68,11 @@ fn microseconds(time: Duration) -> u64 {
 }
 
 /// Makes the row of a path.
-pub(super) fn path_row(path: &Path) -> PathRow {
+pub(super) fn path_row(path: &Path, name_of: impl Fn(NodeId) -> String) -> PathRow {
     let Path { kind, rtt, sizes } = path;
     PathRow {
         kind: kind.word().to_owned(),
-        at: kind.at().to_string(),
+        at: kind.at(name_of),
         rtt_us: microseconds(*rtt),
         size: sizes.proven,
     }
@@ -80,7 +80,8 @@ pub(super) fn path_row(path: &Path) -> PathRow {
 
 /// Makes the rows of the connected peers, in order of their names.
 pub(super) fn peer_rows(paths: &BTreeMap<NodeId, Path>, name_of: impl Fn(NodeId) -> String) -> Vec<PeerRow> {
-    let row = |(node, path): (&NodeId, &Path)| PeerRow { node: name_of(*node), path: path_row(path) };
+    let row =
+        |(node, path): (&NodeId, &Path)| PeerRow { node: name_of(*node), path: path_row(path, &name_of) };
     let mut rows: Vec<_> = paths.iter().map(row).collect();
     rows.sort_by(|a, b| a.node.cmp(&b.node));
     rows

@@ -29,7 +29,12 @@ use crate::register::LocalService;
 use crate::relay::VipPort;
 
 /// Makes the row of a node: names and state from the index, what passes with time from the catalog.
-pub(super) fn node_row(summary: &NodeSummary, this: NodeId, holdings: &Holdings, known: &Known) -> NodeRow {
+pub(super) fn node_row(
+    summary: &NodeSummary,
+    this: NodeId,
+    (holdings, known): (&Holdings, &Known),
+    name_of: impl Fn(NodeId) -> String,
+) -> NodeRow {
     let present = holdings.nodes.get(&summary.node);
     let view = present.or(summary.view.as_ref());
     let is_this = summary.node == this;
@@ -48,6 +53,7 @@ pub(super) fn node_row(summary: &NodeSummary, this: NodeId, holdings: &Holdings,
         zone: view.and_then(|view| view.zone.clone()),
         region: view.and_then(|view| view.region.clone()),
         addresses: view.map(|view| view.addresses.clone()).unwrap_or_default(),
+        relays: view.map(|view| view.relays.iter().copied().map(name_of).collect()).unwrap_or_default(),
         since: why.map(|why| why.since),
         reason: why.map(|why| why.cause.to_owned()),
         by: why.map(|why| why.by.clone()),

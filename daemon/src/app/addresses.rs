@@ -1,6 +1,6 @@
-//! Where this node says it can be dialled, kept up to date.
+//! Where this node says it can be reached, kept up to date.
 //!
-//! Owns: the list that the card, tokens and `status` show. Must not know: who dials, how cards travel.
+//! Owns: the list that the card, tokens and `status` show, and the relays in the card. Must not know: who dials, how cards travel.
 //! Driven by: changes of the interfaces, looked at now and then, and of what peers see.
 
 use std::net::SocketAddr;
@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+
+use gossamer_wire::NodeId;
 
 use super::interfaces;
 use crate::supervise::Stage;
@@ -25,6 +27,8 @@ pub(super) struct Sources {
     pub(super) listen: SocketAddr,
     /// Where peers agree to see it.
     pub(super) seen: watch::Receiver<Vec<SocketAddr>>,
+    /// The relays it keeps, because nobody can dial it.
+    pub(super) relays: watch::Receiver<Vec<NodeId>>,
 }
 
 impl Sources {
@@ -59,6 +63,12 @@ async fn follow(
             biased;
             () = stop.cancelled() => return,
             Ok(()) = sources.seen.changed() => {}
+            Ok(()) = sources.relays.changed() => {
+                let relays = sources.relays.borrow_and_update().clone();
+                tracing::info!(?relays, "nobody has dialled this node unasked: these relays lead to it");
+                let _ = catalog.send(catalog::Command::Relays(relays)).await;
+                continue;
+            }
             () = clock::sleep_until(look) => {}
         }
         let read = sources.read();

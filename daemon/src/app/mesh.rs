@@ -181,7 +181,12 @@ pub fn start_without_catalog(
     let index = IndexWriter::default();
     let reader = index.reader();
     let (commands_in, commands) = mpsc::channel(catalog::COMMANDS);
-    let sources = addresses::Sources { given: parts.advertise.clone(), listen, seen: peers.seen() };
+    let sources = addresses::Sources {
+        given: parts.advertise.clone(),
+        listen,
+        seen: peers.seen(),
+        relays: peers.relays(),
+    };
     let advertised = addresses::start(&stages.membership, sources, commands_in.clone());
     let members = membership::Parts {
         me: SwimIdentity { node: parts.identity.node(), generation: Generation::of_epoch(epoch) },

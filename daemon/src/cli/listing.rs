@@ -127,6 +127,7 @@ mod tests {
             zone: None,
             region: None,
             addresses: Vec::new(),
+            relays: Vec::new(),
             since: None,
             reason: None,
             by: None,

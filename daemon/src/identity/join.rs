@@ -272,6 +272,8 @@ pub(super) async fn reach(
             let connection = Connection::Lane(lane);
             return Ok(Reached { connection, carrier: Carrier::Lane(Box::new(driver)) });
         }
+        // Relays lead members to each other.
+        Way::Relay(_) => return Err(Outcome::NoRoute("who joins cannot use relays".to_owned())),
     };
     let config = joiner(tls).map_err(|error| broken(&error))?;
     let endpoint = dial_only(address).map_err(|error| Outcome::NoRoute(error.to_string()))?;

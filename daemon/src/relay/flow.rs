@@ -65,6 +65,8 @@ pub enum Path {
     Quic(SocketAddr),
     /// Over a lane with this address.
     Lane(SocketAddr),
+    /// Over a circuit through this relay.
+    Relay(NodeId),
 }
 
 impl Path {
@@ -74,12 +76,17 @@ impl Path {
             Self::Local => "local",
             Self::Quic(_) => "quic",
             Self::Lane(_) => "lane",
+            Self::Relay(_) => "relay",
         }
     }
 
     /// Returns the path of a flow with another node.
     pub(super) fn of(stream: &FlowStream) -> Self {
-        if stream.is_lane() { Self::Lane(stream.remote) } else { Self::Quic(stream.remote) }
+        match stream.send.via() {
+            Some(relay) => Self::Relay(relay),
+            None if stream.is_lane() => Self::Lane(stream.remote),
+            None => Self::Quic(stream.remote),
+        }
     }
 }
 

@@ -16,13 +16,14 @@ use tokio::time::{Instant, timeout};
 use gossamer_core::access::Verdict;
 use gossamer_core::trust::{Leaf, spiffe_id};
 use gossamer_wire::Transport;
+use gossamer_wire::circuit::CircuitOpen;
 use gossamer_wire::flow::{OpenRequest, OpenStatus, PREFIX_BYTES};
 
 use super::access::{End, Line, Reason};
 use super::copy::{BROKEN, Counts, Early, Guarded};
 use super::dialled::Dialled;
 use super::drain::Serving;
-use super::flow::{Direction, FlowId, FlowInfo, Path};
+use super::flow::{Admitted, Direction, FlowId, FlowInfo, Path};
 use super::permits::{NO_LONGER_ALLOWED, Permit};
 use super::{Relay, count, proxy};
 use crate::clients::is_out_of_files;
@@ -94,33 +95,51 @@ impl Relay {
             };
             // The transport is gone; this task has to last as long as its stage.
             let Some(stream) = stream else { return stop.cancelled().await };
-            self.parts.stage.spawn_short("flow", self.clone().serve(Guarded::new(stream)));
+            self.parts.stage.spawn_short("flow", self.clone().serve(stream));
         }
     }
 
-    async fn serve(self, mut stream: Guarded<FlowStream>) {
-        let (peer, remote) = (Arc::clone(&stream.side().peer), stream.side().remote);
-        let _living = self.living.begin();
+    async fn serve(self, mut stream: FlowStream) {
+        let peer = Arc::clone(&stream.peer);
+        let living = self.living.begin();
         let began = Instant::now();
         let Some(admitted) = self.flows.admit(peer.node) else {
             count(&self.counters.busy);
             // It came with the stream, unless the peer breaks the rules: nothing is waited for.
-            let request = futures_util::FutureExt::now_or_never(read_request(stream.side())).flatten();
+            let request = futures_util::FutureExt::now_or_never(read_opening(&mut stream)).flatten();
+            let request = request.and_then(Opening::flow);
             let line = Line::inbound(request.as_ref(), &peer, began);
             self.finished(&Line {
                 detail: Some("the peer has too many flows"),
                 ..line.because(Reason::Busy)
             });
-            return refuse(stream, OpenStatus::Busy);
+            return refuse(Guarded::new(stream), OpenStatus::Busy);
         };
-        let request = timeout(REQUEST_WITHIN, read_request(stream.side())).await;
-        let Some(request) = request.ok().flatten() else {
+        let opening = timeout(REQUEST_WITHIN, read_opening(&mut stream)).await.ok().flatten();
+        if let Some(Opening::Circuit(record)) = opening {
+            // It is no flow of this node, which need not wait for its end when it leaves.
+            drop(living);
+            return self.circuit(stream, record).await;
+        }
+        let stream = Guarded::new(stream);
+        let Some(request) = opening.and_then(Opening::flow) else {
             count(&self.counters.malformed);
             return self.finished(&Line::inbound(None, &peer, began).because(Reason::Malformed));
         };
         if request.transport == Transport::Udp {
             return self.serve_datagrams(stream, request, peer).await;
         }
+        self.serve_stream(stream, request, (peer, began), admitted).await;
+    }
+
+    async fn serve_stream(
+        &self,
+        mut stream: Guarded<FlowStream>,
+        request: OpenRequest,
+        (peer, began): (Arc<Leaf>, Instant),
+        admitted: Admitted,
+    ) {
+        let remote = stream.side().remote;
         let (flow, line) = (FlowId(request.flow), Line::inbound(Some(&request), &peer, began));
         let caller = Caller { leaf: &peer, remote: Some(remote) };
         let Dialling { mut target, place, serving, mut permit } = match self
@@ -292,12 +311,32 @@ impl Relay {
     }
 }
 
-async fn read_request(stream: &mut FlowStream) -> Option<OpenRequest> {
+/// What a stream begins with.
+enum Opening {
+    Flow(OpenRequest),
+    Circuit(CircuitOpen),
+}
+
+impl Opening {
+    fn flow(self) -> Option<OpenRequest> {
+        match self {
+            Self::Flow(request) => Some(request),
+            Self::Circuit(_) => None,
+        }
+    }
+}
+
+async fn read_opening(stream: &mut FlowStream) -> Option<Opening> {
     let mut prefix = [0; PREFIX_BYTES];
     stream.recv.read_exact(&mut prefix).await.ok()?;
+    if CircuitOpen::is_announced_by(prefix) {
+        let mut id = [0; 16];
+        stream.recv.read_exact(&mut id).await.ok()?;
+        return CircuitOpen::decode(prefix, id).ok().map(Opening::Circuit);
+    }
     let mut payload = vec![0; OpenRequest::decode_prefix(prefix).ok()?];
     stream.recv.read_exact(&mut payload).await.ok()?;
-    OpenRequest::decode(&payload).ok()
+    OpenRequest::decode(&payload).ok().map(Opening::Flow)
 }
 
 /// Answers and ends both directions; the answer still arrives, what the caller sent is dropped.

@@ -11,6 +11,7 @@
 
 mod access;
 mod choices;
+mod circuit;
 mod copy;
 mod dialled;
 mod drain;
@@ -60,6 +61,7 @@ use crate::register::{DenyList, LocalService, Target, TargetsReader};
 use crate::supervise::Stage;
 use crate::transport::{FlowStream, OpenError, Peers};
 use access::Lines;
+use circuit::Splicing;
 use copy::{Counts, Guarded, Plain};
 use drain::Living;
 use flow::Flows;
@@ -102,6 +104,12 @@ pub struct RelayParts {
 pub trait OpenHop: Send + Sync + fmt::Debug {
     /// Opens a stream on a data connection to the node. Cancel safe, ends by itself after some seconds.
     fn open_flow(&self, node: NodeId) -> Opening<'_>;
+
+    /// Opens a stream to a node that has a connection with this one; nobody is looked for.
+    fn open_kept(&self, node: NodeId) -> Opening<'_>;
+
+    /// Takes a stream that a relay has led here.
+    fn take_circuit(&self, stream: FlowStream);
 }
 
 /// What runs on this node; [`TargetsReader`] but for tests.
@@ -149,6 +157,14 @@ impl OpenHop for Peers {
     fn open_flow(&self, node: NodeId) -> Opening<'_> {
         Box::pin(Self::open_flow(self, node))
     }
+
+    fn open_kept(&self, node: NodeId) -> Opening<'_> {
+        Box::pin(Self::open_kept(self, node))
+    }
+
+    fn take_circuit(&self, stream: FlowStream) {
+        Self::take_circuit(self, stream);
+    }
 }
 
 /// The relay. Clones are handles to the same one.
@@ -165,6 +181,7 @@ pub struct Relay {
     counters: Arc<RelayCounters>,
     lines: Arc<Lines>,
     spare: Spare,
+    circuits: Arc<Splicing>,
 }
 
 impl Relay {
@@ -181,6 +198,7 @@ impl Relay {
             counters: Arc::default(),
             lines: Arc::default(),
             spare: Spare::default(),
+            circuits: Arc::default(),
         }
     }
 
@@ -256,6 +274,7 @@ impl Relay {
             bytes_in: read(&counters.bytes_in),
             bytes_out: read(&counters.bytes_out),
             services: self.flows.by_service(),
+            circuits: self.circuits.counts(),
             ..FlowCounts::default()
         };
         self.udp.count_into(&mut counts);

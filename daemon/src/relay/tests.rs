@@ -174,6 +174,13 @@ pub(crate) struct Bench {
 impl Bench {
     /// Makes the relay of `node`, of group `west`.
     pub(crate) fn new(node: NodeId, hops: Arc<dyn OpenHop>) -> Self {
+        Self::with_leaf(node, hops, |_| {})
+    }
+
+    /// As [`Self::new`], with another certificate.
+    pub(crate) fn with_leaf(node: NodeId, hops: Arc<dyn OpenHop>, change: impl FnOnce(&mut Leaf)) -> Self {
+        let mut own = leaf(node, "west");
+        change(&mut own);
         let (index, targets, stage) = (IndexWriter::default(), Targets::default(), Stage::default());
         let routes = LiveRoutes::default();
         let own_port = SocketAddr::from(([0, 0, 0, 0], 4677));
@@ -182,7 +189,7 @@ impl Bench {
             node,
             name: "here".parse().expect("name"),
             group: group("west"),
-            leaf: Arc::new(leaf(node, "west")),
+            leaf: Arc::new(own),
             mesh: MeshId::from_bytes([7; 16]),
             index: index.reader(),
             routes: routes.clone(),
@@ -380,6 +387,12 @@ impl OpenHop for Hops {
             }
         })
     }
+
+    fn open_kept(&self, node: NodeId) -> Opening<'_> {
+        self.open_flow(node)
+    }
+
+    fn take_circuit(&self, _: FlowStream) {}
 }
 
 /// Two ends of a TCP connection on loopback: the program's and ours.

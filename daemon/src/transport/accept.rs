@@ -146,8 +146,64 @@ pub(super) enum By {
     Udp,
     /// A lane alone.
     Lane,
-    /// Both, lanes so much later.
-    Both(Duration),
+    /// Circuits alone.
+    Circuit,
+    /// UDP and, so much later, lanes.
+    Direct(Duration),
+    /// All, what is not UDP so much later.
+    All(Duration),
+}
+
+impl By {
+    const fn has_udp(self) -> bool {
+        matches!(self, Self::Udp | Self::Direct(_) | Self::All(_))
+    }
+
+    const fn has_lanes(self) -> bool {
+        matches!(self, Self::Lane | Self::Direct(_) | Self::All(_))
+    }
+
+    const fn has_circuits(self) -> bool {
+        matches!(self, Self::Circuit | Self::All(_))
+    }
+
+    /// Returns the start that UDP has.
+    const fn later(self) -> Duration {
+        match self {
+            Self::Direct(later) | Self::All(later) => later,
+            Self::Udp | Self::Lane | Self::Circuit => Duration::ZERO,
+        }
+    }
+}
+
+/// Where somebody may be reached.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Whereabouts {
+    /// Best first.
+    pub(super) addresses: Vec<SocketAddr>,
+    /// Relays that have a connection with him.
+    pub(super) relays: Vec<NodeId>,
+}
+
+impl From<Vec<SocketAddr>> for Whereabouts {
+    fn from(addresses: Vec<SocketAddr>) -> Self {
+        Self { addresses, relays: Vec::new() }
+    }
+}
+
+impl Whereabouts {
+    /// Returns the ways over UDP, and those that run beside them.
+    fn ways(self, by: By, has_tcp: bool) -> (Vec<Way>, Vec<Way>) {
+        let Self { addresses, relays } = self;
+        let circuits = relays.into_iter().filter(|_| has_tcp && by.has_circuits()).map(Way::Relay);
+        let lanes = addresses.iter().filter(|_| has_tcp && by.has_lanes()).copied().map(Way::Tcp);
+        // Where a detour was needed the last time, that was for want of anything better.
+        let beside = match by.later().is_zero() {
+            true => circuits.chain(lanes).collect(),
+            false => lanes.chain(circuits).collect(),
+        };
+        (addresses.into_iter().filter(|_| by.has_udp()).map(Way::Udp).collect(), beside)
+    }
 }
 
 /// What is dialled for.
@@ -181,21 +237,18 @@ pub(super) struct Dialled {
 }
 
 impl Dialler {
-    /// Races the addresses, and greets on the first connection that turns out to be the wanted node; an address may
+    /// Races the ways, and greets on the first connection that turns out to be the wanted node; an address may
     /// belong to another machine here, for example where networks share their ranges. Only one connection is ever
     /// greeted on: the other side keeps the last one it hears from.
-    pub(super) async fn dial(self, errand: Errand, addresses: Vec<SocketAddr>) -> Dialled {
+    pub(super) async fn dial(self, errand: Errand, to: Whereabouts) -> Dialled {
         let Errand { node, purpose, by, opener } = errand;
         let mut dialled = Dialled::default();
-        let lanes = addresses.iter().filter(|_| by != By::Udp && self.lanes.is_some());
-        let lanes: Vec<_> = lanes.copied().map(Way::Tcp).collect();
-        let udp = addresses.into_iter().filter(|_| by != By::Lane).map(Way::Udp);
-        let later = if let By::Both(later) = by { later } else { Duration::ZERO };
+        let (udp, beside) = to.ways(by, self.lanes.is_some());
         let attempt = |way: Way| {
             let dialler = &self;
             async move { (way.clone(), dialler.shake_hands(node, &way, opener).await) }
         };
-        let mut race = Race::new(udp, attempt).beside(lanes, later);
+        let mut race = Race::new(udp, attempt).beside(beside, by.later());
         let connection = loop {
             match race.next().await {
                 Some((_, Ok(connection))) => break connection,
@@ -234,7 +287,12 @@ impl Dialler {
         let connection = match (way, &self.lanes) {
             (Way::Udp(address), _) => self.shake_hands_by_udp(*address).await?.into(),
             (Way::Tcp(address), Some(lanes)) => Connection::Lane(lanes.dial(node, *address, opener).await?),
-            (Way::Tcp(_), None) => return Err(Outcome::NoRoute("there is no TCP here".to_owned())),
+            (Way::Relay(relay), Some(lanes)) => {
+                Connection::Lane(lanes.dial_circuit(node, *relay, opener).await?)
+            }
+            (Way::Tcp(_) | Way::Relay(_), None) => {
+                return Err(Outcome::NoRoute("there is no TCP here".to_owned()));
+            }
         };
         match self.greeter.identify(&connection) {
             Ok(peer) if peer.node == node => Ok(connection),

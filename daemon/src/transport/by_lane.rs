@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 use tokio::sync::mpsc;
 
+use gossamer_core::dial::{Detour, UDP_ALONE};
 use gossamer_core::trust::Leaf;
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
@@ -21,14 +22,14 @@ use super::hello::Greeted;
 use super::lane::{self, Arrival, FlowLane, Lane, LaneDialler, LaneDoor, Listener, Opener};
 use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE};
 use super::owner::{Owner, Parts};
-use super::{BindError, Report, Udp, tls};
+use super::{BindError, Peers, Report, Udp, tls};
 use crate::clock;
 use crate::events::{Event, EventLog};
 use crate::identity::Identity;
 use crate::supervise::Stage;
 
 /// Lanes that have come in and wait for the doorway, which is never long.
-const ARRIVALS: usize = 64;
+pub(super) const ARRIVALS: usize = 64;
 
 /// Lanes that come in, and what they meet.
 #[derive(Debug)]
@@ -44,23 +45,25 @@ pub(super) fn lanes_of(
     identity: &Identity,
     opening: &Opening<'_>,
     address: SocketAddr,
-    parts: &Parts,
+    (parts, peers): (&Parts, &Peers),
+    queue: mpsc::Receiver<Arrival>,
 ) -> Result<(Option<LaneDialler>, Arriving), BindError> {
     let error = |error: rustls::Error| BindError::Tls(error.to_string());
     let server = Arc::new(tls::lane_server(&opening.side).map_err(error)?);
     let client: Arc<ClientConfig> = Arc::new(tls::lane_client(&opening.side).map_err(error)?);
     let (me, mesh) = (identity.node(), identity.mesh);
     let is_real = matches!(parts.udp, Udp::Bind(_));
-    let queue = if is_real { listen(stage, address, &parts.events) } else { mpsc::channel(1).1 };
-    let arriving = Arriving { queue, door: LaneDoor { config: server, me, mesh } };
-    let (stage, metrics) = (stage.clone(), Arc::clone(&parts.metrics));
-    let dialler = LaneDialler { config: client, mesh, stage, metrics };
-    Ok((is_real.then_some(dialler), arriving))
+    if is_real {
+        listen(stage, address, &parts.events, peers.arrivals.clone());
+    }
+    let door = LaneDoor { config: server, me, mesh, stage: stage.clone() };
+    let (stage, metrics, peers) = (stage.clone(), Arc::clone(&parts.metrics), peers.clone());
+    let dialler = LaneDialler { config: client, mesh, stage, metrics, peers };
+    Ok((is_real.then_some(dialler), Arriving { queue, door }))
 }
 
 /// Listens for lanes. Without the port the mesh works where UDP does, so that a daemon starts all the same.
-fn listen(stage: &Stage, address: SocketAddr, events: &EventLog) -> mpsc::Receiver<Arrival> {
-    let (arrivals, queue) = mpsc::channel(ARRIVALS);
+fn listen(stage: &Stage, address: SocketAddr, events: &EventLog, arrivals: mpsc::Sender<Arrival>) {
     match lane::bind(address) {
         Ok(socket) => {
             let stop = stage.stopping().clone();
@@ -78,14 +81,16 @@ fn listen(stage: &Stage, address: SocketAddr, events: &EventLog) -> mpsc::Receiv
             });
         }
     }
-    queue
 }
 
 impl Owner {
     /// Notes by which way a node's control connection has come.
     pub(super) fn note_way(&mut self, node: NodeId, connection: &Connection) {
-        if connection.is_lane() {
-            self.ways.handle_lane(node, clock::now().mono);
+        if let Some(detour) = connection.detour() {
+            self.ways.handle_detour(node, detour, clock::now().mono);
+            if detour == Detour::Lane {
+                self.lanes.retire_circuits(node);
+            }
             return;
         }
         self.ways.handle_udp(node);
@@ -108,14 +113,17 @@ impl Owner {
         });
     }
 
-    /// Dials by UDP whom a lane leads to, from time to time: what answers replaces the lane.
-    pub(super) fn try_udp_again(&mut self) {
+    /// Dials directly whom a detour leads to, from time to time: what answers replaces the detour.
+    pub(super) fn try_direct_again(&mut self) {
         let now = clock::now().mono;
-        while let Some(node) = self.ways.next_udp_try(now) {
-            if self.current.get(&node).is_some_and(|link| link.connection.is_lane()) {
-                let (purpose, by, opener) = (Purpose::Control, By::Udp, Opener::Dialler);
-                self.dial(Errand { node, purpose, by, opener }, self.udp_addresses(node));
-            }
+        while let Some(node) = self.ways.next_try(now) {
+            let by = match self.current.get(&node).and_then(|link| link.connection.detour()) {
+                None => continue,
+                Some(Detour::Lane) => By::Udp,
+                Some(Detour::Circuit) => By::Direct(UDP_ALONE),
+            };
+            let (purpose, opener) = (Purpose::Control, Opener::Dialler);
+            self.dial(Errand { node, purpose, by, opener }, self.udp_addresses(node).into());
         }
     }
 
@@ -126,13 +134,21 @@ impl Owner {
         }
     }
 
-    /// As with data connections, a peer that dialled the control connection may be the only one that can.
-    fn dial_lane(&self, node: NodeId) {
-        if let Some(link) = self.current.get(&node).filter(|link| !link.dialled) {
+    /// As with data connections, a peer that dialled the control connection may be the only one that can. Who has relays in
+    /// common with it needs no such help.
+    fn dial_lane(&mut self, node: NodeId) {
+        let to = self.whereabouts(node);
+        let by = match self.ways.detour(node) {
+            Some(Detour::Circuit) if !to.relays.is_empty() => By::Circuit,
+            _ => By::Lane,
+        };
+        if by == By::Lane
+            && let Some(link) = self.current.get(&node).filter(|link| !link.dialled)
+        {
             link.send_frame(&Frame::DialBack(Purpose::Data));
         }
-        let (purpose, by, opener) = (Purpose::Data, By::Lane, Opener::Dialler);
-        self.dial(Errand { node, purpose, by, opener }, self.data_addresses(node));
+        let (purpose, opener) = (Purpose::Data, Opener::Dialler);
+        self.dial(Errand { node, purpose, by, opener }, to);
     }
 
     /// Takes a lane for flows into use when its greeting is over at both ends.
@@ -147,6 +163,12 @@ impl Owner {
 
     pub(super) fn add_lane(&mut self, lane: Lane, peer: Arc<Leaf>, dialled: bool) {
         let (node, opens_here) = (peer.node, lane.opens_here());
+        // Where no control connection says so, flows do: the next one need not wait for UDP.
+        if let Some(detour) = Connection::Lane(lane.clone()).detour()
+            && !self.current.contains_key(&node)
+        {
+            self.ways.handle_detour(node, detour, clock::now().mono);
+        }
         match (dialled, opens_here) {
             (true, true) => self.lanes.dialled(node),
             (true, false) => self.pool.dial_back_ended(node),

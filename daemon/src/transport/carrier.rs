@@ -15,6 +15,9 @@ use quinn::{
 };
 use rustls::pki_types::CertificateDer;
 
+use gossamer_core::dial::Detour;
+use gossamer_wire::NodeId;
+
 use super::lane::{Lane, LaneRecv, LaneSend};
 
 /// A connection with one peer. Clones are handles.
@@ -46,7 +49,24 @@ impl Connection {
         }
     }
 
-    /// Returns where the peer is, in its plain form.
+    /// Returns the relay, where a circuit carries it.
+    pub(crate) fn via(&self) -> Option<NodeId> {
+        match self {
+            Self::Quic(_) => None,
+            Self::Lane(lane) => lane.via(),
+        }
+    }
+
+    /// Returns how far this is from the best way: UDP, then a lane, then a circuit.
+    pub(super) fn detour(&self) -> Option<Detour> {
+        match self {
+            Self::Quic(_) => None,
+            Self::Lane(lane) if lane.via().is_none() => Some(Detour::Lane),
+            Self::Lane(_) => Some(Detour::Circuit),
+        }
+    }
+
+    /// Returns where the peer is, in its plain form; of a circuit, where its relay is.
     pub fn remote_address(&self) -> SocketAddr {
         let mut remote = match self {
             Self::Quic(connection) => connection.remote_address(),
@@ -247,6 +267,14 @@ impl SendStream {
         match self {
             Self::Quic(stream) => stream.stopped().await,
             Self::Lane(stream) => stream.stopped().await,
+        }
+    }
+
+    /// Returns the relay, where a circuit carries it.
+    pub(crate) fn via(&self) -> Option<NodeId> {
+        match self {
+            Self::Quic(_) => None,
+            Self::Lane(stream) => stream.via(),
         }
     }
 

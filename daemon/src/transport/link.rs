@@ -35,6 +35,8 @@ pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) nonce: u64,
     pub(super) dialled: bool,
+    /// Whether its certificate has the role.
+    pub(super) is_relay: bool,
     /// When it was greeted.
     pub(super) since: Instant,
     /// Digest of the statements that the other side was sent, or had, when it came about.
@@ -63,6 +65,7 @@ impl Link {
         if let Connection::Lane(lane) = &connection {
             lane.keep();
         }
+        let is_relay = peer.claims.relay;
         let (sender, frames) = mpsc::channel(FRAMES);
         let queued = Arc::<AtomicUsize>::default();
         let io = LinkIo {
@@ -75,7 +78,7 @@ impl Link {
             queued: Arc::clone(&queued),
         };
         let since = clock::now().mono;
-        (Self { connection, nonce, dialled, since, statements, frames: sender, queued }, io)
+        (Self { connection, nonce, dialled, is_relay, since, statements, frames: sender, queued }, io)
     }
 
     /// Queues a frame; `false` when the queue is full or the link has ended.
@@ -249,7 +252,8 @@ async fn read(
 async fn datagrams(node: NodeId, connection: &Connection, inbox: &Inbox) -> Result<(), HelloError> {
     loop {
         let bytes = connection.read_datagram().await?;
-        if bytes.len() <= MAX_SWIM_BYTES {
+        // An empty one keeps the way open.
+        if !bytes.is_empty() && bytes.len() <= MAX_SWIM_BYTES {
             inbox.membership(ToMembership::Packet { from: node, bytes: bytes.into() });
         }
     }

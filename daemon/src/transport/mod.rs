@@ -12,6 +12,7 @@ mod congestion;
 mod credit;
 mod data;
 mod datagrams;
+mod dials;
 mod endpoint;
 mod gather;
 mod hello;
@@ -22,6 +23,7 @@ mod owner;
 pub mod paths;
 mod ping;
 mod race;
+mod relays;
 mod silence;
 mod standing;
 pub mod tls;
@@ -42,6 +44,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use gossamer_core::dial::Source;
 use gossamer_core::trust::Leaf;
+use gossamer_wire::circuit::{CircuitOpen, CircuitStatus};
 use gossamer_wire::frame::{Frame, Purpose};
 use gossamer_wire::swim::SwimMember;
 use gossamer_wire::{NodeId, frame};
@@ -154,6 +157,11 @@ enum Command {
         addresses: Vec<SocketAddr>,
         source: Source,
     },
+    /// These relays have a connection with the node.
+    Relays {
+        node: NodeId,
+        relays: Vec<NodeId>,
+    },
     Up(NodeId),
     Gone(NodeId),
     Reach(NodeId),
@@ -261,6 +269,8 @@ pub struct Peers {
     connected: watch::Receiver<usize>,
     twin: watch::Receiver<Option<SocketAddr>>,
     seen: watch::Receiver<Vec<SocketAddr>>,
+    relays: watch::Receiver<Vec<NodeId>>,
+    arrivals: mpsc::Sender<lane::Arrival>,
     pings: ping::Pings,
 }
 
@@ -278,6 +288,11 @@ impl Peers {
     /// Tells where a node may be dialled.
     pub fn learn(&self, node: NodeId, addresses: Vec<SocketAddr>, source: Source) {
         self.command(Command::Learn { node, addresses, source });
+    }
+
+    /// Tells which relays have a connection with a node.
+    pub fn learn_relays(&self, node: NodeId, relays: Vec<NodeId>) {
+        self.command(Command::Relays { node, relays });
     }
 
     /// Tells that membership holds the node for up.
@@ -321,6 +336,11 @@ impl Peers {
     /// Returns where two peers or more see this node, as it changes.
     pub fn seen(&self) -> watch::Receiver<Vec<SocketAddr>> {
         self.seen.clone()
+    }
+
+    /// Returns the relays that this node keeps a connection to, because others cannot dial it, as they change.
+    pub fn relays(&self) -> watch::Receiver<Vec<NodeId>> {
+        self.relays.clone()
     }
 
     /// Returns whether this node dialled its control connection to a node; `None` when there is none.
@@ -383,6 +403,61 @@ impl Peers {
             opened.await.map_err(|_| OpenError::Unreachable)?.open().await
         };
         tokio::time::timeout(OPEN_WITHIN, open).await.unwrap_or(Err(OpenError::Unreachable))
+    }
+
+    /// Opens a stream on a data connection to a node that has a control connection over UDP with this one. Nobody is looked
+    /// for: what a relay does for others.
+    ///
+    /// # Errors
+    /// There is no such connection, or nothing could be opened within 3 s.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a stream that was opened meanwhile is reset.
+    pub async fn open_kept(&self, node: NodeId) -> Result<FlowStream, OpenError> {
+        match self.is_lane(node) {
+            Some(false) => self.open_flow(node).await,
+            Some(true) | None => Err(OpenError::Unreachable),
+        }
+    }
+
+    /// Opens a stream to a node through a relay.
+    ///
+    /// # Errors
+    /// The relay cannot be reached over UDP, has not the role, or does not lead there, in its words.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a stream that was opened meanwhile is reset.
+    pub(crate) async fn open_circuit(&self, relay: NodeId, node: NodeId) -> Result<FlowStream, Outcome> {
+        let broken = |error: &dyn std::fmt::Display| Outcome::Broken(format!("the relay {relay}: {error}"));
+        let opened = self.open_flow(relay).await;
+        let mut stream = opened.map_err(|error| Outcome::NoRoute(format!("the relay {relay}: {error}")))?;
+        if stream.is_lane() {
+            return Err(Outcome::NoRoute(format!("the relay {relay} is not reached over UDP")));
+        }
+        if !stream.peer.claims.relay {
+            return Err(Outcome::NoRoute(format!("node {relay} has not the role of a relay")));
+        }
+        stream.send.write_all(&CircuitOpen::To(node).encode()).await.map_err(|error| broken(&error))?;
+        let mut status = [0];
+        stream.recv.read_exact(&mut status).await.map_err(|error| broken(&error))?;
+        let [status] = status;
+        match CircuitStatus::try_from(status) {
+            Ok(CircuitStatus::Open) => Ok(stream),
+            Ok(status) => Err(Outcome::Said(format!("no circuit through {relay}: {status:?}"))),
+            Err(error) => Err(broken(&error)),
+        }
+    }
+
+    /// Takes a stream that a relay has led here. Without room it is reset.
+    pub(crate) fn take_circuit(&self, stream: FlowStream) {
+        let arrival =
+            lane::Arrival { remote: stream.remote, carried: lane::Carried::Circuit(Box::new(stream)) };
+        if let Err(error) = self.arrivals.try_send(arrival)
+            && let lane::Carried::Circuit(mut stream) = error.into_inner().carried
+        {
+            tracing::debug!(relay = %stream.peer.name, "a circuit that came in finds no room");
+            let _ = stream.send.reset(quinn::VarInt::from_u32(1));
+        }
     }
 
     fn command(&self, command: Command) {

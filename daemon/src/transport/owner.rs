@@ -11,23 +11,24 @@ use std::time::Duration;
 use rand::RngExt as _;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use gossamer_core::dial::{DialBook, Keep, Source, Standing, Twins, Ways, keep_which, process_nonce};
+use gossamer_core::dial::{Detour, DialBook, Keep, Source, Standing, Twins, Ways, keep_which, process_nonce};
 use gossamer_core::reach::{Deny, check_ip};
 use gossamer_core::sightings::Sightings;
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
 
-use super::accept::{By, Dialled, Errand};
+use super::accept::{By, Errand, Whereabouts};
 use super::acceptor::{Acceptor, NOTES, Note};
-use super::by_lane::lanes_of;
+use super::by_lane::{ARRIVALS, lanes_of};
 use super::canary::Canary;
 use super::carrier::Connection;
 use super::data::{DataConnection, Pool};
 use super::endpoint::{Endpoints, Opening, Udp, open, widen};
 use super::hello::{Greeted, Greeter, frames_of};
-use super::lane::{LaneDialler, Lanes, Opener};
+use super::lane::{LaneDialler, Lanes};
 use super::link::{CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, Link, is_data};
 use super::ping::Pings;
+use super::relays::Relaying;
 use super::standing::Certified;
 use super::tls::Side;
 use super::twin::report_end;
@@ -45,9 +46,6 @@ use crate::supervise::Stage;
 
 /// Longest wait for the last packets to leave.
 const CLOSE_WITHIN: Duration = Duration::from_millis(300);
-
-/// How long a peer that was asked to dial has for it before this node dials as well.
-const HEAD_START: Duration = Duration::from_millis(250);
 
 /// What the transport is made of.
 #[derive(Debug)]
@@ -96,14 +94,15 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     };
     let endpoints = open(stage, &opening)?;
     let address = endpoints.endpoint.local_addr().unwrap_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into());
-    let (lane_dialler, arriving) = lanes_of(stage, identity, &opening, address, &parts)?;
     let (commands, command_queue) = mpsc::channel(COMMANDS);
     let (reports, report_queue) = mpsc::channel(INPUTS);
     let (connected, connected_reader) = watch::channel(0);
     let links = Links::default();
     let (twin, twin_reader) = watch::channel(None);
     let (seen, seen_reader) = watch::channel(Vec::new());
+    let (relaying, relays) = Relaying::new(Live::clone(&parts.live));
     let (pool, lanes) = (Pool::default(), Lanes::default());
+    let (arrivals_in, arrivals) = mpsc::channel(ARRIVALS);
     let peers = Peers {
         links: Arc::clone(&links),
         data: pool.newest(),
@@ -112,8 +111,11 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         connected: connected_reader,
         twin: twin_reader,
         seen: seen_reader,
+        relays,
+        arrivals: arrivals_in,
         pings: Pings::default(),
     };
+    let (lane_dialler, arriving) = lanes_of(stage, identity, &opening, address, (&parts, &peers), arrivals)?;
     let inbox = inbox(&parts, reports, &peers);
     let nonce = process_nonce(parts.clock.wall(), parts.entropy.rng("nonce").random());
     let (notes, note_queue) = mpsc::channel(NOTES);
@@ -124,6 +126,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         book: DialBook::new(identity.node(), parts.entropy.rng("dials")).with_deny(parts.deny),
         sightings: Sightings::new(parts.deny.with_loopback()),
         seen,
+        relaying,
         current: BTreeMap::new(),
         links,
         pool,
@@ -180,6 +183,8 @@ pub(super) struct Owner {
     sightings: Sightings,
     /// Where peers agree to see this node.
     seen: watch::Sender<Vec<SocketAddr>>,
+    /// The relays of this node, and of others.
+    pub(super) relaying: Relaying,
     pub(super) current: BTreeMap<NodeId, Arc<Link>>,
     links: Links,
     pub(super) pool: Pool,
@@ -223,6 +228,7 @@ impl Owner {
                 self.book.next_deadline(),
                 self.sightings.next_deadline(),
                 self.ways.next_deadline(),
+                self.relaying.next_deadline(),
                 self.judge_at,
                 self.move_at,
             ];
@@ -243,6 +249,7 @@ impl Owner {
             self.dial_due();
             self.sightings.handle_timeout(clock::now().mono);
             self.publish_seen();
+            self.keep_relays();
             if self.judge_at.is_some_and(|at| at <= clock::now().mono) {
                 self.judge_connections();
             }
@@ -258,7 +265,7 @@ impl Owner {
     fn learn_seeds(&mut self, identity: &Identity) {
         for seed in &identity.seeds {
             if identity.by_lane {
-                self.ways.handle_lane(seed.node, clock::now().mono);
+                self.ways.handle_detour(seed.node, Detour::Lane, clock::now().mono);
             }
             self.book.learn(seed.node, &seed.addresses, Source::Hint, clock::now().mono);
         }
@@ -292,6 +299,7 @@ impl Owner {
             Command::Learn { node, addresses, source } => {
                 self.book.learn(node, &addresses, source, clock::now().mono);
             }
+            Command::Relays { node, relays } => self.learn_relays(node, relays),
             Command::Up(node) => self.book.set_standing(node, Standing::Live, clock::now().mono),
             Command::Gone(node) => {
                 self.book.set_standing(node, Standing::Silent, clock::now().mono);
@@ -330,6 +338,10 @@ impl Owner {
     /// Takes in where the peer sees this node, and where this node has reached the peer.
     fn note_addresses(&mut self, greeted: &Greeted) {
         let (node, remote) = (greeted.peer.node, greeted.connection.remote_address());
+        // Who is at the address of a circuit is its relay.
+        if greeted.connection.via().is_some() {
+            return;
+        }
         if greeted.dialled {
             self.book.reached(node, remote);
         }
@@ -376,7 +388,7 @@ impl Owner {
                 let quic = quic.clone();
                 return self.doubt(quic, greeted);
             }
-            let is_better = old.connection.is_lane() && !is_lane;
+            let is_better = greeted.connection.detour() < old.connection.detour();
             let dialer = |dialled: bool| if dialled { self.me } else { node };
             let lasts = clock::now().mono.saturating_duration_since(old.since);
             let keep = keep_which(self.me, node, (dialer(old.dialled), lasts), dialer(greeted.dialled));
@@ -392,7 +404,10 @@ impl Owner {
         self.book.connected(node, clock::now().mono);
         let remote = greeted.connection.remote_address();
         self.note_way(node, &greeted.connection);
-        if greeted.dialled {
+        self.note_reach(&greeted);
+        if greeted.connection.via().is_some() {
+            tracing::debug!(peer = %node, "connected through a relay");
+        } else if greeted.dialled {
             let _ = self.doorway.try_send(Note::Member(remote.ip()));
         } else if !greeted.connection.is_lane() {
             self.book.learn(node, &[remote], Source::Hint, clock::now().mono);
@@ -425,6 +440,7 @@ impl Owner {
         }
         self.current.remove(&node);
         self.publish_links();
+        self.relaying.core.handle_lost(node, clock::now().mono);
         self.book.disconnected(node, clock::now().mono);
         let _ = self.inbox.membership.send(ToMembership::Disconnected(node)).await;
         let _ = self.inbox.catalog.send(ToCatalog::Disconnected(node)).await;
@@ -463,7 +479,7 @@ impl Owner {
     }
 
     pub(super) fn open_data(&mut self, node: NodeId, caller: super::data::Waiting) {
-        if self.ways.is_lane(node) && self.lane_dialler.is_some() {
+        if self.ways.detour(node).is_some() && self.lane_dialler.is_some() {
             return self.open_lane(node, caller);
         }
         if self.pool.request(node, caller) {
@@ -473,12 +489,12 @@ impl Owner {
 
     fn dial_failed(&mut self, errand: Errand) {
         match errand {
-            Errand { node, purpose: Purpose::Data, by: By::Lane, opener } => {
+            Errand { node, purpose: Purpose::Data, by: By::Lane | By::Circuit, opener } => {
                 self.lane_dial_failed(node, opener);
             }
             Errand { node, purpose: Purpose::Data, .. } => self.data_dial_failed(node),
-            // A link lives meanwhile.
-            Errand { purpose: Purpose::Control, by: By::Udp, .. } => {}
+            // A link lives meanwhile, or another dial.
+            Errand { purpose: Purpose::Control, by: By::Udp | By::Direct(_) | By::Circuit, .. } => {}
             Errand { node, purpose: Purpose::Control, .. } => {
                 self.metrics.dial_failed();
                 self.book.failed(node, clock::now().mono);
@@ -486,107 +502,16 @@ impl Owner {
         }
     }
 
-    pub(super) fn may_dial_us(&self, node: NodeId) -> bool {
-        self.current.get(&node).is_some_and(|link| !link.dialled)
-    }
-
-    /// A peer that cannot be dialled was asked to dial; who waits for it goes on waiting.
-    fn data_dial_failed(&mut self, node: NodeId) {
-        if !self.may_dial_us(node) {
-            self.pool.give_up(node);
-        } else if self.pool.dial_failed(node) {
-            self.dial_data(node);
-        }
-    }
-
-    /// Only data connections are dialled at a peer's wish: control connections are this node's own concern.
-    fn dial_back(&mut self, node: NodeId, purpose: Purpose) {
-        if is_data(purpose) && self.pool.request_back(node) {
-            let by = if self.ways.is_lane(node) { By::Lane } else { self.both(node) };
-            let opener = Opener::Dialled;
-            self.dial(Errand { node, purpose, by, opener }, self.data_addresses(node));
-        }
-    }
-
-    /// The side that can dial opens the connection. When the peer dialled the control connection, it may be the only one
-    /// that can, and it is the one whose address may change while flows live: QUIC follows the side that dialled. So it is
-    /// asked, and this node dials only when that has brought nothing.
-    fn dial_data(&mut self, node: NodeId) {
-        let addresses = self.data_addresses(node);
-        let errand = Errand { node, purpose: Purpose::Data, by: self.both(node), opener: Opener::Dialler };
-        let asked = self.current.get(&node).filter(|link| !link.dialled);
-        if !asked.is_some_and(|link| link.send_frame(&Frame::DialBack(Purpose::Data))) {
-            return self.dial(errand, addresses);
-        }
-        let (newest, dialling) = (self.pool.newest(), self.dialling(errand, addresses));
-        self.stage.spawn_short("dial", async move {
-            tokio::time::sleep(HEAD_START).await;
-            let has_come = |data: &DataConnection| data.connection.close_reason().is_none();
-            if !newest.load().get(&node).is_some_and(has_come) {
-                dialling.await;
-            }
-        });
-    }
-
-    /// Returns where the node may be, the address of its control connection first.
-    pub(super) fn udp_addresses(&self, node: NodeId) -> Vec<SocketAddr> {
-        self.book.addresses_of(node, clock::now().mono)
-    }
-
-    /// Returns where the node may be, the address of its control connection first.
-    pub(super) fn data_addresses(&self, node: NodeId) -> Vec<SocketAddr> {
-        let mut addresses = self.book.addresses_of(node, clock::now().mono);
-        // An inbound lane says nothing of where its dialler listens.
-        let of_use = |link: &&Arc<Link>| link.dialled || !link.connection.is_lane();
-        if let Some(link) = self.current.get(&node).filter(of_use) {
-            let remote = link.connection.remote_address();
-            addresses.retain(|address| *address != remote);
-            addresses.insert(0, remote);
-        }
-        addresses
-    }
-
     fn dial_due(&mut self) {
         while let Some(dial) = self.book.next_dial(clock::now().mono) {
-            self.dial(self.control(dial.node), dial.addresses);
+            let relays = self.relays_of(dial.node);
+            self.dial(self.control(dial.node), Whereabouts { addresses: dial.addresses, relays });
         }
-        self.try_udp_again();
+        self.try_direct_again();
         // One at a time: it counts until its end is reported.
         let surplus = self.book.next_surplus(clock::now().mono);
         if let Some(link) = surplus.and_then(|node| self.current.get(&node)) {
             link.connection.close(CLOSE_IDLE.into(), b"more than are kept warm");
-        }
-    }
-
-    pub(super) fn control(&self, node: NodeId) -> Errand {
-        Errand { node, purpose: Purpose::Control, by: self.both(node), opener: Opener::Dialler }
-    }
-
-    /// UDP, and lanes after the start it has.
-    fn both(&self, node: NodeId) -> By {
-        By::Both(self.ways.head_start(node))
-    }
-
-    pub(super) fn dial(&self, errand: Errand, addresses: Vec<SocketAddr>) {
-        self.stage.spawn_short("dial", self.dialling(errand, addresses));
-    }
-
-    /// Returns a dial that has not begun yet.
-    fn dialling(
-        &self,
-        errand: Errand,
-        addresses: Vec<SocketAddr>,
-    ) -> impl Future<Output = ()> + Send + use<> {
-        let dialler = self.dialler(errand.purpose);
-        let reports = self.inbox.reports.clone();
-        async move {
-            let node = errand.node;
-            let Dialled { greeted, others } = dialler.dial(errand, addresses).await;
-            if !others.is_empty() {
-                let _ = reports.send(Report::MetAnother { node, addresses: others }).await;
-            }
-            let report = greeted.map_or(Report::DialFailed(errand), Report::Greeted);
-            let _ = reports.send(report).await;
         }
     }
 }

@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use gossamer_wire::NodeId;
+
 use super::carrier::Connection;
 
 /// What carries a connection.
@@ -18,6 +20,8 @@ pub enum PathKind {
     Inbound(SocketAddr),
     /// A lane over TCP, whoever dialled it: UDP was not answered.
     Lane(SocketAddr),
+    /// A circuit through this relay, whoever dialled it: no address was answered.
+    Relay(NodeId),
 }
 
 impl PathKind {
@@ -27,20 +31,22 @@ impl PathKind {
             Self::Direct(_) => "direct",
             Self::Inbound(_) => "inbound",
             Self::Lane(_) => "lane",
+            Self::Relay(_) => "relay",
         }
     }
 
-    /// Returns where the other end of the path is.
-    pub const fn at(&self) -> SocketAddr {
+    /// Returns where the other end of the path is, or which relay leads to it; `name_of` turns ids into names.
+    pub fn at(&self, name_of: impl Fn(NodeId) -> String) -> String {
         match self {
-            Self::Direct(at) | Self::Inbound(at) | Self::Lane(at) => *at,
+            Self::Direct(at) | Self::Inbound(at) | Self::Lane(at) => at.to_string(),
+            Self::Relay(relay) => name_of(*relay),
         }
     }
 }
 
 impl fmt::Display for PathKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.word(), self.at())
+        write!(f, "{} {}", self.word(), self.at(|relay| relay.to_string()))
     }
 }
 
@@ -72,10 +78,11 @@ impl Path {
     /// Reads the path of a connection that this node `dialled` or accepted.
     pub(super) fn of(connection: &Connection, dialled: bool) -> Self {
         let at = connection.remote_address();
-        let kind = match (connection, dialled) {
-            (Connection::Lane(_), _) => PathKind::Lane(at),
-            (Connection::Quic(_), true) => PathKind::Direct(at),
-            (Connection::Quic(_), false) => PathKind::Inbound(at),
+        let kind = match (connection, connection.via(), dialled) {
+            (_, Some(relay), _) => PathKind::Relay(relay),
+            (Connection::Lane(_), None, _) => PathKind::Lane(at),
+            (Connection::Quic(_), None, true) => PathKind::Direct(at),
+            (Connection::Quic(_), None, false) => PathKind::Inbound(at),
         };
         let sizes = connection.quic().map(Sizes::of).unwrap_or_default();
         Self { kind, rtt: connection.rtt(), sizes }
@@ -104,5 +111,7 @@ mod tests {
         assert_eq!(PathKind::Direct(at).to_string(), "direct 192.0.2.1:4677");
         assert_eq!(PathKind::Inbound(at).to_string(), "inbound 192.0.2.1:4677");
         assert_eq!(PathKind::Lane(at).to_string(), "lane 192.0.2.1:4677");
+        let relay = PathKind::Relay(NodeId::from_bytes([0; 16]));
+        assert_eq!((relay.word(), relay.at(|_| "vm-r".to_owned())), ("relay", "vm-r".to_owned()));
     }
 }

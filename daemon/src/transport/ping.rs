@@ -17,7 +17,7 @@ use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
 use gossamer_wire::limits::MAX_ADDRESSES;
 
-use super::accept::Dialler;
+use super::accept::{Dialler, Whereabouts};
 use super::canary::nobody;
 use super::lane::Opener;
 use super::link::CLOSE_LOOKED;
@@ -32,12 +32,12 @@ use crate::clock;
 pub struct Pinged {
     /// The path of its connection, and how long it took to answer over it; `None` while it is not connected.
     pub connection: Option<(Path, Result<Duration, Outcome>)>,
-    /// What became of each address, in the order in which a dial would try them.
+    /// What became of each address and each relay, in the order in which a dial would try them.
     pub tried: Vec<(Way, Result<Duration, Outcome>)>,
 }
 
 /// Who is asked for the addresses of a node, and for the means to try them.
-pub(super) type Caller = oneshot::Sender<(Vec<SocketAddr>, Dialler)>;
+pub(super) type Caller = oneshot::Sender<(Whereabouts, Dialler)>;
 
 impl Peers {
     /// Pings a node over its connection and tries each of its addresses, those `known` from its card and those it was met
@@ -71,7 +71,9 @@ impl Peers {
     ) -> Vec<(Way, Result<Duration, Outcome>)> {
         let (caller, told) = oneshot::channel();
         let asked = self.commands.send(Command::Look { node, caller }).await;
-        let Some((mut addresses, dialler)) = told.await.ok().filter(|_| asked.is_ok()) else {
+        let Some((Whereabouts { mut addresses, relays }, dialler)) =
+            told.await.ok().filter(|_| asked.is_ok())
+        else {
             return Vec::new();
         };
         for address in known {
@@ -81,6 +83,7 @@ impl Peers {
         }
         addresses.truncate(MAX_TRIED);
         let ways = addresses.iter().flat_map(|address| [Way::Udp(*address), Way::Tcp(*address)]);
+        let ways = ways.chain(relays.into_iter().map(Way::Relay));
         let all = ways.enumerate().map(|(place, way)| {
             let dialler = &dialler;
             async move {
@@ -97,9 +100,9 @@ impl Peers {
 impl Owner {
     /// Says where a node may be dialled, and how.
     pub(super) fn look(&self, node: NodeId, caller: Caller) {
-        let addresses = self.book.addresses_of(node, clock::now().mono);
+        let (addresses, relays) = (self.book.addresses_of(node, clock::now().mono), self.relays_of(node));
         // Who asked may have gone.
-        let _ = caller.send((addresses, self.dialler(Purpose::Control)));
+        let _ = caller.send((Whereabouts { addresses, relays }, self.dialler(Purpose::Control)));
     }
 
     /// Returns how to dial.
@@ -120,8 +123,8 @@ impl Dialler {
         let refused = async {
             match way {
                 Way::Udp(address) => nobody(*address).await,
-                // TCP says so itself.
-                Way::Tcp(_) => std::future::pending().await,
+                // TCP says so itself, and so does a relay.
+                Way::Tcp(_) | Way::Relay(_) => std::future::pending().await,
             }
         };
         let connection = tokio::select! {

@@ -23,6 +23,7 @@ use gossamer_wire::token::Token;
 
 mod addresses;
 mod canary;
+mod circuits;
 mod door;
 mod first;
 mod hostile;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use quinn::{ConnectionError, TransportErrorCode};
 
 use gossamer_core::reach::Denied;
+use gossamer_wire::NodeId;
 
 /// A way to somebody: what carries the bytes, and where to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub enum Way {
     Udp(SocketAddr),
     /// A lane.
     Tcp(SocketAddr),
+    /// A circuit through this relay.
+    Relay(NodeId),
 }
 
 impl fmt::Display for Way {
@@ -24,6 +27,7 @@ impl fmt::Display for Way {
         match self {
             Self::Udp(address) => write!(f, "udp {address}"),
             Self::Tcp(address) => write!(f, "tcp {address}"),
+            Self::Relay(node) => write!(f, "relay {node}"),
         }
     }
 }

@@ -68,7 +68,7 @@ impl Owner {
             return;
         }
         self.sought = Some(now);
-        self.dial(self.control(self.me), vec![at]);
+        self.dial(self.control(self.me), vec![at].into());
     }
 }
 

@@ -76,7 +76,7 @@ fn formed(nodes: &[&Node], began: Instant) -> Result<Duration> {
 }
 
 /// A client through the relay and the program that serves it.
-fn pair_up(vip: SocketAddr, listener: &TcpListener) -> Result<(TcpStream, TcpStream)> {
+pub(super) fn pair_up(vip: SocketAddr, listener: &TcpListener) -> Result<(TcpStream, TcpStream)> {
     let mut client = connect(vip)?;
     client.write_all(b"x")?;
     loop {
@@ -90,7 +90,7 @@ fn pair_up(vip: SocketAddr, listener: &TcpListener) -> Result<(TcpStream, TcpStr
 }
 
 /// Moves bytes both ways and sees each end.
-fn flows(vip: SocketAddr, listener: &TcpListener, blocks: u64) -> Result<String> {
+pub(super) fn flows(vip: SocketAddr, listener: &TcpListener, blocks: u64) -> Result<String> {
     let (mut client, mut program) = kept("a flow", pair_up(vip, listener))?;
     let began = Instant::now();
     let (there, back) = std::thread::scope(|scope| {

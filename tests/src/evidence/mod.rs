@@ -14,6 +14,7 @@ mod benches;
 mod bugs;
 mod callers;
 mod carried;
+mod circuits;
 mod clients;
 mod consent;
 mod datagrams;
@@ -151,6 +152,7 @@ pub fn rows() -> Vec<Row> {
         .chain(
             [addresses::ROWS, reached::ROWS, oneway::ROWS, lanes::ROWS, sizes::ROWS, pinged::ROWS].concat(),
         )
+        .chain(circuits::ROWS.iter().copied())
         .collect()
 }
 

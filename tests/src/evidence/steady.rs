@@ -286,13 +286,13 @@ fn rounds(address: SocketAddr, time: Duration) -> Result<Vec<Duration>> {
     Ok(all)
 }
 
-fn percentile(all: &mut [Duration], percent: usize) -> Duration {
+pub(super) fn percentile(all: &mut [Duration], percent: usize) -> Duration {
     all.sort_unstable();
     all.get((all.len() * percent / 100).min(all.len().saturating_sub(1))).copied().unwrap_or_default()
 }
 
 /// Returns the anonymous memory of a daemon, KiB.
-fn memory_kib(node: &Node) -> Result<u64> {
+pub(super) fn memory_kib(node: &Node) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", node.pid()?))?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("its memory")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)

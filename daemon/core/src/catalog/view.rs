@@ -264,6 +264,11 @@ impl Catalog {
         self.store.owner(node).map(|owner| owner.card().addresses.as_slice())
     }
 
+    /// Returns the relays that a node's card names.
+    pub fn node_relays(&self, node: NodeId) -> &[NodeId] {
+        self.store.owner(node).map_or(&[], |owner| &owner.card().relays)
+    }
+
     /// Returns until when the certificate in a node's card lasts, seconds since the Unix epoch; `None` when there is none
     /// that counts.
     pub fn certified_until(&self, node: NodeId) -> Option<u64> {

@@ -1,7 +1,7 @@
-//! By which way nodes are reached: UDP, or a lane over TCP where UDP is closed.
+//! By which way nodes are reached: UDP, a lane over TCP where UDP is closed, or a circuit where nobody can dial.
 //!
-//! Owns: which nodes were reached by lane last, and when UDP is tried again. Must not know: sockets, addresses. Driven by: the
-//! owner of all connections.
+//! Owns: which nodes were reached by a detour last, and when the direct way is tried again. Must not know: sockets, addresses.
+//! Driven by: the owner of all connections.
 //!
 //! UDP has a start of [`UDP_ALONE`]. Where a lane has won, lanes have none to catch up with until UDP works: closed UDP is a
 //! matter of the network, and stays so for long. Whether it has ended is found out beside the lane, which nobody waits for.
@@ -16,18 +16,39 @@ pub const UDP_ALONE: Duration = Duration::from_secs(2);
 /// Pause between two tries of UDP to a node that a lane leads to.
 const UDP_AGAIN: Duration = Duration::from_secs(45);
 
-/// Nodes that a lane leads to. The others are reached by UDP, or not at all.
+/// Pause between two tries of the direct ways to a node that a circuit leads to: new flows shall go by them within 30 s.
+const DIRECT_AGAIN: Duration = Duration::from_secs(20);
+
+/// What is used where UDP does not lead to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Detour {
+    /// TLS over TCP.
+    Lane,
+    /// The same through a relay.
+    Circuit,
+}
+
+impl Detour {
+    const fn again(self) -> Duration {
+        match self {
+            Self::Lane => UDP_AGAIN,
+            Self::Circuit => DIRECT_AGAIN,
+        }
+    }
+}
+
+/// Nodes that a detour leads to. The others are reached by UDP, or not at all.
 #[derive(Debug, Default)]
 pub struct Ways {
-    by_lane: BTreeMap<NodeId, Instant>,
+    by: BTreeMap<NodeId, (Detour, Instant)>,
     due: BTreeSet<(Instant, NodeId)>,
 }
 
 impl Ways {
-    /// A lane to the node has won, while UDP had its chance.
-    pub fn handle_lane(&mut self, node: NodeId, now: Instant) {
-        if !self.by_lane.contains_key(&node) {
-            self.set(node, Some(now + UDP_AGAIN));
+    /// A detour to the node has won, while UDP had its chance.
+    pub fn handle_detour(&mut self, node: NodeId, detour: Detour, now: Instant) {
+        if self.detour(node) != Some(detour) {
+            self.set(node, Some((detour, now + detour.again())));
         }
     }
 
@@ -36,34 +57,35 @@ impl Ways {
         self.set(node, None);
     }
 
-    /// Returns the next node that is to be tried by UDP beside its lane; `None` when there is none yet.
-    pub fn next_udp_try(&mut self, now: Instant) -> Option<NodeId> {
+    /// Returns the next node that is to be tried directly beside its detour; `None` when there is none yet.
+    pub fn next_try(&mut self, now: Instant) -> Option<NodeId> {
         let (_, node) = *self.due.first().filter(|(due, _)| *due <= now)?;
-        self.set(node, Some(now + UDP_AGAIN));
+        let detour = self.detour(node)?;
+        self.set(node, Some((detour, now + detour.again())));
         Some(node)
     }
 
-    /// Returns when [`Self::next_udp_try`] has something.
+    /// Returns when [`Self::next_try`] has something.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.due.first().map(|(due, _)| *due)
     }
 
-    /// Whether a lane has led to the node last.
-    pub fn is_lane(&self, node: NodeId) -> bool {
-        self.by_lane.contains_key(&node)
+    /// Returns what has led to the node last; `None` for UDP, and where nothing has.
+    pub fn detour(&self, node: NodeId) -> Option<Detour> {
+        self.by.get(&node).map(|(detour, _)| *detour)
     }
 
-    /// Returns how long lanes wait for UDP in a dial of the node.
+    /// Returns how long detours wait for UDP in a dial of the node.
     pub fn head_start(&self, node: NodeId) -> Duration {
-        if self.is_lane(node) { Duration::ZERO } else { UDP_ALONE }
+        if self.by.contains_key(&node) { Duration::ZERO } else { UDP_ALONE }
     }
 
-    fn set(&mut self, node: NodeId, due: Option<Instant>) {
-        if let Some(before) = self.by_lane.remove(&node) {
+    fn set(&mut self, node: NodeId, by: Option<(Detour, Instant)>) {
+        if let Some((_, before)) = self.by.remove(&node) {
             self.due.remove(&(before, node));
         }
-        if let Some(due) = due {
-            self.by_lane.insert(node, due);
+        if let Some((detour, due)) = by {
+            self.by.insert(node, (detour, due));
             self.due.insert((due, node));
         }
     }
@@ -79,7 +101,7 @@ mod tests {
     fn udp_has_a_start_until_a_lane_has_won_and_again_once_it_works() {
         let (mut ways, now) = (Ways::default(), Instant::now());
         assert_eq!(ways.head_start(NODE), UDP_ALONE);
-        ways.handle_lane(NODE, now);
+        ways.handle_detour(NODE, Detour::Lane, now);
         assert_eq!(ways.head_start(NODE), Duration::ZERO);
         ways.handle_udp(NODE);
         assert_eq!(ways.head_start(NODE), UDP_ALONE);
@@ -89,12 +111,15 @@ mod tests {
     #[test]
     fn udp_is_tried_again_at_its_pace_whatever_lanes_do() {
         let (mut ways, now) = (Ways::default(), Instant::now());
-        ways.handle_lane(NODE, now);
-        assert_eq!(ways.next_udp_try(now), None);
-        ways.handle_lane(NODE, now + UDP_AGAIN / 2);
+        ways.handle_detour(NODE, Detour::Lane, now);
+        assert_eq!(ways.next_try(now), None);
+        ways.handle_detour(NODE, Detour::Lane, now + UDP_AGAIN / 2);
         assert_eq!(ways.next_deadline(), Some(now + UDP_AGAIN));
-        assert_eq!(ways.next_udp_try(now + UDP_AGAIN), Some(NODE));
-        assert_eq!(ways.next_udp_try(now + UDP_AGAIN), None);
+        assert_eq!(ways.next_try(now + UDP_AGAIN), Some(NODE));
+        assert_eq!(ways.next_try(now + UDP_AGAIN), None);
         assert_eq!(ways.next_deadline(), Some(now + UDP_AGAIN * 2));
+        ways.handle_detour(NODE, Detour::Circuit, now + UDP_AGAIN);
+        assert_eq!(ways.next_deadline(), Some(now + UDP_AGAIN + DIRECT_AGAIN), "a circuit is left sooner");
+        assert_eq!(ways.detour(NODE), Some(Detour::Circuit));
     }
 }

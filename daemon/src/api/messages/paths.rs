@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 /// The path of a connection to a peer, as it is now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathRow {
-    /// `direct`: this node dialled. `inbound`: the peer did.
+    /// `direct`: this node dialled. `inbound`: the peer did. `lane`: over TCP. `relay`: through another member.
     pub kind: String,
-    /// Where the other end is.
+    /// Where the other end is, or the name of the relay.
     pub at: String,
     /// Smoothed round trip, microseconds.
     pub rtt_us: u64,

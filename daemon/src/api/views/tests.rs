@@ -74,14 +74,23 @@ fn view(instances: Vec<InstanceView>, hidden: Vec<InstanceView>) -> ServiceView 
 fn this_node_is_alive_whatever_membership_says() {
     let (mut summary, none) = (node("vm-a", 1), Holdings::default());
     summary.state = None;
-    assert_eq!(node_row(&summary, summary.node, &none, &Known::default()).state, "alive");
+    assert_eq!(
+        node_row(&summary, summary.node, (&none, &Known::default()), |node| node.to_string()).state,
+        "alive"
+    );
     let other = NodeId::from_bytes([9; 16]);
-    assert_eq!(node_row(&summary, other, &none, &Known::default()).state, "unknown");
+    assert_eq!(
+        node_row(&summary, other, (&none, &Known::default()), |node| node.to_string()).state,
+        "unknown"
+    );
     for (state, word) in
         [(MemberState::Suspect, "suspect"), (MemberState::Down, "down"), (MemberState::Left, "left")]
     {
         summary.state = Some(state);
-        assert_eq!(node_row(&summary, other, &none, &Known::default()).state, word);
+        assert_eq!(
+            node_row(&summary, other, (&none, &Known::default()), |node| node.to_string()).state,
+            word
+        );
     }
 }
 
@@ -296,10 +305,13 @@ fn a_node_row_has_the_state_of_the_index_and_the_present_age_of_the_catalog() {
     let waiting = waiting(true);
     let holdings =
         Holdings { nodes: [(view.node, view)].into(), waiting: vec![waiting], ..Holdings::default() };
-    let row = node_row(&summary, NodeId::from_bytes([9; 16]), &holdings, &Known::default());
+    let row = node_row(&summary, NodeId::from_bytes([9; 16]), (&holdings, &Known::default()), |node| {
+        node.to_string()
+    });
     assert_eq!((row.state.as_str(), row.since, row.by.as_deref()), ("down", Some(9), Some("vm-c")));
     assert_eq!((row.head_age_seconds, row.lease_seconds, row.records, row.held), (Some(70), Some(5), 4, 2));
-    let without = node_row(&summary, summary.node, &Holdings::default(), &Known::default());
+    let without =
+        node_row(&summary, summary.node, (&Holdings::default(), &Known::default()), |node| node.to_string());
     assert_eq!((without.head_age_seconds, without.lease_seconds, without.held), (Some(3), None, 0));
 }
 

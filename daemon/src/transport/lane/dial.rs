@@ -17,13 +17,13 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use gossamer_wire::limits::HANDSHAKE_TIMEOUT;
 use gossamer_wire::{MeshId, NodeId};
 
-use super::socket::Socket;
+use super::socket::{Socket, Watched};
 use super::{Driver, Lane, Opener, Shown};
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::supervise::Stage;
-use crate::transport::BINDING_LABEL;
 use crate::transport::tried::Outcome;
+use crate::transport::{BINDING_LABEL, Peers};
 
 /// How long TCP and TLS may take.
 const LANE_WITHIN: Duration = HANDSHAKE_TIMEOUT;
@@ -41,6 +41,8 @@ pub(in crate::transport) struct LaneDialler {
     pub(in crate::transport) mesh: MeshId,
     pub(in crate::transport) stage: Stage,
     pub(in crate::transport) metrics: Arc<Metrics>,
+    /// Opens the streams of circuits.
+    pub(in crate::transport) peers: Peers,
 }
 
 impl LaneDialler {
@@ -53,14 +55,46 @@ impl LaneDialler {
     ) -> Result<Lane, Outcome> {
         let name = server_name(Some(node), self.mesh);
         let (lane, driver) = dial(address, &name, Arc::clone(&self.config), opener, LANE_WITHIN).await?;
+        self.start(driver);
+        Ok(lane)
+    }
+
+    /// Dials a node through a relay and gives the lane a task.
+    pub(in crate::transport) async fn dial_circuit(
+        &self,
+        node: NodeId,
+        relay: NodeId,
+        opener: Opener,
+    ) -> Result<Lane, Outcome> {
+        let dialled = async {
+            let stream = self.peers.open_circuit(relay, node).await?;
+            let at = Place { remote: stream.remote, via: Some(relay) };
+            let (socket, watched, pump) = Socket::of_circuit(stream);
+            self.stage.spawn_short("circuit", pump.run());
+            let name = server_name(Some(node), self.mesh);
+            shake_hands((socket, watched), at, &name, Arc::clone(&self.config), opener).await
+        };
+        let dialled = timeout(LANE_WITHIN, dialled).await;
+        let (lane, driver) = dialled.map_err(|_| Outcome::NoAnswer(LANE_WITHIN))??;
+        self.start(driver);
+        Ok(lane)
+    }
+
+    fn start(&self, driver: Driver) {
         let (stop, metrics) = (self.stage.stopping().clone(), Arc::clone(&self.metrics));
         self.stage.spawn_short("lane", async move {
             if driver.run(stop).await {
                 metrics.bad_frame();
             }
         });
-        Ok(lane)
     }
+}
+
+/// Where the other end of a lane is.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    remote: SocketAddr,
+    via: Option<NodeId>,
 }
 
 /// Dials a lane. Nothing moves on it before its driver runs.
@@ -71,23 +105,32 @@ pub(crate) async fn dial(
     opener: Opener,
     within: Duration,
 ) -> Result<(Lane, Driver), Outcome> {
-    let name = ServerName::try_from(name.to_owned()).map_err(|error| Outcome::Broken(error.to_string()))?;
-    let shaken = async {
+    let dialled = async {
         let stream = TcpStream::connect(address).await.map_err(|error| unconnected(&error))?;
-        let socket = Socket::new(stream);
-        let began = clock::now().mono;
-        let stream = TlsConnector::from(config).connect(name, socket.clone()).await;
-        let stream = stream.map_err(|error| unshaken(&error))?;
-        Ok((stream, socket, clock::now().mono.saturating_duration_since(began)))
+        let at = Place { remote: address, via: None };
+        shake_hands(Socket::of_tcp(stream), at, name, config, opener).await
     };
-    let (stream, socket, rtt) = timeout(within, shaken).await.map_err(|_| Outcome::NoAnswer(within))??;
+    timeout(within, dialled).await.map_err(|_| Outcome::NoAnswer(within))?
+}
+
+async fn shake_hands(
+    (socket, watched): (Socket, Watched),
+    Place { remote, via }: Place,
+    name: &str,
+    config: Arc<ClientConfig>,
+    opener: Opener,
+) -> Result<(Lane, Driver), Outcome> {
+    let name = ServerName::try_from(name.to_owned()).map_err(|error| Outcome::Broken(error.to_string()))?;
+    let began = clock::now().mono;
+    let stream = TlsConnector::from(config).connect(name, socket).await.map_err(|error| unshaken(&error))?;
+    let rtt = clock::now().mono.saturating_duration_since(began);
     let connection = stream.get_ref().1;
     let chain = connection
         .peer_certificates()
         .map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
     let binding = connection.export_keying_material([0; 32], BINDING_LABEL, Some(b"")).ok();
-    let lane = Lane::new(Shown { remote: address, chain, binding, rtt }, Some(opener));
-    let driver = Driver { shared: Arc::clone(&lane.0), stream: TlsStream::Client(stream), socket };
+    let lane = Lane::new(Shown { remote, via, chain, binding, rtt }, Some(opener));
+    let driver = Driver { shared: Arc::clone(&lane.0), stream: TlsStream::Client(stream), socket: watched };
     Ok((lane, driver))
 }
 

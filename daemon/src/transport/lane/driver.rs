@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::frame::{HEADER, LaneFault, LaneFrame};
-use super::socket::Socket;
+use super::socket::{Socket, Watched};
 use crate::transport::link::{CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_IDLE};
 
 /// How often a lane with a flow says that it is there, and looks whether the peer has.
@@ -41,7 +41,7 @@ const READ: usize = 16 << 10;
 pub(crate) struct Driver {
     pub(super) shared: Arc<Shared>,
     pub(super) stream: TlsStream<Socket>,
-    pub(super) socket: Socket,
+    pub(super) socket: Watched,
 }
 
 /// Why the task of a lane ends.
@@ -133,7 +133,7 @@ async fn write_all(stream: &Mutex<TlsStream<Socket>>, mut bytes: Bytes) -> io::R
 }
 
 /// Reads frames while there is room for what they carry.
-async fn read(shared: &Shared, stream: &Mutex<TlsStream<Socket>>, socket: &Socket) -> Why {
+async fn read(shared: &Shared, stream: &Mutex<TlsStream<Socket>>, socket: &Watched) -> Why {
     let mut buffer = BytesMut::new();
     loop {
         match take_frames(shared, &mut buffer) {

@@ -8,6 +8,8 @@ use quinn::{
     WriteError,
 };
 
+use gossamer_wire::NodeId;
+
 use super::Lane;
 use super::frame::MAX_DATA;
 use super::table::{End, Table};
@@ -77,6 +79,10 @@ impl LaneSend {
             table.ended.clone().map(|why| Err(StoppedError::ConnectionLost(why)))
         };
         self.lane.0.wait(stopped).await
+    }
+
+    pub(in crate::transport) fn via(&self) -> Option<NodeId> {
+        self.lane.via()
     }
 
     pub(in crate::transport) fn id(&self) -> StreamId {

@@ -19,21 +19,31 @@ use tokio_util::sync::CancellationToken;
 
 use gossamer_wire::{MeshId, NodeId, join};
 
-use super::socket::Socket;
+use super::socket::{Socket, Watched};
 use super::{ALPN, Driver, Lane, Shown, server_name};
 use crate::clock;
-use crate::transport::BINDING_LABEL;
+use crate::supervise::Stage;
+use crate::transport::{BINDING_LABEL, FlowStream};
 
 /// Connections that wait for the system to be asked for them.
 const BACKLOG: i32 = 256;
 /// Pause after the system could not give one, for example for want of files.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A TCP connection that came in.
+/// What came in to become a lane.
 #[derive(Debug)]
 pub(in crate::transport) struct Arrival {
-    pub(in crate::transport) stream: TcpStream,
+    pub(in crate::transport) carried: Carried,
+    /// Where it came from: of a circuit, its relay.
     pub(in crate::transport) remote: SocketAddr,
+}
+
+/// What carries it.
+#[derive(Debug)]
+pub(in crate::transport) enum Carried {
+    Tcp(TcpStream),
+    /// A stream of the peer that relays.
+    Circuit(Box<FlowStream>),
 }
 
 /// Binds the port; the unspecified IPv6 address means both families, or IPv4 on a host without the other.
@@ -75,7 +85,10 @@ impl Listener {
                 accepted = self.socket.accept() => accepted,
             };
             match accepted {
-                Ok((stream, remote)) => drop(self.arrivals.send(Arrival { stream, remote }).await),
+                Ok((stream, remote)) => {
+                    let arrival = Arrival { carried: Carried::Tcp(stream), remote };
+                    drop(self.arrivals.send(arrival).await);
+                }
                 Err(error) => {
                     tracing::debug!(%error, "a lane could not be accepted");
                     tokio::time::sleep(PAUSE).await;
@@ -91,6 +104,7 @@ pub(in crate::transport) struct LaneDoor {
     pub(in crate::transport) config: Arc<ServerConfig>,
     pub(in crate::transport) me: NodeId,
     pub(in crate::transport) mesh: MeshId,
+    pub(in crate::transport) stage: Stage,
 }
 
 fn is_before_mesh(rest: &str) -> bool {
@@ -107,15 +121,31 @@ pub(in crate::transport) struct Entered {
 }
 
 impl LaneDoor {
+    /// Returns what carries the lane, and the relay of a circuit.
+    fn open(&self, carried: Carried) -> (Socket, Watched, Option<NodeId>) {
+        match carried {
+            Carried::Tcp(stream) => {
+                let (socket, watched) = Socket::of_tcp(stream);
+                (socket, watched, None)
+            }
+            Carried::Circuit(stream) => {
+                let relay = stream.peer.node;
+                let (socket, watched, pump) = Socket::of_circuit(*stream);
+                self.stage.spawn_short("circuit", pump.run());
+                (socket, watched, Some(relay))
+            }
+        }
+    }
+
     /// Completes a handshake.
     ///
     /// # Errors
     /// The word for metrics: it was no TLS, asked for another name or protocol, or broke off.
     pub(in crate::transport) async fn shake_hands(&self, arrival: Arrival) -> Result<Entered, &'static str> {
-        let Arrival { stream, mut remote } = arrival;
+        let Arrival { carried, mut remote } = arrival;
         remote.set_ip(remote.ip().to_canonical());
-        let socket = Socket::new(stream);
-        let start = LazyConfigAcceptor::new(Acceptor::default(), socket.clone()).await;
+        let (socket, watched, via) = self.open(carried);
+        let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await;
         let start = start.map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => "lane_closed",
             _ => "lane_not_tls",
@@ -123,7 +153,8 @@ impl LaneDoor {
         let hello = start.client_hello();
         let protocols: Vec<_> = hello.alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
         let is_joiner = protocols.iter().any(|protocol| protocol == join::ALPN);
-        if !is_joiner && !protocols.iter().any(|protocol| protocol == ALPN) {
+        // Who joins is no member, and opens no circuit.
+        if is_joiner && via.is_some() || !is_joiner && !protocols.iter().any(|protocol| protocol == ALPN) {
             return Err("lane_protocol");
         }
         let name = hello.server_name().unwrap_or_default();
@@ -147,8 +178,9 @@ impl LaneDoor {
             .peer_certificates()
             .map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
         let binding = connection.export_keying_material([0; 32], BINDING_LABEL, Some(b"")).ok();
-        let lane = Lane::new(Shown { remote, chain, binding, rtt }, None);
-        let driver = Driver { shared: Arc::clone(&lane.0), stream: TlsStream::Server(stream), socket };
+        let lane = Lane::new(Shown { remote, via, chain, binding, rtt }, None);
+        let driver =
+            Driver { shared: Arc::clone(&lane.0), stream: TlsStream::Server(stream), socket: watched };
         Ok(Entered { lane, driver, is_joiner })
     }
 }

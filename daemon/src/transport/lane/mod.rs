@@ -6,6 +6,7 @@
 //! A lane carries one flow at a time, each way a stream of its own that ends by itself. When both ways have ended cleanly at
 //! both ends the next flow may begin; after anything else the lane ends with its flow. TCP's own windows are the credit.
 
+mod circuit;
 mod dial;
 mod driver;
 mod frame;
@@ -26,12 +27,14 @@ use quinn::{ConnectionError, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
+use gossamer_wire::NodeId;
+
 pub(super) use dial::LaneDialler;
 pub(crate) use dial::{dial, server_name};
 pub(crate) use driver::Driver;
 use frame::LaneFrame;
 pub(super) use halves::{LaneRecv, LaneSend};
-pub(super) use listen::{Arrival, Entered, LaneDoor, Listener, bind};
+pub(super) use listen::{Arrival, Carried, Entered, LaneDoor, Listener, bind};
 pub(super) use pool::{FlowLane, Lanes, OpenLanes, open_on};
 use table::Table;
 
@@ -63,6 +66,7 @@ impl Drop for InUse {
 struct Shared {
     id: usize,
     remote: SocketAddr,
+    via: Option<NodeId>,
     shown: Option<Vec<CertificateDer<'static>>>,
     binding: Option<[u8; 32]>,
     rtt: Duration,
@@ -75,6 +79,8 @@ struct Shared {
 #[derive(Debug)]
 pub(super) struct Shown {
     pub(super) remote: SocketAddr,
+    /// The relay of a circuit, which is then what is at the address.
+    pub(super) via: Option<NodeId>,
     pub(super) chain: Option<Vec<CertificateDer<'static>>>,
     pub(super) binding: Option<[u8; 32]>,
     /// How long an answer took.
@@ -88,14 +94,19 @@ impl Lane {
         let table = Table::new(dialled);
         // Numbers of QUIC connections are addresses in memory: these are odd, and those are not.
         let id = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(2).wrapping_add(1);
-        let Shown { remote, chain, binding, rtt } = shown;
+        let Shown { remote, via, chain, binding, rtt } = shown;
         let (table, changed) = (Mutex::new(table), watch::Sender::new(()));
-        let shared = Arc::new(Shared { id, remote, shown: chain, binding, rtt, table, changed });
+        let shared = Arc::new(Shared { id, remote, via, shown: chain, binding, rtt, table, changed });
         Self(Arc::clone(&shared), Arc::new(InUse(shared)))
     }
 
     pub(super) fn remote_address(&self) -> SocketAddr {
         self.0.remote
+    }
+
+    /// Returns the relay, of a circuit.
+    pub(super) fn via(&self) -> Option<NodeId> {
+        self.0.via
     }
 
     pub(super) fn shown(&self) -> Option<&[CertificateDer<'static>]> {

@@ -160,6 +160,12 @@ impl Lanes {
         self.of.get(&node).into_iter().flat_map(|of| &of.lanes).for_each(|lane| lane.lane.retire());
     }
 
+    /// The same for those through relays: TCP works.
+    pub(in crate::transport) fn retire_circuits(&self, node: NodeId) {
+        let lanes = self.of.get(&node).into_iter().flat_map(|of| &of.lanes);
+        lanes.filter(|lane| lane.lane.via().is_some()).for_each(|lane| lane.lane.retire());
+    }
+
     /// Forgets a lane that has ended.
     pub(in crate::transport) fn ended(&mut self, node: NodeId, stable_id: usize) {
         if let Some(of) = self.of.get_mut(&node) {

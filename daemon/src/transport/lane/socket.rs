@@ -1,6 +1,6 @@
-//! The TCP socket of a lane, shared by its TLS stream and who watches it.
+//! What carries a lane: a TCP socket, or a circuit; and who watches it beside its TLS stream.
 //!
-//! Owns: the socket. Must not know: TLS, frames. Driven by: the lane's task.
+//! Owns: the socket, or this end of the circuit. Must not know: TLS, frames. Driven by: the lane's task.
 
 use std::io;
 use std::pin::Pin;
@@ -8,31 +8,56 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
-/// A socket. Clones are handles to the same one.
+/// What a lane reads and writes.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(Arc<TcpStream>),
+    /// Its other end is pumped into the streams of a circuit.
+    Circuit(DuplexStream),
+}
+
+/// What becomes of it, seen without reading and writing.
 #[derive(Clone, Debug)]
-pub(super) struct Socket(Arc<TcpStream>);
+pub(super) enum Watched {
+    Tcp(Arc<TcpStream>),
+    /// Told when the circuit has broken.
+    Circuit(CancellationToken),
+}
 
 impl Socket {
     /// Readies a socket: small frames go at once.
-    pub(super) fn new(stream: TcpStream) -> Self {
+    pub(super) fn of_tcp(stream: TcpStream) -> (Self, Watched) {
         let _ = stream.set_nodelay(true);
         let _ = SockRef::from(&stream).set_tcp_notsent_lowat(NOT_SENT);
-        Self(Arc::new(stream))
+        let stream = Arc::new(stream);
+        (Self::Tcp(Arc::clone(&stream)), Watched::Tcp(stream))
     }
+}
 
+impl Watched {
     /// Lets its end be a reset: what is under way is lost, and who does not read sees it at once.
     pub(super) fn abort(&self) {
-        let _ = self.0.set_zero_linger();
+        match self {
+            Self::Tcp(stream) => drop(stream.set_zero_linger()),
+            Self::Circuit(broken) => broken.cancel(),
+        }
     }
 
     /// Resolves when the socket has failed, also while nothing is read of it.
     pub(super) async fn failed(&self) -> io::Error {
-        match self.0.ready(Interest::ERROR).await {
-            Ok(_) => io::ErrorKind::ConnectionReset.into(),
-            Err(error) => error,
+        match self {
+            Self::Tcp(stream) => match stream.ready(Interest::ERROR).await {
+                Ok(_) => io::ErrorKind::ConnectionReset.into(),
+                Err(error) => error,
+            },
+            Self::Circuit(broken) => {
+                broken.cancelled().await;
+                io::ErrorKind::ConnectionReset.into()
+            }
         }
     }
 }
@@ -43,9 +68,13 @@ impl AsyncRead for Socket {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let socket = match self.get_mut() {
+            Self::Tcp(socket) => socket,
+            Self::Circuit(pipe) => return Pin::new(pipe).poll_read(context, buffer),
+        };
         loop {
-            ready!(self.0.poll_read_ready(context))?;
-            match self.0.try_read(buffer.initialize_unfilled()) {
+            ready!(socket.poll_read_ready(context))?;
+            match socket.try_read(buffer.initialize_unfilled()) {
                 Ok(len) => {
                     buffer.advance(len);
                     return Poll::Ready(Ok(()));
@@ -59,9 +88,13 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let socket = match self.get_mut() {
+            Self::Tcp(socket) => socket,
+            Self::Circuit(pipe) => return Pin::new(pipe).poll_write(context, bytes),
+        };
         loop {
-            ready!(self.0.poll_write_ready(context))?;
-            match self.0.try_write(bytes) {
+            ready!(socket.poll_write_ready(context))?;
+            match socket.try_write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => return Poll::Ready(written),
             }
@@ -72,8 +105,11 @@ impl AsyncWrite for Socket {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(SockRef::from(&*self.0).shutdown(std::net::Shutdown::Write))
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Poll::Ready(SockRef::from(&**socket).shutdown(std::net::Shutdown::Write)),
+            Self::Circuit(pipe) => Pin::new(pipe).poll_shutdown(context),
+        }
     }
 }
 

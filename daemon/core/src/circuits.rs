@@ -1,0 +1,169 @@
+//! Circuits at the relay that splices them: who may have another one.
+//!
+//! Owns: how many each member has open, and at which pace it opens them. Must not know: streams, connections. Driven by: the
+//! relay, at each request and at each end.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use gossamer_wire::NodeId;
+
+/// Circuits that one member may have open: the lanes for flows that a node keeps to one peer, and some for other peers.
+pub const MAX_CIRCUITS_PER_PEER: usize = 512;
+/// Circuits that a relay splices at once, of all members.
+pub const MAX_CIRCUITS: usize = 4_096;
+/// Circuits that a member may open each second in the long run, and at once.
+const PACE: f64 = 50.0;
+const BURST: f64 = 256.0;
+/// Members whose pace is remembered without a circuit of theirs: those who asked last.
+const MAX_REMEMBERED: usize = 1_024;
+
+/// Why there is no circuit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NoCircuit {
+    /// It would lead to who asks for it, or to the relay.
+    Itself,
+    /// It comes through a circuit or a lane: relays would stand in a row.
+    Loop,
+    /// The member has too many open.
+    PerPeer,
+    /// All members together have.
+    Total,
+    /// The member opens them too fast.
+    Pace,
+    /// The node keeps no connection to this relay.
+    NotConnected,
+    /// This node has not the role.
+    NoRelay,
+}
+
+impl NoCircuit {
+    /// Returns its word in metrics and logs.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Itself => "itself",
+            Self::Loop => "loop",
+            Self::PerPeer => "per_peer",
+            Self::Total => "total",
+            Self::Pace => "pace",
+            Self::NotConnected => "not_connected",
+            Self::NoRelay => "no_relay",
+        }
+    }
+}
+
+/// The circuits of a relay.
+#[derive(Debug, Default)]
+pub struct Circuits {
+    openers: BTreeMap<NodeId, Opener>,
+    open: usize,
+}
+
+#[derive(Debug)]
+struct Opener {
+    open: usize,
+    /// What is left of the burst, and when that was.
+    left: f64,
+    at: Instant,
+}
+
+impl Circuits {
+    /// Counts a circuit that a member asks for. Each one counted ends with [`Self::handle_end`].
+    ///
+    /// # Errors
+    /// The member's fault, or too much is asked of this relay; nothing was counted but the pace.
+    pub fn handle_open(&mut self, opener: NodeId, now: Instant) -> Result<(), NoCircuit> {
+        self.forget_idle(now);
+        let of = self.openers.entry(opener).or_insert(Opener { open: 0, left: BURST, at: now });
+        of.refill(now);
+        if of.left < 1.0 {
+            return Err(NoCircuit::Pace);
+        }
+        of.left -= 1.0;
+        if of.open >= MAX_CIRCUITS_PER_PEER {
+            return Err(NoCircuit::PerPeer);
+        }
+        if self.open >= MAX_CIRCUITS {
+            return Err(NoCircuit::Total);
+        }
+        of.open += 1;
+        self.open += 1;
+        Ok(())
+    }
+
+    /// A circuit of the member has ended.
+    pub fn handle_end(&mut self, opener: NodeId) {
+        if let Some(of) = self.openers.get_mut(&opener)
+            && of.open > 0
+        {
+            of.open -= 1;
+            self.open -= 1;
+        }
+    }
+
+    /// Returns how many are open.
+    pub const fn open(&self) -> usize {
+        self.open
+    }
+
+    /// Keeps the memory bounded: who has none open and its whole burst left is as one that never came.
+    fn forget_idle(&mut self, now: Instant) {
+        if self.openers.len() >= MAX_REMEMBERED {
+            self.openers.retain(|_, of| {
+                of.refill(now);
+                of.open > 0 || of.left < BURST
+            });
+        }
+    }
+}
+
+impl Opener {
+    fn refill(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.left = (self.left + passed * PACE).min(BURST);
+        self.at = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const ONE: NodeId = NodeId::from_bytes([1; 16]);
+
+    #[test]
+    fn who_opens_without_end_is_held_to_the_pace_and_the_cap_and_others_are_not() {
+        let (mut circuits, mut now) = (Circuits::default(), Instant::now());
+        let mut refused = Vec::new();
+        for _ in 0..10_000 {
+            refused.extend(circuits.handle_open(ONE, now).err());
+            now += Duration::from_millis(1);
+        }
+        assert_eq!(circuits.open(), MAX_CIRCUITS_PER_PEER);
+        assert!(refused.contains(&NoCircuit::Pace) && refused.contains(&NoCircuit::PerPeer));
+        assert_eq!(circuits.handle_open(NodeId::from_bytes([2; 16]), now), Ok(()));
+        for _ in 0..MAX_CIRCUITS_PER_PEER {
+            circuits.handle_end(ONE);
+        }
+        circuits.handle_end(ONE);
+        assert_eq!(circuits.open(), 1);
+        now += Duration::from_secs(1);
+        assert_eq!(circuits.handle_open(ONE, now), Ok(()));
+    }
+
+    #[test]
+    fn all_together_have_a_bound_and_who_came_once_is_forgotten() {
+        let (mut circuits, mut now) = (Circuits::default(), Instant::now());
+        let node = |number: usize| NodeId::from_bytes((number as u128).to_be_bytes());
+        for number in 0..MAX_CIRCUITS {
+            assert_eq!(circuits.handle_open(node(number), now), Ok(()));
+        }
+        assert_eq!(circuits.handle_open(ONE, now), Err(NoCircuit::Total));
+        (0..MAX_CIRCUITS).for_each(|number| circuits.handle_end(node(number)));
+        now += Duration::from_secs(60);
+        assert_eq!(circuits.handle_open(ONE, now), Ok(()));
+        assert_eq!(circuits.openers.len(), 1);
+    }
+}

@@ -1,0 +1,122 @@
+//! The owner's part about relays: which ones this node keeps, and which ones lead to others.
+//!
+//! Owns: the choice, and what cards say of the relays of others. Must not know: streams, what circuits carry. Driven by: `owner`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use gossamer_core::relays::{Candidate, Relays};
+use gossamer_wire::NodeId;
+use gossamer_wire::frame::Purpose;
+
+use super::accept::{By, Errand, Whereabouts};
+use super::hello::Greeted;
+use super::lane::Opener;
+use super::link::Link;
+use super::owner::Owner;
+use crate::clock;
+use crate::identity::Live;
+
+/// Relays, of this node and of others.
+#[derive(Debug)]
+pub(super) struct Relaying {
+    pub(super) core: Relays,
+    /// What this node shows.
+    live: Live,
+    /// Those that this node names in its card.
+    own: watch::Sender<Vec<NodeId>>,
+    /// Those that the cards of others name.
+    of: BTreeMap<NodeId, Vec<NodeId>>,
+}
+
+impl Relaying {
+    /// Also returns the relays to name in the card, as they change.
+    pub(super) fn new(live: Live) -> (Self, watch::Receiver<Vec<NodeId>>) {
+        let (own, reader) = watch::channel(Vec::new());
+        (Self { core: Relays::default(), live, own, of: BTreeMap::new() }, reader)
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.core.next_deadline()
+    }
+}
+
+impl Owner {
+    /// Takes in what a node's card says. Whom only relays lead to is dialled when they become known.
+    pub(super) fn learn_relays(&mut self, node: NodeId, relays: Vec<NodeId>) {
+        if relays.is_empty() {
+            self.relaying.of.remove(&node);
+            return;
+        }
+        let is_news = self.relaying.of.insert(node, relays).is_none();
+        if !is_news || self.current.contains_key(&node) {
+            return;
+        }
+        if self.book.is_dialling(node) {
+            // That dial knows of no relays, and who answers has done so.
+            let (purpose, by, opener) = (Purpose::Control, By::Circuit, Opener::Dialler);
+            let relays = self.relays_of(node);
+            return self
+                .dial(Errand { node, purpose, by, opener }, Whereabouts { addresses: Vec::new(), relays });
+        }
+        self.book.reach(node, clock::now().mono);
+    }
+
+    /// Returns the relays to try for a node: what its card says, else what leads to it now. None of them is this node.
+    pub(super) fn relays_of(&self, node: NodeId) -> Vec<NodeId> {
+        let named = self.relaying.of.get(&node).cloned().unwrap_or_default();
+        let current = self.current.get(&node).and_then(|link| link.connection.via());
+        let mut relays: Vec<_> = current.into_iter().chain(named).filter(|relay| *relay != self.me).collect();
+        let mut seen = std::collections::BTreeSet::new();
+        relays.retain(|relay| *relay != node && seen.insert(*relay));
+        // One that is connected need not be dialled first.
+        relays.sort_by_key(|relay| {
+            self.current.get(relay).is_none_or(|link| link.connection.detour().is_some())
+        });
+        relays
+    }
+
+    pub(super) fn whereabouts(&self, node: NodeId) -> Whereabouts {
+        Whereabouts { addresses: self.data_addresses(node), relays: self.relays_of(node) }
+    }
+
+    /// Notes what a new connection says of being dialled.
+    pub(super) fn note_reach(&mut self, greeted: &Greeted) {
+        let came_in = !greeted.dialled && greeted.connection.via().is_none();
+        self.relaying.core.handle_connected(greeted.peer.node, came_in, clock::now().mono);
+    }
+
+    /// Chooses the relays anew when that is due, names them, and keeps the ways in from them open.
+    pub(super) fn keep_relays(&mut self) {
+        let now = clock::now().mono;
+        if self.relaying.core.is_due(now) {
+            let candidates = match self.relaying.live.load().leaf.claims.relay {
+                // Others count on reaching it.
+                true => Vec::new(),
+                false => self.current.iter().filter_map(candidate).collect(),
+            };
+            self.relaying.core.handle_candidates(candidates, now);
+            let chosen = self.relaying.core.chosen().to_vec();
+            self.relaying.own.send_if_modified(|own| {
+                let has_changed = *own != chosen;
+                *own = chosen;
+                has_changed
+            });
+        }
+        if self.relaying.core.keeps_alive(now) {
+            for link in self.relaying.core.chosen().iter().filter_map(|relay| self.current.get(relay)) {
+                let _ = link.connection.send_datagram(Bytes::new());
+            }
+        }
+    }
+}
+
+/// A relay that this node has dialled over UDP can be dialled, at least from here.
+fn candidate((node, link): (&NodeId, &Arc<Link>)) -> Option<Candidate> {
+    let is_one = link.is_relay && link.dialled && link.connection.detour().is_none();
+    is_one.then(|| Candidate { rtt: link.connection.rtt(), node: *node })
+}
