@@ -195,7 +195,7 @@ impl Task {
         let was_up = from.is_some_and(MemberState::is_up);
         match to.is_up() {
             true if !was_up => self.parts.peers.up(node),
-            false if was_up => self.parts.peers.gone(node),
+            false if was_up => self.parts.peers.gone(node, to == MemberState::Left),
             _ => {}
         }
         let by_node = match cause {

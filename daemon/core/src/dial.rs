@@ -15,6 +15,7 @@ use rand::rngs::StdRng;
 use crate::reach::Deny;
 
 mod addresses;
+mod entry;
 mod keep;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,7 @@ mod twins;
 mod warm;
 mod ways;
 
-use addresses::Addresses;
+use entry::{Entry, State};
 
 pub use keep::{Keep, keep_which};
 pub use twins::{Twins, later_process, process_nonce};
@@ -87,31 +88,6 @@ pub struct DialBook {
     urgent: BTreeSet<NodeId>,
     /// When the pace allows the next dial.
     next_slot: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    addresses: Addresses,
-    standing: Standing,
-    failures: u32,
-    /// What the back-off starts anew from.
-    least_failures: u32,
-    /// Whether a dial has reached it since the last connection was up.
-    was_reached: bool,
-    /// Whether this node dialled the last connection: perhaps only it can.
-    is_ours: bool,
-    /// Of this node and that one.
-    rank: PairRank,
-    state: State,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum State {
-    /// No address is known, no connection is wanted, or enough other silent nodes wait.
-    Idle,
-    Waiting(Instant),
-    Dialing(Instant),
-    Connected(Instant),
 }
 
 impl DialBook {
@@ -186,7 +162,7 @@ impl DialBook {
 
     /// Takes in what membership says. A node that turns live is dialled, by the larger of the two ids a moment
     /// later. One that falls silent has just been found dead, so its back-off begins with a longer pause; if it
-    /// lives after all, it dials, unless only this node can. A live node may be heard of before its addresses are.
+    /// lives after all, it dials. A live node may be heard of before its addresses are.
     pub fn set_standing(&mut self, node: NodeId, standing: Standing, now: Instant) {
         let first = self.first_dial(node, now);
         if standing == Standing::Live && self.has_room_for(node) {
@@ -214,7 +190,7 @@ impl DialBook {
                 self.choose_warm(now);
             }
             (Standing::Live, Standing::Silent) => {
-                entry.least_failures = if entry.is_ours { LOST_BY_US } else { LOST };
+                entry.least_failures = if std::mem::take(&mut entry.may_be_back) { LEFT } else { LOST };
                 entry.failures = entry.failures.max(entry.least_failures);
                 if let State::Waiting(due) = entry.state {
                     let pause = entry.pause(&mut self.rng);
@@ -226,6 +202,15 @@ impl DialBook {
             }
             (Standing::Live, Standing::Live) | (Standing::Silent, Standing::Silent) => {}
         }
+    }
+
+    /// A member has said that it leaves: it falls silent. It may start again in a moment, and where this node had dialled it
+    /// perhaps cannot dial; so the back-off begins with a short pause there.
+    pub fn left(&mut self, node: NodeId, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&node) {
+            entry.may_be_back = entry.is_ours;
+        }
+        self.set_standing(node, Standing::Silent, now);
     }
 
     /// Dials a live member before all others, and even where no connection is kept: somebody has to ask it something.
@@ -495,48 +480,6 @@ impl DialBook {
     }
 }
 
-impl Entry {
-    fn new(rank: PairRank) -> Self {
-        Self {
-            addresses: Addresses::default(),
-            standing: Standing::Silent,
-            failures: 0,
-            least_failures: 0,
-            was_reached: false,
-            is_ours: false,
-            rank,
-            state: State::Idle,
-        }
-    }
-
-    /// Whether this node wants a connection: it looks for whoever is not a member for certain.
-    fn is_wanted(&self, warm: WarmSet) -> bool {
-        self.standing == Standing::Silent || warm.holds(self.rank)
-    }
-
-    const fn has_address(&self) -> bool {
-        !self.addresses.is_empty()
-    }
-
-    /// Draws the pause after one more failure.
-    fn pause(&self, rng: &mut StdRng) -> Duration {
-        let longest = match self.standing {
-            Standing::Live => LONGEST_LIVE,
-            Standing::Silent => LONGEST_SILENT,
-        };
-        let doubled = SHORTEST.saturating_mul(1 << self.failures.min(16));
-        doubled.min(longest).mul_f64(rng.random_range(0.5..1.5))
-    }
-
-    fn is_silent_and_waits(&self) -> bool {
-        self.standing == Standing::Silent && matches!(self.state, State::Waiting(_))
-    }
-
-    fn is_set_aside(&self) -> bool {
-        self.standing == Standing::Silent && matches!(self.state, State::Idle) && self.has_address()
-    }
-}
-
 /// Pause between two dials: at most 50 a second, because a handshake costs both sides up to 0.9 ms and 4.4 KB.
 const PACE: Duration = Duration::from_millis(20);
 
@@ -585,8 +528,8 @@ const SHORTEST: Duration = Duration::from_millis(250);
 /// the void costs five or six packets of 1,200 bytes.
 const LOST: u32 = 6;
 
-/// The same where this node had dialled the connection: a first pause of 2 s. A node that has started again may not be able to dial.
-const LOST_BY_US: u32 = 3;
+/// The same of one that has left, where this node had dialled it: a first pause of 2 s before jitter.
+const LEFT: u32 = 3;
 
 /// Longest pause for a live member, before jitter: its other links carry it meanwhile.
 const LONGEST_LIVE: Duration = Duration::from_secs(30);

@@ -163,7 +163,10 @@ enum Command {
         relays: Vec<NodeId>,
     },
     Up(NodeId),
-    Gone(NodeId),
+    Gone {
+        node: NodeId,
+        has_left: bool,
+    },
     Reach(NodeId),
     /// Somebody wants to try the addresses of the node.
     Look {
@@ -301,9 +304,9 @@ impl Peers {
     }
 
     /// Tells that membership holds the node for down or gone: its connections are closed, so that flows fail
-    /// at once and not by timeout.
-    pub fn gone(&self, node: NodeId) {
-        self.command(Command::Gone(node));
+    /// at once and not by timeout. One that `has_left` has said so.
+    pub fn gone(&self, node: NodeId, has_left: bool) {
+        self.command(Command::Gone { node, has_left });
     }
 
     /// Tells that the catalog knows a certificate of the node that lasts until then, seconds since the Unix epoch: its

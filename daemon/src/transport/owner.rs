@@ -301,14 +301,7 @@ impl Owner {
             }
             Command::Relays { node, relays } => self.learn_relays(node, relays),
             Command::Up(node) => self.book.set_standing(node, Standing::Live, clock::now().mono),
-            Command::Gone(node) => {
-                self.book.set_standing(node, Standing::Silent, clock::now().mono);
-                let link = self.current.get(&node).map(|link| link.connection.clone());
-                let data = self.pool.remove(node).into_iter().map(|data| data.connection.into());
-                for connection in link.into_iter().chain(data).chain(self.lanes.remove(node)) {
-                    connection.close(CLOSE_DOWN.into(), b"down");
-                }
-            }
+            Command::Gone { node, has_left } => self.gone(node, has_left),
             Command::Look { node, caller } => self.look(node, caller),
             Command::Reach(node) => self.book.reach(node, clock::now().mono),
             Command::OpenData { node, caller } => self.open_data(node, caller),
@@ -325,6 +318,19 @@ impl Owner {
                 }
                 self.judge_connections();
             }
+        }
+    }
+
+    fn gone(&mut self, node: NodeId, has_left: bool) {
+        let now = clock::now().mono;
+        match has_left {
+            true => self.book.left(node, now),
+            false => self.book.set_standing(node, Standing::Silent, now),
+        }
+        let link = self.current.get(&node).map(|link| link.connection.clone());
+        let data = self.pool.remove(node).into_iter().map(|data| data.connection.into());
+        for connection in link.into_iter().chain(data).chain(self.lanes.remove(node)) {
+            connection.close(CLOSE_DOWN.into(), b"down");
         }
     }
 

@@ -289,7 +289,7 @@ async fn a_node_that_is_gone_loses_its_flows_at_once() {
     let mut flow = a.peers.open_flow(b.identity.node()).await.expect("opens");
     flow.send.write_all(b"x").await.expect("writes");
     let _inbound = timeout(SOON, b.flows.recv()).await.expect("in time");
-    a.peers.gone(b.identity.node());
+    a.peers.gone(b.identity.node(), false);
     let ended = timeout(SOON, flow.recv.read_to_end(16)).await.expect("at once");
     assert!(ended.is_err());
 }

@@ -11,7 +11,12 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// The first pause of a member that fell silent, before jitter.
 const LOST_PAUSE: Duration = Duration::from_secs(16);
-const LOST_BY_US_PAUSE: Duration = Duration::from_secs(2);
+/// The same of one that has left, where this node had dialled it.
+const LEFT_PAUSE: Duration = Duration::from_secs(2);
+
+fn fall_silent(book: &mut DialBook, node: NodeId, now: Instant) {
+    book.set_standing(node, Standing::Silent, now);
+}
 
 #[allow(clippy::disallowed_methods, reason = "an Instant has no other source, and no test depends on it")]
 fn start() -> Instant {
@@ -173,23 +178,26 @@ fn pauses_double_with_jitter_up_to_their_longest() {
 #[test]
 fn a_member_found_dead_is_left_alone_for_some_seconds_and_then_ever_longer() {
     let now = start();
-    for (lasted, lost_pause) in [(SECOND, LOST_PAUSE), (60 * SECOND, LOST_PAUSE), (SECOND, LOST_BY_US_PAUSE)]
+    for (lasted, has_left, is_ours) in
+        [(SECOND, false, true), (60 * SECOND, false, true), (SECOND, true, false), (SECOND, true, true)]
     {
+        let lost_pause = if has_left && is_ours { LEFT_PAUSE } else { LOST_PAUSE };
+        let end = if has_left { DialBook::left } else { fall_silent };
         for is_told_first in [true, false] {
             let mut book = book_of_one(now);
             book.next_dial(now).expect("due");
-            if lost_pause == LOST_BY_US_PAUSE {
+            if is_ours {
                 book.reached(node(1), address("192.0.2.1:4677"));
             }
             book.connected(node(1), now);
             let mut later = now + lasted;
             if is_told_first {
-                book.set_standing(node(1), Standing::Silent, later);
+                end(&mut book, node(1), later);
                 book.disconnected(node(1), later);
             } else {
                 book.disconnected(node(1), later);
                 later += SHORTEST / 4;
-                book.set_standing(node(1), Standing::Silent, later);
+                end(&mut book, node(1), later);
             }
             let wait = book.next_deadline().expect("waits") - later;
             assert!(wait >= lost_pause / 2 && wait <= lost_pause * 3 / 2, "{lasted:?}: {wait:?}");
