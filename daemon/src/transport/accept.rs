@@ -108,7 +108,7 @@ async fn greet(connection: Connection, greeter: &Greeter, metrics: &Metrics) -> 
     let remote = connection.remote_address();
     match timeout(HANDSHAKE_TIMEOUT, greeter.answer(connection.clone())).await {
         Ok(Ok(greeted)) => Accepted::Member(greeted),
-        Ok(Err(HelloError::Connection(error))) if has_only_looked(&error) => Accepted::Looked,
+        Ok(Err(_)) if connection.close_reason().as_ref().is_some_and(has_only_looked) => Accepted::Looked,
         Ok(Err(error)) => {
             tracing::debug!(%remote, %error, "connection refused");
             metrics.handshake_refused(reason(&error));
@@ -124,8 +124,8 @@ async fn greet(connection: Connection, greeter: &Greeter, metrics: &Metrics) -> 
 }
 
 /// Nothing is read before the certificate is verified: who says so is a member.
-fn has_only_looked(error: &ConnectionError) -> bool {
-    matches!(error, ConnectionError::ApplicationClosed(close) if close.error_code == CLOSE_LOOKED.into())
+fn has_only_looked(why: &ConnectionError) -> bool {
+    matches!(why, ConnectionError::ApplicationClosed(close) if close.error_code == CLOSE_LOOKED.into())
 }
 
 const fn reason(error: &HelloError) -> &'static str {
