@@ -27,8 +27,12 @@ struct Fake {
 }
 
 impl Fake {
-    async fn start(mut script: Script) -> Self {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
+    async fn start(script: Script) -> Self {
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), script).await
+    }
+
+    async fn start_at(address: SocketAddr, mut script: Script) -> Self {
+        let socket = UdpSocket::bind(address).await.expect("binds");
         let address = socket.local_addr().expect("bound");
         let seen = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = JoinSet::new();
@@ -56,10 +60,11 @@ impl Fake {
         Self::start(Box::new(|_, _| Vec::new())).await
     }
 
-    /// Answers over TCP too.
-    async fn over_tcp(&mut self, answer: impl Fn(&Message) -> Vec<u8> + Send + 'static) {
-        let listener = TcpListener::bind(self.address).await.expect("binds");
-        self.tasks.spawn(async move {
+    /// Answers over TCP too. That port is taken first: a connection of somebody else may have the TCP port of a UDP port's number.
+    async fn start_on_both(script: Script, answer: impl Fn(&Message) -> Vec<u8> + Send + 'static) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("binds");
+        let mut fake = Self::start_at(listener.local_addr().expect("bound"), script).await;
+        fake.tasks.spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let length = stream.read_u16().await.expect("framed");
                 let mut query = vec![0; length.into()];
@@ -69,6 +74,7 @@ impl Fake {
                 stream.write_all(&[&length[..], &answer].concat()).await.expect("sent");
             }
         });
+        fake
     }
 
     fn questions(&self) -> usize {
@@ -215,15 +221,14 @@ async fn a_late_answer_is_not_heard() {
 
 #[tokio::test]
 async fn a_cut_answer_is_asked_for_over_tcp() {
-    let mut fake =
-        Fake::start(Box::new(|_, query| vec![reply(query, |m| m.metadata.truncation = true)])).await;
+    let cut: Script = Box::new(|_, query| vec![reply(query, |m| m.metadata.truncation = true)]);
     let many = |query: &Message| {
         let name = query.queries[0].name.clone();
         let record =
             |n: u32| Record::from_rdata(name.clone(), 60, RData::A(A(Ipv4Addr::from(0xc633_6400 + n))));
         reply(query, |m| m.answers = (0..200).map(record).collect())
     };
-    fake.over_tcp(many).await;
+    let fake = Fake::start_on_both(cut, many).await;
     let forwarder = forwarder(&[&fake]);
     assert_eq!(ask(&forwarder, "www.example.").await.answers.len(), 200);
     assert_eq!(forwarder.counts().truncated, 1);
