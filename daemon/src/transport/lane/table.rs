@@ -239,7 +239,8 @@ impl Table {
     /// # Errors
     /// No honest peer sends this here.
     pub(super) fn take(&mut self, frame: LaneFrame) -> Result<(), LaneFault> {
-        if !self.is_started {
+        // Who closes at once takes back the first one.
+        if !self.is_started && !matches!(frame, LaneFrame::Close { .. }) {
             let LaneFrame::Start { dialler_opens } = frame else {
                 return Err(LaneFault::Order("the first one says who opens flows"));
             };
@@ -426,6 +427,17 @@ mod tests {
         let header = bytes[..4].try_into().expect("a header");
         let (kind, _) = LaneFrame::decode_header(header).expect("honest");
         to.take(LaneFrame::decode(kind, bytes.slice(4..)).expect("honest")).expect("in order");
+    }
+
+    #[test]
+    fn a_lane_that_is_closed_before_its_first_frame_is_written_tells_why() {
+        let (mut near, mut far) = (Table::new(Some(Opener::Dialler)), Table::new(None));
+        near.close(&LaneFrame::Close { code: 12, reason: Bytes::from_static(b"only looking") });
+        near.next_to_write(usize::MAX).into_iter().for_each(|bytes| deliver(&bytes, &mut far));
+        let closed = far.ended.expect("closed");
+        assert!(
+            matches!(closed, ConnectionError::ApplicationClosed(close) if close.error_code == VarInt::from_u32(12))
+        );
     }
 
     #[test]
