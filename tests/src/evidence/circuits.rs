@@ -51,7 +51,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "7.3-caps",
-        promise: "A member asks a relay for circuits to a node without end and reads nothing for 10 s: at most 512 are open, the rest is refused and counted by its reason, relay and node grow by less than 24 MiB, another pair's p99 through the relay at most doubles, and its next connect works",
+        promise: "A member asks a relay for circuits to a node without end and reads nothing for 10 s: at most 512 are open, the rest is refused and counted by its reason, relay and node grow by less than 24 MiB, another pair's p99 through the relay stays within twice its own and 20 ms, and its next connect works",
         sabotage: "the relay's process gets a tenth of its time",
         needs: Needs::Root,
         ci: Ci::Runs,
