@@ -15,7 +15,8 @@ use gossamer_core::trust::Leaf;
 use gossamer_wire::NodeId;
 use gossamer_wire::circuit::{CircuitOpen, CircuitStatus};
 
-use super::copy::{BROKEN, Counts, Early, Guarded, copy};
+use super::copy::{Counts, Early, Guarded, copy};
+use super::inbound::answer_and_end;
 use super::{Relay, count};
 use crate::metrics::CircuitCounts;
 use crate::transport::FlowStream;
@@ -109,7 +110,7 @@ impl Relay {
             Ok(opened) => opened,
             Err(why) => {
                 self.circuits.refused(&peer, why);
-                return answer_and_end(stream, status_of(why));
+                return answer_and_end(stream, status_of(why).code());
             }
         };
         if stream.side().send.write_all(&[CircuitStatus::Open.code()]).await.is_err() {
@@ -149,20 +150,6 @@ impl Relay {
         announced.map_err(|_| NoCircuit::NotConnected)?;
         Ok(far)
     }
-}
-
-/// Answers and ends both directions; the answer still arrives.
-fn answer_and_end(mut stream: Guarded<FlowStream>, status: CircuitStatus) {
-    stream.finished();
-    let FlowStream { send, recv, .. } = stream.side();
-    // One byte always fits a fresh stream; if not, the connection is gone anyway.
-    let written = futures_util::FutureExt::now_or_never(send.write_all(&[status.code()]));
-    if matches!(written, Some(Ok(()))) {
-        let _ = send.finish();
-    } else {
-        let _ = send.reset(BROKEN);
-    }
-    let _ = recv.stop(BROKEN);
 }
 
 const fn status_of(why: NoCircuit) -> CircuitStatus {

@@ -339,12 +339,17 @@ async fn read_opening(stream: &mut FlowStream) -> Option<Opening> {
     OpenRequest::decode(&payload).ok().map(Opening::Flow)
 }
 
-/// Answers and ends both directions; the answer still arrives, what the caller sent is dropped.
-pub(super) fn refuse(mut stream: Guarded<FlowStream>, status: OpenStatus) {
+/// Refuses a flow.
+pub(super) fn refuse(stream: Guarded<FlowStream>, status: OpenStatus) {
+    answer_and_end(stream, status.code());
+}
+
+/// Answers with one byte and ends both directions; the answer still arrives, what the caller sent is dropped.
+pub(super) fn answer_and_end(mut stream: Guarded<FlowStream>, code: u8) {
     stream.finished();
     let FlowStream { send, recv, .. } = stream.side();
     // One byte always fits a fresh stream; if not, the connection is gone anyway.
-    let written = futures_util::FutureExt::now_or_never(send.write_all(&[status.code()]));
+    let written = futures_util::FutureExt::now_or_never(send.write_all(&[code]));
     if matches!(written, Some(Ok(()))) {
         let _ = send.finish();
     } else {

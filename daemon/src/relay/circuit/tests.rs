@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::super::copy::BROKEN;
 use super::*;
 use crate::relay::tests::{Bench, HERE, Hops, Link, THERE};
 
