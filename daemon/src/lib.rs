@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod register;
 pub mod relay;
 pub mod resolver;
+mod segments;
 pub mod store;
 pub mod supervise;
 pub mod telemetry;

@@ -24,6 +24,7 @@ use super::name_port::NamePort;
 use super::{args, output, run};
 use crate::api::Client;
 use crate::api::messages::ServiceRow;
+use crate::segments;
 use crate::supervise::Stage;
 
 /// Longest wait for the connections that are open when `forward` ends.
@@ -61,6 +62,7 @@ pub(super) async fn start(
         Failure::failed(format_args!("{local} cannot be listened on: {error}; choose another local address"))
     };
     let listener = TcpListener::bind(local).await.map_err(refused)?;
+    segments::limit(&listener);
     let bound = listener.local_addr().map_err(refused)?;
     let (flows, stop) = (stage.clone(), stage.stopping().clone());
     stage.spawn("forward", async move {

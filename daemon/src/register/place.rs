@@ -15,6 +15,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::socket;
+use crate::segments;
 
 /// What a target is written with when it is a socket of the file system.
 const UNIX: &str = "unix:";
@@ -144,7 +145,7 @@ impl Place {
     /// that is not its own.
     pub async fn connect(&self) -> io::Result<Connected> {
         match self {
-            Self::Ip(address) => Ok(Connected::Tcp(TcpStream::connect(address).await?)),
+            Self::Ip(address) => Ok(Connected::Tcp(segments::connect(*address).await?)),
             Self::Unix { path, user } => socket::connect(path.as_path(), *user).await.map(Connected::Unix),
         }
     }

@@ -14,12 +14,14 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use smallvec::{SmallVec, smallvec};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
+use tokio::time::timeout;
 
 use super::splice::{Stop, splice_all};
 use hop::BULK;
@@ -407,15 +409,12 @@ impl<W: AsyncWrite + Unpin + Send> Sink for Writing<W> {
 
 struct SocketWriting<W>(W);
 
-impl<W: AsyncWrite + Watched> Sink for SocketWriting<W> {
-    async fn put(&mut self, bytes: Bytes) -> io::Result<()> {
-        self.0.write_all(&bytes).await
-    }
-
-    /// One system call takes all pieces: a hop brings them in packets, and a call for each would cost more than all else.
-    async fn put_all(&mut self, mut batch: Batch) -> io::Result<()> {
+impl<W: AsyncWrite + Watched> SocketWriting<W> {
+    /// Writes all pieces, and leaves what is not written yet when it is cancelled. One system call takes all: a hop brings
+    /// them in packets, and a call for each would cost more than all else.
+    async fn put_pieces(&mut self, batch: &mut Batch) -> io::Result<()> {
         let mut left = batch.as_mut_slice();
-        while left.len() > 1 {
+        while !left.is_empty() {
             let slices: SmallVec<[IoSlice<'_>; BATCH]> =
                 left.iter().map(|bytes| IoSlice::new(bytes)).collect();
             let written = self.0.write_vectored(&slices).await?;
@@ -425,10 +424,23 @@ impl<W: AsyncWrite + Watched> Sink for SocketWriting<W> {
             }
             left = after(left, written);
         }
-        match left {
-            [last] => self.0.write_all(last).await,
-            _ => Ok(()),
+        Ok(())
+    }
+}
+
+impl<W: AsyncWrite + Watched> Sink for SocketWriting<W> {
+    async fn put(&mut self, bytes: Bytes) -> io::Result<()> {
+        self.0.write_all(&bytes).await
+    }
+
+    async fn put_all(&mut self, mut batch: Batch) -> io::Result<()> {
+        if let Ok(put) = timeout(STALLED, self.put_pieces(&mut batch)).await {
+            return put;
         }
+        // What waits for long waits in memory of its own: a piece keeps the message it came in, many times its size.
+        let left = Bytes::from(batch.concat());
+        drop(batch);
+        self.0.write_all(&left).await
     }
 
     async fn finish(&mut self) -> io::Result<()> {
@@ -445,14 +457,14 @@ impl<W: AsyncWrite + Watched> Sink for SocketWriting<W> {
     }
 }
 
-/// Returns what is left of pieces of which so many bytes were written.
+/// Returns what is left of pieces of which so many bytes were written; the others are empty then.
 fn after(mut pieces: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
     while let Some(first) = pieces.first_mut() {
         if written < first.len() {
             first.advance(written);
             break;
         }
-        written -= first.len();
+        written -= std::mem::take(first).len();
         pieces = pieces.get_mut(1..).unwrap_or_default();
     }
     pieces
@@ -460,6 +472,9 @@ fn after(mut pieces: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
 
 /// Most bytes moved at once: enough to make system calls cheap, small enough for thousands of busy flows.
 pub(super) const CHUNK: usize = 32 * 1_024;
+
+/// A reader that takes nothing for so long has stalled: what waits for it is worth to be copied.
+const STALLED: Duration = Duration::from_millis(20);
 
 /// Bytes for a local program that the system takes and has not sent: several batches.
 const NOT_SENT: u32 = 128 << 10;

@@ -18,6 +18,7 @@ use gossamer_core::vip::BindOutcome;
 use super::spare::Spare;
 use super::{RelayCounters, count};
 use crate::clients::{Clients, is_out_of_files};
+use crate::segments;
 use crate::supervise::Stage;
 
 /// Listens on an address of the pool.
@@ -36,6 +37,7 @@ fn try_bind(address: SocketAddrV4) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     // Without it connections in TIME_WAIT keep the port (measured).
     socket.set_reuse_address(true)?;
+    segments::limit(&socket);
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(BACKLOG)?;
@@ -56,6 +58,7 @@ pub(super) fn bind_early(address: SocketAddr) -> io::Result<TcpListener> {
             socket.set_only_v6(true)?;
         }
     }
+    segments::limit(&socket);
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(BACKLOG)?;

@@ -374,6 +374,12 @@ impl ReadCredit {
         self.given += len as u64;
     }
 
+    /// Returns how many bytes may be there that the reader did not get; none of a flow whose limits are another's.
+    pub(crate) fn unread(&self) -> usize {
+        let unread = self.window.outstanding().saturating_sub(self.given);
+        self.of.as_ref().map_or(0, |_| usize::try_from(unread).unwrap_or(usize::MAX))
+    }
+
     /// The reader has taken what it got: the peer may send more.
     pub(crate) fn taken(&mut self) {
         let len = std::mem::take(&mut self.given);

@@ -11,14 +11,16 @@ use std::task::Poll;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use quinn::VarInt;
+use smallvec::smallvec;
+use tokio::time::timeout;
 
-use super::{BATCH, Batch, CHUNK, Side, Sink, Source};
+use super::{BATCH, Batch, CHUNK, STALLED, Side, Sink, Source};
 use crate::transport::{Demand, FlowStream, ReadCredit, RecvStream, SendCredit, SendStream};
 
 impl Side for FlowStream {
     fn halves(&mut self) -> (impl Source, impl Sink) {
         let Self { recv, send, demand, credit, .. } = self;
-        let hop = Hop { recv, credit: &mut credit.reading };
+        let hop = Hop { recv, credit: &mut credit.reading, waits: Bytes::new() };
         (hop, HopWriting { send, demand, credit: &mut credit.sending, sent: 0 })
     }
 
@@ -31,11 +33,38 @@ impl Side for FlowStream {
 struct Hop<'a> {
     recv: &'a mut RecvStream,
     credit: &'a mut ReadCredit,
+    /// What has come for a reader that had stalled.
+    waits: Bytes,
+}
+
+impl Hop<'_> {
+    /// Copies together what has come: each piece keeps the message it came in, many times its size. The credit of the flow
+    /// bounds it; it is given back when the reader has it.
+    fn gather(&mut self) {
+        let most = self.credit.unread();
+        let mut waits = Vec::new();
+        while waits.len() < most
+            && let Some(Ok(Some(bytes))) = self.recv.read_chunk(most - waits.len()).now_or_never()
+        {
+            waits.extend_from_slice(&bytes);
+        }
+        self.waits = waits.into_boxed_slice().into();
+    }
+
+    /// Returns a part of what was copied together.
+    fn waiting(&mut self) -> Option<Bytes> {
+        let bytes = self.waits.split_to(self.waits.len().min(CHUNK));
+        self.credit.give(bytes.len());
+        (!bytes.is_empty()).then_some(bytes)
+    }
 }
 
 impl Source for Hop<'_> {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         self.credit.taken();
+        if let Some(bytes) = self.waiting() {
+            return Ok(Some(bytes));
+        }
         let bytes = self.recv.read_chunk(CHUNK).await?;
         self.credit.give(bytes.as_ref().map_or(0, Bytes::len));
         Ok(bytes)
@@ -44,6 +73,9 @@ impl Source for Hop<'_> {
     async fn batch(&mut self) -> io::Result<Option<Batch>> {
         // Who asks for more has taken what came before.
         self.credit.taken();
+        if let Some(bytes) = self.waiting() {
+            return Ok(Some(smallvec![bytes]));
+        }
         self.recv.readable().await;
         let read = poll_fn(|context| {
             // Lives for one poll only: a flow that waits holds no places for pieces.
@@ -61,20 +93,31 @@ impl Source for Hop<'_> {
     }
 
     async fn broken(&mut self) -> io::Error {
-        let stalled = self.credit.stall();
-        let reset = async {
-            match self.recv.received_reset().await {
-                // The stream is over, so no reset can come. (quinn 0.11 says so only once its end was read: until then it
-                // waits, and a connection that is lost is an error also when everything has arrived.)
-                Ok(None) => pending().await,
-                Ok(Some(_)) => io::ErrorKind::ConnectionReset.into(),
-                Err(error) => io::Error::new(io::ErrorKind::ConnectionReset, error),
+        if self.waits.is_empty() {
+            if let Ok(error) = timeout(STALLED, broken(self.recv, self.credit)).await {
+                return error;
             }
-        };
-        tokio::select! {
-            error = reset => error,
-            error = stalled.given_up() => error,
+            self.gather();
         }
+        broken(self.recv, self.credit).await
+    }
+}
+
+/// Resolves when the stream of a flow that has stalled is reset, or the flow is given up.
+async fn broken(recv: &mut RecvStream, credit: &ReadCredit) -> io::Error {
+    let stalled = credit.stall();
+    let reset = async {
+        match recv.received_reset().await {
+            // The stream is over, so no reset can come. (quinn 0.11 says so only once its end was read: until then it
+            // waits, and a connection that is lost is an error also when everything has arrived.)
+            Ok(None) => pending().await,
+            Ok(Some(_)) => io::ErrorKind::ConnectionReset.into(),
+            Err(error) => io::Error::new(io::ErrorKind::ConnectionReset, error),
+        }
+    };
+    tokio::select! {
+        error = reset => error,
+        error = stalled.given_up() => error,
     }
 }
 

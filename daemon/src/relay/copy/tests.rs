@@ -315,9 +315,9 @@ fn what_is_left_of_pieces_begins_where_the_writing_ended() {
     }
 }
 
-#[tokio::test]
-async fn pieces_of_all_sizes_arrive_in_order_at_a_reader_that_takes_its_time() {
-    let mut flow = Flow::open().await;
+/// Sends pieces of some size to a reader that rests after each part; expects all of them in order.
+async fn in_order(link: Link, rest: Duration) {
+    let mut flow = Flow::on(&Arc::new(link), Early::default()).await;
     let sent: Vec<u8> = (0..3_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let (mut from, mut to) = flow.client.split();
     let writing = async {
@@ -335,11 +335,21 @@ async fn pieces_of_all_sizes_arrive_in_order_at_a_reader_that_takes_its_time() {
                 return read;
             }
             read.extend_from_slice(&part[..length]);
-            tokio::task::yield_now().await;
+            tokio::time::sleep(rest).await;
         }
     };
     let ((), read) = tokio::join!(writing, reading);
     assert!(read == sent, "{} of {} bytes", read.len(), sent.len());
+}
+
+#[tokio::test]
+async fn pieces_of_all_sizes_arrive_in_order_at_a_reader_that_takes_its_time() {
+    in_order(Link::new().await, Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn what_was_copied_together_for_a_reader_that_stalls_again_and_again_arrives_in_order() {
+    in_order(Link::credited(None).await, STALLED * 2).await;
 }
 
 /// Writes to a service's end until nothing moves for a while; returns how many bytes that took.
