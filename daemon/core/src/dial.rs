@@ -20,6 +20,7 @@ mod keep;
 #[cfg(test)]
 mod tests;
 mod twins;
+mod unanswered;
 mod warm;
 mod ways;
 
@@ -27,6 +28,7 @@ use entry::{Entry, State};
 
 pub use keep::{Keep, keep_which};
 pub use twins::{Twins, later_process, process_nonce};
+pub use unanswered::{Packets, Unanswered};
 pub use warm::{PairRank, WarmSet};
 pub use ways::{Detour, UDP_ALONE, Ways};
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 use tokio::sync::mpsc;
 
-use gossamer_core::dial::{Detour, UDP_ALONE};
+use gossamer_core::dial::{Detour, Packets, UDP_ALONE};
 use gossamer_core::trust::Leaf;
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
@@ -111,6 +111,39 @@ impl Owner {
             quic.close(CLOSE_DOWN.into(), b"silent");
             let _ = reports.send(Report::Greeted(greeted)).await;
         });
+    }
+
+    /// Looks for peers to which UDP leads no more. Each is asked once again before that is believed.
+    pub(super) fn look_for_silence(&mut self) {
+        if self.lane_dialler.is_none() {
+            return;
+        }
+        self.unanswered.retain(|node| self.current.contains_key(&node));
+        for (node, link) in &self.current {
+            let Some(quic) = link.connection.quic() else { continue };
+            let stats = quic.stats();
+            let packets = Packets { sent: stats.udp_tx.datagrams, received: stats.udp_rx.datagrams };
+            if !self.unanswered.handle_packets(*node, packets, clock::now().mono) {
+                continue;
+            }
+            let (node, stable_id, quic) = (*node, link.connection.stable_id(), quic.clone());
+            let reports = self.inbox.reports.clone();
+            self.stage.spawn_short("silence", async move {
+                if look(&quic).await == Verdict::Gone {
+                    let _ = reports.send(Report::UdpSilent { node, stable_id }).await;
+                }
+            });
+        }
+    }
+
+    /// Dials a lane beside a control connection that is silent: UDP may have been closed, and membership must not take the
+    /// peer for dead. The lane takes over if the peer hears nothing either; without one nothing has changed.
+    pub(super) fn leave_udp(&mut self, node: NodeId, stable_id: usize) {
+        if self.current.get(&node).is_some_and(|link| link.connection.stable_id() == stable_id) {
+            tracing::debug!(peer = %node, "nothing comes over UDP; trying TCP");
+            let (purpose, opener) = (Purpose::Control, Opener::Dialler);
+            self.dial(Errand { node, purpose, by: By::Lane, opener }, self.whereabouts(node));
+        }
     }
 
     /// Dials directly whom a detour leads to, from time to time: what answers replaces the detour.

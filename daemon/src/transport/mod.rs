@@ -210,6 +210,11 @@ enum Report {
         node: NodeId,
         stable_id: usize,
     },
+    /// Nothing has come over a control connection for some time, and its peer was asked.
+    UdpSilent {
+        node: NodeId,
+        stable_id: usize,
+    },
     DialBack {
         node: NodeId,
         purpose: Purpose,

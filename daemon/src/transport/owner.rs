@@ -11,7 +11,9 @@ use std::time::Duration;
 use rand::RngExt as _;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use gossamer_core::dial::{Detour, DialBook, Keep, Source, Standing, Twins, Ways, keep_which, process_nonce};
+use gossamer_core::dial::{
+    Detour, DialBook, Keep, Source, Standing, Twins, Unanswered, Ways, keep_which, process_nonce,
+};
 use gossamer_core::reach::{Deny, check_ip};
 use gossamer_core::sightings::Sightings;
 use gossamer_wire::NodeId;
@@ -133,6 +135,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         lanes,
         lane_dialler,
         ways: Ways::default(),
+        unanswered: Unanswered::default(),
         certified: Certified::default(),
         judge_at: None,
         move_at: matches!(parts.udp, Udp::Bind(_)).then(|| clock::now().mono),
@@ -193,6 +196,8 @@ pub(super) struct Owner {
     pub(super) lane_dialler: Option<LaneDialler>,
     /// By which way nodes are reached.
     pub(super) ways: Ways,
+    /// Whether UDP still leads to them.
+    pub(super) unanswered: Unanswered,
     pub(super) certified: Certified,
     /// When the first certificate of a connection may have ended.
     pub(super) judge_at: Option<std::time::Instant>,
@@ -255,6 +260,7 @@ impl Owner {
             }
             if self.move_at.is_some_and(|at| at <= clock::now().mono) {
                 self.look_for_moves();
+                self.look_for_silence();
             }
         }
         self.endpoints.endpoint.close(CLOSE_DOWN.into(), b"leaving");
@@ -290,6 +296,7 @@ impl Owner {
             Report::DataEnded { node, stable_id } => self.pool.ended(node, stable_id),
             Report::LaneReady { lane, peer, dialled } => self.add_lane(lane, peer, dialled),
             Report::LaneEnded { node, stable_id } => self.lanes.ended(node, stable_id),
+            Report::UdpSilent { node, stable_id } => self.leave_udp(node, stable_id),
             Report::DialBack { node, purpose } => self.dial_back(node, purpose),
         }
     }
@@ -500,7 +507,11 @@ impl Owner {
             }
             Errand { node, purpose: Purpose::Data, .. } => self.data_dial_failed(node),
             // A link lives meanwhile, or another dial.
-            Errand { purpose: Purpose::Control, by: By::Udp | By::Direct(_) | By::Circuit, .. } => {}
+            Errand {
+                purpose: Purpose::Control,
+                by: By::Udp | By::Direct(_) | By::Lane | By::Circuit,
+                ..
+            } => {}
             Errand { node, purpose: Purpose::Control, .. } => {
                 self.metrics.dial_failed();
                 self.book.failed(node, clock::now().mono);

@@ -19,7 +19,7 @@ use crate::netns::{Namespace, Segment};
 use crate::process::{Lab, Node};
 use crate::promise;
 use crate::quic::{Credentials, identity_of, tls};
-use crate::wait::until;
+use crate::wait::{throughout, until};
 
 pub(super) const ROWS: &[Row] = &[
     Row {
@@ -37,6 +37,14 @@ pub(super) const ROWS: &[Row] = &[
         needs: Needs::Root,
         ci: Ci::Runs,
         check: udp_again,
+    },
+    Row {
+        name: "7.4-udp-closes",
+        promise: "When all UDP between three machines is dropped at run time, none of them is called down for 30 s, and new flows are answered over TCP within 6 s",
+        sabotage: "TCP is dropped as well",
+        needs: Needs::Root,
+        ci: Ci::Runs,
+        check: udp_closes,
     },
     Row {
         name: "7.4-strangers",
@@ -159,9 +167,7 @@ fn udp_dropped(run: &Run) -> Result<String> {
     for machine in segment.machines() {
         close_udp(machine)?;
         if run.sabotaged {
-            machine.nft(
-                "table inet shut { chain in { type filter hook input priority 0; iif != lo tcp dport 4677 drop; }; }",
-            )?;
+            machine.nft(SHUT)?;
         }
     }
     run.scenario(|lab| {
@@ -201,6 +207,62 @@ fn udp_dropped(run: &Run) -> Result<String> {
         ))
     })
 }
+
+fn udp_closes(run: &Run) -> Result<String> {
+    let segment = Segment::new(3)?;
+    let [here, there, third] = segment.machines() else { unreachable!("three machines were made") };
+    run.scenario(|lab| {
+        let pair = Pair::on(lab, here, there)?;
+        let mut other = lab.node_in("third", third)?;
+        other.join(&pair.server.token(&[])?)?;
+        let nodes = [&pair.server, &pair.caller, &other];
+        formed(&nodes, Instant::now())?;
+        let (listener, target) = there.enter(listen)??;
+        let vip = pair.offer_orders(target)?;
+        let _flow = here.enter(|| pair_up(vip, &listener))??;
+        promise!(paths(&pair.caller)? == ["quic"], "paths at first: {:?}", paths(&pair.caller)?);
+        let began = Instant::now();
+        for machine in segment.machines() {
+            close_udp(machine)?;
+            if run.sabotaged {
+                machine.nft(SHUT)?;
+            }
+        }
+        let echo = std::thread::spawn(move || -> Result<()> {
+            loop {
+                let (mut program, _) = listener.accept()?;
+                let mut word = [0];
+                // A check of the daemon and a client that has gone say nothing.
+                if program.read_exact(&mut word).is_ok() {
+                    let _ = program.write_all(&word);
+                }
+            }
+        });
+        let answered = here.enter(|| -> Result<_> {
+            until("an answer over TCP", SEEN, || {
+                let mut client = connect(vip)?;
+                client.set_read_timeout(Some(Duration::from_millis(500)))?;
+                client.write_all(b"x")?;
+                Ok(client.read(&mut [0]).is_ok_and(|len| len == 1))
+            })
+        })??;
+        promise!(!echo.is_finished(), "the program has ended");
+        promise!(answered <= Duration::from_secs(6), "a new flow is answered after {answered:?}");
+        throughout("members", Duration::from_secs(30).saturating_sub(began.elapsed()), || {
+            for node in nodes {
+                let events = node.ok(&["events"])?;
+                let down = events.lines().find(|line| line.contains("-> down"));
+                promise!(down.is_none(), "{} says {down:?}", node.name);
+            }
+            Ok(true)
+        })?;
+        Ok(format!("a new flow was answered after {:.1} s, nobody was called down", answered.as_secs_f64()))
+    })
+}
+
+/// Drops what comes in for lanes.
+const SHUT: &str =
+    "table inet shut { chain in { type filter hook input priority 0; iif != lo tcp dport 4677 drop; }; }";
 
 /// Paths of the flows that live, oldest first.
 fn paths(node: &Node) -> Result<Vec<String>> {
