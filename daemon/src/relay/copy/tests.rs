@@ -235,7 +235,7 @@ async fn a_client_that_does_not_read_holds_the_service_back() {
             write.write_all(&[1; CHUNK]).await.expect("written");
         }
     };
-    let waited = tokio::time::timeout(Duration::from_millis(500), endless).await;
+    let waited = timeout(Duration::from_millis(500), endless).await;
     assert!(waited.is_err(), "an endless write does not end");
     let before = flow.near_counts.bytes_out.load(Ordering::Relaxed);
     // Nobody reads: what is under way stays within windows and socket buffers.
@@ -278,7 +278,7 @@ async fn stalled() -> Flow {
     assert_eq!(read_all(&mut flow.service).await.expect("clean end"), b"");
     loop {
         let write = flow.service.write_all(&[1; CHUNK]);
-        if tokio::time::timeout(Duration::from_millis(300), write).await.is_err() {
+        if timeout(Duration::from_millis(300), write).await.is_err() {
             return flow;
         }
     }
@@ -288,7 +288,7 @@ async fn stalled() -> Flow {
 async fn a_stalled_client_does_not_hide_a_lost_hop() {
     let mut flow = stalled().await;
     flow.link.near.close(9_u32.into(), b"gone");
-    let ended = tokio::time::timeout(Duration::from_secs(5), flow.near.end()).await;
+    let ended = timeout(Duration::from_secs(5), flow.near.end()).await;
     assert!(matches!(ended.expect("ends without a read"), Err(Broken::Service(_))));
     assert_reset(&mut flow.client).await;
 }
@@ -299,7 +299,7 @@ async fn a_stalled_client_does_not_hide_a_reset_of_the_service() {
     flow.service.set_zero_linger().expect("option");
     drop(flow.service);
     let ends = async { (flow.far.end().await, flow.near.end().await) };
-    let (far, near) = tokio::time::timeout(Duration::from_secs(5), ends).await.expect("end without a read");
+    let (far, near) = timeout(Duration::from_secs(5), ends).await.expect("end without a read");
     assert!(matches!((far, near), (Err(Broken::Service(_)), Err(Broken::Service(_)))));
     assert_reset(&mut flow.client).await;
 }
@@ -357,7 +357,7 @@ async fn fill(service: &mut TcpStream) -> usize {
     let mut written = 0;
     loop {
         let write = service.write(&[1; CHUNK]);
-        match tokio::time::timeout(Duration::from_secs(1), write).await {
+        match timeout(Duration::from_secs(1), write).await {
             Ok(taken) => written += taken.expect("written"),
             Err(_) => return written,
         }
@@ -374,7 +374,7 @@ async fn pace(link: &Arc<Link>) -> Duration {
         service.shutdown().await.expect("ended");
         service
     });
-    let read = tokio::time::timeout(Duration::from_secs(20), read_all(&mut client)).await;
+    let read = timeout(Duration::from_secs(20), read_all(&mut client)).await;
     assert_eq!(read.expect("in time").expect("clean end").len(), 16 << 20);
     let took = began.elapsed();
     drop(writing);
