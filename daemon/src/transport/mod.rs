@@ -24,6 +24,7 @@ pub mod paths;
 mod ping;
 mod race;
 mod relays;
+mod second;
 mod silence;
 mod standing;
 pub mod tls;
@@ -197,6 +198,10 @@ enum Report {
         node: NodeId,
         stable_id: usize,
     },
+    SecondEnded {
+        node: NodeId,
+        stable_id: usize,
+    },
     DataEnded {
         node: NodeId,
         stable_id: usize,
@@ -266,6 +271,8 @@ type Links = Arc<ArcSwap<BTreeMap<NodeId, Arc<Link>>>>;
 #[derive(Clone, Debug)]
 pub struct Peers {
     links: Links,
+    /// The second circuits to those that relays lead to.
+    seconds: Links,
     data: data::Newest,
     lanes: lane::OpenLanes,
     commands: mpsc::Sender<Command>,
@@ -278,14 +285,19 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Queues a frame for a connected node; `false` when it is not connected or does not read.
+    /// Queues a frame for a connected node; `false` when it is not connected or does not read. What asks whether it lives
+    /// goes as packets do.
     pub fn send_frame(&self, to: NodeId, frame: &Frame) -> bool {
-        self.links.load().get(&to).is_some_and(|link| link.send_frame(frame))
+        let beside =
+            link::is_swim(frame) && self.seconds.load().get(&to).is_some_and(|link| link.send_frame(frame));
+        self.links.load().get(&to).is_some_and(|link| link.send_frame(frame)) || beside
     }
 
-    /// Sends a SWIM packet to a connected node; `false` when it is not connected.
+    /// Sends a SWIM packet to a connected node; `false` when it is not connected. Where relays lead to it, through two of them:
+    /// SWIM takes the first copy.
     pub fn send_packet(&self, to: NodeId, packet: Vec<u8>) -> bool {
-        self.links.load().get(&to).is_some_and(|link| link.send_packet(packet))
+        let beside = self.seconds.load().get(&to).is_some_and(|link| link.send_packet(packet.clone()));
+        self.links.load().get(&to).is_some_and(|link| link.send_packet(packet)) || beside
     }
 
     /// Tells where a node may be dialled.
