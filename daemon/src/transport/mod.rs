@@ -377,11 +377,6 @@ impl Peers {
         self.links.load().iter().map(path).collect()
     }
 
-    /// Returns whether the control connection to a node is a lane; `None` when there is none.
-    pub fn is_lane(&self, node: NodeId) -> Option<bool> {
-        self.links.load().get(&node).map(|link| link.connection.is_lane())
-    }
-
     /// Resolves when another process with this node's identity is found that started earlier, with its address:
     /// this process must serve no more.
     ///
@@ -420,8 +415,8 @@ impl Peers {
         tokio::time::timeout(OPEN_WITHIN, open).await.unwrap_or(Err(OpenError::Unreachable))
     }
 
-    /// Opens a stream on a data connection to a node that has a control connection over UDP with this one. Nobody is looked
-    /// for: what a relay does for others.
+    /// Opens a stream on a data connection to a node that has a control connection with this one, not through a relay. Nobody
+    /// is looked for: what a relay does for others.
     ///
     /// # Errors
     /// There is no such connection, or nothing could be opened within 3 s.
@@ -429,16 +424,14 @@ impl Peers {
     /// # Cancel safety
     /// Cancel safe: a stream that was opened meanwhile is reset.
     pub async fn open_kept(&self, node: NodeId) -> Result<FlowStream, OpenError> {
-        match self.is_lane(node) {
-            Some(false) => self.open_flow(node).await,
-            Some(true) | None => Err(OpenError::Unreachable),
-        }
+        let is_kept = self.links.load().get(&node).is_some_and(|link| link.connection.via().is_none());
+        if is_kept { self.open_flow(node).await } else { Err(OpenError::Unreachable) }
     }
 
     /// Opens a stream to a node through a relay.
     ///
     /// # Errors
-    /// The relay cannot be reached over UDP, has not the role, or does not lead there, in its words.
+    /// The relay cannot be reached without another one, has not the role, or does not lead there, in its words.
     ///
     /// # Cancel safety
     /// Cancel safe: a stream that was opened meanwhile is reset.
@@ -446,8 +439,8 @@ impl Peers {
         let broken = |error: &dyn std::fmt::Display| Outcome::Broken(format!("the relay {relay}: {error}"));
         let opened = self.open_flow(relay).await;
         let mut stream = opened.map_err(|error| Outcome::NoRoute(format!("the relay {relay}: {error}")))?;
-        if stream.is_lane() {
-            return Err(Outcome::NoRoute(format!("the relay {relay} is not reached over UDP")));
+        if let Some(other) = stream.send.via() {
+            return Err(Outcome::NoRoute(format!("the relay {relay} is reached through the relay {other}")));
         }
         if !stream.peer.claims.relay {
             return Err(Outcome::NoRoute(format!("node {relay} has not the role of a relay")));

@@ -94,9 +94,9 @@ pub(super) struct Hidden {
     issuer: Node,
     pub(super) relays: Vec<Node>,
     pub(super) nodes: [Node; 2],
-    listeners: [TcpListener; 2],
+    pub(super) listeners: [TcpListener; 2],
     /// Where each finds the service of the other.
-    vips: [SocketAddr; 2],
+    pub(super) vips: [SocketAddr; 2],
 }
 
 impl Hidden {
@@ -152,7 +152,7 @@ fn offer(server: &Node, caller: &Node, target: SocketAddr) -> Result<SocketAddr>
 }
 
 /// Connects until a flow reaches the program: a byte of the client arrives there. What failed before is closed.
-fn opened(
+pub(super) fn opened(
     machine: &Namespace,
     vip: SocketAddr,
     listener: &TcpListener,
@@ -197,7 +197,7 @@ fn attempt(vip: SocketAddr, listener: &TcpListener, until: Instant) -> Result<(T
 }
 
 /// Returns the paths of the flows that live.
-fn paths(node: &Node) -> Result<Vec<String>> {
+pub(super) fn paths(node: &Node) -> Result<Vec<String>> {
     let flows = node.ok(&["status", "--flows", "--json"])?;
     let rows = flows.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     Ok(rows.filter_map(|row| row["path"].as_str().map(str::to_owned)).collect())

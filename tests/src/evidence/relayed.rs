@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::carried::kept;
-use super::circuits::{Hidden, behind};
+use super::circuits::{Hidden, behind, opened, paths};
+use super::lanes::flows;
 use super::{Ci, Needs, Row, Run};
 use crate::netns::{Namespace, Segment};
 use crate::promise;
 use crate::sim::relayed::{Silence, relayed};
-use crate::wait::until;
+use crate::wait::{throughout, until};
 
 pub(super) const ROWS: &[Row] = &[
     Row {
@@ -31,9 +32,18 @@ pub(super) const ROWS: &[Row] = &[
         ci: Ci::Runs,
         check: steady_sim,
     },
+    Row {
+        name: "7.3-relay-by-tcp",
+        promise: "Two nodes behind translators of addresses, for which UDP is closed, and a member with the role of a relay between them that they reach by TCP: within 30 s each calls a service of the other, 16 MiB pass each way with the same SHA-256, half-closes and resets arrive, and for 20 s each sees the other alive",
+        sabotage: "no member has the role",
+        needs: Needs::Root,
+        ci: Ci::Runs,
+        check: by_tcp,
+    },
 ];
 
 const SEEN: Duration = Duration::from_secs(30);
+const CALM: Duration = Duration::from_secs(20);
 const STEADY: Duration = Duration::from_secs(600);
 const SABOTAGED: Duration = Duration::from_secs(60);
 const SEEDS: u64 = 20;
@@ -98,4 +108,38 @@ fn steady_sim(run: &Run) -> Result<String> {
     }
     promise!(downs.iter().all(|downs| *downs == 0), "false downs by seed: {downs:?}");
     Ok(format!("no false down with {SEEDS} of {SEEDS} seeds"))
+}
+
+fn by_tcp(run: &Run) -> Result<String> {
+    let segment = Segment::new(4)?;
+    let (public, routers) = segment.machines().split_at(2);
+    let (left, right) = (behind(&routers[0])?, behind(&routers[1])?);
+    for machine in [&left, &right] {
+        machine.nft(
+            "table ip closed { chain out { type filter hook output priority 0; oifname eth0 meta l4proto udp drop; }; }",
+        )?;
+    }
+    run.scenario(|lab| {
+        let mesh = kept("a mesh", Hidden::new(lab, public, [&left, &right], !run.sabotaged))?;
+        let [a, b] = &mesh.nodes;
+        let mut words = Vec::new();
+        for (side, machine) in [&left, &right].into_iter().enumerate() {
+            let (vip, listener) = (mesh.vips[side], &mesh.listeners[1 - side]);
+            let (flow, took) = kept("a flow", opened(machine, vip, listener, SEEN))?;
+            let path = paths(&mesh.nodes[side])?;
+            promise!(path == ["relay relay0"], "the paths of flows are {path:?}");
+            drop(flow);
+            let moved = kept("flows", machine.enter(|| flows(vip, listener, run.times(16, 16)))?)?;
+            words.push(format!("the first flow after {:.1} s, {moved}", took.as_secs_f64()));
+        }
+        throughout("each seeing the other alive", CALM, || {
+            Ok(a.state_of("b")?.as_deref() == Some("alive") && b.state_of("a")?.as_deref() == Some("alive"))
+        })?;
+        for node in [a, b] {
+            let pinged = node.json(&["ping", "relay0"])?;
+            let way = pinged["connection"]["way"].as_str().unwrap_or_default().to_owned();
+            promise!(way.starts_with("lane "), "{} reaches the relay otherwise: {pinged}", node.name);
+        }
+        Ok(format!("from a {}; from b {}", words[0], words[1]))
+    })
 }

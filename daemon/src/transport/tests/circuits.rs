@@ -296,7 +296,7 @@ async fn a_relay_that_leads_to_somebody_else_is_found_out_and_nothing_is_said_to
         }
     };
     timeout(SOON, counted).await.expect("found out");
-    assert_eq!(a.peers.is_lane(absent.node()), None);
+    assert_eq!(is_lane(&a.peers, absent.node()), None);
     assert!(r.metrics.render().contains("gossamer_handshakes_refused_total{reason=\"lane_name\"} 1"));
 }
 
