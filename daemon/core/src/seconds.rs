@@ -110,7 +110,7 @@ impl Seconds {
 
     /// Returns when one of the two has something next.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.of.values().filter_map(|led| led.dial_at().or(led.lost.map(|at| at + ALONE))).min()
+        self.of.values().filter_map(|led| led.dial_at().or_else(|| Some(led.lost? + ALONE))).min()
     }
 }
 
