@@ -186,6 +186,9 @@ async fn a_circuit_carries_frames_packets_and_flows_and_its_relay_can_read_none_
         let ((), read) = tokio::join!(answered, near.recv.read_to_end(2 << 20));
         assert!(read.expect("a clean end") == answer, "{round}");
     }
+    // A relay behind a relay leads nobody.
+    let refused = a.peers.open_circuit(of_b, of_a).await.expect_err("a circuit in a circuit");
+    assert!(refused.to_string().contains(&format!("is reached through the relay {relay}")), "{refused}");
     let passed = passed.lock().expect("whole");
     let holds = |needle: &[u8]| passed.windows(needle.len()).any(|window| window == needle);
     assert!(passed.len() > 3 << 20, "{} bytes have passed", passed.len());
