@@ -32,6 +32,8 @@ pub enum Purpose {
     Control,
     /// Flows: opened on demand, closed when idle.
     Data,
+    /// SWIM alone, beside a control connection that a relay leads, through another relay.
+    Swim,
 }
 
 /// The first frame each way on every connection.

@@ -86,6 +86,7 @@ fn frames() -> Vec<(Frame, &'static str)> {
         ),
         (Frame::DialBack(Purpose::Control), "00000001000800"),
         (Frame::DialBack(Purpose::Data), "00000001000801"),
+        (Frame::DialBack(Purpose::Swim), "00000001000802"),
         (Frame::Statements(vec![vec![9; 3], Vec::new()]), "000000060009020309090900"),
         (Frame::Swim(vec![3, 0, 0, 9, 0, 0, 1]), "00000008000a0703000009000001"),
         (Frame::Buckets(vec![0, u64::MAX]), "0000000b000b0200fdffffffffffffffff"),

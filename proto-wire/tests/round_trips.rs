@@ -79,7 +79,7 @@ fn advert_id() -> impl Strategy<Value = AdvertId> {
 }
 
 fn purpose() -> impl Strategy<Value = Purpose> {
-    prop_oneof![Just(Purpose::Control), Just(Purpose::Data)]
+    prop_oneof![Just(Purpose::Control), Just(Purpose::Data), Just(Purpose::Swim)]
 }
 
 fn frame() -> impl Strategy<Value = Frame> {

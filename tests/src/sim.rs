@@ -21,6 +21,7 @@ pub mod mixed;
 mod net;
 mod node;
 mod queue;
+pub mod relayed;
 mod tables;
 mod watch;
 mod wiring;

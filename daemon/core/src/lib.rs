@@ -20,6 +20,7 @@ mod outputs;
 pub mod reach;
 pub mod relays;
 pub mod renewal;
+pub mod seconds;
 pub mod select;
 pub mod sightings;
 mod source;

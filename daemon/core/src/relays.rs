@@ -4,7 +4,8 @@
 //! connections, which tells of each dial and each connection that came in.
 //!
 //! That somebody dialled this node says little when this node had sent him something before: translators of addresses let
-//! answers in, and what they take for one. Only who came unasked has proved that others can.
+//! answers in, and what they take for one. Only who came unasked has proved that others can. That fades: machines move, and
+//! ports are closed. Taking a node for hidden costs little, so that no proof is believed for longer than it deserves.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,6 +24,11 @@ const REMEMBERED: Duration = Duration::from_secs(300);
 /// Pause between two packets that keep a way in open: translators forget idle paths after 30 s.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
+/// How long it is believed that others can dial this node when one has come unasked and stays.
+const PROVEN: Duration = Duration::from_secs(24 * 3_600);
+/// The same when his connection has ended: it may have done so because this machine is elsewhere.
+const BELIEVED: Duration = Duration::from_secs(600);
+
 /// A relay that could be kept, which this node has dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Candidate {
@@ -35,8 +41,8 @@ pub struct Candidate {
 /// The relays of this node.
 #[derive(Debug, Default)]
 pub struct Relays {
-    /// Somebody came unasked.
-    is_dialled: bool,
+    /// Who came unasked, and until when that counts. One for each node at the most, as below.
+    proofs: BTreeMap<NodeId, Instant>,
     /// When this node last sent something to a node's address.
     sent: BTreeMap<NodeId, Instant>,
     /// When the first connection came about.
@@ -47,33 +53,44 @@ pub struct Relays {
 }
 
 impl Relays {
-    /// This node dials a node, or has just lost a connection with it.
+    /// This node dials a node.
     pub fn handle_sent(&mut self, node: NodeId, now: Instant) {
-        if !self.is_dialled {
-            self.sent.insert(node, now);
-        }
+        self.sent.insert(node, now);
     }
 
     /// A connection is up; `came_in` when the node dialled this one, not through a relay.
     pub fn handle_connected(&mut self, node: NodeId, came_in: bool, now: Instant) {
-        if self.is_dialled {
-            return;
-        }
         let began = *self.began.get_or_insert(now);
         self.next_look.get_or_insert(began + SETTLE);
         let has_sent = self.sent.get(&node).is_some_and(|at| now.saturating_duration_since(*at) < REMEMBERED);
         if came_in && !has_sent {
-            self.is_dialled = true;
+            self.proofs.insert(node, now + PROVEN);
+            self.next_look = Some(now);
+        } else if !came_in {
+            self.weaken(node, now);
+        }
+    }
+
+    /// A connection has ended. What was sent on one that came unasked opened no way.
+    pub fn handle_lost(&mut self, node: NodeId, now: Instant) {
+        if !self.weaken(node, now) {
+            self.handle_sent(node, now);
+        }
+        if self.chosen.contains(&node) {
             self.next_look = Some(now);
         }
     }
 
-    /// A connection has ended.
-    pub fn handle_lost(&mut self, node: NodeId, now: Instant) {
-        self.handle_sent(node, now);
-        if self.chosen.contains(&node) {
-            self.next_look = Some(now);
-        }
+    /// The connection that came unasked is there no more. Returns whether there was one.
+    fn weaken(&mut self, node: NodeId, now: Instant) -> bool {
+        let Some(until) = self.proofs.get_mut(&node) else { return false };
+        *until = (*until).min(now + BELIEVED);
+        self.next_look = self.proven_until();
+        true
+    }
+
+    fn proven_until(&self) -> Option<Instant> {
+        self.proofs.values().max().copied()
     }
 
     /// Whether it is time to look at the candidates.
@@ -84,13 +101,13 @@ impl Relays {
     /// Chooses among the relays that are there. Those that were chosen stay as long as they are: who is told of them should
     /// find them.
     pub fn handle_candidates(&mut self, mut candidates: Vec<Candidate>, now: Instant) {
-        self.next_look = Some(now + LOOK);
         self.sent.retain(|_, at| now.saturating_duration_since(*at) < REMEMBERED);
-        if self.is_dialled {
-            // For good: there is nothing to look for any more.
-            *self = Self { is_dialled: true, ..Self::default() };
-            return;
+        self.proofs.retain(|_, until| *until > now);
+        if let Some(until) = self.proven_until() {
+            (self.next_look, self.next_keep_alive) = (Some(until), None);
+            return self.chosen.clear();
         }
+        self.next_look = Some(now + LOOK);
         candidates.sort();
         self.chosen.retain(|node| candidates.iter().any(|candidate| candidate.node == *node));
         for Candidate { node, .. } in candidates {
@@ -167,7 +184,51 @@ mod tests {
         assert!(relays.chosen().is_empty() && !relays.keeps_alive(now + SETTLE * 9));
         relays.handle_sent(A, now + SETTLE * 2);
         relays.handle_connected(A, false, now + SETTLE * 2);
-        assert_eq!(relays.next_deadline(), None, "for good");
+        assert_eq!(relays.next_deadline(), Some(now + SETTLE * 2 + PROVEN), "nothing to look for");
+    }
+
+    /// A node that B has dialled unasked at once.
+    fn dialled(now: Instant) -> Relays {
+        let mut relays = Relays::default();
+        relays.handle_connected(B, true, now);
+        relays.handle_candidates(candidates(&[(C, 1)]), now);
+        assert!(relays.chosen().is_empty());
+        relays
+    }
+
+    #[test]
+    fn a_proof_is_believed_for_a_while_after_its_connection_and_a_day_at_most() {
+        let now = Instant::now();
+        let mut relays = dialled(now);
+        relays.handle_lost(B, now + SETTLE);
+        let ends = now + SETTLE + BELIEVED;
+        assert_eq!(relays.next_deadline(), Some(ends));
+        relays.handle_candidates(candidates(&[(C, 1)]), ends - SETTLE);
+        assert!(relays.chosen().is_empty());
+        relays.handle_candidates(candidates(&[(C, 1)]), ends);
+        assert_eq!(relays.chosen(), [C]);
+        let mut relays = dialled(now);
+        assert!(!relays.is_due(now + PROVEN - SETTLE) && relays.is_due(now + PROVEN));
+        relays.handle_candidates(candidates(&[(C, 1)]), now + PROVEN);
+        assert_eq!(relays.chosen(), [C], "B is still connected");
+    }
+
+    #[test]
+    fn who_came_unasked_and_comes_again_is_a_proof_unless_he_was_dialled() {
+        let now = Instant::now();
+        let mut relays = dialled(now);
+        relays.handle_lost(B, now + SETTLE);
+        relays.handle_connected(B, true, now + SETTLE * 2);
+        relays.handle_candidates(Vec::new(), now + SETTLE * 2);
+        assert_eq!(relays.next_deadline(), Some(now + SETTLE * 2 + PROVEN));
+        relays.handle_lost(B, now + SETTLE * 3);
+        relays.handle_sent(B, now + SETTLE * 3);
+        relays.handle_connected(B, true, now + SETTLE * 4);
+        assert_eq!(relays.next_deadline(), Some(now + SETTLE * 3 + BELIEVED), "an answer, perhaps");
+        relays.handle_connected(A, true, now + SETTLE * 5);
+        relays.handle_candidates(Vec::new(), now + SETTLE * 5);
+        relays.handle_connected(A, false, now + SETTLE * 6);
+        assert_eq!(relays.next_deadline(), Some(now + SETTLE * 6 + BELIEVED), "the way out is another one");
     }
 
     #[test]

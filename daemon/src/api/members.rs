@@ -2,6 +2,8 @@
 //!
 //! Owns: which node a name means. Must not know: who may order what (`core::callers`, `authority`). Driven by: `api`.
 
+use std::collections::BTreeSet;
+
 use axum::Extension;
 use axum::Json;
 use axum::extract::State;
@@ -113,6 +115,27 @@ pub(super) fn which(api: &Api, text: &str) -> Result<(NodeId, String), Refusal> 
                 ids.join(", ")
             )))
         }
+    }
+}
+
+/// The least of an id that stands for it.
+const PREFIX: usize = 4;
+
+/// Finds the node of a name, an id, or the beginning of the id of one node that is known. For what does no harm to the wrong one.
+pub(super) fn which_by_prefix(api: &Api, text: &str) -> Result<(NodeId, String), Refusal> {
+    let refusal = match which(api, text) {
+        Err(refusal) if text.len() >= PREFIX => refusal,
+        found => return found,
+    };
+    let nodes = api.state.index.nodes();
+    let all: BTreeSet<_> = nodes.iter().map(|known| known.node).chain([api.state.about.node]).collect();
+    let found: Vec<_> = all.into_iter().filter(|node| node.to_string().starts_with(text)).collect();
+    match found[..] {
+        [node] => Ok((node, api.state.index.name_of(node))),
+        [] => Err(refusal),
+        [..] => Err(Refusal::conflict(format!(
+            "more than one node has an id that begins with {text}; gossamer nodes --json lists them"
+        ))),
     }
 }
 

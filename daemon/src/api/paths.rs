@@ -16,7 +16,7 @@ use gossamer_wire::NodeId;
 use serde::Deserialize;
 
 use super::handlers::ask;
-use super::members::which;
+use super::members::which_by_prefix;
 use super::messages::{Finding, PathRow, PeerRow, PingRow, TriedRow};
 use super::refusal::Refusal;
 use super::{Api, ApiState};
@@ -34,7 +34,7 @@ pub(super) async fn ping(
     query: Result<Query<PingQuery>, QueryRejection>,
 ) -> Result<Json<PingRow>, Refusal> {
     let PingQuery { node } = ask(query)?;
-    let (node, name) = which(&api, &node)?;
+    let (node, name) = which_by_prefix(&api, &node)?;
     if node == api.state.about.node {
         return Err(Refusal::conflict(format!("{name} is this node; ping another one")));
     }

@@ -741,6 +741,9 @@ async fn a_ping_names_the_connection_and_refuses_who_is_unknown_and_itself() {
     let (status, text) = daemon.refusal(&format!("/v1/ping?node={}", NodeId::from_bytes([9; 16]))).await;
     assert!(status == 404 && text.contains("gossamer nodes"), "{text}");
     let own = daemon.client.get::<Status>("/v1/status").await.expect("status").node.id;
-    let (status, text) = daemon.refusal(&format!("/v1/ping?node={own}")).await;
-    assert!(status == 409 && text.contains("this node"), "{text}");
+    for named in [&own[..], &own[..4]] {
+        let (status, text) = daemon.refusal(&format!("/v1/ping?node={named}")).await;
+        assert!(status == 409 && text.contains("this node"), "{named}: {text}");
+    }
+    assert_eq!(daemon.refusal(&format!("/v1/ping?node={}", &own[..3])).await.0, 404, "too little of it");
 }

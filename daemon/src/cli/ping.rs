@@ -13,7 +13,7 @@ use crate::api::messages::{PingRow, TriedRow, milliseconds};
 /// `gossamer ping`.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Asked {
-    /// Name or id of the node
+    /// Name or id of the node; of an id its first letters are enough
     node: String,
     /// Print JSON
     #[arg(long)]

@@ -89,7 +89,9 @@ impl Relay {
     pub(super) async fn circuit(&self, stream: FlowStream, record: CircuitOpen) {
         match record {
             CircuitOpen::To(node) => self.lead(Guarded::new(stream), node).await,
-            CircuitOpen::From(_) if stream.is_lane() => self.circuits.refused(&stream.peer, NoCircuit::Loop),
+            CircuitOpen::From(_) if stream.send.via().is_some() => {
+                self.circuits.refused(&stream.peer, NoCircuit::Loop);
+            }
             CircuitOpen::From(_) if !stream.peer.claims.relay => {
                 self.circuits.refused(&stream.peer, NoCircuit::NoRelay);
                 drop(Guarded::new(stream));
@@ -132,7 +134,7 @@ impl Relay {
         if node == opener || node == self.parts.node {
             return Err(NoCircuit::Itself);
         }
-        if stream.is_lane() {
+        if stream.send.via().is_some() {
             return Err(NoCircuit::Loop);
         }
         self.circuits.lock().handle_open(opener, Instant::now().into_std())?;
@@ -143,7 +145,7 @@ impl Relay {
     async fn open_far(&self, opener: NodeId, node: NodeId) -> Result<Guarded<FlowStream>, NoCircuit> {
         let far = self.parts.hops.open_kept(node).await.map_err(|_| NoCircuit::NotConnected)?;
         let mut far = Guarded::new(far);
-        if far.side().is_lane() {
+        if far.side().send.via().is_some() {
             return Err(NoCircuit::Loop);
         }
         let announced = far.side().send.write_all(&CircuitOpen::From(opener).encode()).await;

@@ -49,7 +49,7 @@ use gossamer_wire::{GroupName, InstanceName, MeshId, NodeId, NodeName, PortName,
 pub use choices::LiveRoutes;
 pub use flow::{Direction, FlowId, FlowInfo, Path};
 pub use outbound::{Carried, ConnectError};
-pub use probe::{CandidateView, Outcome, Probed, Reached};
+pub use probe::{By, CandidateView, Outcome, Probed, Reached};
 pub use scope::PortChoice;
 pub(crate) use scope::{attempt, behind, has_udp, of_instances};
 pub use vips::{RedirectError, RedirectSockets, Standings, VipPort, Vips, VipsParts};

@@ -22,7 +22,7 @@ use super::Relay;
 use super::access::{Line, Reason};
 use super::copy::Guarded;
 use super::dialled::Dialled;
-use super::flow::FlowId;
+use super::flow::{FlowId, Path};
 use super::inbound::{Caller, Dialling, Refusal};
 use super::outbound::Choice;
 use super::scope::{PortChoice, behind};
@@ -76,8 +76,8 @@ pub struct Probed {
 /// A node at the other end of an authenticated connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reached {
-    /// Its address.
-    pub address: SocketAddr,
+    /// By which way.
+    pub by: By,
     /// Smoothed round trip.
     pub rtt: Duration,
     /// The name in its certificate.
@@ -86,6 +86,19 @@ pub struct Reached {
     pub node: NodeId,
     /// End of its certificate, seconds since the Unix epoch.
     pub not_after: u64,
+}
+
+/// The way of a flow to another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Over UDP, dialled here.
+    Direct(SocketAddr),
+    /// Over UDP, dialled there.
+    Inbound(SocketAddr),
+    /// Over TCP.
+    Lane(SocketAddr),
+    /// Through the node of this name.
+    Relay(String),
 }
 
 /// What an instance answered.
@@ -216,6 +229,15 @@ impl Relay {
         Probed::new(request, choice, (Duration::ZERO, began.elapsed()), outcome)
     }
 
+    fn way_of(&self, stream: &FlowStream) -> By {
+        match Path::of(stream) {
+            Path::Relay(relay) => By::Relay(self.parts.index.name_of(relay)),
+            Path::Lane(address) => By::Lane(address),
+            Path::Quic(_) | Path::Local if stream.datagrams.is_inbound() => By::Inbound(stream.remote),
+            Path::Quic(_) | Path::Local => By::Direct(stream.remote),
+        }
+    }
+
     async fn probe_there(&self, request: &OpenRequest, choice: &Choice, deadline: Instant) -> Probed {
         let began = Instant::now();
         let opening = timeout_at(deadline.min(began + EACH), self.parts.hops.open_flow(choice.node));
@@ -233,7 +255,7 @@ impl Relay {
         let connect = began.elapsed();
         let asked = Instant::now();
         let reached = Reached {
-            address: stream.remote,
+            by: self.way_of(&stream),
             rtt: stream.datagrams.rtt(),
             identity: spiffe_id(self.parts.mesh, &stream.peer.group, &stream.peer.name),
             node: stream.peer.node,

@@ -17,6 +17,7 @@ use super::accept::{By, Errand};
 use super::canary::{Verdict, look};
 use super::carrier::Connection;
 use super::data::Waiting;
+use super::dials::HEAD_START;
 use super::endpoint::Opening;
 use super::hello::Greeted;
 use super::lane::{self, Arrival, FlowLane, Lane, LaneDialler, LaneDoor, Listener, Opener};
@@ -167,21 +168,33 @@ impl Owner {
         }
     }
 
-    /// As with data connections, a peer that dialled the control connection may be the only one that can. Who has relays in
-    /// common with it needs no such help.
+    /// As with data connections, a peer that dialled the control connection may be the only one that can: it is asked, and
+    /// this node dials only when that has brought nothing. Who has relays in common with it needs no such help.
     fn dial_lane(&mut self, node: NodeId) {
         let to = self.whereabouts(node);
         let by = match self.ways.detour(node) {
             Some(Detour::Circuit) if !to.relays.is_empty() => By::Circuit,
             _ => By::Lane,
         };
-        if by == By::Lane
-            && let Some(link) = self.current.get(&node).filter(|link| !link.dialled)
-        {
-            link.send_frame(&Frame::DialBack(Purpose::Data));
-        }
         let (purpose, opener) = (Purpose::Data, Opener::Dialler);
-        self.dial(Errand { node, purpose, by, opener }, to);
+        let errand = Errand { node, purpose, by, opener };
+        let asked = self.current.get(&node).filter(|link| by == By::Lane && !link.dialled);
+        if !asked.is_some_and(|link| link.send_frame(&Frame::DialBack(Purpose::Data))) {
+            return self.dial(errand, to);
+        }
+        let (answered, dialling) = (self.lanes.asked(node), self.dialling(errand, to));
+        self.stage.spawn_short("dial", async move {
+            let dialling = async {
+                tokio::time::sleep(HEAD_START).await;
+                dialling.await;
+            };
+            tokio::select! {
+                biased;
+                // The peer's lane is there.
+                _ = answered => {}
+                () = dialling => {}
+            }
+        });
     }
 
     /// Takes a lane for flows into use when its greeting is over at both ends.
@@ -205,7 +218,8 @@ impl Owner {
         match (dialled, opens_here) {
             (true, true) => self.lanes.dialled(node),
             (true, false) => self.pool.dial_back_ended(node),
-            (false, _) => {}
+            (false, true) => self.lanes.answered(node),
+            (false, false) => {}
         }
         let flow_lane = FlowLane { lane: lane.clone(), peer };
         let (may_stay, wants_dial) = self.lanes.insert(flow_lane.clone());

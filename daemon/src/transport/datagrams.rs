@@ -86,6 +86,11 @@ impl Datagrams {
         Registered { shared: Arc::clone(&self.shared), stream }
     }
 
+    /// Whether the peer has dialled the connection, over UDP.
+    pub(crate) fn is_inbound(&self) -> bool {
+        self.connection.quic().is_some_and(|connection| connection.side().is_server())
+    }
+
     /// Returns the smoothed round trip of the connection.
     pub(crate) fn rtt(&self) -> Duration {
         self.connection.rtt()

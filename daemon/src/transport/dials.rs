@@ -20,7 +20,7 @@ use super::owner::Owner;
 use crate::clock;
 
 /// How long a peer that was asked to dial has for it before this node dials as well.
-const HEAD_START: Duration = Duration::from_millis(250);
+pub(super) const HEAD_START: Duration = Duration::from_millis(250);
 
 impl Owner {
     pub(super) fn may_dial_us(&self, node: NodeId) -> bool {
@@ -106,7 +106,11 @@ impl Owner {
     }
 
     /// Returns a dial that has not begun yet.
-    fn dialling(&mut self, errand: Errand, to: Whereabouts) -> impl Future<Output = ()> + Send + use<> {
+    pub(super) fn dialling(
+        &mut self,
+        errand: Errand,
+        to: Whereabouts,
+    ) -> impl Future<Output = ()> + Send + use<> {
         self.relaying.core.handle_sent(errand.node, clock::now().mono);
         let dialler = self.dialler(errand.purpose);
         let reports = self.inbox.reports.clone();

@@ -41,7 +41,7 @@ pub(super) enum HelloError {
     Encode(#[from] EncodeError),
     #[error("{0}")]
     Trust(#[from] TrustError),
-    #[error("the first frame was not a hello for this purpose")]
+    #[error("the first frame was not a hello for this purpose, or a later one is not for it")]
     Purpose,
     #[error(
         "the peer sends more than {MAX_STATEMENT_SET_BYTES} bytes of statements, or something else before they are through"

@@ -49,6 +49,7 @@ pub(super) struct Link {
 #[derive(Debug)]
 pub(super) struct LinkIo {
     connection: Connection,
+    purpose: Purpose,
     node: NodeId,
     send: SendStream,
     recv: RecvStream,
@@ -61,7 +62,7 @@ pub(super) struct LinkIo {
 impl Link {
     /// Splits a greeted control connection.
     pub(super) fn new(greeted: Greeted) -> (Self, LinkIo) {
-        let Greeted { connection, peer, nonce, dialled, statements, send, recv, .. } = greeted;
+        let Greeted { connection, purpose, peer, nonce, dialled, statements, send, recv, .. } = greeted;
         if let Connection::Lane(lane) = &connection {
             lane.keep();
         }
@@ -70,6 +71,7 @@ impl Link {
         let queued = Arc::<AtomicUsize>::default();
         let io = LinkIo {
             connection: connection.clone(),
+            purpose,
             node: peer.node,
             send,
             recv,
@@ -119,16 +121,16 @@ impl Link {
 impl LinkIo {
     /// Runs until the connection ends, whoever ends it.
     pub(super) async fn run(self, inbox: Inbox, metrics: Arc<Metrics>) {
-        let Self { connection, node, send, recv, frames, answers, queued } = self;
+        let Self { connection, purpose, node, send, recv, frames, answers, queued } = self;
         let answers = Answers { frames: answers, queued: Arc::clone(&queued) };
         let result = tokio::select! {
             biased;
             result = write(send, frames, &queued) => result,
-            result = read(node, recv, &answers, &inbox) => result,
+            result = read((node, purpose), recv, &answers, &inbox) => result,
             result = datagrams(node, &connection, &inbox) => result,
         };
         if let Err(error) = result {
-            if let HelloError::Decode(_) = error {
+            if let HelloError::Decode(_) | HelloError::Purpose = error {
                 metrics.bad_frame();
                 tracing::debug!(peer = %node, %error, "closing a connection");
             }
@@ -209,7 +211,7 @@ impl Answers {
 }
 
 async fn read(
-    node: NodeId,
+    (node, purpose): (NodeId, Purpose),
     mut recv: RecvStream,
     answers: &Answers,
     inbox: &Inbox,
@@ -217,6 +219,9 @@ async fn read(
     let mut allowance = Allowance::new(clock::now().mono);
     loop {
         let Some(frame) = read_frame(&mut recv).await? else { continue };
+        if purpose == Purpose::Swim && !is_swim(&frame) {
+            return Err(HelloError::Purpose);
+        }
         match frame {
             Frame::Members { members, reply } => {
                 inbox.members(node, members, reply).await;
@@ -256,6 +261,16 @@ async fn datagrams(node: NodeId, connection: &Connection, inbox: &Inbox) -> Resu
         if !bytes.is_empty() && bytes.len() <= MAX_SWIM_BYTES {
             inbox.membership(ToMembership::Packet { from: node, bytes: bytes.into() });
         }
+    }
+}
+
+/// Whether it is of those that ask whether somebody lives, and answer. An answer goes behind the entry that says which life
+/// this is.
+pub(super) fn is_swim(frame: &Frame) -> bool {
+    match frame {
+        Frame::Swim(_) | Frame::Probe(_) | Frame::ProbeAck(_) => true,
+        Frame::Members { members, reply } => members.len() == 1 && !reply,
+        _ => false,
     }
 }
 

@@ -24,6 +24,7 @@ pub mod paths;
 mod ping;
 mod race;
 mod relays;
+mod second;
 mod silence;
 mod standing;
 pub mod tls;
@@ -197,6 +198,10 @@ enum Report {
         node: NodeId,
         stable_id: usize,
     },
+    SecondEnded {
+        node: NodeId,
+        stable_id: usize,
+    },
     DataEnded {
         node: NodeId,
         stable_id: usize,
@@ -271,6 +276,8 @@ type Links = Arc<ArcSwap<BTreeMap<NodeId, Arc<Link>>>>;
 #[derive(Clone, Debug)]
 pub struct Peers {
     links: Links,
+    /// The second circuits to those that relays lead to.
+    seconds: Links,
     data: data::Newest,
     lanes: lane::OpenLanes,
     commands: mpsc::Sender<Command>,
@@ -283,14 +290,19 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Queues a frame for a connected node; `false` when it is not connected or does not read.
+    /// Queues a frame for a connected node; `false` when it is not connected or does not read. What asks whether it lives
+    /// goes as packets do.
     pub fn send_frame(&self, to: NodeId, frame: &Frame) -> bool {
-        self.links.load().get(&to).is_some_and(|link| link.send_frame(frame))
+        let beside =
+            link::is_swim(frame) && self.seconds.load().get(&to).is_some_and(|link| link.send_frame(frame));
+        self.links.load().get(&to).is_some_and(|link| link.send_frame(frame)) || beside
     }
 
-    /// Sends a SWIM packet to a connected node; `false` when it is not connected.
+    /// Sends a SWIM packet to a connected node; `false` when it is not connected. Where relays lead to it, through two of them:
+    /// SWIM takes the first copy.
     pub fn send_packet(&self, to: NodeId, packet: Vec<u8>) -> bool {
-        self.links.load().get(&to).is_some_and(|link| link.send_packet(packet))
+        let beside = self.seconds.load().get(&to).is_some_and(|link| link.send_packet(packet.clone()));
+        self.links.load().get(&to).is_some_and(|link| link.send_packet(packet)) || beside
     }
 
     /// Tells where a node may be dialled.
@@ -370,11 +382,6 @@ impl Peers {
         self.links.load().iter().map(path).collect()
     }
 
-    /// Returns whether the control connection to a node is a lane; `None` when there is none.
-    pub fn is_lane(&self, node: NodeId) -> Option<bool> {
-        self.links.load().get(&node).map(|link| link.connection.is_lane())
-    }
-
     /// Resolves when another process with this node's identity is found that started earlier, with its address:
     /// this process must serve no more.
     ///
@@ -413,8 +420,8 @@ impl Peers {
         tokio::time::timeout(OPEN_WITHIN, open).await.unwrap_or(Err(OpenError::Unreachable))
     }
 
-    /// Opens a stream on a data connection to a node that has a control connection over UDP with this one. Nobody is looked
-    /// for: what a relay does for others.
+    /// Opens a stream on a data connection to a node that has a control connection with this one, not through a relay. Nobody
+    /// is looked for: what a relay does for others.
     ///
     /// # Errors
     /// There is no such connection, or nothing could be opened within 3 s.
@@ -422,16 +429,14 @@ impl Peers {
     /// # Cancel safety
     /// Cancel safe: a stream that was opened meanwhile is reset.
     pub async fn open_kept(&self, node: NodeId) -> Result<FlowStream, OpenError> {
-        match self.is_lane(node) {
-            Some(false) => self.open_flow(node).await,
-            Some(true) | None => Err(OpenError::Unreachable),
-        }
+        let is_kept = self.links.load().get(&node).is_some_and(|link| link.connection.via().is_none());
+        if is_kept { self.open_flow(node).await } else { Err(OpenError::Unreachable) }
     }
 
     /// Opens a stream to a node through a relay.
     ///
     /// # Errors
-    /// The relay cannot be reached over UDP, has not the role, or does not lead there, in its words.
+    /// The relay cannot be reached without another one, has not the role, or does not lead there, in its words.
     ///
     /// # Cancel safety
     /// Cancel safe: a stream that was opened meanwhile is reset.
@@ -439,8 +444,8 @@ impl Peers {
         let broken = |error: &dyn std::fmt::Display| Outcome::Broken(format!("the relay {relay}: {error}"));
         let opened = self.open_flow(relay).await;
         let mut stream = opened.map_err(|error| Outcome::NoRoute(format!("the relay {relay}: {error}")))?;
-        if stream.is_lane() {
-            return Err(Outcome::NoRoute(format!("the relay {relay} is not reached over UDP")));
+        if let Some(other) = stream.send.via() {
+            return Err(Outcome::NoRoute(format!("the relay {relay} is reached through the relay {other}")));
         }
         if !stream.peer.claims.relay {
             return Err(Outcome::NoRoute(format!("node {relay} has not the role of a relay")));

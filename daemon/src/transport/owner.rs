@@ -28,9 +28,10 @@ use super::data::{DataConnection, Pool};
 use super::endpoint::{Endpoints, Opening, Udp, open, widen};
 use super::hello::{Greeted, Greeter, frames_of};
 use super::lane::{LaneDialler, Lanes};
-use super::link::{CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, Link, is_data};
+use super::link::{CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, Link};
 use super::ping::Pings;
 use super::relays::Relaying;
+use super::second::SecondLinks;
 use super::standing::Certified;
 use super::tls::Side;
 use super::twin::report_end;
@@ -99,7 +100,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     let (commands, command_queue) = mpsc::channel(COMMANDS);
     let (reports, report_queue) = mpsc::channel(INPUTS);
     let (connected, connected_reader) = watch::channel(0);
-    let links = Links::default();
+    let (links, seconds) = (Links::default(), SecondLinks::default());
     let (twin, twin_reader) = watch::channel(None);
     let (seen, seen_reader) = watch::channel(Vec::new());
     let (relaying, relays) = Relaying::new(Live::clone(&parts.live));
@@ -107,6 +108,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     let (arrivals_in, arrivals) = mpsc::channel(ARRIVALS);
     let peers = Peers {
         links: Arc::clone(&links),
+        seconds: seconds.links(),
         data: pool.newest(),
         lanes: lanes.open(),
         commands,
@@ -131,6 +133,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         relaying,
         current: BTreeMap::new(),
         links,
+        seconds,
         pool,
         lanes,
         lane_dialler,
@@ -190,6 +193,8 @@ pub(super) struct Owner {
     pub(super) relaying: Relaying,
     pub(super) current: BTreeMap<NodeId, Arc<Link>>,
     links: Links,
+    /// The second circuits.
+    pub(super) seconds: SecondLinks,
     pub(super) pool: Pool,
     pub(super) lanes: Lanes,
     /// `None` in a network in memory.
@@ -234,6 +239,7 @@ impl Owner {
                 self.sightings.next_deadline(),
                 self.ways.next_deadline(),
                 self.relaying.next_deadline(),
+                self.seconds.next_deadline(),
                 self.judge_at,
                 self.move_at,
             ];
@@ -281,9 +287,10 @@ impl Owner {
         match report {
             Report::Greeted(greeted) => {
                 self.note_addresses(&greeted);
-                match is_data(greeted.purpose) {
-                    true => self.add_data(greeted),
-                    false => self.add_link(greeted).await,
+                match greeted.purpose {
+                    Purpose::Control => self.add_link(greeted).await,
+                    Purpose::Data => self.add_data(greeted),
+                    Purpose::Swim => self.add_second(greeted),
                 }
             }
             Report::MetAnother { node, addresses } => {
@@ -293,6 +300,7 @@ impl Owner {
             Report::DialFailed(errand) => self.dial_failed(errand),
             Report::LinkEnded { node, stable_id } => self.remove_link(node, stable_id).await,
             Report::ToldOfTwin(at) => self.seek_twin(at),
+            Report::SecondEnded { node, stable_id } => self.remove_second(node, stable_id),
             Report::DataEnded { node, stable_id } => self.pool.ended(node, stable_id),
             Report::LaneReady { lane, peer, dialled } => self.add_lane(lane, peer, dialled),
             Report::LaneEnded { node, stable_id } => self.lanes.ended(node, stable_id),
@@ -334,6 +342,7 @@ impl Owner {
             true => self.book.left(node, now),
             false => self.book.set_standing(node, Standing::Silent, now),
         }
+        self.end_second(node);
         let link = self.current.get(&node).map(|link| link.connection.clone());
         let data = self.pool.remove(node).into_iter().map(|data| data.connection.into());
         for connection in link.into_iter().chain(data).chain(self.lanes.remove(node)) {
@@ -418,6 +427,7 @@ impl Owner {
         let remote = greeted.connection.remote_address();
         self.note_way(node, &greeted.connection);
         self.note_reach(&greeted);
+        self.note_first(&greeted);
         if greeted.connection.via().is_some() {
             tracing::debug!(peer = %node, "connected through a relay");
         } else if greeted.dialled {
@@ -454,6 +464,7 @@ impl Owner {
         self.current.remove(&node);
         self.publish_links();
         self.relaying.core.handle_lost(node, clock::now().mono);
+        self.seconds.first_lost(node);
         self.book.disconnected(node, clock::now().mono);
         let _ = self.inbox.membership.send(ToMembership::Disconnected(node)).await;
         let _ = self.inbox.catalog.send(ToCatalog::Disconnected(node)).await;
@@ -506,6 +517,7 @@ impl Owner {
                 self.lane_dial_failed(node, opener);
             }
             Errand { node, purpose: Purpose::Data, .. } => self.data_dial_failed(node),
+            Errand { node, purpose: Purpose::Swim, .. } => self.seconds.lost(node),
             // A link lives meanwhile, or another dial.
             Errand {
                 purpose: Purpose::Control,
@@ -525,6 +537,7 @@ impl Owner {
             self.dial(self.control(dial.node), Whereabouts { addresses: dial.addresses, relays });
         }
         self.try_direct_again();
+        self.keep_seconds();
         // One at a time: it counts until its end is reported.
         let surplus = self.book.next_surplus(clock::now().mono);
         if let Some(link) = surplus.and_then(|node| self.current.get(&node)) {

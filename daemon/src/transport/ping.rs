@@ -108,7 +108,7 @@ impl Owner {
     /// Returns how to dial.
     pub(super) fn dialler(&self, purpose: Purpose) -> Dialler {
         let config = match purpose {
-            Purpose::Control => self.endpoints.control.clone(),
+            Purpose::Control | Purpose::Swim => self.endpoints.control.clone(),
             Purpose::Data => self.endpoints.data.clone(),
         };
         let (endpoint, greeter) = (self.endpoints.endpoint.clone(), self.greeter.clone());

@@ -11,9 +11,10 @@ use tokio::sync::watch;
 
 use gossamer_core::relays::{Candidate, Relays};
 use gossamer_wire::NodeId;
-use gossamer_wire::frame::Purpose;
+use gossamer_wire::frame::{Frame, Purpose};
 
 use super::accept::{By, Errand, Whereabouts};
+use super::carrier::Connection;
 use super::hello::Greeted;
 use super::lane::Opener;
 use super::link::Link;
@@ -74,9 +75,8 @@ impl Owner {
         let mut seen = std::collections::BTreeSet::new();
         relays.retain(|relay| *relay != node && seen.insert(*relay));
         // One that is connected need not be dialled first.
-        relays.sort_by_key(|relay| {
-            self.current.get(relay).is_none_or(|link| link.connection.detour().is_some())
-        });
+        relays
+            .sort_by_key(|relay| self.current.get(relay).is_none_or(|link| link.connection.via().is_some()));
         relays
     }
 
@@ -109,14 +109,18 @@ impl Owner {
         }
         if self.relaying.core.keeps_alive(now) {
             for link in self.relaying.core.chosen().iter().filter_map(|relay| self.current.get(relay)) {
-                let _ = link.connection.send_datagram(Bytes::new());
+                match link.connection {
+                    Connection::Quic(_) => drop(link.connection.send_datagram(Bytes::new())),
+                    // Its answer is nobody's.
+                    Connection::Lane(_) => drop(link.send_frame(&Frame::Ping(u64::MAX))),
+                }
             }
         }
     }
 }
 
-/// A relay that this node has dialled over UDP can be dialled, at least from here.
+/// A relay that this node has dialled can be dialled, at least from here.
 fn candidate((node, link): (&NodeId, &Arc<Link>)) -> Option<Candidate> {
-    let is_one = link.is_relay && link.dialled && link.connection.detour().is_none();
+    let is_one = link.is_relay && link.dialled && link.connection.via().is_none();
     is_one.then(|| Candidate { rtt: link.connection.rtt(), node: *node })
 }

@@ -40,6 +40,7 @@ impl Owner {
     pub(super) fn judge_connections(&mut self) {
         let links = self.current.values().map(|link| link.connection.clone());
         let data = self.pool.connections().cloned().map(Connection::from);
+        let links = links.chain(self.seconds.connections());
         let connections: Vec<_> = links.chain(data).chain(self.lanes.connections()).collect();
         let any = !connections.is_empty();
         let mut next = LOOK;

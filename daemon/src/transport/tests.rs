@@ -321,3 +321,8 @@ async fn stopping_leaves_no_task() {
     assert_eq!(a.stage.stop(SOON).await, 0);
     drop((a.dir, b.dir));
 }
+
+/// Whether the control connection to a node is a lane; `None` when there is none.
+fn is_lane(peers: &Peers, node: NodeId) -> Option<bool> {
+    peers.links.load().get(&node).map(|link| link.connection.is_lane())
+}

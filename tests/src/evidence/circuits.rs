@@ -71,7 +71,7 @@ const ANSWERED: Duration = Duration::from_secs(3);
 const PORT: u16 = 5_432;
 
 /// Puts a machine behind another one that translates its address, with a port of its own for each peer.
-fn behind(router: &Namespace) -> Result<Namespace> {
+pub(super) fn behind(router: &Namespace) -> Result<Namespace> {
     let inner = Namespace::new("inner")?;
     let ends = ["type", "veth", "peer", "name", "inside", "netns", router.name()];
     inner.ip(&[&["link", "add", "eth0"], &ends[..]].concat())?;
@@ -90,18 +90,23 @@ fn behind(router: &Namespace) -> Result<Namespace> {
 }
 
 /// A mesh of an issuer, relays, and two hidden nodes, each with a service whose program is a listener.
-struct Hidden {
+pub(super) struct Hidden {
     issuer: Node,
-    relays: Vec<Node>,
-    nodes: [Node; 2],
-    listeners: [TcpListener; 2],
+    pub(super) relays: Vec<Node>,
+    pub(super) nodes: [Node; 2],
+    pub(super) listeners: [TcpListener; 2],
     /// Where each finds the service of the other.
-    vips: [SocketAddr; 2],
+    pub(super) vips: [SocketAddr; 2],
 }
 
 impl Hidden {
     /// The first machine is the issuer's, those between are relays, the last two are behind translators.
-    fn new(lab: &Lab, public: &[Namespace], inner: [&Namespace; 2], has_role: bool) -> Result<Self> {
+    pub(super) fn new(
+        lab: &Lab,
+        public: &[Namespace],
+        inner: [&Namespace; 2],
+        has_role: bool,
+    ) -> Result<Self> {
         let (first, others) = public.split_first().context("a machine")?;
         let mut issuer = lab.node_in("issuer", first)?;
         issuer.init("west")?;
@@ -147,7 +152,7 @@ fn offer(server: &Node, caller: &Node, target: SocketAddr) -> Result<SocketAddr>
 }
 
 /// Connects until a flow reaches the program: a byte of the client arrives there. What failed before is closed.
-fn opened(
+pub(super) fn opened(
     machine: &Namespace,
     vip: SocketAddr,
     listener: &TcpListener,
@@ -192,7 +197,7 @@ fn attempt(vip: SocketAddr, listener: &TcpListener, until: Instant) -> Result<(T
 }
 
 /// Returns the paths of the flows that live.
-fn paths(node: &Node) -> Result<Vec<String>> {
+pub(super) fn paths(node: &Node) -> Result<Vec<String>> {
     let flows = node.ok(&["status", "--flows", "--json"])?;
     let rows = flows.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     Ok(rows.filter_map(|row| row["path"].as_str().map(str::to_owned)).collect())

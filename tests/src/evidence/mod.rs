@@ -42,6 +42,7 @@ mod protocols;
 mod reached;
 mod redeeming;
 mod refusals;
+mod relayed;
 mod resolvers;
 mod restart;
 mod rotation;
@@ -153,6 +154,7 @@ pub fn rows() -> Vec<Row> {
             [addresses::ROWS, reached::ROWS, oneway::ROWS, lanes::ROWS, sizes::ROWS, pinged::ROWS].concat(),
         )
         .chain(circuits::ROWS.iter().copied())
+        .chain(relayed::ROWS.iter().copied())
         .collect()
 }
 

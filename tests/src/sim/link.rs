@@ -57,6 +57,8 @@ struct Side {
     heard: Duration,
     /// When the last frame on its way to the other end arrives there.
     last_arrival: Duration,
+    /// The same of packets through a second relay.
+    last_beside: Duration,
     /// Frames that cannot leave.
     blocked: VecDeque<Frame>,
     retries: u32,
@@ -73,6 +75,7 @@ impl Side {
             state: State::Shaking,
             heard: now,
             last_arrival: Duration::ZERO,
+            last_beside: Duration::ZERO,
             blocked: VecDeque::new(),
             retries: 0,
             retry_is_planned: false,
@@ -353,6 +356,7 @@ impl Mesh {
         let Some(id) = id else { return self.nodes[node].count("unsendable", 1, 0) };
         let Some(end) = self.links.conns.get(&id).map(|conn| conn.end_of(node)) else { return };
         let frame = self.spoken(node, frame);
+        self.send_beside(id, end, &frame);
         self.send_on(id, end, frame);
     }
 
@@ -437,7 +441,7 @@ impl Mesh {
 
     /// Sends a SWIM packet as a datagram, or on the stream when it is too long for one.
     pub(super) fn send_packet(&mut self, node: usize, peer: usize, bytes: Vec<u8>) {
-        if bytes.len() > cost::PAYLOAD {
+        if bytes.len() > cost::PAYLOAD || self.net.is_led(node, peer) {
             return self.send_frame(node, peer, Frame::Swim(bytes));
         }
         let id = self.nodes[node].process.as_ref().and_then(|process| process.current.get(peer));
@@ -456,6 +460,25 @@ impl Mesh {
         for delay in arrivals {
             self.later(delay, Event::Datagram { conn: id, to: end.other(), bytes: bytes.clone() });
         }
+    }
+
+    /// Sends a frame of SWIM through the second relay to the peer as well: late rather than never, and none before an earlier one.
+    fn send_beside(&mut self, conn: ConnId, end: End, frame: &Frame) {
+        let is_swim = match frame {
+            Frame::Swim(_) | Frame::Probe(_) | Frame::ProbeAck(_) => true,
+            Frame::Members { members, reply } => members.len() == 1 && !reply,
+            _ => false,
+        };
+        let is_sent = |known: &&mut Box<Conn>| is_swim && known.side(end).state == State::Open;
+        let Some(known) = self.links.conns.get_mut(&conn).filter(is_sent) else { return };
+        let (from, to) = (known.node(end), known.node(end.other()));
+        let Some(delay) = self.net.beside(from, to) else { return };
+        let side = known.side_mut(end);
+        side.last_beside = side.last_beside.max(self.now + delay);
+        let at = side.last_beside;
+        let bytes = cost::frame(frame);
+        self.charge_all(from, to, cost::name(frame), cost::packets(bytes), bytes as u64);
+        self.at(at, Event::Frame { conn, to: end.other(), frame: Box::new(frame.clone()) });
     }
 
     /// A frame arrives. Returns what the process there has to take.

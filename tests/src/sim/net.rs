@@ -20,6 +20,24 @@ pub(super) struct Network {
     /// Share of packets lost at a node; 0: the network's own.
     loss: Vec<f64>,
     slow: Vec<Duration>,
+    hidden: Hidden,
+}
+
+/// Nodes that only relays lead to.
+#[derive(Debug, Default)]
+struct Hidden {
+    nodes: Vec<usize>,
+    /// Each relay leads to each of them, the first one by choice.
+    relays: [usize; 2],
+}
+
+impl Hidden {
+    /// Returns the relays between two nodes, if there must be one.
+    fn between(&self, from: usize, to: usize) -> Option<[usize; 2]> {
+        let is_led = self.nodes.contains(&from) || self.nodes.contains(&to);
+        let is_relay = self.relays.contains(&from) || self.relays.contains(&to);
+        (is_led && !is_relay).then_some(self.relays)
+    }
 }
 
 impl Network {
@@ -30,7 +48,31 @@ impl Network {
             cuts: Vec::new(),
             loss: vec![0.0; nodes],
             slow: vec![Duration::ZERO; nodes],
+            hidden: Hidden::default(),
         }
+    }
+
+    /// Lets two relays alone lead to some nodes.
+    pub(super) fn hide(&mut self, nodes: &[usize], relays: [usize; 2]) {
+        self.hidden = Hidden { nodes: nodes.to_vec(), relays };
+    }
+
+    /// Whether relays lead from one node to the other.
+    pub(super) fn is_led(&self, from: usize, to: usize) -> bool {
+        self.hidden.between(from, to).is_some()
+    }
+
+    /// Draws how long a packet takes through the second relay of a node, in a stream; `None` while that leads nothing.
+    pub(super) fn beside(&mut self, from: usize, to: usize) -> Option<Duration> {
+        let [_, relay] = self.hidden.between(from, to)?;
+        let legs = [(from, relay), (relay, to)];
+        if legs.iter().any(|(from, to)| self.is_cut(*from, *to)) {
+            return None;
+        }
+        let pause = self.resend_after(from, to);
+        let lost = legs.map(|(from, to)| (0..6).take_while(|_| self.loses(from, to)).count());
+        let resent = lost.into_iter().map(|lost| pause * (2_u32.pow(lost as u32) - 1)).sum::<Duration>();
+        Some(resent + legs.into_iter().map(|(from, to)| self.delay(from, to)).sum::<Duration>())
     }
 
     pub(super) fn cut(&mut self, from: &BTreeSet<usize>, to: &BTreeSet<usize>) {
@@ -51,11 +93,17 @@ impl Network {
     }
 
     pub(super) fn is_cut(&self, from: usize, to: usize) -> bool {
+        if let Some([relay, _]) = self.hidden.between(from, to) {
+            return self.is_cut(from, relay) || self.is_cut(relay, to);
+        }
         self.cuts.iter().any(|(senders, receivers)| senders[from] && receivers[to])
     }
 
     /// Draws whether one packet on an open way is lost.
     pub(super) fn loses(&mut self, from: usize, to: usize) -> bool {
+        if let Some([relay, _]) = self.hidden.between(from, to) {
+            return self.loses(from, relay) || self.loses(relay, to);
+        }
         let at_ends = self.loss[from].max(self.loss[to]);
         let share = if at_ends > 0.0 { at_ends } else { self.base.loss };
         share > 0.0 && self.rng.random_bool(share)
@@ -63,6 +111,9 @@ impl Network {
 
     /// Draws how long one packet takes.
     pub(super) fn delay(&mut self, from: usize, to: usize) -> Duration {
+        if let Some([relay, _]) = self.hidden.between(from, to) {
+            return self.delay(from, relay) + self.delay(relay, to);
+        }
         let (least, most) = self.base.delay;
         let own = if least < most { self.rng.random_range(least..=most) } else { least };
         own + self.slow[from] + self.slow[to]

@@ -38,6 +38,7 @@ async fn a_probe_opens_a_flow_and_says_whom_it_reached() {
     let [only] = &probed[..] else { panic!("{probed:?}") };
     assert_eq!(only.outcome, Outcome::Open);
     let reached = only.reached.as_ref().expect("another node");
+    assert!(matches!(reached.by, By::Direct(_)), "{reached:?}");
     assert!(reached.identity.ends_with("/group/west/node/peer") && reached.node == THERE, "{reached:?}");
     assert_eq!(server.relay.flow_counts().served, 1);
     assert_eq!(caller.relay.flow_counts().opened, 0, "no flow of a client");

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use gossamer_core::trust::Leaf;
 use gossamer_wire::NodeId;
@@ -84,6 +84,8 @@ struct OfPeer {
     lanes: Vec<FlowLane>,
     waiting: VecDeque<Waiting>,
     dials: usize,
+    /// Of these, who wait for the peer, which was asked to dial.
+    asked: VecDeque<oneshot::Sender<()>>,
 }
 
 impl OfPeer {
@@ -139,6 +141,25 @@ impl Lanes {
     /// A dial of this node has ended, well or not.
     pub(in crate::transport) fn dialled(&mut self, node: NodeId) {
         if let Some(of) = self.of.get_mut(&node) {
+            of.dials = of.dials.saturating_sub(1);
+        }
+    }
+
+    /// The peer was asked to dial in the place of this node. Resolves when it has done so: the dial need not go on.
+    pub(in crate::transport) fn asked(&mut self, node: NodeId) -> oneshot::Receiver<()> {
+        let (sender, answered) = oneshot::channel();
+        let of = self.of.entry(node).or_default();
+        of.asked.retain(|asked| !asked.is_closed());
+        of.asked.push_back(sender);
+        answered
+    }
+
+    /// The peer has dialled because it was asked.
+    pub(in crate::transport) fn answered(&mut self, node: NodeId) {
+        let Some(of) = self.of.get_mut(&node) else { return };
+        of.asked.retain(|asked| !asked.is_closed());
+        if let Some(asked) = of.asked.pop_front() {
+            let _ = asked.send(());
             of.dials = of.dials.saturating_sub(1);
         }
     }
@@ -199,5 +220,29 @@ impl Lanes {
             false => all.insert(node, lanes),
         };
         self.open.store(Arc::new(all));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeId = NodeId::from_bytes([1; 16]);
+
+    #[test]
+    fn the_lane_that_a_peer_was_asked_for_ends_the_dial_in_its_place() {
+        let mut lanes = Lanes::default();
+        let (caller, gone) = oneshot::channel();
+        assert!(lanes.request(NODE, caller));
+        let mut answered = lanes.asked(NODE);
+        drop(gone);
+        let (caller, _second) = oneshot::channel();
+        assert!(!lanes.request(NODE, caller), "the first dial serves it");
+        assert!(answered.try_recv().is_err(), "nothing has come");
+        lanes.answered(NODE);
+        assert_eq!(answered.try_recv(), Ok(()));
+        lanes.answered(NODE);
+        let (caller, _third) = oneshot::channel();
+        assert!(lanes.request(NODE, caller), "no dial is under way");
     }
 }

@@ -21,6 +21,8 @@ struct Apart {
     a: Node,
     b: Node,
     relay: NodeId,
+    /// The other relay, where there are two.
+    other: Option<NodeId>,
     passed: Arc<std::sync::Mutex<Vec<u8>>>,
     _silent: UdpSocket,
     _tasks: JoinSet<()>,
@@ -41,28 +43,34 @@ async fn relay_of(issuer: &Node) -> Node {
 
 impl Apart {
     async fn new(meddle: Meddle) -> Self {
+        Self::with_relays(meddle, 1).await
+    }
+
+    async fn with_relays(meddle: Meddle, relays: usize) -> Self {
         let a = first_node();
-        let mut r = relay_of(&a).await;
         let (mut identity, dir) = a.member("vm-b").await;
         identity.seeds.clear();
         let mut b = start_node(identity, dir);
-        let relay = r.identity.node();
-        b.peers.learn(relay, vec![r.address], Source::Hint);
-        let (of_a, of_b, of_r) = (Arc::clone(&a.identity), Arc::clone(&b.identity), Arc::clone(&r.identity));
-        r.connected_to(&of_b).await;
-        b.connected_to(&of_r).await;
-        let passed = Arc::default();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(play(r, Arc::clone(&passed), meddle));
+        let of_b = Arc::clone(&b.identity);
+        let (passed, mut tasks, mut ids) = (Arc::default(), JoinSet::new(), Vec::new());
+        for _ in 0..relays {
+            let mut r = relay_of(&a).await;
+            let of_r = Arc::clone(&r.identity);
+            b.peers.learn(of_r.node(), vec![r.address], Source::Hint);
+            r.connected_to(&of_b).await;
+            b.connected_to(&of_r).await;
+            ids.push(of_r.node());
+            tasks.spawn(play(r, Arc::clone(&passed), meddle));
+        }
         // The demultiplexing of B, which the relay module does elsewhere.
         let (flows_in, flows) = mpsc::channel(64);
         let arrived = std::mem::replace(&mut b.flows, flows);
         tasks.spawn(sort(arrived, b.peers.clone(), flows_in));
         let silent = UdpSocket::bind("127.0.0.1:0").await.expect("binds");
-        a.peers.learn_relays(of_b.node(), vec![relay]);
+        a.peers.learn_relays(of_b.node(), ids.clone());
         a.peers.learn(of_b.node(), vec![silent.local_addr().expect("bound")], Source::Hint);
-        drop((of_a, of_b));
-        Self { a, b, relay, passed, _silent: silent, _tasks: tasks }
+        let (relay, other) = (ids[0], ids.get(1).copied());
+        Self { a, b, relay, other, passed, _silent: silent, _tasks: tasks }
     }
 
     async fn met(&mut self) {
@@ -154,16 +162,7 @@ async fn a_circuit_carries_frames_packets_and_flows_and_its_relay_can_read_none_
     let (of_a, of_b) = (a.identity.node(), b.identity.node());
     assert_eq!(a.peers.links.load().get(&of_b).and_then(|link| link.connection.via()), Some(*relay));
     assert!(a.peers.send_packet(of_b, b"a packet".to_vec()));
-    let packet = async {
-        loop {
-            if let Some(ToMembership::Packet { from, bytes }) = b.membership.recv().await
-                && from == of_a
-            {
-                return bytes;
-            }
-        }
-    };
-    assert_eq!(timeout(SOON, packet).await.expect("in time"), b"a packet");
+    assert_eq!(packet_of(b, of_a).await, b"a packet");
     let markers: Vec<[u8; 16]> = (0..1_000_u128)
         .map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835) | 1).to_be_bytes())
         .collect();
@@ -187,6 +186,9 @@ async fn a_circuit_carries_frames_packets_and_flows_and_its_relay_can_read_none_
         let ((), read) = tokio::join!(answered, near.recv.read_to_end(2 << 20));
         assert!(read.expect("a clean end") == answer, "{round}");
     }
+    // A relay behind a relay leads nobody.
+    let refused = a.peers.open_circuit(of_b, of_a).await.expect_err("a circuit in a circuit");
+    assert!(refused.to_string().contains(&format!("is reached through the relay {relay}")), "{refused}");
     let passed = passed.lock().expect("whole");
     let holds = |needle: &[u8]| passed.windows(needle.len()).any(|window| window == needle);
     assert!(passed.len() > 3 << 20, "{} bytes have passed", passed.len());
@@ -297,6 +299,60 @@ async fn a_relay_that_leads_to_somebody_else_is_found_out_and_nothing_is_said_to
         }
     };
     timeout(SOON, counted).await.expect("found out");
-    assert_eq!(a.peers.is_lane(absent.node()), None);
+    assert_eq!(is_lane(&a.peers, absent.node()), None);
     assert!(r.metrics.render().contains("gossamer_handshakes_refused_total{reason=\"lane_name\"} 1"));
+}
+
+/// Waits for a packet of a node.
+async fn packet_of(node: &mut Node, peer: NodeId) -> Vec<u8> {
+    let packet = async {
+        loop {
+            if let Some(ToMembership::Packet { from, bytes }) = node.membership.recv().await
+                && from == peer
+            {
+                return bytes;
+            }
+        }
+    };
+    timeout(SOON, packet).await.expect("in time")
+}
+
+#[tokio::test]
+async fn packets_go_through_both_relays_and_nothing_else_through_the_second() {
+    let mut apart = Apart::with_relays(honest, 2).await;
+    apart.met().await;
+    let Apart { a, b, relay, other, .. } = &mut apart;
+    let (of_a, of_b) = (a.identity.node(), b.identity.node());
+    let second = |node: &Node, peer| node.peers.seconds.load().get(&peer).cloned();
+    let up = async {
+        while second(a, of_b).is_none() || second(b, of_a).is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, up).await.expect("a second circuit");
+    let first = a.peers.links.load().get(&of_b).cloned().expect("connected");
+    let ways = [first.connection.via(), second(a, of_b).and_then(|link| link.connection.via())];
+    assert!(ways.contains(&Some(*relay)) && ways.contains(other), "{ways:?}");
+    assert!(a.peers.send_packet(of_b, b"to b".to_vec()) && b.peers.send_packet(of_a, b"to a".to_vec()));
+    for _ in 0..2 {
+        assert_eq!(packet_of(b, of_a).await, b"to b");
+        assert_eq!(packet_of(a, of_b).await, b"to a");
+    }
+    assert!(a.peers.send_frame(of_b, &Frame::Probe(5)));
+    for _ in 0..2 {
+        let probe = async {
+            while !matches!(
+                b.membership.recv().await,
+                Some(ToMembership::Frame { frame: Frame::Probe(5), .. })
+            ) {}
+        };
+        timeout(SOON, probe).await.expect("in time");
+    }
+    first.connection.close(VarInt::from_u32(0), b"its relay is lost");
+    assert!(a.peers.send_packet(of_b, b"all the same".to_vec()));
+    assert_eq!(packet_of(b, of_a).await, b"all the same");
+    let before = second(a, of_b).expect("it outlives the first");
+    assert!(before.send_frame(&Frame::Root(0)), "not for it");
+    timeout(SOON, before.connection.closed()).await.expect("closed");
+    assert!(b.metrics.render().contains("gossamer_bad_frames_total 1"), "{}", b.metrics.render());
 }

@@ -74,7 +74,7 @@ async fn accept(node: &mut Node) -> FlowStream {
 #[tokio::test]
 async fn where_udp_is_silent_a_lane_carries_frames_packets_and_flows() {
     let (mut a, mut b, closed) = apart().await;
-    assert_eq!(b.peers.is_lane(a.identity.node()), Some(true));
+    assert_eq!(is_lane(&b.peers, a.identity.node()), Some(true));
     assert!(b.peers.send_packet(a.identity.node(), b"a packet".to_vec()));
     let packet = async {
         loop {
@@ -208,9 +208,9 @@ async fn udp_is_preferred_and_a_lane_that_was_dialled_beside_it_goes() {
     let mut b = a.join("vm-b").await;
     let (of_a, of_b) = (Arc::clone(&a.identity), Arc::clone(&b.identity));
     tokio::join!(a.connected_to(&of_b), b.connected_to(&of_a));
-    assert_eq!(b.peers.is_lane(a.identity.node()), Some(false));
+    assert_eq!(is_lane(&b.peers, a.identity.node()), Some(false));
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(b.peers.is_lane(a.identity.node()), Some(false));
+    assert_eq!(is_lane(&b.peers, a.identity.node()), Some(false));
 }
 
 /// Sends bytes and returns how many come back until the other side hangs up.

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::super::super::messages::{BrokenKind, CandidateRow, LegState};
 use super::{Facts, Fault, Way};
 use crate::index::instance_word;
-use crate::relay::{CandidateView, Outcome, Probed};
+use crate::relay::{By, CandidateView, Outcome, Probed};
 
 /// Judges the candidates as a whole. Returns whether any may be tried.
 pub(super) fn candidates(facts: &Facts<'_>, name: &VipName, way: &mut Way) -> bool {
@@ -173,12 +173,21 @@ pub(super) fn dialled(facts: &Facts<'_>, name: &VipName, (all, last): (&[Probed]
         way.add("tls", LegState::Skipped, "none within a node", None);
     } else if let Some(reached) = &last.reached {
         let rtt = reached.rtt.as_secs_f64() * 1e3;
-        let path = format!("{} at {}, direct over QUIC, round trip {rtt:.2} ms", last.node, reached.address);
+        let path = format!("{} {}, round trip {rtt:.2} ms", last.node, way_words(&reached.by));
         way.add("path", LegState::Ok, path, Some(last.connect));
         let until = date(reached.not_after);
         way.ok("tls", format!("{} with key {}, until {until}", reached.identity, reached.node));
     }
     backend(facts, name, last, &who, way);
+}
+
+fn way_words(by: &By) -> String {
+    match by {
+        By::Direct(address) => format!("at {address}, direct over QUIC"),
+        By::Inbound(address) => format!("at {address}, inbound over QUIC"),
+        By::Lane(address) => format!("at {address}, lane over TCP"),
+        By::Relay(name) => format!("by relay {name}"),
+    }
 }
 
 fn denied(facts: &Facts<'_>, name: &VipName, last: &Probed, is_here: bool) -> Fault {

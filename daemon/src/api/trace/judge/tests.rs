@@ -9,7 +9,7 @@ use gossamer_wire::{Health, Tier};
 use super::*;
 use crate::api::tests::about;
 use crate::api::views_for_tests::instance;
-use crate::relay::{FlowId, Outcome, Reached};
+use crate::relay::{By, FlowId, Outcome, Reached};
 
 fn service() -> VipName {
     VipName::Service("orders".parse().expect("name"))
@@ -35,7 +35,7 @@ fn probed(outcome: Outcome) -> Probed {
         instance: "vm-b".to_owned(),
         node: "vm-b".to_owned(),
         reached: Some(Reached {
-            address: "192.0.2.1:4677".parse().expect("address"),
+            by: By::Direct("192.0.2.1:4677".parse().expect("address")),
             rtt: Duration::from_millis(2),
             identity: "spiffe://m/group/east/node/vm-b".to_owned(),
             node: gossamer_wire::NodeId::from_bytes([2; 16]),
@@ -287,4 +287,23 @@ fn a_name_is_asked_of_dns_as_it_is_meant() {
     assert_eq!(full(&group, "orders.west"), "orders.west.mesh.internal");
     assert_eq!(full(&group, "orders.west.mesh.internal"), "orders.west.mesh.internal");
     assert_eq!(full(&Named::Strange, "example.com"), "example.com");
+}
+
+#[test]
+fn the_path_says_by_which_way() {
+    let at = "192.0.2.1:4677".parse().expect("address");
+    for (by, words) in [
+        (By::Direct(at), "vm-b at 192.0.2.1:4677, direct over QUIC, round trip 2.00 ms"),
+        (By::Inbound(at), "vm-b at 192.0.2.1:4677, inbound over QUIC, round trip 2.00 ms"),
+        (By::Lane(at), "vm-b at 192.0.2.1:4677, lane over TCP, round trip 2.00 ms"),
+        (By::Relay("gate".to_owned()), "vm-b by relay gate, round trip 2.00 ms"),
+    ] {
+        let traced = judged(|scene| {
+            let mut probed = probed(Outcome::Open);
+            probed.reached.as_mut().expect("reached").by = by;
+            scene.probed = Some(vec![probed]);
+        });
+        let path = traced.legs.iter().find(|leg| leg.leg == "path").expect("a path");
+        assert_eq!(path.detail, words);
+    }
 }
