@@ -54,6 +54,8 @@ pub struct Metrics {
     put_out: Counter,
     pings_ignored: Counter,
     joins: Family<Outcome, Counter>,
+    joiners_led: Family<Outcome, Counter>,
+    joiner_bytes: Counter,
     certificate_renewals: Family<Outcome, Counter>,
 }
 
@@ -174,6 +176,8 @@ impl Default for Metrics {
             put_out: Counter::default(),
             pings_ignored: Counter::default(),
             joins: Family::default(),
+            joiners_led: Family::default(),
+            joiner_bytes: Counter::default(),
             certificate_renewals: Family::default(),
         };
         this.register();
@@ -236,6 +240,10 @@ impl Metrics {
             registry.register(name, help, counter.clone());
         }
         registry.register("joins", "Join requests to this issuer by outcome", self.joins.clone());
+        let led = "Joiners that this relay leads to issuers, by outcome";
+        registry.register("joiners_led", led, self.joiners_led.clone());
+        let bytes = "Bytes of joiners that were led, both ways";
+        registry.register_with_unit("joiner", bytes, Unit::Bytes, self.joiner_bytes.clone());
         let renewals = self.certificate_renewals.clone();
         registry.register("certificate_renewals", "Renewals of this node's certificate by outcome", renewals);
     }
@@ -248,6 +256,16 @@ impl Metrics {
     /// Counts a connection that was refused before or at its first hello.
     pub fn handshake_refused(&self, reason: &'static str) {
         self.handshakes_refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// Counts what became of a joiner that this relay leads to an issuer.
+    pub fn joiner_led(&self, outcome: &'static str) {
+        self.joiners_led.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Counts the bytes of a joiner that was led.
+    pub fn joiner_bytes(&self, bytes: u64) {
+        self.joiner_bytes.inc_by(bytes);
     }
 
     /// Counts a request to the local API that its caller may not make.

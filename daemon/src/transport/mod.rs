@@ -35,7 +35,7 @@ mod window;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -451,12 +451,16 @@ impl Peers {
         }
     }
 
-    /// Takes a stream that a relay has led here. Without room it is reset.
-    pub(crate) fn take_circuit(&self, stream: FlowStream) {
-        let arrival =
-            lane::Arrival { remote: stream.remote, carried: lane::Carried::Circuit(Box::new(stream)) };
-        if let Err(error) = self.arrivals.try_send(arrival)
-            && let lane::Carried::Circuit(mut stream) = error.into_inner().carried
+    /// Takes a stream that a relay has led here, from a member or from a stranger at that address. Without room it is reset.
+    pub(crate) fn take_circuit(&self, stream: FlowStream, stranger: Option<IpAddr>) {
+        let remote = stranger.map_or(stream.remote, |ip| SocketAddr::new(ip, 0));
+        let carried = match stranger {
+            None => lane::Carried::Circuit(Box::new(stream)),
+            Some(_) => lane::Carried::Stranger(Box::new(stream)),
+        };
+        if let Err(error) = self.arrivals.try_send(lane::Arrival { carried, remote })
+            && let lane::Carried::Circuit(mut stream) | lane::Carried::Stranger(mut stream) =
+                error.into_inner().carried
         {
             tracing::debug!(relay = %stream.peer.name, "a circuit that came in finds no room");
             let _ = stream.send.reset(quinn::VarInt::from_u32(1));
