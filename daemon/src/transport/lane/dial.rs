@@ -157,8 +157,7 @@ fn unshaken(error: &io::Error) -> Outcome {
         | rustls::Error::InvalidMessage(_)
         | rustls::Error::NoApplicationProtocol
         | rustls::Error::AlertReceived(
-            AlertDescription::NoApplicationProtocol
-            | AlertDescription::ProtocolVersion,
+            AlertDescription::NoApplicationProtocol | AlertDescription::ProtocolVersion,
         ) => Outcome::WrongIdentity,
         // What a relay says to joiners; an ingress says the first as well.
         rustls::Error::AlertReceived(AlertDescription::UnrecognisedName) => {

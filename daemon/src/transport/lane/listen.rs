@@ -163,7 +163,9 @@ impl LaneDoor {
         let protocols: Vec<_> = hello.alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
         let is_joiner = protocols.iter().any(|protocol| protocol == join::ALPN);
         // Who joins is no member, and opens no circuit; whom a relay took for a joiner does nothing else.
-        if is_joiner != is_stranger && via.is_some() || !is_joiner && !protocols.iter().any(|protocol| protocol == ALPN) {
+        if is_joiner != is_stranger && via.is_some()
+            || !is_joiner && !protocols.iter().any(|protocol| protocol == ALPN)
+        {
             return Err("lane_protocol");
         }
         let name = hello.server_name().unwrap_or_default();

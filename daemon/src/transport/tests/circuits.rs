@@ -27,7 +27,7 @@ struct Apart {
 }
 
 /// Starts a member with the role.
-async fn relay_of(issuer: &Node) -> Node {
+pub(super) async fn relay_of(issuer: &Node) -> Node {
     let claims = Claims { relay: true, ..Claims::default() };
     let token =
         issuer.issuer.create_token(TokenRequest { claims, ..token_request() }).await.expect("mints").token;
