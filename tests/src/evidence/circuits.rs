@@ -71,7 +71,7 @@ const ANSWERED: Duration = Duration::from_secs(3);
 const PORT: u16 = 5_432;
 
 /// Puts a machine behind another one that translates its address, with a port of its own for each peer.
-fn behind(router: &Namespace) -> Result<Namespace> {
+pub(super) fn behind(router: &Namespace) -> Result<Namespace> {
     let inner = Namespace::new("inner")?;
     let ends = ["type", "veth", "peer", "name", "inside", "netns", router.name()];
     inner.ip(&[&["link", "add", "eth0"], &ends[..]].concat())?;
@@ -90,10 +90,10 @@ fn behind(router: &Namespace) -> Result<Namespace> {
 }
 
 /// A mesh of an issuer, relays, and two hidden nodes, each with a service whose program is a listener.
-struct Hidden {
+pub(super) struct Hidden {
     issuer: Node,
     relays: Vec<Node>,
-    nodes: [Node; 2],
+    pub(super) nodes: [Node; 2],
     listeners: [TcpListener; 2],
     /// Where each finds the service of the other.
     vips: [SocketAddr; 2],
@@ -101,7 +101,12 @@ struct Hidden {
 
 impl Hidden {
     /// The first machine is the issuer's, those between are relays, the last two are behind translators.
-    fn new(lab: &Lab, public: &[Namespace], inner: [&Namespace; 2], has_role: bool) -> Result<Self> {
+    pub(super) fn new(
+        lab: &Lab,
+        public: &[Namespace],
+        inner: [&Namespace; 2],
+        has_role: bool,
+    ) -> Result<Self> {
         let (first, others) = public.split_first().context("a machine")?;
         let mut issuer = lab.node_in("issuer", first)?;
         issuer.init("west")?;
@@ -132,7 +137,11 @@ impl Hidden {
     }
 
     /// Opens a flow from the first node to the second, as soon as one works.
-    fn call(&self, machine: &Namespace, limit: Duration) -> Result<((TcpStream, TcpStream), Duration)> {
+    pub(super) fn call(
+        &self,
+        machine: &Namespace,
+        limit: Duration,
+    ) -> Result<((TcpStream, TcpStream), Duration)> {
         opened(machine, self.vips[0], &self.listeners[1], limit)
     }
 }

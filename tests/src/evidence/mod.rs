@@ -11,6 +11,7 @@ mod addresses;
 mod answers;
 mod bad;
 mod benches;
+mod blind;
 mod bugs;
 mod callers;
 mod carried;
@@ -152,7 +153,7 @@ pub fn rows() -> Vec<Row> {
         .chain(
             [addresses::ROWS, reached::ROWS, oneway::ROWS, lanes::ROWS, sizes::ROWS, pinged::ROWS].concat(),
         )
-        .chain(circuits::ROWS.iter().copied())
+        .chain([circuits::ROWS, blind::ROWS].concat())
         .collect()
 }
 

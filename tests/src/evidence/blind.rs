@@ -1,0 +1,248 @@
+//! What a relay can see: of a flow that it carries, and of a join that it leads.
+//!
+//! Owns: the markers, the strangers that ask without end. Must not know: the bytes of circuits. Driven by: `evidence`.
+//! Needs root: each machine is a network namespace.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use gossamer_wire::join;
+use gossamer_wire::token::Token;
+use rand::RngExt as _;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, crypto::ring, version};
+
+use super::addresses::metric;
+use super::carried::kept;
+use super::circuits::{Hidden, behind};
+use super::steady::memory_kib;
+use super::{Ci, Needs, Row, Run};
+use crate::capture::{Capture, MARKER};
+use crate::needles::Secret;
+use crate::netns::Segment;
+use crate::process::Node;
+use crate::promise;
+use crate::wait::until;
+
+pub(super) const ROWS: &[Row] = &[
+    Row {
+        name: "7.3-capture",
+        promise: "While 1,000 random markers of 16 bytes pass a circuit each way, a capture of all packets at the relay holds 0 of the 2,000 and not the name of the service; one between the client and its own daemon holds them all",
+        sabotage: "one marker is sent to the relay beside the circuit",
+        needs: Needs::Root,
+        ci: Ci::Runs,
+        check: capture,
+    },
+    Row {
+        name: "7.5-join-relay",
+        promise: "An issuer that nobody can dial makes a token that names its relay; a joiner that can dial only the relay is a member within 20 s and each sees the other alive; a capture at the relay holds no byte of the token's secret in any form; a stranger that opens such connections without end for 10 s has at most 4 at once and 14 in all, the relay grows by less than 16 MiB, another joiner joins meanwhile, and the stranger's are gone 20 s later",
+        sabotage: "the token is sent to the relay in the clear as well",
+        needs: Needs::Root,
+        ci: Ci::Runs,
+        check: join_relay,
+    },
+];
+
+const SEEN: Duration = Duration::from_secs(20);
+/// Markers each way.
+const MARKERS: usize = 1_000;
+const ASKED: Duration = Duration::from_secs(10);
+/// What the relay may grow by while a stranger asks, KiB.
+const GROWTH_KIB: u64 = 16 << 10;
+/// Where nobody listens.
+const DISCARD: u16 = 9;
+
+fn capture(run: &Run) -> Result<String> {
+    let segment = Segment::new(4)?;
+    let (public, routers) = segment.machines().split_at(2);
+    let (left, right) = (behind(&routers[0])?, behind(&routers[1])?);
+    run.scenario(|lab| {
+        let mesh = kept("a mesh", Hidden::new(lab, public, [&left, &right], true))?;
+        let ((mut client, mut program), _) = kept("a flow to b", mesh.call(&left, SEEN))?;
+        for end in [&client, &program] {
+            end.set_nodelay(true)?;
+        }
+        let path = mesh.nodes[0].ok(&["status", "--flows", "--json"])?;
+        promise!(path.contains("relay relay0"), "the flow takes another path: {path}");
+        let (at_relay, at_client) = (Capture::start(&public[1])?, Capture::start(&left)?);
+        let mut random = rand::rng();
+        let markers: Vec<[u8; MARKER]> = (0..2 * MARKERS).map(|_| random.random()).collect();
+        let mut got = [0; MARKER];
+        for pair in markers.chunks_exact(2) {
+            client.write_all(&pair[0])?;
+            program.read_exact(&mut got)?;
+            promise!(got == pair[0], "a marker arrived as another one");
+            program.write_all(&pair[1])?;
+            client.read_exact(&mut got)?;
+            promise!(got == pair[1], "a marker came back as another one");
+        }
+        if run.sabotaged {
+            let relay = SocketAddr::from((Segment::address(1), DISCARD));
+            left.enter(|| UdpSocket::bind("0.0.0.0:0")?.send_to(&markers[7], relay))??;
+        }
+        let (relay, client) = (at_relay.stop()?, at_client.stop()?);
+        let (there, here) = (relay.found(&markers), client.found(&markers));
+        promise!(here == 2 * MARKERS, "the capture at the client holds {here} markers only");
+        let (packets, bytes) = relay.size();
+        promise!(bytes > 2 * MARKERS * MARKER, "the capture at the relay has {bytes} bytes only");
+        promise!(there == 0, "the capture at the relay holds {there} markers");
+        promise!(!relay.hold(b"on-b"), "the capture at the relay holds the name of the service");
+        Ok(format!(
+            "0 of {} markers and not the name in {packets} packets, {} KiB, at the relay; {here} at the client",
+            2 * MARKERS,
+            bytes >> 10
+        ))
+    })
+}
+
+fn join_relay(run: &Run) -> Result<String> {
+    let segment = Segment::new(6)?;
+    let [first_at, relay_at, router, joiner_at, stranger_at, second_at] = segment.machines() else {
+        unreachable!("six machines were made")
+    };
+    let inner = behind(router)?;
+    // What a joiner reaches is the relay.
+    for machine in [joiner_at, stranger_at, second_at] {
+        machine.cut(Segment::address(0))?;
+        machine.cut(Segment::address(2))?;
+    }
+    run.scenario(|lab| {
+        let mut first = lab.node_in("first", first_at)?;
+        first.init("west")?;
+        let mut relay = lab.node_in("relay", relay_at)?;
+        relay.join(&first.token(&["--role=relay"])?)?;
+        let mut issuer = lab.node_in("issuer", &inner)?;
+        issuer.join(&first.token(&[])?)?;
+        first.ok(&["issuer", "add", "issuer"])?;
+        let led = SocketAddr::from((Segment::address(1), 4_677));
+        until("a token that names the relay", 2 * SEEN, || {
+            let made = issuer.cli(&["token", "create"])?;
+            Ok(made.stderr.contains(&format!("tcp {led} (a relay that leads here")))
+        })?;
+        let tokens = [issuer.token(&[])?, issuer.token(&[])?];
+
+        let at_relay = Capture::start(relay_at)?;
+        let began = Instant::now();
+        let mut joiner = lab.node_in("joiner", joiner_at)?;
+        kept("the join", joiner.join(&tokens[0]))?;
+        let joined = began.elapsed();
+        kept("each seeing the other alive", until("each seeing the other alive", SEEN - joined, || {
+            let here = issuer.state_of("joiner")?.as_deref() == Some("alive");
+            Ok(here && joiner.state_of("issuer")?.as_deref() == Some("alive"))
+        }))?;
+        let met = began.elapsed();
+        if run.sabotaged {
+            joiner_at.enter(|| TcpStream::connect(led)?.write_all(tokens[0].as_bytes()))??;
+        }
+
+        let grant = tokens[1].parse::<Token>()?.grant().clone();
+        let name = format!("{}.{}", grant.issuer, grant.mesh);
+        let hello = hello_for(&name)?;
+        let before = memory_kib(&relay)?;
+        let (stop, mut most) = (AtomicBool::new(false), 0);
+        let second = lab.node_in("second", second_at)?;
+        let asked = std::thread::scope(|scope| -> Result<Asked> {
+            let asking = scope.spawn(|| stranger_at.enter(|| ask(led, &hello, &stop)));
+            let watched = (|| -> Result<()> {
+                let began = Instant::now();
+                while began.elapsed() < ASKED / 2 {
+                    most = most.max(open(&relay)?);
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                let token = &tokens[1];
+                kept("a join beside the stranger", second.ok(&["join", token, "--node", "second", "--no-start"]))?;
+                while began.elapsed() < ASKED {
+                    most = most.max(open(&relay)?);
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Ok(())
+            })();
+            stop.store(true, Ordering::Relaxed);
+            let asked = asking.join().map_err(|_| anyhow::anyhow!("the stranger panicked"))?;
+            watched?;
+            asked?
+        })?;
+        let grown = memory_kib(&relay)?.saturating_sub(before);
+        // One more is the other joiner's.
+        promise!((1..=5).contains(&most), "{most} strangers were led at once");
+        promise!(asked.led <= 14, "{} connections of one source were led", asked.led);
+        let counted: u64 = ["per_source", "pace"].map(|why| outcome(&relay, why)).into_iter().sum::<Result<_>>()?;
+        promise!(counted >= asked.refused as u64 && asked.refused > 0, "{counted} of {} refused ones are counted", asked.refused);
+        promise!(grown < GROWTH_KIB, "the relay grew by {grown} KiB");
+        kept("the end of the stranger's", until("the end of the stranger's", SEEN, || Ok(open(&relay)? == 0)))?;
+
+        let packets = at_relay.stop()?;
+        promise!(packets.hold(name.as_bytes()), "the capture at the relay does not hold the name of the issuer");
+        for (number, token) in tokens.iter().enumerate() {
+            let secret = Secret::token(&format!("token {number}"), token)?;
+            let found = packets.iter().find_map(|packet| secret.found_in(packet));
+            promise!(found.is_none(), "the capture at the relay holds token {number} as {found:?}");
+        }
+        let (number, bytes) = packets.size();
+        Ok(format!(
+            "joined after {:.1} s, seen after {:.1} s; no byte of 2 tokens in {number} packets, {} KiB; a stranger had {most} at once, {} in all, {} refused; the relay grew by {grown} KiB",
+            joined.as_secs_f64(),
+            met.as_secs_f64(),
+            bytes >> 10,
+            asked.led,
+            asked.refused
+        ))
+    })
+}
+
+fn outcome(relay: &Node, outcome: &str) -> Result<u64> {
+    metric(relay, &format!("gossamer_joiners_led_total{{outcome=\"{outcome}\"}}"))
+}
+
+/// Returns how many joiners a relay leads at the moment.
+fn open(relay: &Node) -> Result<u64> {
+    // The ends first: what begins meanwhile does not make it less than none.
+    let ended: u64 =
+        ["ended", "broken", "excess"].map(|end| outcome(relay, end)).into_iter().sum::<Result<_>>()?;
+    Ok(outcome(relay, "begun")?.saturating_sub(ended))
+}
+
+/// Returns the first message of a joiner that asks for this name.
+fn hello_for(name: &str) -> Result<Vec<u8>> {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&version::TLS13])?
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    config.alpn_protocols = vec![join::ALPN.to_vec()];
+    let mut tls = ClientConnection::new(Arc::new(config), ServerName::try_from(name.to_owned())?)?;
+    let mut hello = Vec::new();
+    tls.write_tls(&mut hello)?;
+    Ok(hello)
+}
+
+/// What came of a stranger's connections.
+#[derive(Clone, Copy, Debug, Default)]
+struct Asked {
+    led: usize,
+    refused: usize,
+}
+
+/// Begins as a joiner does without end, goes no further and lets none go that is led, until told to stop.
+fn ask(relay: SocketAddr, hello: &[u8], stop: &AtomicBool) -> Result<Asked> {
+    let (mut kept, mut asked) = (Vec::new(), Asked::default());
+    while !stop.load(Ordering::Relaxed) {
+        let mut stream = TcpStream::connect(relay).context("the relay's port")?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let mut first = [0];
+        // A record of a handshake, or an alert; the doorway just hangs up.
+        if stream.write_all(hello).is_ok() && matches!(stream.read(&mut first), Ok(1)) {
+            match first {
+                [22] => {
+                    asked.led += 1;
+                    kept.push(stream);
+                }
+                _ => asked.refused += 1,
+            }
+        }
+    }
+    Ok(asked)
+}
