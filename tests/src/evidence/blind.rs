@@ -3,8 +3,9 @@
 //! Owns: the markers, the strangers that ask without end. Must not know: the bytes of circuits. Driven by: `evidence`.
 //! Needs root: each machine is a network namespace.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -23,8 +24,9 @@ use super::steady::memory_kib;
 use super::{Ci, Needs, Row, Run};
 use crate::capture::{Capture, MARKER};
 use crate::needles::Secret;
-use crate::netns::Segment;
-use crate::process::Node;
+use crate::netns::{Namespace, Segment};
+use crate::planted::Worktree;
+use crate::process::{Lab, Node};
 use crate::promise;
 use crate::wait::until;
 
@@ -36,6 +38,14 @@ pub(super) const ROWS: &[Row] = &[
         needs: Needs::Root,
         ci: Ci::Runs,
         check: capture,
+    },
+    Row {
+        name: "7.3-liar",
+        promise: "A relay that flips a bit, exchanges two parts, leaves a byte out or ends cleanly too early, once in each direction of a circuit: of 24 transfers of 512 KiB through it each ends with a reset at both ends, and no program reads a byte that was not written there",
+        sabotage: "the relay is honest",
+        needs: Needs::Root,
+        ci: Ci::Skips("it builds the program once more, with a relay that lies"),
+        check: liar,
     },
     Row {
         name: "7.5-join-relay",
@@ -97,6 +107,70 @@ fn capture(run: &Run) -> Result<String> {
             bytes >> 10
         ))
     })
+}
+
+fn liar(run: &Run) -> Result<String> {
+    let tree = if run.sabotaged { None } else { Some(lying(run)?) };
+    let mut detected = Vec::new();
+    for lie in LIES {
+        let segment = Segment::new(4)?;
+        let (public, routers) = segment.machines().split_at(2);
+        let (left, right) = (behind(&routers[0])?, behind(&routers[1])?);
+        let found = run.scenario(|lab| {
+            let of_relay = tree.as_ref().map_or_else(|| Ok(lab.clone()), |(_, program)| Lab::new(program))?;
+            let relay = |name: &str, machine: &Namespace| {
+                Ok(of_relay.node_in(name, machine)?.with("GOSSAMER_LIE", lie))
+            };
+            let mesh = kept("a mesh", Hidden::with(lab, public, [&left, &right], true, relay))?;
+            (0..TRANSFERS).map(|number| transfer(&mesh, &left, lie, number)).sum::<Result<usize>>()
+        })?;
+        promise!(found == TRANSFERS, "{lie}: {found} of {TRANSFERS} transfers were reset at both ends");
+        detected.push(format!("{lie} {found} of {TRANSFERS}"));
+    }
+    Ok(format!("{}; no wrong byte", detected.join(", ")))
+}
+
+/// What a relay does to a circuit.
+const LIES: [&str; 4] = ["flip", "reorder", "drop", "end"];
+/// Transfers with each.
+const TRANSFERS: usize = 6;
+const TRANSFERRED: usize = 512 << 10;
+
+/// Builds the program with a relay that lies.
+fn lying(run: &Run) -> Result<(Worktree, PathBuf)> {
+    let tree = Worktree::with_patch(&run.root, "7-liar.patch")?;
+    let program = run.planted(&tree)?;
+    Ok((tree, program))
+}
+
+/// Sends bytes through the relay in one direction; returns 1 when both ends see a reset, 0 when all arrives.
+fn transfer(mesh: &Hidden, machine: &Namespace, lie: &str, number: usize) -> Result<usize> {
+    let ((mut client, mut program), _) = kept("a flow to b", mesh.call(machine, 2 * SEEN))?;
+    let mut sent = vec![0; TRANSFERRED];
+    rand::rng().fill(&mut sent[..]);
+    let is_there = number.is_multiple_of(2);
+    let (from, to) = if is_there { (&mut client, &mut program) } else { (&mut program, &mut client) };
+    let (got, ended, written) = std::thread::scope(|scope| {
+        let writing = scope.spawn(|| {
+            from.write_all(&sent)?;
+            // It sees the reset here, or before.
+            let ended = from.shutdown(Shutdown::Write);
+            from.read_to_end(&mut Vec::new()).map(|_| ()).and(ended)
+        });
+        let mut got = Vec::new();
+        let ended = to.read_to_end(&mut got);
+        to.shutdown(Shutdown::Both).ok();
+        (got, ended, writing.join())
+    });
+    let written = written.map_err(|_| anyhow::anyhow!("the writer panicked"))?;
+    promise!(sent.starts_with(&got), "{lie}: a program read bytes that nobody wrote");
+    let Err(ended) = ended else {
+        promise!(got.len() == sent.len(), "{lie}: a clean end after {} bytes", got.len());
+        return Ok(0);
+    };
+    promise!(ended.kind() == ErrorKind::ConnectionReset, "{lie}: the reader sees {ended}");
+    promise!(written.is_err(), "{lie}: the writer sees a clean end");
+    Ok(1)
 }
 
 fn join_relay(run: &Run) -> Result<String> {
