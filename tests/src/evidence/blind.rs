@@ -22,7 +22,7 @@ use super::carried::kept;
 use super::circuits::{Hidden, behind};
 use super::steady::memory_kib;
 use super::{Ci, Needs, Row, Run};
-use crate::capture::{Capture, MARKER};
+use crate::capture::{Capture, MARKER, Packets};
 use crate::needles::Secret;
 use crate::netns::{Namespace, Segment};
 use crate::planted::Worktree;
@@ -49,7 +49,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "7.5-join-relay",
-        promise: "An issuer that nobody can dial makes a token that names its relay; a joiner that can dial only the relay is a member within 20 s and each sees the other alive; a capture at the relay holds no byte of the token's secret in any form; a stranger that opens such connections without end for 10 s has at most 4 at once and 14 in all, the relay grows by less than 16 MiB, another joiner joins meanwhile, and the stranger's are gone 20 s later",
+        promise: "An issuer that nobody can dial makes a token that names its relay; a joiner that can dial only the relay is a member within 20 s and each sees the other alive; a capture at the relay holds no byte of the token's secret in any form; a stranger that opens such connections without end for 10 s has at most 4 at once and 14 in all, the relay grows by less than 16 MiB, another joiner joins meanwhile, the stranger's are gone 20 s later, and the certificate of the first joiner is renewed by then",
         sabotage: "the token is sent to the relay in the clear as well",
         needs: Needs::Root,
         ci: Ci::Runs,
@@ -61,6 +61,8 @@ const SEEN: Duration = Duration::from_secs(20);
 /// Markers each way.
 const MARKERS: usize = 1_000;
 const ASKED: Duration = Duration::from_secs(10);
+/// How long certificates of the issuer last: a third of it until the joiner renews.
+const LIFETIME: &str = "40s";
 /// What the relay may grow by while a stranger asks, KiB.
 const GROWTH_KIB: u64 = 16 << 10;
 /// Where nobody listens.
@@ -173,6 +175,81 @@ fn transfer(mesh: &Hidden, machine: &Namespace, lie: &str, number: usize) -> Res
     Ok(1)
 }
 
+/// An issuer that nobody can dial, and the relay that leads to it.
+struct Led {
+    _first: Node,
+    relay: Node,
+    issuer: Node,
+    /// The relay's TCP port.
+    at: SocketAddr,
+}
+
+impl Led {
+    fn new(lab: &Lab, first: &Namespace, relay: &Namespace, inner: &Namespace) -> Result<Self> {
+        let (mut first, mut relay) = (lab.node_in("first", first)?, lab.node_in("relay", relay)?);
+        let mut issuer = lab.node_in("issuer", inner)?.with("GOSSAMER_TRUST_LEAF_LIFETIME", LIFETIME);
+        first.init("west")?;
+        relay.join(&first.token(&["--role=relay"])?)?;
+        issuer.join(&first.token(&[])?)?;
+        first.ok(&["issuer", "add", "issuer"])?;
+        let at = SocketAddr::from((Segment::address(1), 4_677));
+        until("a token that names the relay", 2 * SEEN, || {
+            let made = issuer.cli(&["token", "create"])?;
+            Ok(made.stderr.contains(&format!("tcp {at} (a relay that leads here")))
+        })?;
+        Ok(Self { _first: first, relay, issuer, at })
+    }
+
+    fn outcome(&self, outcome: &str) -> Result<u64> {
+        metric(&self.relay, &format!("gossamer_joiners_led_total{{outcome=\"{outcome}\"}}"))
+    }
+
+    /// Returns how many joiners the relay leads at the moment.
+    fn open(&self) -> Result<u64> {
+        // The ends first: what begins meanwhile does not make it less than none.
+        let ended = ["ended", "broken", "excess"].map(|end| self.outcome(end));
+        let ended: u64 = ended.into_iter().sum::<Result<_>>()?;
+        Ok(self.outcome("begun")?.saturating_sub(ended))
+    }
+
+    /// Lets a stranger ask without end while another joiner joins. Returns what came of it, and the most that were led at once.
+    fn pressed(&self, stranger: &Namespace, token: &str, second: &Node) -> Result<(Asked, u64)> {
+        let grant = token.parse::<Token>()?.grant().clone();
+        let hello = hello_for(&format!("{}.{}", grant.issuer, grant.mesh))?;
+        let (stop, mut most) = (AtomicBool::new(false), 0);
+        let asked = std::thread::scope(|scope| -> Result<Asked> {
+            let asking = scope.spawn(|| stranger.enter(|| ask(self.at, &hello, &stop)));
+            let mut watch = |until: Duration, began: Instant| -> Result<()> {
+                while began.elapsed() < until {
+                    most = most.max(self.open()?);
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Ok(())
+            };
+            let watched = (|| -> Result<()> {
+                let began = Instant::now();
+                watch(ASKED / 2, began)?;
+                let joined = second.ok(&["join", token, "--node", "second", "--no-start"]);
+                kept("a join beside the stranger", joined)?;
+                watch(ASKED, began)
+            })();
+            stop.store(true, Ordering::Relaxed);
+            let asked = asking.join().map_err(|_| anyhow::anyhow!("the stranger panicked"))?;
+            watched?;
+            asked?
+        })?;
+        // One more is the other joiner's.
+        promise!((1..=5).contains(&most), "{most} strangers were led at once");
+        promise!(asked.led <= 14, "{} connections of one source were led", asked.led);
+        let refused = asked.refused as u64;
+        let counted = self.outcome("per_source")? + self.outcome("pace")?;
+        promise!(refused > 0 && counted >= refused, "{counted} of {refused} refused ones are counted");
+        let gone = until("the end of the stranger's", SEEN, || Ok(self.open()? == 0));
+        kept("the end of the stranger's", gone)?;
+        Ok((asked, most))
+    }
+}
+
 fn join_relay(run: &Run) -> Result<String> {
     let segment = Segment::new(6)?;
     let [first_at, relay_at, router, joiner_at, stranger_at, second_at] = segment.machines() else {
@@ -185,77 +262,24 @@ fn join_relay(run: &Run) -> Result<String> {
         machine.cut(Segment::address(2))?;
     }
     run.scenario(|lab| {
-        let mut first = lab.node_in("first", first_at)?;
-        first.init("west")?;
-        let mut relay = lab.node_in("relay", relay_at)?;
-        relay.join(&first.token(&["--role=relay"])?)?;
-        let mut issuer = lab.node_in("issuer", &inner)?;
-        issuer.join(&first.token(&[])?)?;
-        first.ok(&["issuer", "add", "issuer"])?;
-        let led = SocketAddr::from((Segment::address(1), 4_677));
-        until("a token that names the relay", 2 * SEEN, || {
-            let made = issuer.cli(&["token", "create"])?;
-            Ok(made.stderr.contains(&format!("tcp {led} (a relay that leads here")))
-        })?;
-        let tokens = [issuer.token(&[])?, issuer.token(&[])?];
-
+        let led = Led::new(lab, first_at, relay_at, &inner)?;
+        let tokens = [led.issuer.token(&[])?, led.issuer.token(&[])?];
         let at_relay = Capture::start(relay_at)?;
-        let began = Instant::now();
         let mut joiner = lab.node_in("joiner", joiner_at)?;
-        kept("the join", joiner.join(&tokens[0]))?;
-        let joined = began.elapsed();
-        kept("each seeing the other alive", until("each seeing the other alive", SEEN - joined, || {
-            let here = issuer.state_of("joiner")?.as_deref() == Some("alive");
-            Ok(here && joiner.state_of("issuer")?.as_deref() == Some("alive"))
-        }))?;
-        let met = began.elapsed();
+        let (joined, met) = joins(&mut joiner, &tokens[0], &led.issuer)?;
         if run.sabotaged {
-            joiner_at.enter(|| TcpStream::connect(led)?.write_all(tokens[0].as_bytes()))??;
+            joiner_at.enter(|| TcpStream::connect(led.at)?.write_all(tokens[0].as_bytes()))??;
         }
-
-        let grant = tokens[1].parse::<Token>()?.grant().clone();
-        let name = format!("{}.{}", grant.issuer, grant.mesh);
-        let hello = hello_for(&name)?;
-        let before = memory_kib(&relay)?;
-        let (stop, mut most) = (AtomicBool::new(false), 0);
+        let before = memory_kib(&led.relay)?;
         let second = lab.node_in("second", second_at)?;
-        let asked = std::thread::scope(|scope| -> Result<Asked> {
-            let asking = scope.spawn(|| stranger_at.enter(|| ask(led, &hello, &stop)));
-            let watched = (|| -> Result<()> {
-                let began = Instant::now();
-                while began.elapsed() < ASKED / 2 {
-                    most = most.max(open(&relay)?);
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                let token = &tokens[1];
-                kept("a join beside the stranger", second.ok(&["join", token, "--node", "second", "--no-start"]))?;
-                while began.elapsed() < ASKED {
-                    most = most.max(open(&relay)?);
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                Ok(())
-            })();
-            stop.store(true, Ordering::Relaxed);
-            let asked = asking.join().map_err(|_| anyhow::anyhow!("the stranger panicked"))?;
-            watched?;
-            asked?
-        })?;
-        let grown = memory_kib(&relay)?.saturating_sub(before);
-        // One more is the other joiner's.
-        promise!((1..=5).contains(&most), "{most} strangers were led at once");
-        promise!(asked.led <= 14, "{} connections of one source were led", asked.led);
-        let counted: u64 = ["per_source", "pace"].map(|why| outcome(&relay, why)).into_iter().sum::<Result<_>>()?;
-        promise!(counted >= asked.refused as u64 && asked.refused > 0, "{counted} of {} refused ones are counted", asked.refused);
+        let (asked, most) = led.pressed(stranger_at, &tokens[1], &second)?;
+        let grown = memory_kib(&led.relay)?.saturating_sub(before);
         promise!(grown < GROWTH_KIB, "the relay grew by {grown} KiB");
-        kept("the end of the stranger's", until("the end of the stranger's", SEEN, || Ok(open(&relay)? == 0)))?;
-
+        let renewed = "gossamer_certificate_renewals_total{outcome=\"done\"}";
+        let renewal = until("a renewal", SEEN, || Ok(metric(&joiner, renewed)? > 0));
+        kept("a renewal through the relay", renewal)?;
         let packets = at_relay.stop()?;
-        promise!(packets.hold(name.as_bytes()), "the capture at the relay does not hold the name of the issuer");
-        for (number, token) in tokens.iter().enumerate() {
-            let secret = Secret::token(&format!("token {number}"), token)?;
-            let found = packets.iter().find_map(|packet| secret.found_in(packet));
-            promise!(found.is_none(), "the capture at the relay holds token {number} as {found:?}");
-        }
+        no_token(&packets, &tokens)?;
         let (number, bytes) = packets.size();
         Ok(format!(
             "joined after {:.1} s, seen after {:.1} s; no byte of 2 tokens in {number} packets, {} KiB; a stranger had {most} at once, {} in all, {} refused; the relay grew by {grown} KiB",
@@ -268,16 +292,32 @@ fn join_relay(run: &Run) -> Result<String> {
     })
 }
 
-fn outcome(relay: &Node, outcome: &str) -> Result<u64> {
-    metric(relay, &format!("gossamer_joiners_led_total{{outcome=\"{outcome}\"}}"))
+/// Joins, and waits until joiner and issuer see each other. Returns when each was so.
+fn joins(joiner: &mut Node, token: &str, issuer: &Node) -> Result<(Duration, Duration)> {
+    let began = Instant::now();
+    kept("the join", joiner.join(token))?;
+    let joined = began.elapsed();
+    let met = until("each seeing the other alive", SEEN.saturating_sub(joined), || {
+        let here = issuer.state_of(&joiner.name)?.as_deref() == Some("alive");
+        Ok(here && joiner.state_of(&issuer.name)?.as_deref() == Some("alive"))
+    });
+    kept("each seeing the other alive", met)?;
+    Ok((joined, began.elapsed()))
 }
 
-/// Returns how many joiners a relay leads at the moment.
-fn open(relay: &Node) -> Result<u64> {
-    // The ends first: what begins meanwhile does not make it less than none.
-    let ended: u64 =
-        ["ended", "broken", "excess"].map(|end| outcome(relay, end)).into_iter().sum::<Result<_>>()?;
-    Ok(outcome(relay, "begun")?.saturating_sub(ended))
+/// Looks for the secrets of tokens in packets that hold the name of their issuer, so that the joins are among them.
+fn no_token(packets: &Packets, tokens: &[String]) -> Result<()> {
+    for (number, token) in tokens.iter().enumerate() {
+        let issuer = token.parse::<Token>()?.grant().issuer.to_string();
+        promise!(
+            packets.hold(issuer.as_bytes()),
+            "the capture at the relay does not hold the name of the issuer"
+        );
+        let secret = Secret::token(&format!("token {number}"), token)?;
+        let found = packets.iter().find_map(|packet| secret.found_in(packet));
+        promise!(found.is_none(), "the capture at the relay holds token {number} as {found:?}");
+    }
+    Ok(())
 }
 
 /// Returns the first message of a joiner that asks for this name.
