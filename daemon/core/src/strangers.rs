@@ -95,7 +95,7 @@ impl Strangers {
         if is_full && !self.sources.contains_key(&source) {
             return Err(NotLed::Pace);
         }
-        let of = self.sources.entry(source).or_insert(Source { open: 0, left: PACE.whole(now) });
+        let of = self.sources.entry(source).or_insert_with(|| Source { open: 0, left: PACE.whole(now) });
         if !of.left.take(PACE, now) {
             return Err(NotLed::Pace);
         }
@@ -105,7 +105,7 @@ impl Strangers {
         if self.open >= MAX_STRANGERS {
             return Err(NotLed::Total);
         }
-        if !self.all.get_or_insert(PACE_OF_ALL.whole(now)).take(PACE_OF_ALL, now) {
+        if !self.all.get_or_insert_with(|| PACE_OF_ALL.whole(now)).take(PACE_OF_ALL, now) {
             return Err(NotLed::Pace);
         }
         of.open += 1;
