@@ -11,6 +11,7 @@ mod addresses;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
@@ -262,6 +263,13 @@ impl IndexReader {
     /// Returns what is known of a node.
     pub fn node(&self, node: NodeId) -> Option<Arc<NodeSummary>> {
         self.0.nodes.get(&node).map(|entry| Arc::clone(entry.value()))
+    }
+
+    /// Returns where the relays of a node are that others cannot dial, the best address of each; none for other nodes.
+    pub fn relay_addresses(&self, node: NodeId) -> Vec<SocketAddr> {
+        let relays = self.node(node).and_then(|known| known.view.as_ref().map(|view| view.relays.clone()));
+        let best = |relay| self.node(relay)?.view.as_ref()?.addresses.first().copied();
+        relays.unwrap_or_default().into_iter().filter_map(best).collect()
     }
 
     /// Returns all nodes known by membership or catalog, by id.

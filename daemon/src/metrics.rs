@@ -8,6 +8,7 @@
 //! exception is `service`, of which there is a bounded number.
 
 mod dns;
+mod relays;
 mod services;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,8 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::catalog::Holdings;
 use crate::index::Written;
 
+pub use relays::CircuitCounts;
+use relays::JoinersLed;
 pub use services::ServiceFlows;
 
 /// All counters and gauges. Counters only grow, from the start of the process.
@@ -54,6 +57,7 @@ pub struct Metrics {
     put_out: Counter,
     pings_ignored: Counter,
     joins: Family<Outcome, Counter>,
+    joiners_led: JoinersLed,
     certificate_renewals: Family<Outcome, Counter>,
 }
 
@@ -135,19 +139,6 @@ pub struct FlowCounts {
     pub circuits: CircuitCounts,
 }
 
-/// What a relay counts.
-#[derive(Clone, Debug, Default)]
-pub struct CircuitCounts {
-    /// Circuits open at the moment.
-    pub open: u64,
-    /// Circuits that were opened.
-    pub opened: u64,
-    /// Bytes of ended circuits, both ways.
-    pub bytes: u64,
-    /// Circuits that were refused, by reason.
-    pub refused: Vec<(&'static str, u64)>,
-}
-
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("gossamer");
@@ -174,6 +165,7 @@ impl Default for Metrics {
             put_out: Counter::default(),
             pings_ignored: Counter::default(),
             joins: Family::default(),
+            joiners_led: JoinersLed::default(),
             certificate_renewals: Family::default(),
         };
         this.register();
@@ -236,6 +228,7 @@ impl Metrics {
             registry.register(name, help, counter.clone());
         }
         registry.register("joins", "Join requests to this issuer by outcome", self.joins.clone());
+        self.joiners_led.register(registry);
         let renewals = self.certificate_renewals.clone();
         registry.register("certificate_renewals", "Renewals of this node's certificate by outcome", renewals);
     }
@@ -520,16 +513,6 @@ impl Page<'_> {
         self.counters("flow_datagrams_dropped", "Datagrams of UDP flows dropped", "reason", &flows.dropped)?;
         self.circuits(&flows.circuits)?;
         self.services(&flows.services)
-    }
-
-    fn circuits(&mut self, circuits: &CircuitCounts) -> fmt::Result {
-        self.gauge("circuits_open", "Circuits that this relay splices", circuits.open)?;
-        self.counter("circuits_opened", "Circuits that this relay has spliced", circuits.opened)?;
-        self.counters("circuits_refused", "Circuits refused", "reason", &circuits.refused)?;
-        let help = "Bytes of ended circuits, both ways";
-        let total = ConstCounter::new(circuits.bytes);
-        let kind = total.metric_type();
-        total.encode(self.0.encode_descriptor("circuit", &sentence(help), Some(&Unit::Bytes), kind)?)
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {

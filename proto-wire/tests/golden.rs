@@ -5,6 +5,7 @@
 use data_encoding::HEXLOWER;
 
 use gossamer_wire::advert::{AdvertId, Card, Fragment, Head, Kind, Slot, Version};
+use gossamer_wire::circuit::{CIRCUIT_BYTES, CircuitOpen, CircuitStatus};
 use gossamer_wire::flow::{OpenRequest, encode_framed, encode_stream_id};
 use gossamer_wire::frame::{AdvertCopy, Frame, Hello, PREFIX_BYTES, Purpose};
 use gossamer_wire::issuer::IssuerClaims;
@@ -487,4 +488,36 @@ fn ids_are_derived_from_keys_as_in_version_1() {
     // SHA-256 of the empty text, first 16 bytes: e3b0c44298fc1c149afbf4c8996fb924.
     assert_golden("id", NodeId::of_spki(b"").as_bytes(), "e3b0c442 98fc1c14 9afbf4c8 996fb924");
     assert_eq!(NODE.to_string(), "vkvkvkvkvkvkvkvkvkvkvkvkvi");
+}
+
+#[test]
+fn records_of_circuits_and_their_answers_keep_their_bytes() {
+    for (what, record, golden) in [
+        ("to", CircuitOpen::To(NODE), "ff01 aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
+        ("from", CircuitOpen::From(NODE), "ff02 aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
+        (
+            "stranger, IPv4",
+            CircuitOpen::Stranger([192, 0, 2, 1].into()),
+            "ff03 00000000000000000000ffffc0000201",
+        ),
+        (
+            "stranger, IPv6",
+            CircuitOpen::Stranger("2001:db8::1".parse().expect("address")),
+            "ff03 20010db8000000000000000000000001",
+        ),
+    ] {
+        let bytes = record.encode();
+        assert_golden(what, &bytes, golden);
+        let (prefix, rest) = bytes.split_first_chunk().expect("a prefix");
+        let id = rest.try_into().expect("the rest is an id");
+        assert_eq!((CircuitOpen::decode(*prefix, id), bytes.len()), (Ok(record), CIRCUIT_BYTES), "{what}");
+    }
+    let codes = [
+        CircuitStatus::Open,
+        CircuitStatus::NotConnected,
+        CircuitStatus::NoRelay,
+        CircuitStatus::Busy,
+        CircuitStatus::Refused,
+    ];
+    assert_golden("answers", &codes.map(CircuitStatus::code), "00 01 02 03 04");
 }

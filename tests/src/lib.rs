@@ -9,6 +9,7 @@
 
 pub mod api;
 pub mod bad_input;
+pub mod capture;
 pub mod dnsq;
 pub mod evidence;
 pub mod fabric;

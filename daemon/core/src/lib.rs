@@ -25,6 +25,7 @@ pub mod select;
 pub mod sightings;
 mod source;
 pub mod statements;
+pub mod strangers;
 pub mod time;
 pub mod trust;
 pub mod vip;

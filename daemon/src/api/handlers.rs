@@ -185,6 +185,7 @@ fn created_token(created: &issuer::CreatedToken) -> CreatedToken {
         token: created.token.reveal().to_owned(),
         group: grant.group.clone(),
         addresses: grant.addresses.clone(),
+        relays: created.relays.clone(),
         warnings: created.warnings.clone(),
     }
 }

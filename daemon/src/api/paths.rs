@@ -98,6 +98,10 @@ pub(super) struct Reach<'a> {
     pub(super) unanswered: u64,
     /// Where this node can be dialled as far as it knows; all private when it is behind a translator.
     pub(super) has_public: bool,
+    /// Members with the role of a relay that have not left.
+    pub(super) relays: usize,
+    /// Whether some of them lead to this node, as its card says.
+    pub(super) is_led_to: bool,
 }
 
 /// Gathers it.
@@ -110,11 +114,18 @@ pub(super) fn reach<'a>(
         let has_address = node.view.as_ref().is_some_and(|view| !view.addresses.is_empty());
         node.node != state.about.node && has_address && node.state != Some(MemberState::Left)
     };
+    let is_relay = |node: &&Arc<NodeSummary>| {
+        let has_role = node.view.as_ref().is_some_and(|view| view.claims.relay);
+        has_role && node.node != state.about.node && node.state != Some(MemberState::Left)
+    };
+    let own = nodes.iter().find(|node| node.node == state.about.node).and_then(|node| node.view.as_ref());
     Reach {
         paths,
         known: nodes.iter().filter(is_known).count(),
         unanswered: state.metrics.dials_unanswered(),
         has_public: state.about.advertised.borrow().iter().any(|at| is_for_all(at.ip())),
+        relays: nodes.iter().filter(is_relay).count(),
+        is_led_to: own.is_some_and(|view| !view.relays.is_empty()),
     }
 }
 
@@ -167,13 +178,20 @@ fn only_outbound(reach: &Reach<'_>) -> Option<Finding> {
     // Towards peers of its own network an address of that network is enough.
     let is_outbound = |path: &Path| matches!(path.kind, PathKind::Direct(at) if is_for_all(at.ip()));
     let is_only = reach.paths.len() >= SEVERAL && reach.paths.values().all(is_outbound) && !reach.has_public;
-    is_only.then(|| Finding {
+    let fix = match reach.relays {
+        0 => {
+            "nothing, if the other nodes can be dialled: its services are called over these connections; else give a member that all can dial the role of a relay (it joins with a token of gossamer token create --role relay), or forward UDP 4677 to this node and set advertise to the public address"
+        }
+        _ => {
+            "nothing, if the other nodes can be dialled: its services are called over these connections; else forward UDP 4677 to it and set advertise to the public address"
+        }
+    };
+    (is_only && !reach.is_led_to).then(|| Finding {
         text: format!(
             "only outbound: this node dialled all of its {} connections into other networks, and has no address for these",
             reach.paths.len()
         ),
-        fix: "nothing, if the other nodes can be dialled: its services are called over these connections; else forward UDP 4677 to it and set advertise to the public address"
-            .to_owned(),
+        fix: fix.to_owned(),
     })
 }
 
@@ -204,7 +222,7 @@ mod tests {
             .enumerate()
             .map(|(n, path)| (NodeId::from_bytes([n as u8; 16]), path))
             .collect();
-        let reach = Reach { paths: &paths, known, unanswered, has_public };
+        let reach = Reach { paths: &paths, known, unanswered, has_public, relays: 0, is_led_to: false };
         let words = |finding: Finding| finding.text.split([':', ',']).next().unwrap_or_default().to_owned();
         findings(&reach, |_| "vm-b".to_owned()).into_iter().map(words).collect()
     }
@@ -240,5 +258,17 @@ mod tests {
         assert!(found(vec![out.clone(), out.clone()], 2, 0, true).is_empty());
         assert!(found(vec![out.clone(), inward], 2, 0, false).is_empty());
         assert!(found(vec![out], 1, 0, false).is_empty());
+    }
+
+    #[test]
+    fn who_is_only_outbound_is_pointed_to_relays_where_there_are_none_and_is_well_where_one_leads_to_it() {
+        let path = path(PathKind::Direct, Sizes::default());
+        let paths = [1, 2].map(|n| (NodeId::from_bytes([n; 16]), path.clone())).into();
+        let fix = |relays, is_led_to| {
+            let reach =
+                Reach { paths: &paths, known: 2, unanswered: 0, has_public: false, relays, is_led_to };
+            only_outbound(&reach).map(|finding| finding.fix.contains("--role relay"))
+        };
+        assert_eq!([fix(0, false), fix(1, false), fix(1, true)], [Some(true), Some(false), None]);
     }
 }

@@ -58,7 +58,7 @@ impl Task {
         });
     }
 
-    /// Returns the issuers whose nodes can be dialled, in the order in which they are asked.
+    /// Returns the issuers whose nodes are known, in the order in which they are asked.
     fn issuers_to_ask(&mut self) -> Vec<Asked> {
         let me = self.parts.identity.node();
         let standing = self.statements.standing();
@@ -77,7 +77,10 @@ impl Task {
         let issuers = holders
             .filter(|(_, claims)| claims.node != me)
             .filter_map(|(id, claims)| {
-                let issuer = Asked { id: Some(id), addresses: addresses(claims.node)? };
+                let mut addresses = addresses(claims.node)?;
+                // Where others cannot dial it, its relays lead there.
+                addresses.extend(self.parts.index.relay_addresses(claims.node));
+                let issuer = Asked { id: Some(id), addresses };
                 Some((is_up(claims.node), issuer))
             })
             .collect();

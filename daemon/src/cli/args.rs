@@ -296,7 +296,7 @@ pub(super) struct TokenCreate {
     /// Forget the node when it was silent for so long
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub(super) ephemeral: Option<Duration>,
-    /// Address the joiner dials; those of this machine unless given
+    /// Address the joiner dials; those of this machine, or of the relays that lead to it, unless given
     #[arg(long, value_name = "IP:PORT")]
     pub(super) address: Vec<SocketAddr>,
     /// Print JSON
@@ -307,7 +307,7 @@ pub(super) struct TokenCreate {
 /// What a node may do for others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Role {
-    /// Carry circuits between nodes that cannot reach each other
+    /// Carry circuits between nodes that cannot reach each other, and lead joiners to issuers
     Relay,
 }
 

@@ -140,7 +140,7 @@ async fn after(
 /// Prints the line to paste on another machine.
 pub(super) async fn join_line(client: &Client, body: &CreateToken) -> Result<(), Failure> {
     let created = token::request(client, body).await?;
-    output::note(token::dials(&created.addresses));
+    output::note(token::dials(&created));
     created.warnings.iter().for_each(|warning| output::note(format_args!("warning: {warning}")));
     output::note("run on the other machine, within an hour:");
     output::data(format_args!("gossamer join {}", created.token));

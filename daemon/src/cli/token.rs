@@ -62,7 +62,7 @@ fn show(created: &CreatedToken, json: bool) -> Result<(), Failure> {
         return output::json(created);
     }
     output::data(&created.token);
-    output::note(dials(&created.addresses));
+    output::note(dials(created));
     created.warnings.iter().for_each(|warning| output::note(format_args!("warning: {warning}")));
     // Not the token again: what stands on standard error lands in logs.
     output::note("run on the other machine, and give it the token on standard input: gossamer join -");
@@ -70,13 +70,22 @@ fn show(created: &CreatedToken, json: bool) -> Result<(), Failure> {
 }
 
 /// Says where who has the token will dial, and from where that works.
-pub(super) fn dials(addresses: &[SocketAddr]) -> String {
-    let described = |address: &SocketAddr| match span(address.ip()) {
-        Span::Global => format!("udp {address}"),
-        Span::Private => format!("udp {address} (networks around it only)"),
-        Span::Machine => format!("udp {address} (this machine only)"),
+pub(super) fn dials(created: &CreatedToken) -> String {
+    let described = |address: &SocketAddr| {
+        let is_relay = created.relays.contains(address);
+        let carrier = if is_relay { "tcp" } else { "udp" };
+        let from = match span(address.ip()) {
+            Span::Global => None,
+            Span::Private => Some("networks around it only"),
+            Span::Machine => Some("this machine only"),
+        };
+        let words: Vec<_> = is_relay.then_some("a relay that leads here").into_iter().chain(from).collect();
+        match words.is_empty() {
+            true => format!("{carrier} {address}"),
+            false => format!("{carrier} {address} ({})", words.join(", ")),
+        }
     };
-    let list: Vec<_> = addresses.iter().map(described).collect();
+    let list: Vec<_> = created.addresses.iter().map(described).collect();
     format!("joiners try these addresses: {}", list.join(", "))
 }
 
@@ -217,10 +226,24 @@ mod tests {
     #[test]
     fn each_address_is_shown_with_who_can_use_it() {
         let addresses = ["203.0.113.9:4677", "10.0.0.1:4677", "127.0.0.1:4677"];
-        let said = dials(&addresses.map(|text| text.parse().expect("address")));
+        let addresses = addresses.map(|text| text.parse().expect("address"));
+        let mut created = CreatedToken {
+            id: "abc".to_owned(),
+            token: "gsm1_a".to_owned(),
+            group: "west".parse().expect("name"),
+            addresses: addresses.to_vec(),
+            relays: Vec::new(),
+            warnings: Vec::new(),
+        };
         assert_eq!(
-            said,
+            dials(&created),
             "joiners try these addresses: udp 203.0.113.9:4677, udp 10.0.0.1:4677 (networks around it only), udp 127.0.0.1:4677 (this machine only)"
+        );
+        created.relays = addresses[..2].to_vec();
+        assert!(
+            dials(&created).starts_with("joiners try these addresses: tcp 203.0.113.9:4677 (a relay that leads here), tcp 10.0.0.1:4677 (a relay that leads here, networks around it only), udp "),
+            "{}",
+            dials(&created)
         );
     }
 

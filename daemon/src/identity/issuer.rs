@@ -63,6 +63,8 @@ pub struct TokenRequest {
 pub struct CreatedToken {
     /// The token; the only time its text is to be had.
     pub token: Token,
+    /// Those of its addresses at which a relay leads joiners to this issuer, which others cannot dial.
+    pub relays: Vec<SocketAddr>,
     /// What the operator should know.
     pub warnings: Vec<String>,
 }
@@ -299,6 +301,8 @@ impl Desk {
             true => self.addresses_for(request.uses),
             false => request.addresses,
         };
+        let relays = self.index.relay_addresses(self.identity.node());
+        let relays = relays.into_iter().filter(|relay| addresses.contains(relay)).collect();
         let warnings = address_warning(&addresses).into_iter().collect();
         let root_pin = self.pin(&issuer)?;
         request.claims.encode().map_err(|error| TokenError::TooLong(error.to_string()))?;
@@ -322,7 +326,7 @@ impl Desk {
         }
         tokens.minted.push(Minted::of(token.grant(), request.ttl.as_secs()));
         self.commit(tokens).await?;
-        Ok(CreatedToken { token, warnings })
+        Ok(CreatedToken { token, relays, warnings })
     }
 
     /// Returns the hash of the root behind this issuer: the latest one when roots are rotated.
@@ -338,16 +342,19 @@ impl Desk {
         trust.roots().iter().any(|root| spki_hash(root).is_ok_and(|hash| hash == grant.root_pin))
     }
 
-    /// Returns where the holder of a token may dial: one of several uses names other issuers as well.
+    /// Returns where the holder of a token may dial: one of several uses names other issuers as well. An issuer that others
+    /// cannot dial is reached through its relays; its own addresses may do on its own network.
     fn addresses_for(&self, uses: u32) -> Vec<SocketAddr> {
         let live = self.live.load();
         let others = live.issuers.iter().filter_map(|issuer| issuer.node).filter(|_| uses != 1);
         let others = others.filter(|node| *node != self.identity.node()).filter_map(|node| {
-            let known = self.index.node(node)?;
-            known.view.as_ref().and_then(|view| view.addresses.first().copied())
+            let led = self.index.relay_addresses(node).into_iter().next();
+            led.or_else(|| self.index.node(node)?.view.as_ref()?.addresses.first().copied())
         });
         let others: Vec<_> = others.take(MAX_TOKEN_ADDRESSES / 2).collect();
-        let mut all = shorten(self.advertised.borrow().clone(), MAX_TOKEN_ADDRESSES - others.len());
+        let mut all = self.index.relay_addresses(self.identity.node());
+        all.truncate(MAX_TOKEN_ADDRESSES - 1 - others.len());
+        all.extend(shorten(self.advertised.borrow().clone(), MAX_TOKEN_ADDRESSES - others.len() - all.len()));
         for address in others {
             if !all.contains(&address) {
                 all.push(address);
@@ -540,8 +547,11 @@ impl Desk {
         let live = self.live.load();
         let is_issuer = |node: NodeId| live.issuers.iter().any(|issuer| issuer.node == Some(node));
         let mut nodes = self.index.nodes();
-        // Whoever was away for long finds its way by them.
-        nodes.sort_by_key(|summary| !is_issuer(summary.node));
+        let relays =
+            self.index.node(own.node).and_then(|known| known.view.as_ref().map(|view| view.relays.clone()));
+        let is_relay = |node: NodeId| relays.iter().flatten().any(|relay| *relay == node);
+        // Who came through a relay needs it; whoever was away for long finds its way by the issuers.
+        nodes.sort_by_key(|summary| (!is_relay(summary.node), !is_issuer(summary.node)));
         let others = nodes.iter().filter_map(|summary| {
             let view = summary.view.as_ref()?;
             let up = summary.state.is_some_and(|state| state.is_up());

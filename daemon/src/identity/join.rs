@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -189,7 +190,8 @@ pub async fn join(store: &Store, token: &Token, request: &JoinRequest) -> Result
                 shown = Shown::Now;
                 match timeout(ANSWER_WITHIN, ask(issuer, token, &key, request)).await {
                     Ok(Ok(JoinReply::Admitted(admitted))) => {
-                        return accept(store, grant, &key, *admitted, request, &way);
+                        let answered = Answered { way: &way, tried: &tried };
+                        return accept(store, grant, &key, *admitted, request, &answered);
                     }
                     Ok(Ok(JoinReply::Refused(refusal))) => return Err(JoinError::Refused(refusal)),
                     Ok(Err(outcome)) => outcome,
@@ -335,6 +337,30 @@ fn said_at_close(connection: &Connection, error: &io::Error) -> Outcome {
     }
 }
 
+/// Who answered a joiner, and where.
+#[derive(Clone, Copy, Debug)]
+struct Answered<'a> {
+    /// The way on which the issuer did.
+    way: &'a Way,
+    /// Where it was not reached.
+    tried: &'a [Tried],
+}
+
+impl Answered<'_> {
+    /// Whether somebody else is at that address: a relay, which leads to the issuer over TCP.
+    fn is_of_another(&self, address: SocketAddr) -> bool {
+        let is_answer = |outcome: &Outcome| {
+            matches!(outcome, Outcome::Said(_) | Outcome::WrongIdentity | Outcome::Untrusted)
+        };
+        self.tried.iter().any(|tried| tried.way == Way::Udp(address) && is_answer(&tried.outcome))
+    }
+
+    /// Whether it took a lane for want of UDP.
+    fn is_by_lane(&self) -> bool {
+        matches!(*self.way, Way::Tcp(address) if !self.is_of_another(address))
+    }
+}
+
 /// Checks what came back before anything of it is kept.
 fn accept(
     store: &Store,
@@ -342,7 +368,7 @@ fn accept(
     key: &NodeKey,
     admitted: Admitted,
     request: &JoinRequest,
-    way: &Way,
+    answered: &Answered<'_>,
 ) -> Result<Identity, JoinError> {
     let bad = |why: &dyn fmt::Display| JoinError::BadReply(why.to_string());
     let roots: Vec<_> = admitted
@@ -375,9 +401,10 @@ fn accept(
         .iter()
         .map(|peer| Seed { node: peer.node.to_string(), addresses: peer.addresses.clone() })
         .collect();
-    // The first is who admits; the addresses of the token have just been shown to be good for an issuer.
+    // The first is who admits; the addresses of the token have just been shown to be good for an issuer, but for relays.
     if let Some(issuer) = seeds.first_mut() {
         let new = grant.addresses.iter().filter(|address| !issuer.addresses.contains(address));
+        let new = new.filter(|address| !answered.is_of_another(**address));
         issuer.addresses.extend(new.copied().collect::<Vec<_>>());
     }
     save(
@@ -390,7 +417,7 @@ fn accept(
                 zone: request.zone.clone(),
                 region: request.region.clone(),
                 seeds,
-                by_lane: matches!(way, Way::Tcp(_)),
+                by_lane: answered.is_by_lane(),
             },
             key,
             leaf: &admitted.leaf,

@@ -89,15 +89,16 @@ impl Relay {
     pub(super) async fn circuit(&self, stream: FlowStream, record: CircuitOpen) {
         match record {
             CircuitOpen::To(node) => self.lead(Guarded::new(stream), node).await,
-            CircuitOpen::From(_) if stream.send.via().is_some() => {
+            CircuitOpen::From(_) | CircuitOpen::Stranger(_) if stream.send.via().is_some() => {
                 self.circuits.refused(&stream.peer, NoCircuit::Loop);
             }
-            CircuitOpen::From(_) if !stream.peer.claims.relay => {
+            CircuitOpen::From(_) | CircuitOpen::Stranger(_) if !stream.peer.claims.relay => {
                 self.circuits.refused(&stream.peer, NoCircuit::NoRelay);
                 drop(Guarded::new(stream));
             }
             // Who it comes from is for TLS to say: the relay's word is worth nothing.
-            CircuitOpen::From(_) => self.parts.hops.take_circuit(stream),
+            CircuitOpen::From(_) => self.parts.hops.take_circuit(stream, None),
+            CircuitOpen::Stranger(source) => self.parts.hops.take_circuit(stream, Some(source)),
         }
     }
 

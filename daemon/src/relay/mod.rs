@@ -33,6 +33,7 @@ mod vips;
 
 use std::fmt;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -108,8 +109,8 @@ pub trait OpenHop: Send + Sync + fmt::Debug {
     /// Opens a stream to a node that has a connection with this one; nobody is looked for.
     fn open_kept(&self, node: NodeId) -> Opening<'_>;
 
-    /// Takes a stream that a relay has led here.
-    fn take_circuit(&self, stream: FlowStream);
+    /// Takes a stream that a relay has led here, from a member or from a stranger at that address.
+    fn take_circuit(&self, stream: FlowStream, stranger: Option<IpAddr>);
 }
 
 /// What runs on this node; [`TargetsReader`] but for tests.
@@ -162,8 +163,8 @@ impl OpenHop for Peers {
         Box::pin(Self::open_kept(self, node))
     }
 
-    fn take_circuit(&self, stream: FlowStream) {
-        Self::take_circuit(self, stream);
+    fn take_circuit(&self, stream: FlowStream, stranger: Option<IpAddr>) {
+        Self::take_circuit(self, stream, stranger);
     }
 }
 

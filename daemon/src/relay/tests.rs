@@ -392,7 +392,7 @@ impl OpenHop for Hops {
         self.open_flow(node)
     }
 
-    fn take_circuit(&self, _: FlowStream) {}
+    fn take_circuit(&self, _: FlowStream, _: Option<std::net::IpAddr>) {}
 }
 
 /// Two ends of a TCP connection on loopback: the program's and ours.

@@ -33,6 +33,8 @@ pub(super) enum Accepted {
     Joiner(Connection),
     /// A member's, which wanted to know whether this node answers, no more.
     Looked,
+    /// A joiner's for another node, which is counted.
+    Led,
     /// A connection came about and was refused, which is counted.
     Refused,
     /// No connection came about, which is counted.
@@ -49,7 +51,8 @@ pub(super) async fn accept_lane(
 ) -> Accepted {
     let Entered { lane, driver, is_joiner } =
         match timeout(HANDSHAKE_TIMEOUT, door.shake_hands(arrival)).await {
-            Ok(Ok(entered)) => entered,
+            Ok(Ok(Some(entered))) => entered,
+            Ok(Ok(None)) => return Accepted::Led,
             Ok(Err(reason)) => {
                 metrics.handshake_refused(reason);
                 return Accepted::Unfinished;

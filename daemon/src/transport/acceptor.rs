@@ -164,14 +164,14 @@ impl Acceptor {
             };
             let ending = match &accepted {
                 Accepted::Member(_) | Accepted::Looked => Ending::Member,
-                Accepted::Joiner(_) | Accepted::Refused => Ending::Stranger,
+                Accepted::Joiner(_) | Accepted::Led | Accepted::Refused => Ending::Stranger,
                 Accepted::Unfinished => Ending::Unfinished,
             };
             let _ = notes.send(Note::Ended(place, ending)).await;
             match accepted {
                 Accepted::Member(greeted) => drop(reports.send(Report::Greeted(greeted)).await),
                 Accepted::Joiner(connection) => hand_to_issuer(joiners.as_ref(), connection, &metrics),
-                Accepted::Looked | Accepted::Refused | Accepted::Unfinished => {}
+                Accepted::Looked | Accepted::Led | Accepted::Refused | Accepted::Unfinished => {}
             }
         });
         give_up

@@ -20,13 +20,13 @@ use super::data::Waiting;
 use super::dials::HEAD_START;
 use super::endpoint::Opening;
 use super::hello::Greeted;
-use super::lane::{self, Arrival, FlowLane, Lane, LaneDialler, LaneDoor, Listener, Opener};
+use super::lane::{self, Arrival, FlowLane, Lane, LaneDialler, LaneDoor, Leading, Listener, Opener};
 use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE};
 use super::owner::{Owner, Parts};
 use super::{BindError, Peers, Report, Udp, tls};
 use crate::clock;
 use crate::events::{Event, EventLog};
-use crate::identity::Identity;
+use crate::identity::{Identity, Live};
 use crate::supervise::Stage;
 
 /// Lanes that have come in and wait for the doorway, which is never long.
@@ -57,7 +57,9 @@ pub(super) fn lanes_of(
     if is_real {
         listen(stage, address, &parts.events, peers.arrivals.clone());
     }
-    let door = LaneDoor { config: server, me, mesh, stage: stage.clone() };
+    let live = Live::clone(opening.side.live);
+    let leading = Arc::new(Leading::new(live, peers.clone(), Arc::clone(&parts.metrics)));
+    let door = LaneDoor { config: server, me, mesh, stage: stage.clone(), leading };
     let (stage, metrics, peers) = (stage.clone(), Arc::clone(&parts.metrics), peers.clone());
     let dialler = LaneDialler { config: client, mesh, stage, metrics, peers };
     Ok((is_real.then_some(dialler), Arriving { queue, door }))

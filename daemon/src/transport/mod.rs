@@ -36,7 +36,7 @@ mod window;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -429,8 +429,12 @@ impl Peers {
     /// # Cancel safety
     /// Cancel safe: a stream that was opened meanwhile is reset.
     pub async fn open_kept(&self, node: NodeId) -> Result<FlowStream, OpenError> {
-        let is_kept = self.links.load().get(&node).is_some_and(|link| link.connection.via().is_none());
-        if is_kept { self.open_flow(node).await } else { Err(OpenError::Unreachable) }
+        if self.is_kept(node) { self.open_flow(node).await } else { Err(OpenError::Unreachable) }
+    }
+
+    /// Returns whether there is a control connection with a node that no relay leads.
+    pub(crate) fn is_kept(&self, node: NodeId) -> bool {
+        self.links.load().get(&node).is_some_and(|link| link.connection.via().is_none())
     }
 
     /// Opens a stream to a node through a relay.
@@ -461,12 +465,16 @@ impl Peers {
         }
     }
 
-    /// Takes a stream that a relay has led here. Without room it is reset.
-    pub(crate) fn take_circuit(&self, stream: FlowStream) {
-        let arrival =
-            lane::Arrival { remote: stream.remote, carried: lane::Carried::Circuit(Box::new(stream)) };
-        if let Err(error) = self.arrivals.try_send(arrival)
-            && let lane::Carried::Circuit(mut stream) = error.into_inner().carried
+    /// Takes a stream that a relay has led here, from a member or from a stranger at that address. Without room it is reset.
+    pub(crate) fn take_circuit(&self, stream: FlowStream, stranger: Option<IpAddr>) {
+        let remote = stranger.map_or(stream.remote, |ip| SocketAddr::new(ip, 0));
+        let carried = match stranger {
+            None => lane::Carried::Circuit(Box::new(stream)),
+            Some(_) => lane::Carried::Stranger(Box::new(stream)),
+        };
+        if let Err(error) = self.arrivals.try_send(lane::Arrival { carried, remote })
+            && let lane::Carried::Circuit(mut stream) | lane::Carried::Stranger(mut stream) =
+                error.into_inner().carried
         {
             tracing::debug!(relay = %stream.peer.name, "a circuit that came in finds no room");
             let _ = stream.send.reset(quinn::VarInt::from_u32(1));

@@ -28,6 +28,7 @@ mod door;
 mod first;
 mod hostile;
 mod lanes;
+mod led;
 mod limits;
 mod orders;
 mod pool;

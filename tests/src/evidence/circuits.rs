@@ -107,12 +107,23 @@ impl Hidden {
         inner: [&Namespace; 2],
         has_role: bool,
     ) -> Result<Self> {
+        Self::with(lab, public, inner, has_role, |name, machine| lab.node_in(name, machine))
+    }
+
+    /// As [`Self::new`], with relays that somebody else makes.
+    pub(super) fn with(
+        lab: &Lab,
+        public: &[Namespace],
+        inner: [&Namespace; 2],
+        has_role: bool,
+        relay: impl Fn(&str, &Namespace) -> Result<Node>,
+    ) -> Result<Self> {
         let (first, others) = public.split_first().context("a machine")?;
         let mut issuer = lab.node_in("issuer", first)?;
         issuer.init("west")?;
         let mut relays = Vec::new();
         for (index, machine) in others.iter().enumerate() {
-            let mut relay = lab.node_in(&format!("relay{index}"), machine)?;
+            let mut relay = relay(&format!("relay{index}"), machine)?;
             let role: &[&str] = if has_role { &["--role=relay"] } else { &[] };
             relay.join(&issuer.token(role)?)?;
             relays.push(relay);
@@ -137,7 +148,11 @@ impl Hidden {
     }
 
     /// Opens a flow from the first node to the second, as soon as one works.
-    fn call(&self, machine: &Namespace, limit: Duration) -> Result<((TcpStream, TcpStream), Duration)> {
+    pub(super) fn call(
+        &self,
+        machine: &Namespace,
+        limit: Duration,
+    ) -> Result<((TcpStream, TcpStream), Duration)> {
         opened(machine, self.vips[0], &self.listeners[1], limit)
     }
 }

@@ -70,14 +70,7 @@ fn flood(run: &Run) -> Result<String> {
 /// Builds the program with every first packet answered by a handshake.
 fn without_doorway(run: &Run) -> Result<(Worktree, PathBuf)> {
     let tree = Worktree::with_patch(&run.root, "4-no-doorway.patch")?;
-    let folder = run.gossamer.parent().context("a folder")?;
-    let is_debug = folder.ends_with("debug");
-    let profile = if is_debug { &[][..] } else { &["--release"] };
-    let arguments = [&["build", "--locked", "-p", "gossamer"], profile].concat();
-    let built = run.tool(&tree.path(), "cargo", &arguments, Duration::from_secs(1_200))?;
-    anyhow::ensure!(built.code == Some(0), "the patched program does not build: {}", built.stderr);
-    let target = folder.parent().context("a build folder")?;
-    let program = target.join("planted").join(if is_debug { "debug" } else { "release" }).join("gossamer");
+    let program = run.planted(&tree)?;
     Ok((tree, program))
 }
 

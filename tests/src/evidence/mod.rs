@@ -11,6 +11,7 @@ mod addresses;
 mod answers;
 mod bad;
 mod benches;
+mod blind;
 mod bugs;
 mod callers;
 mod carried;
@@ -66,6 +67,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::planted::Worktree;
 use crate::process::{Finished, Lab, Logs, scenario};
 use crate::report::{Line, Verdict};
 
@@ -153,8 +155,7 @@ pub fn rows() -> Vec<Row> {
         .chain(
             [addresses::ROWS, reached::ROWS, oneway::ROWS, lanes::ROWS, sizes::ROWS, pinged::ROWS].concat(),
         )
-        .chain(circuits::ROWS.iter().copied())
-        .chain(relayed::ROWS.iter().copied())
+        .chain([circuits::ROWS, relayed::ROWS, blind::ROWS].concat())
         .collect()
 }
 
@@ -185,6 +186,21 @@ impl Run {
     pub fn scenario<T>(&self, play: impl FnOnce(&Lab) -> Result<T>) -> Result<T> {
         let logs = if self.sabotaged { Logs::Hidden } else { Logs::Shown };
         scenario(&self.gossamer, logs, play)
+    }
+
+    /// Builds the program of a tree with a planted bug, as the shipped one was built, and returns where it is.
+    ///
+    /// # Errors
+    /// It does not build.
+    pub fn planted(&self, tree: &Worktree) -> Result<PathBuf> {
+        let folder = self.gossamer.parent().context("a folder")?;
+        let is_debug = folder.ends_with("debug");
+        let profile = if is_debug { &[][..] } else { &["--release"] };
+        let arguments = [&["build", "--locked", "-p", "gossamer"], profile].concat();
+        let built = self.tool(&tree.path(), "cargo", &arguments, Duration::from_secs(1_200))?;
+        anyhow::ensure!(built.code == Some(0), "the patched program does not build: {}", built.stderr);
+        let target = folder.parent().context("a build folder")?;
+        Ok(target.join("planted").join(if is_debug { "debug" } else { "release" }).join("gossamer"))
     }
 
     /// Runs a program in `directory` to its end, with the environment of this process and its build folder; in

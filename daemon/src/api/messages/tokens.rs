@@ -42,6 +42,9 @@ pub struct CreatedToken {
     pub group: GroupName,
     /// Where joiners will dial.
     pub addresses: Vec<SocketAddr>,
+    /// Those at which a relay leads to this issuer, over TCP: others cannot dial it.
+    #[serde(default)]
+    pub relays: Vec<SocketAddr>,
     /// What the operator should know, each a sentence.
     pub warnings: Vec<String>,
 }

@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf, duplex, split};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, duplex, split};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -22,9 +22,9 @@ const PIPE: usize = 64 << 10;
 /// Bytes moved at once.
 const CHUNK: usize = 32 << 10;
 /// How long the peer of a lane that is over may take to end its direction.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Code of the resets of a broken circuit, as of a broken flow.
-const BROKEN: quinn::VarInt = quinn::VarInt::from_u32(1);
+pub(super) const BROKEN: quinn::VarInt = quinn::VarInt::from_u32(1);
 
 /// Moves the bytes of one circuit, to be run in a task.
 #[derive(Debug)]
@@ -75,8 +75,9 @@ impl Pump {
     }
 }
 
-async fn out(
-    mut lane: ReadHalf<DuplexStream>,
+/// Moves what is read to the stream, until its end.
+pub(super) async fn out(
+    mut lane: impl AsyncRead + Unpin,
     (send, demand): (&mut SendStream, &Demand),
     credit: &mut SendCredit,
 ) -> io::Result<()> {
@@ -99,10 +100,11 @@ async fn out(
     }
 }
 
-async fn back(
+/// Moves what the stream brings, until its end.
+pub(super) async fn back(
     recv: &mut RecvStream,
     credit: &mut ReadCredit,
-    mut lane: WriteHalf<DuplexStream>,
+    mut lane: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
     loop {
         credit.taken();
@@ -112,7 +114,7 @@ async fn back(
     }
 }
 
-async fn put(lane: &mut WriteHalf<DuplexStream>, bytes: &Bytes, credit: &ReadCredit) -> io::Result<()> {
+async fn put(lane: &mut (impl AsyncWrite + Unpin), bytes: &Bytes, credit: &ReadCredit) -> io::Result<()> {
     tokio::select! {
         biased;
         written = lane.write_all(bytes) => written,

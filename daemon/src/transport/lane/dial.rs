@@ -157,10 +157,15 @@ fn unshaken(error: &io::Error) -> Outcome {
         | rustls::Error::InvalidMessage(_)
         | rustls::Error::NoApplicationProtocol
         | rustls::Error::AlertReceived(
-            AlertDescription::NoApplicationProtocol
-            | AlertDescription::UnrecognisedName
-            | AlertDescription::ProtocolVersion,
+            AlertDescription::NoApplicationProtocol | AlertDescription::ProtocolVersion,
         ) => Outcome::WrongIdentity,
+        // What a relay says to joiners; an ingress says the first as well.
+        rustls::Error::AlertReceived(AlertDescription::UnrecognisedName) => {
+            Outcome::Said("who is asked for has no connection with it".to_owned())
+        }
+        rustls::Error::AlertReceived(AlertDescription::InternalError) => {
+            Outcome::Said("it takes no more at the moment, try again".to_owned())
+        }
         rustls::Error::AlertReceived(_) => Outcome::Said("it does not take this machine".to_owned()),
         error => Outcome::Broken(error.to_string()),
     }

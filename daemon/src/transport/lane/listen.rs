@@ -10,16 +10,18 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
-use rustls::server::Acceptor;
+use rustls::server::{Accepted, Acceptor};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio_rustls::{LazyConfigAcceptor, TlsStream};
+use tokio_rustls::{StartHandshake, TlsStream};
 use tokio_util::sync::CancellationToken;
 
 use gossamer_wire::{MeshId, NodeId, join};
 
 use super::socket::{Socket, Watched};
+use super::stranger::Leading;
 use super::{ALPN, Driver, Lane, Shown, server_name};
 use crate::clock;
 use crate::supervise::Stage;
@@ -29,12 +31,14 @@ use crate::transport::{BINDING_LABEL, FlowStream};
 const BACKLOG: i32 = 256;
 /// Pause after the system could not give one, for example for want of files.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Most bytes with which somebody may begin: ours takes a few hundred.
+const MAX_HELLO: usize = 16 << 10;
 
 /// What came in to become a lane.
 #[derive(Debug)]
 pub(in crate::transport) struct Arrival {
     pub(in crate::transport) carried: Carried,
-    /// Where it came from: of a circuit, its relay.
+    /// Where it came from: of a circuit its relay, of a stranger where the relay says that it is.
     pub(in crate::transport) remote: SocketAddr,
 }
 
@@ -44,6 +48,8 @@ pub(in crate::transport) enum Carried {
     Tcp(TcpStream),
     /// A stream of the peer that relays.
     Circuit(Box<FlowStream>),
+    /// The same, of somebody who is no member and may do no more than join or renew.
+    Stranger(Box<FlowStream>),
 }
 
 /// Binds the port; the unspecified IPv6 address means both families, or IPv4 on a host without the other.
@@ -105,6 +111,8 @@ pub(in crate::transport) struct LaneDoor {
     pub(in crate::transport) me: NodeId,
     pub(in crate::transport) mesh: MeshId,
     pub(in crate::transport) stage: Stage,
+    /// Where joiners go who want another node.
+    pub(in crate::transport) leading: Arc<Leading>,
 }
 
 fn is_before_mesh(rest: &str) -> bool {
@@ -128,7 +136,7 @@ impl LaneDoor {
                 let (socket, watched) = Socket::of_tcp(stream);
                 (socket, watched, None)
             }
-            Carried::Circuit(stream) => {
+            Carried::Circuit(stream) | Carried::Stranger(stream) => {
                 let relay = stream.peer.node;
                 let (socket, watched, pump) = Socket::of_circuit(*stream);
                 self.stage.spawn_short("circuit", pump.run());
@@ -137,24 +145,27 @@ impl LaneDoor {
         }
     }
 
-    /// Completes a handshake.
+    /// Completes a handshake. `None` when a joiner wants another node: it is led there, or was told why not.
     ///
     /// # Errors
     /// The word for metrics: it was no TLS, asked for another name or protocol, or broke off.
-    pub(in crate::transport) async fn shake_hands(&self, arrival: Arrival) -> Result<Entered, &'static str> {
+    pub(in crate::transport) async fn shake_hands(
+        &self,
+        arrival: Arrival,
+    ) -> Result<Option<Entered>, &'static str> {
         let Arrival { carried, mut remote } = arrival;
         remote.set_ip(remote.ip().to_canonical());
-        let (socket, watched, via) = self.open(carried);
-        let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await;
-        let start = start.map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => "lane_closed",
-            _ => "lane_not_tls",
-        })?;
-        let hello = start.client_hello();
+        let (is_direct, is_stranger) =
+            (matches!(carried, Carried::Tcp(_)), matches!(carried, Carried::Stranger(_)));
+        let (mut socket, watched, via) = self.open(carried);
+        let (accepted, bytes) = read_hello(&mut socket).await?;
+        let hello = accepted.client_hello();
         let protocols: Vec<_> = hello.alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
         let is_joiner = protocols.iter().any(|protocol| protocol == join::ALPN);
-        // Who joins is no member, and opens no circuit.
-        if is_joiner && via.is_some() || !is_joiner && !protocols.iter().any(|protocol| protocol == ALPN) {
+        // Who joins is no member, and opens no circuit; whom a relay took for a joiner does nothing else.
+        if is_joiner != is_stranger && via.is_some()
+            || !is_joiner && !protocols.iter().any(|protocol| protocol == ALPN)
+        {
             return Err("lane_protocol");
         }
         let name = hello.server_name().unwrap_or_default();
@@ -167,7 +178,15 @@ impl LaneDoor {
             tracing::debug!(%remote, name, "a lane for another node");
             return Err("lane_name");
         }
+        if is_joiner
+            && is_direct
+            && let Some(issuers) = self.leading.wanted(name, self.me, self.mesh)
+        {
+            self.leading.lead((socket, watched), bytes, remote.ip(), &issuers, &self.stage);
+            return Ok(None);
+        }
         let began = clock::now().mono;
+        let start = StartHandshake::from_parts(accepted, socket);
         let stream = start.into_stream(Arc::clone(&self.config)).await.map_err(|error| {
             tracing::debug!(%remote, %error, "handshake of a lane refused");
             "lane_tls"
@@ -181,6 +200,31 @@ impl LaneDoor {
         let lane = Lane::new(Shown { remote, via, chain, binding, rtt }, None);
         let driver =
             Driver { shared: Arc::clone(&lane.0), stream: TlsStream::Server(stream), socket: watched };
-        Ok(Entered { lane, driver, is_joiner })
+        Ok(Some(Entered { lane, driver, is_joiner }))
+    }
+}
+
+/// Reads the first message of TLS, and returns it with its bytes: they may be for another node.
+async fn read_hello(socket: &mut Socket) -> Result<(Accepted, Vec<u8>), &'static str> {
+    let (mut acceptor, mut bytes, mut buffer) = (Acceptor::default(), Vec::new(), [0; 1_024]);
+    loop {
+        let len = socket.read(&mut buffer).await.map_err(|_| "lane_not_tls")?;
+        let mut fresh = buffer.get(..len).filter(|fresh| !fresh.is_empty()).ok_or("lane_closed")?;
+        bytes.extend_from_slice(fresh);
+        while !fresh.is_empty() {
+            acceptor.read_tls(&mut fresh).map_err(|_| "lane_not_tls")?;
+            match acceptor.accept() {
+                // Nobody of ours says more before an answer.
+                Ok(Some(accepted)) if fresh.is_empty() => return Ok((accepted, bytes)),
+                Ok(None) if bytes.len() <= MAX_HELLO => {}
+                Ok(_) => return Err("lane_not_tls"),
+                Err((_, mut alert)) => {
+                    let mut said = Vec::new();
+                    let _ = alert.write_all(&mut said);
+                    let _ = socket.write_all(&said).await;
+                    return Err("lane_not_tls");
+                }
+            }
+        }
     }
 }

@@ -14,6 +14,7 @@ mod halves;
 mod listen;
 mod pool;
 mod socket;
+mod stranger;
 mod table;
 
 use std::fmt;
@@ -36,6 +37,7 @@ use frame::LaneFrame;
 pub(super) use halves::{LaneRecv, LaneSend};
 pub(super) use listen::{Arrival, Carried, Entered, LaneDoor, Listener, bind};
 pub(super) use pool::{FlowLane, Lanes, OpenLanes, open_on};
+pub(super) use stranger::Leading;
 use table::Table;
 
 /// ALPN of lanes between members.

@@ -29,7 +29,7 @@ struct Apart {
 }
 
 /// Starts a member with the role.
-async fn relay_of(issuer: &Node) -> Node {
+pub(super) async fn relay_of(issuer: &Node) -> Node {
     let claims = Claims { relay: true, ..Claims::default() };
     let token =
         issuer.issuer.create_token(TokenRequest { claims, ..token_request() }).await.expect("mints").token;
@@ -89,7 +89,7 @@ async fn sort(mut arrived: mpsc::Receiver<FlowStream>, peers: Peers, flows: mpsc
         let mut record = [0; gossamer_wire::circuit::CIRCUIT_BYTES];
         stream.recv.read_exact(&mut record).await.expect("a record");
         assert_eq!(record[..2], [0xff, 2]);
-        peers.take_circuit(stream);
+        peers.take_circuit(stream, None);
     }
 }
 
@@ -284,7 +284,7 @@ async fn a_relay_that_leads_to_somebody_else_is_found_out_and_nothing_is_said_to
         let mut record = [0; gossamer_wire::circuit::CIRCUIT_BYTES];
         stream.recv.read_exact(&mut record).await.expect("a record");
         stream.send.write_all(&[0]).await.expect("written");
-        peers.take_circuit(stream);
+        peers.take_circuit(stream, None);
     };
     let refused = || {
         a.metrics.render().contains("gossamer_dial_attempts_failed_total{reason=\"broken\"}")
