@@ -55,6 +55,11 @@ pub const MAX_FQDN_LABELS: usize = 16;
 /// Most addresses in a card or a peer hint.
 pub const MAX_ADDRESSES: usize = 8;
 
+/// Most lane addresses in a card, a peer hint or a token: two ingresses.
+pub const MAX_LANE_ADDRESSES: usize = 2;
+/// Longest host of a lane address: the names that clouds give their load balancers are about 80 bytes, and a token has to hold two.
+pub const MAX_HOST_BYTES: usize = 128;
+
 /// Most labels of a node and their longest text together, bytes (design section 6).
 pub const MAX_NODE_LABELS_BYTES: usize = 200;
 

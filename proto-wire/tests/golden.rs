@@ -258,6 +258,7 @@ fn bodies_of_adverts_keep_their_bytes() {
         relays: vec![NODE],
         protocol: (1, 2),
         capabilities: 1 << 40,
+        lanes: vec!["tls://gate.example:443".parse().expect("address")],
     };
     let bytes = card.encode().expect("fits");
     assert_golden(
@@ -320,7 +321,11 @@ fn join_messages_keep_their_bytes() {
         roots: vec![vec![3; 2]],
         mesh_name: "test".parse().expect("name"),
         group: "west".parse().expect("name"),
-        peers: vec![PeerHint { node: NODE, addresses: vec!["192.0.2.1:4677".parse().expect("address")] }],
+        peers: vec![PeerHint {
+            node: NODE,
+            addresses: vec!["192.0.2.1:4677".parse().expect("address")],
+            lanes: Vec::new(),
+        }],
         statements: vec![vec![4; 2]],
     }));
     let bytes = admitted.encode().expect("fits");
@@ -375,6 +380,7 @@ fn grant() -> Grant {
             ephemeral_seconds: 600,
         },
         addresses: vec!["192.0.2.1:4677".parse().expect("address")],
+        lanes: vec!["tls://gate.example:443".parse().expect("address")],
     }
 }
 

@@ -9,8 +9,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use gossamer_wire::NodeId;
 use gossamer_wire::join::PeerHint;
+use gossamer_wire::{LaneAddress, NodeId};
 use rand::seq::SliceRandom as _;
 
 use crate::time::Now;
@@ -147,6 +147,8 @@ pub struct Asked {
     pub id: Option<NodeId>,
     /// Where its node may be dialled.
     pub addresses: Vec<SocketAddr>,
+    /// Where only lanes reach it.
+    pub lanes: Vec<LaneAddress>,
 }
 
 /// Returns whom to ask in one try, in order: issuers whose node is up (`true`) first, each as likely as the other, so that
@@ -160,7 +162,11 @@ pub fn whom_to_ask(
     issuers.sort_by_key(|(is_up, _)| !is_up);
     let mut asked: Vec<_> = issuers.into_iter().map(|(_, issuer)| issuer).collect();
     if asked.is_empty() {
-        asked.extend(joined_by.iter().map(|seed| Asked { id: None, addresses: seed.addresses.clone() }));
+        asked.extend(joined_by.iter().map(|seed| Asked {
+            id: None,
+            addresses: seed.addresses.clone(),
+            lanes: seed.lanes.clone(),
+        }));
     }
     asked.truncate(ASKED);
     asked

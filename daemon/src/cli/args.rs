@@ -5,7 +5,6 @@
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,8 +12,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use gossamer_wire::{
-    Fqdn, FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, Order, Rule, ServiceName, Tier,
-    parse_order,
+    Address, Fqdn, FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, Order, Rule, ServiceName,
+    Tier, parse_order,
 };
 
 use super::demo::Sabotage;
@@ -156,7 +155,7 @@ pub(super) struct Start {
     /// Where mesh traffic arrives, UDP
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
-    /// Addresses others can dial, separated by commas
+    /// Addresses others can dial, separated by commas; tls://HOST:PORT for an ingress
     #[arg(long, value_name = "ADDRESS,..")]
     advertise: Option<String>,
     /// Where DNS is answered
@@ -182,8 +181,8 @@ pub(super) struct Init {
     #[arg(long)]
     pub(super) node: Option<NodeName>,
     /// Address for the join line
-    #[arg(long, value_name = "IP:PORT")]
-    pub(super) address: Vec<SocketAddr>,
+    #[arg(long, value_name = "IP:PORT|tls://HOST:PORT")]
+    pub(super) address: Vec<Address>,
     #[command(flatten)]
     pub(super) start: Start,
     /// Only write the identity
@@ -297,8 +296,8 @@ pub(super) struct TokenCreate {
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub(super) ephemeral: Option<Duration>,
     /// Address the joiner dials; those of this machine unless given
-    #[arg(long, value_name = "IP:PORT")]
-    pub(super) address: Vec<SocketAddr>,
+    #[arg(long, value_name = "IP:PORT|tls://HOST:PORT")]
+    pub(super) address: Vec<Address>,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,

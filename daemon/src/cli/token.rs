@@ -3,9 +3,9 @@
 //! Owns: how tokens are asked for and shown. Must not know: what is in one. Driven by: `cli`.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use gossamer_core::reach::{Span, span};
+use gossamer_wire::Address;
 use gossamer_wire::token::Claims;
 
 use super::args::{Role, Token, TokenCreate};
@@ -70,11 +70,14 @@ fn show(created: &CreatedToken, json: bool) -> Result<(), Failure> {
 }
 
 /// Says where who has the token will dial, and from where that works.
-pub(super) fn dials(addresses: &[SocketAddr]) -> String {
-    let described = |address: &SocketAddr| match span(address.ip()) {
-        Span::Global => format!("udp {address}"),
-        Span::Private => format!("udp {address} (networks around it only)"),
-        Span::Machine => format!("udp {address} (this machine only)"),
+pub(super) fn dials(addresses: &[Address]) -> String {
+    let described = |address: &Address| match address {
+        Address::Lane(address) => address.to_string(),
+        Address::Port(address) => match span(address.ip()) {
+            Span::Global => format!("udp {address}"),
+            Span::Private => format!("udp {address} (networks around it only)"),
+            Span::Machine => format!("udp {address} (this machine only)"),
+        },
     };
     let list: Vec<_> = addresses.iter().map(described).collect();
     format!("joiners try these addresses: {}", list.join(", "))
@@ -216,11 +219,11 @@ mod tests {
 
     #[test]
     fn each_address_is_shown_with_who_can_use_it() {
-        let addresses = ["203.0.113.9:4677", "10.0.0.1:4677", "127.0.0.1:4677"];
+        let addresses = ["203.0.113.9:4677", "10.0.0.1:4677", "127.0.0.1:4677", "tls://gate.example"];
         let said = dials(&addresses.map(|text| text.parse().expect("address")));
         assert_eq!(
             said,
-            "joiners try these addresses: udp 203.0.113.9:4677, udp 10.0.0.1:4677 (networks around it only), udp 127.0.0.1:4677 (this machine only)"
+            "joiners try these addresses: udp 203.0.113.9:4677, udp 10.0.0.1:4677 (networks around it only), udp 127.0.0.1:4677 (this machine only), tls://gate.example:443"
         );
     }
 

@@ -18,9 +18,9 @@ use gossamer_core::admission::{Request, Use, Verdict};
 use gossamer_core::reach::{Denied, Deny, Span, shorten, span};
 use gossamer_core::trust::{Leaf, signature_holds, spki_hash};
 use gossamer_wire::join::{Admitted, JoinReply, JoinRequest, PeerHint, Refusal};
-use gossamer_wire::limits::{MAX_ADDRESSES, MAX_TOKEN_ADDRESSES};
+use gossamer_wire::limits::{MAX_ADDRESSES, MAX_LANE_ADDRESSES, MAX_TOKEN_ADDRESSES};
 use gossamer_wire::token::{Claims, Grant, Token};
-use gossamer_wire::{GroupName, NodeId, NodeName, TokenId};
+use gossamer_wire::{Address, GroupName, LaneAddress, NodeId, NodeName, TokenId};
 
 use super::certificate::LeafSubject;
 use super::credentials::names;
@@ -55,7 +55,7 @@ pub struct TokenRequest {
     /// What their certificates allow.
     pub claims: Claims,
     /// Where the issuer can be dialled; its advertised addresses when empty.
-    pub addresses: Vec<SocketAddr>,
+    pub addresses: Vec<Address>,
 }
 
 /// A minted token.
@@ -95,8 +95,15 @@ pub enum TokenError {
     #[error("the token would be too long: {0}; name fewer services, suffixes, labels or addresses")]
     TooLong(String),
     /// The operator's fault: more than the token format holds.
-    #[error("a token holds at most {MAX_TOKEN_ADDRESSES} addresses, {0} were given")]
-    Addresses(usize),
+    #[error("a token holds at most {limit} {kind}, {given} were given")]
+    Addresses {
+        /// The kind of address.
+        kind: &'static str,
+        /// How many a token holds.
+        limit: usize,
+        /// How many were given.
+        given: usize,
+    },
     /// The operator's fault: no joiner would dial it.
     #[error("{0} cannot be in a token: {1}; give an address of an issuer that joiners can reach")]
     Denied(SocketAddr, Denied),
@@ -207,6 +214,8 @@ pub struct Parts {
     pub index: IndexReader,
     /// Where this node can be dialled.
     pub advertised: watch::Receiver<Vec<SocketAddr>>,
+    /// Where only lanes reach it.
+    pub lanes: Vec<LaneAddress>,
     /// Addresses that nobody shall be told to dial.
     pub deny: Deny,
     /// Connections of joiners.
@@ -220,12 +229,14 @@ pub struct Parts {
 /// # Errors
 /// The tokens file is damaged.
 pub fn start(stage: &Stage, parts: Parts) -> Result<IssuerHandle, StoreError> {
-    let Parts { store, identity, live, trust, authority, lifetimes, index, advertised, deny, .. } = parts;
+    let Parts { store, identity, live, trust, authority, lifetimes, index, advertised, lanes, deny, .. } =
+        parts;
     let (joiners, metrics) = (parts.joiners, parts.metrics);
     let tokens = Tokens::read(&store)?;
     let (commands, queue) = mpsc::channel(COMMANDS);
     let believed = Trust::clone(&trust);
-    let desk = Desk { store, identity, live, trust, authority, lifetimes, index, advertised, deny, tokens };
+    let desk =
+        Desk { store, identity, live, trust, authority, lifetimes, index, advertised, lanes, deny, tokens };
     let stop = stage.stopping().clone();
     stage.spawn("issuer", async move {
         tokio::select! {
@@ -248,6 +259,7 @@ struct Desk {
     lifetimes: Lifetimes,
     index: IndexReader,
     advertised: watch::Receiver<Vec<SocketAddr>>,
+    lanes: Vec<LaneAddress>,
     deny: Deny,
     tokens: Tokens,
 }
@@ -284,22 +296,20 @@ impl Desk {
 
     async fn create(&mut self, request: TokenRequest) -> Result<CreatedToken, TokenError> {
         let issuer = self.check_mint(request.group.as_ref().unwrap_or_else(|| self.identity.group()))?;
-        if request.addresses.len() > MAX_TOKEN_ADDRESSES {
-            return Err(TokenError::Addresses(request.addresses.len()));
-        }
-        if let Some((address, why)) = self.deny.part(request.addresses.clone()).1.first() {
-            return Err(TokenError::Denied(*address, *why));
-        }
+        let asked = self.check_addresses(request.addresses)?;
         let is_ephemeral = request.claims.ephemeral_seconds > 0;
         let bounded = is_ephemeral && request.group.is_some() && request.node_pattern.is_some();
         if request.uses == 0 && !bounded {
             return Err(TokenError::Unlimited);
         }
-        let addresses = match request.addresses.is_empty() {
-            true => self.addresses_for(request.uses),
-            false => request.addresses,
+        let (addresses, lanes) = match asked {
+            (ports, lanes) if ports.is_empty() && lanes.is_empty() => {
+                (self.addresses_for(request.uses), self.lanes.clone())
+            }
+            asked => asked,
         };
-        let warnings = address_warning(&addresses).into_iter().collect();
+        // Where a lane address leads is known where it is resolved.
+        let warnings = address_warning(&addresses).filter(|_| lanes.is_empty()).into_iter().collect();
         let root_pin = self.pin(&issuer)?;
         request.claims.encode().map_err(|error| TokenError::TooLong(error.to_string()))?;
         let grant = Grant {
@@ -313,6 +323,7 @@ impl Desk {
             node_pattern: request.node_pattern,
             claims: request.claims,
             addresses,
+            lanes,
         };
         let token = Token::build(grant, |bytes| issuer.sign(bytes))
             .map_err(|error| TokenError::TooLong(error.to_string()))?;
@@ -323,6 +334,27 @@ impl Desk {
         tokens.minted.push(Minted::of(token.grant(), request.ttl.as_secs()));
         self.commit(tokens).await?;
         Ok(CreatedToken { token, warnings })
+    }
+
+    /// Parts the addresses that the operator gave, none of which may lead nowhere or astray.
+    fn check_addresses(
+        &self,
+        asked: Vec<Address>,
+    ) -> Result<(Vec<SocketAddr>, Vec<LaneAddress>), TokenError> {
+        let (ports, lanes) = Address::part(asked);
+        for (kind, given, limit) in [
+            ("addresses", ports.len(), MAX_TOKEN_ADDRESSES),
+            ("tls:// addresses", lanes.len(), MAX_LANE_ADDRESSES),
+        ] {
+            if given > limit {
+                return Err(TokenError::Addresses { kind, limit, given });
+            }
+        }
+        let literals = lanes.iter().filter_map(LaneAddress::literal);
+        match self.deny.part(ports.iter().copied().chain(literals).collect()).1.first() {
+            Some((address, why)) => Err(TokenError::Denied(*address, *why)),
+            None => Ok((ports, lanes)),
+        }
     }
 
     /// Returns the hash of the root behind this issuer: the latest one when roots are rotated.
@@ -536,6 +568,7 @@ impl Desk {
         let own = PeerHint {
             node: self.identity.node(),
             addresses: self.advertised.borrow().iter().copied().take(MAX_ADDRESSES).collect(),
+            lanes: self.lanes.clone(),
         };
         let live = self.live.load();
         let is_issuer = |node: NodeId| live.issuers.iter().any(|issuer| issuer.node == Some(node));
@@ -545,8 +578,11 @@ impl Desk {
         let others = nodes.iter().filter_map(|summary| {
             let view = summary.view.as_ref()?;
             let up = summary.state.is_some_and(|state| state.is_up());
-            (up && summary.node != own.node && !view.addresses.is_empty())
-                .then(|| PeerHint { node: summary.node, addresses: view.addresses.clone() })
+            (up && summary.node != own.node && !view.addresses.is_empty()).then(|| PeerHint {
+                node: summary.node,
+                addresses: view.addresses.clone(),
+                lanes: view.lanes.clone(),
+            })
         });
         [own.clone()].into_iter().chain(others).take(HINTS).collect()
     }

@@ -30,8 +30,8 @@ use super::{About, Files, Identity, NODE_KEY, NodeKey, Seed, load, save};
 use crate::clock;
 use crate::store::{Store, StoreError};
 use crate::transport::{
-    Connection, LaneDriver, Opener, Outcome, Race, Tried, Way, dial_lane, dial_only, joiner, nobody, plain,
-    server_name, tls,
+    Connection, Lane, LaneDriver, NameRules, Opener, Outcome, Race, Tried, Way, dial_by_name, dial_lane,
+    dial_only, joiner, nobody, plain, server_name, tls,
 };
 
 /// Longest wait for a handshake with one address, and for the answer of an issuer.
@@ -102,7 +102,7 @@ pub enum JoinError {
     Refused(Refusal),
     /// No address of the token answered as the issuer it names.
     #[error(
-        "no issuer of the mesh was reached: {}; {shown}; check that the issuer runs and that the UDP port is open to it, or the TCP port of the same number, or make a token with `gossamer token create --address IP:PORT`",
+        "no issuer of the mesh was reached: {}; {shown}; check that the issuer runs and that the UDP port is open to it, or the TCP port of the same number, or make a token with `gossamer token create --address IP:PORT` or `--address tls://HOST:PORT`",
         list(tried)
     )]
     Unreachable {
@@ -175,7 +175,8 @@ pub async fn join(store: &Store, token: &Token, request: &JoinRequest) -> Result
     let denial = |(address, why)| Tried { way: Way::Udp(address), outcome: Outcome::Denied(why) };
     let mut tried: Vec<_> = denied.into_iter().map(denial).collect();
     let addresses = in_turns(addresses);
-    let lanes: Vec<_> = addresses.iter().copied().map(Way::Tcp).collect();
+    let named = grant.lanes.iter().cloned().map(Way::Tls);
+    let lanes: Vec<_> = addresses.iter().copied().map(Way::Tcp).chain(named).collect();
     let attempt = |way: Way| async move {
         let reached = reach(grant.mesh, grant.root_pin, grant.bound_to(), &way).await;
         (way, reached)
@@ -263,14 +264,15 @@ pub(super) async fn reach(
 ) -> Result<Reached, Outcome> {
     let broken = |error: &dyn fmt::Display| Outcome::Broken(error.to_string());
     let tls = tls::joiner(mesh, pin, issuer).map_err(|error| broken(&error))?;
-    let address = match *way {
-        Way::Udp(address) => address,
+    let (name, opener) = (server_name(issuer, mesh), Opener::Dialler);
+    let address = match way {
+        Way::Udp(address) => *address,
         Way::Tcp(address) => {
-            let (name, config) = (server_name(issuer, mesh), Arc::new(tls));
-            let dialled = dial_lane(address, &name, config, Opener::Dialler, LANE_WITHIN).await;
-            let (lane, driver) = dialled?;
-            let connection = Connection::Lane(lane);
-            return Ok(Reached { connection, carrier: Carrier::Lane(Box::new(driver)) });
+            return dial_lane(*address, &name, Arc::new(tls), opener, LANE_WITHIN).await.map(Reached::by);
+        }
+        Way::Tls(address) => {
+            let (rules, tls) = (NameRules::of_joiner(), Arc::new(tls));
+            return dial_by_name(address, &rules, &name, tls, opener, LANE_WITHIN).await.map(Reached::by);
         }
         // Relays lead members to each other.
         Way::Relay(_) => return Err(Outcome::NoRoute("who joins cannot use relays".to_owned())),
@@ -292,6 +294,10 @@ pub(super) async fn reach(
 }
 
 impl Reached {
+    fn by((lane, driver): (Lane, LaneDriver)) -> Self {
+        Self { connection: Connection::Lane(lane), carrier: Carrier::Lane(Box::new(driver)) }
+    }
+
     /// Asks, and reads the answer. `ask` gets the binding of the TLS session.
     pub(super) async fn say(self, ask: impl FnOnce(&[u8; 32]) -> Ask) -> Result<JoinReply, Outcome> {
         let Self { connection, carrier } = self;
@@ -370,15 +376,13 @@ fn accept(
     if leaf.public_key != key.public() || leaf.group != grant.group {
         return Err(bad(&"it names another key or group"));
     }
-    let mut seeds: Vec<_> = admitted
-        .peers
-        .iter()
-        .map(|peer| Seed { node: peer.node.to_string(), addresses: peer.addresses.clone() })
-        .collect();
+    let mut seeds: Vec<_> = admitted.peers.iter().map(Seed::from).collect();
     // The first is who admits; the addresses of the token have just been shown to be good for an issuer.
     if let Some(issuer) = seeds.first_mut() {
         let new = grant.addresses.iter().filter(|address| !issuer.addresses.contains(address));
         issuer.addresses.extend(new.copied().collect::<Vec<_>>());
+        let new = grant.lanes.iter().filter(|lane| !issuer.lanes.contains(lane));
+        issuer.lanes.extend(new.cloned().collect::<Vec<_>>());
     }
     save(
         store,
@@ -390,7 +394,7 @@ fn accept(
                 zone: request.zone.clone(),
                 region: request.region.clone(),
                 seeds,
-                by_lane: matches!(way, Way::Tcp(_)),
+                by_lane: matches!(way, Way::Tcp(_) | Way::Tls(_)),
             },
             key,
             leaf: &admitted.leaf,

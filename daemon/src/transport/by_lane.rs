@@ -58,7 +58,8 @@ pub(super) fn lanes_of(
     }
     let door = LaneDoor { config: server, me, mesh, stage: stage.clone() };
     let (stage, metrics, peers) = (stage.clone(), Arc::clone(&parts.metrics), peers.clone());
-    let dialler = LaneDialler { config: client, mesh, stage, metrics, peers };
+    let rules = parts.rules.clone();
+    let dialler = LaneDialler { config: client, mesh, stage, metrics, peers, rules };
     Ok((is_real.then_some(dialler), Arriving { queue, door }))
 }
 
@@ -123,7 +124,7 @@ impl Owner {
                 Some(Detour::Circuit) => By::Direct(UDP_ALONE),
             };
             let (purpose, opener) = (Purpose::Control, Opener::Dialler);
-            self.dial(Errand { node, purpose, by, opener }, self.udp_addresses(node).into());
+            self.dial(Errand { node, purpose, by, opener }, self.place(node, self.udp_addresses(node)));
         }
     }
 

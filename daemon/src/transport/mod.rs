@@ -47,7 +47,7 @@ use gossamer_core::trust::Leaf;
 use gossamer_wire::circuit::{CircuitOpen, CircuitStatus};
 use gossamer_wire::frame::{Frame, Purpose};
 use gossamer_wire::swim::SwimMember;
-use gossamer_wire::{NodeId, frame};
+use gossamer_wire::{LaneAddress, NodeId, frame};
 
 use crate::authority::AuthorityHandle;
 use crate::metrics::Metrics;
@@ -62,7 +62,8 @@ pub use datagrams::Datagrams;
 pub(crate) use datagrams::{Registered, Sent};
 pub use endpoint::{BindError, Udp};
 pub(crate) use endpoint::{dial_only, joiner};
-pub(crate) use lane::{Driver as LaneDriver, Opener, dial as dial_lane, server_name};
+pub use lane::NameRules;
+pub(crate) use lane::{Driver as LaneDriver, Lane, Opener, dial as dial_lane, dial_by_name, server_name};
 use link::Link;
 pub use owner::{Parts, start};
 pub use paths::{Path, PathKind, Sizes};
@@ -157,6 +158,11 @@ enum Command {
         addresses: Vec<SocketAddr>,
         source: Source,
     },
+    /// Lanes to these addresses reach the node.
+    Lanes {
+        node: NodeId,
+        lanes: Vec<LaneAddress>,
+    },
     /// These relays have a connection with the node.
     Relays {
         node: NodeId,
@@ -202,7 +208,7 @@ enum Report {
         stable_id: usize,
     },
     LaneReady {
-        lane: lane::Lane,
+        lane: Lane,
         peer: Arc<Leaf>,
         dialled: bool,
     },
@@ -291,6 +297,11 @@ impl Peers {
     /// Tells where a node may be dialled.
     pub fn learn(&self, node: NodeId, addresses: Vec<SocketAddr>, source: Source) {
         self.command(Command::Learn { node, addresses, source });
+    }
+
+    /// Tells where only lanes reach a node.
+    pub fn learn_lanes(&self, node: NodeId, lanes: Vec<LaneAddress>) {
+        self.command(Command::Lanes { node, lanes });
     }
 
     /// Tells which relays have a connection with a node.

@@ -14,10 +14,10 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use gossamer_core::dial::{Detour, DialBook, Keep, Source, Standing, Twins, Ways, keep_which, process_nonce};
 use gossamer_core::reach::{Deny, check_ip};
 use gossamer_core::sightings::Sightings;
-use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
+use gossamer_wire::{LaneAddress, NodeId};
 
-use super::accept::{By, Errand, Whereabouts};
+use super::accept::{By, Errand};
 use super::acceptor::{Acceptor, NOTES, Note};
 use super::by_lane::{ARRIVALS, lanes_of};
 use super::canary::Canary;
@@ -25,7 +25,7 @@ use super::carrier::Connection;
 use super::data::{DataConnection, Pool};
 use super::endpoint::{Endpoints, Opening, Udp, open, widen};
 use super::hello::{Greeted, Greeter, frames_of};
-use super::lane::{LaneDialler, Lanes};
+use super::lane::{LaneDialler, Lanes, NameRules};
 use super::link::{CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, Link, is_data};
 use super::ping::Pings;
 use super::relays::Relaying;
@@ -60,6 +60,8 @@ pub struct Parts {
     pub authority: AuthorityHandle,
     /// Addresses that are never dialled.
     pub deny: Deny,
+    /// What names of lane addresses may not lead to.
+    pub rules: NameRules,
     /// Key of stateless resets.
     pub reset_key: [u8; 64],
     /// What membership hears.
@@ -131,6 +133,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         links,
         pool,
         lanes,
+        lane_addresses: BTreeMap::new(),
         lane_dialler,
         ways: Ways::default(),
         certified: Certified::default(),
@@ -189,6 +192,8 @@ pub(super) struct Owner {
     links: Links,
     pub(super) pool: Pool,
     pub(super) lanes: Lanes,
+    /// Where only lanes reach nodes.
+    pub(super) lane_addresses: BTreeMap<NodeId, Vec<LaneAddress>>,
     /// `None` in a network in memory.
     pub(super) lane_dialler: Option<LaneDialler>,
     /// By which way nodes are reached.
@@ -267,6 +272,7 @@ impl Owner {
             if identity.by_lane {
                 self.ways.handle_detour(seed.node, Detour::Lane, clock::now().mono);
             }
+            self.learn_lanes(seed.node, seed.lanes.clone());
             self.book.learn(seed.node, &seed.addresses, Source::Hint, clock::now().mono);
         }
     }
@@ -299,6 +305,7 @@ impl Owner {
             Command::Learn { node, addresses, source } => {
                 self.book.learn(node, &addresses, source, clock::now().mono);
             }
+            Command::Lanes { node, lanes } => self.learn_lanes(node, lanes),
             Command::Relays { node, relays } => self.learn_relays(node, relays),
             Command::Up(node) => self.book.set_standing(node, Standing::Live, clock::now().mono),
             Command::Gone { node, has_left } => self.gone(node, has_left),
@@ -344,8 +351,8 @@ impl Owner {
     /// Takes in where the peer sees this node, and where this node has reached the peer.
     fn note_addresses(&mut self, greeted: &Greeted) {
         let (node, remote) = (greeted.peer.node, greeted.connection.remote_address());
-        // Who is at the address of a circuit is its relay.
-        if greeted.connection.via().is_some() {
+        // Who is at the address of a circuit is its relay, and an ingress stands for many.
+        if greeted.connection.via().is_some() || greeted.connection.is_ingress() {
             return;
         }
         if greeted.dialled {
@@ -510,8 +517,7 @@ impl Owner {
 
     fn dial_due(&mut self) {
         while let Some(dial) = self.book.next_dial(clock::now().mono) {
-            let relays = self.relays_of(dial.node);
-            self.dial(self.control(dial.node), Whereabouts { addresses: dial.addresses, relays });
+            self.dial(self.control(dial.node), self.place(dial.node, dial.addresses));
         }
         self.try_direct_again();
         // One at a time: it counts until its end is reported.
