@@ -306,6 +306,7 @@ mod tests {
         let issuer = |number: u8| Asked {
             id: Some(NodeId::from_bytes([number; 16])),
             addresses: vec![([192, 0, 2, number], 4_677).into()],
+            lanes: Vec::new(),
         };
         let issuers: Vec<_> = (0..6).map(|number| (number >= 3, issuer(number))).collect();
         let is_live = |asked: &Asked| (3..6).any(|number| issuer(number) == *asked);
@@ -322,14 +323,17 @@ mod tests {
 
     #[test]
     fn who_knows_no_issuer_asks_those_it_joined_by() {
-        let seed =
-            PeerHint { node: NodeId::from_bytes([1; 16]), addresses: vec![([192, 0, 2, 1], 4_677).into()] };
-        let expected = [Asked { id: None, addresses: seed.addresses.clone() }];
+        let seed = PeerHint {
+            node: NodeId::from_bytes([1; 16]),
+            addresses: vec![([192, 0, 2, 1], 4_677).into()],
+            lanes: vec!["tls://gate.example".parse().expect("address")],
+        };
+        let expected = [Asked { id: None, addresses: seed.addresses.clone(), lanes: seed.lanes.clone() }];
         assert_eq!(
             whom_to_ask(Vec::new(), std::slice::from_ref(&seed), &mut SmallRng::seed_from_u64(7)),
             expected
         );
-        let known = Asked { id: Some(seed.node), addresses: Vec::new() };
+        let known = Asked { id: Some(seed.node), addresses: Vec::new(), lanes: Vec::new() };
         let asked = whom_to_ask(vec![(false, known.clone())], &[seed], &mut SmallRng::seed_from_u64(7));
         assert_eq!(asked, [known]);
     }

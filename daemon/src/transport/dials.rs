@@ -100,6 +100,7 @@ impl Owner {
 
     /// Takes in what a node's card says of where only lanes reach it.
     pub(super) fn learn_lanes(&mut self, node: NodeId, lanes: Vec<LaneAddress>) {
+        self.book.learn_lanes(node, !lanes.is_empty());
         match lanes.is_empty() {
             true => self.lane_addresses.remove(&node),
             false => self.lane_addresses.insert(node, lanes),
