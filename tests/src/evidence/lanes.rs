@@ -54,7 +54,7 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// Above what a source may have half open, and below what a test process may have open.
 const SILENT: usize = 300;
 /// What lanes speak between members (`docs/protocol.md`).
-const LANE: &[u8] = b"gossamer-lane/1";
+pub(super) const LANE: &[u8] = b"gossamer-lane/1";
 
 /// Drops all UDP that comes in from other machines.
 fn close_udp(machine: &Namespace) -> Result<()> {
@@ -64,7 +64,7 @@ fn close_udp(machine: &Namespace) -> Result<()> {
 }
 
 /// Waits until each node sees each other one, and returns how long that took since `began`.
-fn formed(nodes: &[&Node], began: Instant) -> Result<Duration> {
+pub(super) fn formed(nodes: &[&Node], began: Instant) -> Result<Duration> {
     for node in nodes {
         for other in nodes.iter().filter(|other| other.name != node.name) {
             node.sees(&other.name, "alive", SEEN)?;
@@ -131,7 +131,7 @@ pub(super) fn flows(vip: SocketAddr, listener: &TcpListener, blocks: u64) -> Res
 
 /// Asks PostgreSQL beside the server with psql beside the caller.
 fn ask_psql(lab: &Lab, pair: &Pair, here: &Namespace, there: &Namespace) -> Result<()> {
-    let (_running, port) = there.enter(|| postgres(lab))??;
+    let (_running, port) = there.enter(|| postgres(lab, "one"))??;
     let vip = pair.offer(5_432, &["pg:5432", &format!("127.0.0.1:{port}")])?;
     let (host, port) = (vip.ip().to_string(), vip.port().to_string());
     let question = "select count(*), max(repeat('x', n)) > '' from generate_series(1, 5000) as n";
@@ -142,7 +142,7 @@ fn ask_psql(lab: &Lab, pair: &Pair, here: &Namespace, there: &Namespace) -> Resu
 }
 
 /// Returns the path of the flow that lives.
-fn path(node: &Node) -> Result<String> {
+pub(super) fn path(node: &Node) -> Result<String> {
     let mut seen = None;
     until("a flow in the list", SEEN, || {
         let flows = node.ok(&["status", "--flows", "--json"])?;
@@ -241,7 +241,7 @@ fn udp_again(run: &Run) -> Result<String> {
 }
 
 /// Speaks TLS to the port, for a lane whose first flow holds a word. Returns what came back besides TLS.
-fn speak(at: SocketAddr, credentials: &Credentials, name: &str, alpn: &[u8]) -> Result<Vec<u8>> {
+pub(super) fn speak(at: SocketAddr, credentials: &Credentials, name: &str, alpn: &[u8]) -> Result<Vec<u8>> {
     let name = rustls::pki_types::ServerName::try_from(name.to_owned())?;
     let session = rustls::ClientConnection::new(Arc::new(tls(credentials, alpn)?), name)?;
     let mut stream = rustls::StreamOwned::new(session, connect(at)?);
