@@ -35,4 +35,4 @@ pub use name::{
     ZoneName,
 };
 pub use record::{Health, Port, ServiceRecord, Transport, Tries, Visibility};
-pub use routing::{Order, Routing, RoutingError, Tier, parse_order};
+pub use routing::{Carrier, Order, Routing, RoutingError, Tier, parse_order};

@@ -20,8 +20,8 @@ use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
 use gossamer_wire::token::{Claims, Grant, Token, pattern_matches};
 use gossamer_wire::{
-    Fqdn, FqdnSuffix, Generation, Health, Label, LaneAddress, MeshId, NodeId, Port, PortName, Routing, Rule,
-    ServiceRecord, Tier, TokenId, Transport, Tries, Visibility,
+    Carrier, Fqdn, FqdnSuffix, Generation, Health, Label, LaneAddress, MeshId, NodeId, Port, PortName,
+    Routing, Rule, ServiceRecord, Tier, TokenId, Transport, Tries, Visibility,
 };
 
 /// A label that is valid for every kind of name: none of the reserved words has a digit.
@@ -143,8 +143,9 @@ prop_compose! {
         order in proptest::sample::subsequence(Tier::ALL.to_vec(), 0..=5),
         only in option::of(proptest::sample::select(Tier::ALL.to_vec())),
         spill_below in option::of(0..=100_u8),
+        carrier in option::of(Just(Carrier::Tls)),
     ) -> Routing {
-        Routing { order, only, spill_below }
+        Routing { order, only, spill_below, carrier }
     }
 }
 

@@ -12,8 +12,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use gossamer_wire::{
-    Address, Fqdn, FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, Order, Rule, ServiceName,
-    Tier, parse_order,
+    Address, Carrier, Fqdn, FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, Order, Rule,
+    ServiceName, Tier, parse_order,
 };
 
 use super::demo::Sabotage;
@@ -426,6 +426,9 @@ pub(super) struct Expose {
     /// When less than so many percent of a tier is healthy, let a part of the flows go to the next one
     #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(super) spill_below: Option<u8>,
+    /// What carries its flows: tls, also where QUIC works; QUIC where that works unless given
+    #[arg(long, value_name = "tls")]
+    pub(super) transport: Option<Carrier>,
     /// Tell TCP targets who calls, by a PROXY protocol header (version 2) before the client's bytes
     #[arg(long)]
     pub(super) proxy_protocol: bool,

@@ -6,7 +6,6 @@
 //! A probe is a flow like any other for the node that serves it: the same request, the same rights, limits and dial, an
 //! access line of its own. So it learns nothing that a flow would not, and needs nothing of the other node's version.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
@@ -22,7 +21,7 @@ use super::Relay;
 use super::access::{Line, Reason};
 use super::copy::Guarded;
 use super::dialled::Dialled;
-use super::flow::FlowId;
+use super::flow::{FlowId, Path};
 use super::inbound::{Caller, Dialling, Refusal};
 use super::outbound::Choice;
 use super::scope::{PortChoice, behind};
@@ -76,8 +75,8 @@ pub struct Probed {
 /// A node at the other end of an authenticated connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reached {
-    /// Its address.
-    pub address: SocketAddr,
+    /// How the flow travelled.
+    pub path: Path,
     /// Smoothed round trip.
     pub rtt: Duration,
     /// The name in its certificate.
@@ -218,7 +217,7 @@ impl Relay {
 
     async fn probe_there(&self, request: &OpenRequest, choice: &Choice, deadline: Instant) -> Probed {
         let began = Instant::now();
-        let opening = timeout_at(deadline.min(began + EACH), self.parts.hops.open_flow(choice.node));
+        let opening = timeout_at(deadline.min(began + EACH), self.open_hop(choice));
         let stream = match opening.await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
@@ -233,7 +232,7 @@ impl Relay {
         let connect = began.elapsed();
         let asked = Instant::now();
         let reached = Reached {
-            address: stream.remote,
+            path: Path::of(&stream),
             rtt: stream.datagrams.rtt(),
             identity: spiffe_id(self.parts.mesh, &stream.peer.group, &stream.peer.name),
             node: stream.peer.node,

@@ -16,10 +16,9 @@ use gossamer_wire::frame::{Frame, Purpose};
 use super::accept::{By, Errand};
 use super::canary::{Verdict, look};
 use super::carrier::Connection;
-use super::data::Waiting;
 use super::endpoint::Opening;
 use super::hello::Greeted;
-use super::lane::{self, Arrival, FlowLane, Lane, LaneDialler, LaneDoor, Listener, Opener};
+use super::lane::{self, Arrival, FlowLane, Lane, LaneDialler, LaneDoor, Listener, Opener, Wait};
 use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE};
 use super::owner::{Owner, Parts};
 use super::{BindError, Peers, Report, Udp, tls};
@@ -129,8 +128,8 @@ impl Owner {
     }
 
     /// Gives a flow on a lane to the caller, as soon as there is one.
-    pub(super) fn open_lane(&mut self, node: NodeId, caller: Waiting) {
-        if self.lanes.request(node, caller) {
+    pub(super) fn open_lane(&mut self, node: NodeId, wait: Wait) {
+        if self.lanes.request(node, wait) {
             self.dial_lane(node);
         }
     }
@@ -143,7 +142,9 @@ impl Owner {
             Some(Detour::Circuit) if !to.relays.is_empty() => By::Circuit,
             _ => By::Lane,
         };
+        // Where UDP works it would dial that.
         if by == By::Lane
+            && self.ways.detour(node).is_some()
             && let Some(link) = self.current.get(&node).filter(|link| !link.dialled)
         {
             link.send_frame(&Frame::DialBack(Purpose::Data));
@@ -183,10 +184,10 @@ impl Owner {
         if wants_dial {
             self.dial_lane(node);
         }
-        if opens_here {
+        if opens_here && self.ways.detour(node).is_some() {
             // UDP had its chance.
             for caller in self.pool.take_waiting(node) {
-                self.open_lane(node, caller);
+                self.open_lane(node, Wait { caller, only_lane: false });
             }
         }
         let (flows, reports) = (self.flows.clone(), self.inbox.reports.clone());
@@ -208,7 +209,7 @@ impl Owner {
             return self.pool.dial_back_ended(node);
         }
         self.lanes.dialled(node);
-        if !self.may_dial_us(node) {
+        if self.ways.detour(node).is_none() || !self.may_dial_us(node) {
             self.lanes.give_up(node);
         }
     }

@@ -183,6 +183,11 @@ enum Command {
         node: NodeId,
         caller: data::Waiting,
     },
+    /// The same on a lane, whatever else leads to the node.
+    OpenLane {
+        node: NodeId,
+        caller: data::Waiting,
+    },
     /// The catalog knows a certificate of the node that lasts until then, seconds since the Unix epoch.
     Certified {
         node: NodeId,
@@ -408,11 +413,34 @@ impl Peers {
             if let Some(data) = newest.filter(|data| data.connection.close_reason().is_none()) {
                 return data.open().await;
             }
-            if let Some(flow) = lane::open_on(&self.lanes, node) {
+            // Lanes beside a connection over UDP are for those who asked for them.
+            if self.is_lane(node) != Some(false)
+                && let Some(flow) = lane::open_on(&self.lanes, node)
+            {
                 return Ok(flow);
             }
             let (caller, opened) = oneshot::channel();
             let command = Command::OpenData { node, caller };
+            self.commands.send(command).await.map_err(|_| OpenError::Stopping)?;
+            opened.await.map_err(|_| OpenError::Unreachable)?.open().await
+        };
+        tokio::time::timeout(OPEN_WITHIN, open).await.unwrap_or(Err(OpenError::Unreachable))
+    }
+
+    /// Opens a stream to a node on a lane, also where UDP works. Where only the node can dial this one, and UDP works, there is none.
+    ///
+    /// # Errors
+    /// Nothing could be opened within 3 s; try another instance.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a stream that was opened meanwhile is reset.
+    pub async fn open_lane(&self, node: NodeId) -> Result<FlowStream, OpenError> {
+        let open = async {
+            if let Some(flow) = lane::open_on(&self.lanes, node) {
+                return Ok(flow);
+            }
+            let (caller, opened) = oneshot::channel();
+            let command = Command::OpenLane { node, caller };
             self.commands.send(command).await.map_err(|_| OpenError::Stopping)?;
             opened.await.map_err(|_| OpenError::Unreachable)?.open().await
         };

@@ -25,7 +25,7 @@ use super::carrier::Connection;
 use super::data::{DataConnection, Pool};
 use super::endpoint::{Endpoints, Opening, Udp, open, widen};
 use super::hello::{Greeted, Greeter, frames_of};
-use super::lane::{LaneDialler, Lanes, NameRules};
+use super::lane::{LaneDialler, Lanes, NameRules, Wait};
 use super::link::{CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, Link, is_data};
 use super::ping::Pings;
 use super::relays::Relaying;
@@ -312,6 +312,12 @@ impl Owner {
             Command::Look { node, caller } => self.look(node, caller),
             Command::Reach(node) => self.book.reach(node, clock::now().mono),
             Command::OpenData { node, caller } => self.open_data(node, caller),
+            Command::OpenLane { node, caller } => {
+                // In a network in memory who waits hears that there is none.
+                if self.lane_dialler.is_some() {
+                    self.open_lane(node, Wait { caller, only_lane: true });
+                }
+            }
             Command::Refuse(node) => {
                 if let Some(link) = self.current.get(&node) {
                     self.metrics.bad_frame();
@@ -493,7 +499,7 @@ impl Owner {
 
     pub(super) fn open_data(&mut self, node: NodeId, caller: super::data::Waiting) {
         if self.ways.detour(node).is_some() && self.lane_dialler.is_some() {
-            return self.open_lane(node, caller);
+            return self.open_lane(node, Wait { caller, only_lane: false });
         }
         if self.pool.request(node, caller) {
             self.dial_data(node);

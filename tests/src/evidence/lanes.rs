@@ -39,6 +39,14 @@ pub(super) const ROWS: &[Row] = &[
         check: udp_again,
     },
     Row {
+        name: "7.4-transport",
+        promise: "With UDP open, flows of a service that its exporter offers with --transport tls, and of one that the caller wants so by transport = \"tls\" of its route, are on lanes: the list of flows, trace and the access line say so; those of a third service are on QUIC before, between and after; with the TCP port closed the first two are refused and never go over QUIC",
+        sabotage: "neither says so",
+        needs: Needs::Root,
+        ci: Ci::Runs,
+        check: transport,
+    },
+    Row {
         name: "7.4-strangers",
         promise: "Plain HTTP, garbage, TLS of nobody, of a self-signed certificate and of another mesh's, another node's name and another protocol on the TCP port: each is hung up on and counted by its reason, no byte of the mesh comes back, and while 300 silent connections stand a flow over a lane of the mesh works",
         sabotage: "who asks for another node's name asks for the right one",
@@ -237,6 +245,85 @@ fn udp_again(run: &Run) -> Result<String> {
             promise!(end_of(&mut client) == (b"yes".to_vec(), None), "the flow on the lane has no answer");
             Ok(format!("new flows over QUIC after {:.0} s, the one on the lane lived on", took.as_secs_f64()))
         })?
+    })
+}
+
+/// A service, and what carries its flows.
+struct Carried {
+    name: &'static str,
+    vip: SocketAddr,
+    listener: TcpListener,
+    path: &'static str,
+}
+
+impl Carried {
+    /// Opens a flow and returns it when the list says what carries it.
+    fn open(&self, caller: &Node) -> Result<(TcpStream, TcpStream)> {
+        let pair = kept(self.name, pair_up(self.vip, &self.listener))?;
+        let rows = caller.ok(&["status", "--flows", "--json"])?;
+        let rows = rows.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let of: Vec<_> = rows.filter(|row| row["service"] == self.name).collect();
+        promise!(!of.is_empty(), "no flow of {} is listed", self.name);
+        for row in &of {
+            promise!(row["path"] == self.path, "a flow of {} is on {}", self.name, row["path"]);
+        }
+        Ok(pair)
+    }
+}
+
+fn transport(run: &Run) -> Result<String> {
+    let segment = Segment::new(2)?;
+    let [here, there] = segment.machines() else { unreachable!("two machines were made") };
+    run.scenario(|lab| {
+        let pair = Pair::on(lab, here, there)?;
+        let wish = if run.sabotaged { "" } else { "[route.\"wished\"]\ntransport = \"tls\"\n" };
+        std::fs::write(pair.caller.config_file(), wish)?;
+        pair.caller.ok(&["reload"])?;
+        let mut services = Vec::new();
+        for (index, (name, path)) in [("plain", "quic"), ("offered", "lane"), ("wished", "lane")].into_iter().enumerate() {
+            let (listener, target) = there.enter(listen)??;
+            let (port, target) = (7_000 + index as u16, target.to_string());
+            let named = format!("{name}:{port}");
+            let mut asked = vec![&named[..], &target];
+            let is_asked = name == "offered" && !run.sabotaged;
+            asked.extend(is_asked.then_some(["--transport", "tls"]).into_iter().flatten());
+            let vip = pair.offer(port, &asked)?;
+            services.push(Carried { name, vip, listener, path });
+        }
+        let [plain, offered, wished] = &services[..] else { unreachable!("three services") };
+        let open = || -> Result<Vec<_>> {
+            [offered, plain, wished, plain, offered, plain].map(|service| service.open(&pair.caller)).into_iter().collect()
+        };
+        let living = here.enter(open)??;
+        for service in &services {
+            let traced = pair.caller.ok(&["trace", service.name])?;
+            promise!(traced.to_lowercase().contains(service.path), "trace {} says {traced}", service.name);
+        }
+        drop(living);
+        until("access lines", SEEN, || {
+            let log = pair.caller.whole_log();
+            let of = |name: &str| log.lines().filter(|line| line.contains("access") && line.contains(&format!("service={name} "))).count();
+            Ok(of("plain") >= 3 && of("offered") >= 2 && of("wished") >= 1)
+        })?;
+        let log = pair.caller.whole_log();
+        for service in &services {
+            let of = format!("service={} ", service.name);
+            let mut lines = log.lines().filter(|line| line.contains("access") && line.contains(&of));
+            let is_right = |line: &str| line.contains(&format!("path=\"{}\"", service.path));
+            promise!(lines.all(is_right), "an access line of {} names another path", service.name);
+        }
+        there.nft("table inet shut { chain in { type filter hook input priority 0; iif != lo tcp dport 4677 reject with tcp reset; }; }")?;
+        let refused = here.enter(|| -> Result<usize> {
+            let mut refused = 0;
+            for service in [offered, wished] {
+                let mut client = connect(service.vip)?;
+                client.write_all(b"x")?;
+                refused += usize::from(end_of(&mut client).0.is_empty());
+            }
+            Ok(refused)
+        })??;
+        let _living = here.enter(|| plain.open(&pair.caller))??;
+        Ok(format!("3 flows on lanes, 3 on QUIC, and so say trace and access lines; {refused} of 2 refused with TCP closed"))
     })
 }
 

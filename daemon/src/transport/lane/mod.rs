@@ -38,7 +38,7 @@ pub(super) use halves::{LaneRecv, LaneSend};
 pub use ingress::NameRules;
 pub(crate) use ingress::dial_by_name;
 pub(super) use listen::{Arrival, Carried, Entered, LaneDoor, Listener, bind};
-pub(super) use pool::{FlowLane, Lanes, OpenLanes, open_on};
+pub(super) use pool::{FlowLane, Lanes, OpenLanes, Wait, open_on};
 use table::Table;
 
 /// ALPN of lanes between members.

@@ -319,3 +319,21 @@ async fn a_lane_address_leads_to_a_node_and_what_it_resolves_to_is_no_address_of
     let ways: Vec<_> = pinged.tried.iter().map(|(way, _)| way.to_string()).collect();
     assert_eq!(ways, [lane]);
 }
+
+#[tokio::test]
+async fn a_flow_that_wants_a_lane_gets_one_beside_udp_and_others_do_not() {
+    let mut a = first_node();
+    let mut b = a.join("vm-b").await;
+    let (of_a, of_b) = (Arc::clone(&a.identity), Arc::clone(&b.identity));
+    tokio::join!(a.connected_to(&of_b), b.connected_to(&of_a));
+    let node = a.identity.node();
+    let opened = timeout(SOON, b.peers.open_lane(node)).await.expect("in time").expect("opens");
+    assert!(opened.is_lane());
+    let mut other = open(&b, &a).await;
+    assert!(!other.is_lane(), "the first flow of another service");
+    other.send.write_all(b"word").await.expect("sends");
+    assert!(!accept(&mut a).await.is_lane());
+    let again = timeout(SOON, b.peers.open_lane(node)).await.expect("in time").expect("opens");
+    assert!(again.is_lane(), "also where there is a data connection");
+    assert_eq!(b.peers.is_lane(node), Some(false), "the control connection stays where it was");
+}

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::super::super::messages::{BrokenKind, CandidateRow, LegState};
 use super::{Facts, Fault, Way};
 use crate::index::instance_word;
-use crate::relay::{CandidateView, Outcome, Probed};
+use crate::relay::{CandidateView, Outcome, Path, Probed};
 
 /// Judges the candidates as a whole. Returns whether any may be tried.
 pub(super) fn candidates(facts: &Facts<'_>, name: &VipName, way: &mut Way) -> bool {
@@ -173,7 +173,13 @@ pub(super) fn dialled(facts: &Facts<'_>, name: &VipName, (all, last): (&[Probed]
         way.add("tls", LegState::Skipped, "none within a node", None);
     } else if let Some(reached) = &last.reached {
         let rtt = reached.rtt.as_secs_f64() * 1e3;
-        let path = format!("{} at {}, direct over QUIC, round trip {rtt:.2} ms", last.node, reached.address);
+        let way_there = match reached.path {
+            Path::Local => "here".to_owned(),
+            Path::Quic(at) => format!("at {at}, direct over QUIC"),
+            Path::Lane(at) => format!("at {at}, on a lane over TCP"),
+            Path::Relay(relay) => format!("on a lane through the relay {relay}"),
+        };
+        let path = format!("{} {way_there}, round trip {rtt:.2} ms", last.node);
         way.add("path", LegState::Ok, path, Some(last.connect));
         let until = date(reached.not_after);
         way.ok("tls", format!("{} with key {}, until {until}", reached.identity, reached.node));
