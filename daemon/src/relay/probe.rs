@@ -184,7 +184,8 @@ impl Relay {
         // One line for the flow, as any other has.
         if let (Some(last), Some(choice)) = (all.last(), choices.get(all.len().saturating_sub(1))) {
             let is_open = last.outcome == Outcome::Open;
-            self.finished(&Line { is_open, ..line.to(choice).because(last.outcome.reason()) });
+            let path = last.reached.as_ref().map(|reached| reached.path);
+            self.finished(&Line { is_open, path, ..line.to(choice).because(last.outcome.reason()) });
         }
         all
     }

@@ -296,21 +296,23 @@ fn transport(run: &Run) -> Result<String> {
         };
         let living = here.enter(open)??;
         for service in &services {
-            let traced = pair.caller.ok(&["trace", service.name])?;
+            // The host of a test finds no names, which trace says as well.
+            let traced = pair.caller.cli(&["trace", service.name])?.stdout;
             promise!(traced.to_lowercase().contains(service.path), "trace {} says {traced}", service.name);
         }
         drop(living);
         until("access lines", SEEN, || {
             let log = pair.caller.whole_log();
-            let of = |name: &str| log.lines().filter(|line| line.contains("access") && line.contains(&format!("service={name} "))).count();
+            let of = |name: &str| log.lines().filter(|line| line.contains("flow ended") && line.contains(&format!("service={name} "))).count();
             Ok(of("plain") >= 3 && of("offered") >= 2 && of("wished") >= 1)
         })?;
         let log = pair.caller.whole_log();
         for service in &services {
             let of = format!("service={} ", service.name);
-            let mut lines = log.lines().filter(|line| line.contains("access") && line.contains(&of));
-            let is_right = |line: &str| line.contains(&format!("path=\"{}\"", service.path));
-            promise!(lines.all(is_right), "an access line of {} names another path", service.name);
+            let lines = log.lines().filter(|line| line.contains("flow ended") && line.contains(&of));
+            for line in lines {
+                promise!(line.contains(&format!("path=\"{}\"", service.path)), "an access line says {line}");
+            }
         }
         there.nft("table inet shut { chain in { type filter hook input priority 0; iif != lo tcp dport 4677 reject with tcp reset; }; }")?;
         let refused = here.enter(|| -> Result<usize> {
