@@ -16,12 +16,9 @@ use gossamer_wire::{
     ServiceName, Tier, parse_order,
 };
 
-use super::demo::Sabotage;
-use super::drain;
-use super::host::HostCommand;
 use super::name_port::{ForwardSpec, LocalAddress, NamePort, OwnName, PortSpec, TargetSpec, TraceName};
 use super::name_port::{audience, caller, certified, pair};
-use super::ping;
+use super::{demo::Sabotage, drain, host::HostCommand, ping};
 use crate::api::messages::Audience;
 use crate::config::Flags;
 use crate::duration;

@@ -4,6 +4,7 @@
 //! Owns: the tokens file; one task reads and writes it. Must not know: membership, who is dialled.
 //! Driven by: the local API (tokens) and the transport (joiners). The decision is `core::admission`'s.
 
+mod addresses;
 mod door;
 mod reply;
 
@@ -15,10 +16,10 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use gossamer_core::admission::{Request, Use, Verdict};
-use gossamer_core::reach::{Denied, Deny, Span, shorten, span};
+use gossamer_core::reach::{Denied, Deny};
 use gossamer_core::trust::{Leaf, signature_holds, spki_hash};
 use gossamer_wire::join::{Admitted, JoinReply, JoinRequest, PeerHint, Refusal};
-use gossamer_wire::limits::{MAX_ADDRESSES, MAX_LANE_ADDRESSES, MAX_TOKEN_ADDRESSES};
+use gossamer_wire::limits::MAX_ADDRESSES;
 use gossamer_wire::token::{Claims, Grant, Token};
 use gossamer_wire::{Address, GroupName, LaneAddress, NodeId, NodeName, TokenId};
 
@@ -34,6 +35,7 @@ use crate::store::{Store, StoreError};
 use crate::supervise::Stage;
 use crate::transport::{Connection, Trust};
 
+use addresses::address_warning;
 pub(super) use door::proof_bytes;
 use reply::statements_that_fit;
 
@@ -336,27 +338,6 @@ impl Desk {
         Ok(CreatedToken { token, warnings })
     }
 
-    /// Parts the addresses that the operator gave, none of which may lead nowhere or astray.
-    fn check_addresses(
-        &self,
-        asked: Vec<Address>,
-    ) -> Result<(Vec<SocketAddr>, Vec<LaneAddress>), TokenError> {
-        let (ports, lanes) = Address::part(asked);
-        for (kind, given, limit) in [
-            ("addresses", ports.len(), MAX_TOKEN_ADDRESSES),
-            ("tls:// addresses", lanes.len(), MAX_LANE_ADDRESSES),
-        ] {
-            if given > limit {
-                return Err(TokenError::Addresses { kind, limit, given });
-            }
-        }
-        let literals = lanes.iter().filter_map(LaneAddress::literal);
-        match self.deny.part(ports.iter().copied().chain(literals).collect()).1.first() {
-            Some((address, why)) => Err(TokenError::Denied(*address, *why)),
-            None => Ok((ports, lanes)),
-        }
-    }
-
     /// Returns the hash of the root behind this issuer: the latest one when roots are rotated.
     fn pin(&self, issuer: &IssuerKey) -> Result<[u8; 32], TokenError> {
         let trust = self.trust.load();
@@ -368,26 +349,6 @@ impl Desk {
     fn is_of_active_root(&self, grant: &Grant) -> bool {
         let trust = self.trust.load();
         trust.roots().iter().any(|root| spki_hash(root).is_ok_and(|hash| hash == grant.root_pin))
-    }
-
-    /// Returns where the holder of a token may dial: one of several uses names other issuers as well.
-    fn addresses_for(&self, uses: u32) -> Vec<SocketAddr> {
-        let live = self.live.load();
-        let others = live.issuers.iter().filter_map(|issuer| issuer.node).filter(|_| uses != 1);
-        let others = others.filter(|node| *node != self.identity.node()).filter_map(|node| {
-            let known = self.index.node(node)?;
-            known.view.as_ref().and_then(|view| view.addresses.first().copied())
-        });
-        let others: Vec<_> = others.take(MAX_TOKEN_ADDRESSES / 2).collect();
-        let mut all = shorten(self.advertised.borrow().clone(), MAX_TOKEN_ADDRESSES - others.len());
-        for address in others {
-            if !all.contains(&address) {
-                all.push(address);
-            }
-        }
-        // What every network can use comes first, whose ever it is.
-        all.sort_by_key(|address| span(address.ip()) != Span::Global);
-        all
     }
 
     fn list(&self) -> Result<Vec<TokenInfo>, TokenError> {
@@ -593,23 +554,6 @@ impl Desk {
         Stage::blocking(move || to_write.write(&store)).await?;
         self.tokens = tokens;
         Ok(())
-    }
-}
-
-/// Warns when no other machine, or none outside this network, could reach the addresses of a token.
-fn address_warning(addresses: &[SocketAddr]) -> Option<String> {
-    let list = || addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    // The span that reaches furthest.
-    match addresses.iter().map(|address| span(address.ip())).min() {
-        None => Some("this node has no address to put into the token; add --address IP:PORT".to_owned()),
-        Some(Span::Machine) => {
-            Some(format!("only this machine can reach {}; for others add --address IP:PORT", list()))
-        }
-        Some(Span::Private) => Some(format!(
-            "{} are private addresses; from other networks add --address PUBLIC-IP:PORT",
-            list()
-        )),
-        Some(Span::Global) => None,
     }
 }
 
