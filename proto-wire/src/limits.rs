@@ -14,8 +14,9 @@ pub const MAX_DECODE_BYTES: usize = 65_536;
 /// Longest fragment or head: fits one QUIC datagram at the 1,200-byte starting MTU.
 pub const MAX_ADVERT_BYTES: usize = 1_100;
 
-/// Longest card: an Ed25519 leaf with claims is about 700 bytes, eight addresses add 200.
-pub const MAX_CARD_BYTES: usize = 2_048;
+/// Longest card: an Ed25519 leaf with claims is about 700 bytes, eight addresses add 200, two lane
+/// addresses 280.
+pub const MAX_CARD_BYTES: usize = 2_304;
 
 /// Most fragments of one node: 64 x 1,100 bytes hold about 700 records.
 pub const MAX_FRAGMENTS: u16 = 64;
