@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use gossamer_core::vip::{Mode, Pool};
 use gossamer_dns::{UpstreamError, ZoneError};
-use gossamer_wire::{GroupName, MeshId, MeshName, NodeId, NodeName, RegionName, ZoneName};
+use gossamer_wire::{GroupName, LaneAddress, MeshId, MeshName, NodeId, NodeName, RegionName, ZoneName};
 
 use crate::authority::AuthorityHandle;
 use crate::config::Settings;
@@ -73,6 +73,8 @@ pub struct About {
     pub mesh_listen: SocketAddr,
     /// Where others are told to dial; the one fact that changes.
     pub advertised: watch::Receiver<Vec<SocketAddr>>,
+    /// Where only lanes reach it.
+    pub lanes: Vec<LaneAddress>,
     /// Where DNS is answered.
     pub dns: SocketAddr,
     /// Why that is not port 53.

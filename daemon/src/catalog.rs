@@ -124,8 +124,10 @@ pub fn start(stage: &Stage, parts: Parts) {
     let projection = Projection::new(&parts);
     let jumps = Jumps::since(parts.clock.now());
     let pause = FIRST_SAVE;
-    let (cards, certified, relayed) = (Source::StoredCard, BTreeMap::new(), BTreeSet::new());
-    let task = Task { disk, parts, projection, jumps, save_at: None, pause, cards, certified, relayed };
+    let (cards, certified) = (Source::StoredCard, BTreeMap::new());
+    let (relayed, by_lane) = (BTreeSet::new(), BTreeSet::new());
+    let task =
+        Task { disk, parts, projection, jumps, save_at: None, pause, cards, certified, relayed, by_lane };
     stage.spawn("catalog", async move { task.run(&stop).await });
 }
 
@@ -192,6 +194,8 @@ struct Task {
     certified: BTreeMap<NodeId, u64>,
     /// Nodes of which the transport was told relays.
     relayed: BTreeSet<NodeId>,
+    /// The same of lane addresses.
+    by_lane: BTreeSet<NodeId>,
 }
 
 /// One wake-up.
@@ -305,6 +309,15 @@ impl Task {
     fn tell_transport(&mut self, node: NodeId) {
         let Parts { core, peers, .. } = &self.parts;
         if let Some(addresses) = core.node_addresses(node) {
+            // Before the addresses, which are dialled at once.
+            let lanes = core.node_lanes(node);
+            let had_lanes = self.by_lane.remove(&node);
+            if !lanes.is_empty() {
+                self.by_lane.insert(node);
+            }
+            if had_lanes || !lanes.is_empty() {
+                peers.learn_lanes(node, lanes.to_vec());
+            }
             peers.learn(node, addresses.to_vec(), self.cards);
             let relays = core.node_relays(node);
             // Most nodes have never had any, and need no word about it.

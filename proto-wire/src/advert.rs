@@ -18,11 +18,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::codec::{self, at_most};
 use crate::limits::{
-    MAX_ADDRESSES, MAX_ADVERT_BYTES, MAX_CARD_BYTES, MAX_EPOCH, MAX_FRAGMENTS, MAX_KIND, MAX_LATER_FRAGMENTS,
-    MAX_LEAF_BYTES, MAX_NODE_LABELS_BYTES, MAX_RECORDS_PER_FRAGMENT, MAX_RELAYS,
+    MAX_ADDRESSES, MAX_ADVERT_BYTES, MAX_CARD_BYTES, MAX_EPOCH, MAX_FRAGMENTS, MAX_KIND, MAX_LANE_ADDRESSES,
+    MAX_LATER_FRAGMENTS, MAX_LEAF_BYTES, MAX_NODE_LABELS_BYTES, MAX_RECORDS_PER_FRAGMENT, MAX_RELAYS,
 };
 use crate::record::MAX_RECORD_BYTES;
-use crate::{DecodeError, EncodeError, MeshId, NodeId, RegionName, ServiceRecord, ZoneName};
+use crate::{DecodeError, EncodeError, LaneAddress, MeshId, NodeId, RegionName, ServiceRecord, ZoneName};
 
 /// The version of the advert header this crate writes.
 pub const VERSION: u8 = 1;
@@ -327,6 +327,8 @@ pub struct Card {
     pub protocol: (u8, u8),
     /// Capability bits, 0 so far.
     pub capabilities: u64,
+    /// Where only lanes reach it, at most [`MAX_LANE_ADDRESSES`].
+    pub lanes: Vec<LaneAddress>,
 }
 
 impl Card {
@@ -347,6 +349,7 @@ impl Card {
         at_most("leaf certificate", &card.leaf, MAX_LEAF_BYTES)?;
         at_most("addresses", &card.addresses, MAX_ADDRESSES)?;
         at_most("relays", &card.relays, MAX_RELAYS)?;
+        at_most("lane addresses", &card.lanes, MAX_LANE_ADDRESSES)?;
         let label_bytes: usize = card.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
         if label_bytes > MAX_NODE_LABELS_BYTES {
             return Err(DecodeError::TooLong {
@@ -375,6 +378,7 @@ impl Card {
             relays: Vec::new(),
             protocol: (0, 0),
             capabilities: 0,
+            lanes: Vec::new(),
         })
     }
 }

@@ -8,8 +8,10 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, at_most};
-use crate::limits::{MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_JOIN_BYTES, MAX_STATEMENT_BYTES};
-use crate::{DecodeError, EncodeError, GroupName, MeshName, NodeId, NodeName};
+use crate::limits::{
+    MAX_ADDRESSES, MAX_CERTIFICATE_BYTES, MAX_JOIN_BYTES, MAX_LANE_ADDRESSES, MAX_STATEMENT_BYTES,
+};
+use crate::{DecodeError, EncodeError, GroupName, LaneAddress, MeshName, NodeId, NodeName};
 
 /// ALPN of join connections, offered by issuers.
 pub const ALPN: &[u8] = b"gossamer-join/1";
@@ -67,6 +69,8 @@ pub struct PeerHint {
     pub node: NodeId,
     /// Where.
     pub addresses: Vec<SocketAddr>,
+    /// Where only lanes reach it.
+    pub lanes: Vec<LaneAddress>,
 }
 
 /// What an admitted node gets.
@@ -175,6 +179,7 @@ impl JoinReply {
             }
             for peer in &admitted.peers {
                 at_most("addresses", &peer.addresses, MAX_ADDRESSES)?;
+                at_most("lane addresses", &peer.lanes, MAX_LANE_ADDRESSES)?;
             }
         }
         Ok(reply)
@@ -195,6 +200,7 @@ mod tests {
             peers: vec![PeerHint {
                 node: NodeId::from_bytes([4; 16]),
                 addresses: vec!["192.0.2.1:4677".parse().expect("address")],
+                lanes: vec!["tls://ingress.example:443".parse().expect("address")],
             }],
             statements: vec![vec![5; 100]],
         }

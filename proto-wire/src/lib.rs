@@ -7,6 +7,7 @@
 //! Every decoder checks lengths against [`limits`] before it allocates, and refuses trailing bytes.
 
 mod access;
+mod address;
 pub mod advert;
 pub mod circuit;
 pub mod codec;
@@ -26,6 +27,7 @@ pub mod swim;
 pub mod token;
 
 pub use access::{NodePattern, Rule, RuleError, Subject};
+pub use address::{Address, AddressError, LANE_SCHEME, LaneAddress, LaneAddressError};
 pub use error::{DecodeError, EncodeError, NameError};
 pub use id::{Generation, IdError, MeshId, NodeId, TokenId};
 pub use name::{
@@ -33,4 +35,4 @@ pub use name::{
     ZoneName,
 };
 pub use record::{Health, Port, ServiceRecord, Transport, Tries, Visibility};
-pub use routing::{Order, Routing, RoutingError, Tier, parse_order};
+pub use routing::{Carrier, Order, Routing, RoutingError, Tier, parse_order};

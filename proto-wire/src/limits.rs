@@ -14,8 +14,9 @@ pub const MAX_DECODE_BYTES: usize = 65_536;
 /// Longest fragment or head: fits one QUIC datagram at the 1,200-byte starting MTU.
 pub const MAX_ADVERT_BYTES: usize = 1_100;
 
-/// Longest card: an Ed25519 leaf with claims is about 700 bytes, eight addresses add 200.
-pub const MAX_CARD_BYTES: usize = 2_048;
+/// Longest card: an Ed25519 leaf with claims is about 700 bytes, eight addresses add 200, two lane
+/// addresses 280.
+pub const MAX_CARD_BYTES: usize = 2_304;
 
 /// Most fragments of one node: 64 x 1,100 bytes hold about 700 records.
 pub const MAX_FRAGMENTS: u16 = 64;
@@ -54,6 +55,11 @@ pub const MAX_FQDN_LABELS: usize = 16;
 
 /// Most addresses in a card or a peer hint.
 pub const MAX_ADDRESSES: usize = 8;
+
+/// Most lane addresses in a card, a peer hint or a token: two ingresses.
+pub const MAX_LANE_ADDRESSES: usize = 2;
+/// Longest host of a lane address: the names that clouds give their load balancers are about 80 bytes, and a token has to hold two.
+pub const MAX_HOST_BYTES: usize = 128;
 
 /// Most labels of a node and their longest text together, bytes (design section 6).
 pub const MAX_NODE_LABELS_BYTES: usize = 200;

@@ -202,7 +202,12 @@ pub(crate) mod tests {
             health: Health::Passing,
             weight: 100,
             draining: false,
-            routing: Routing { order: vec![Tier::Zone], only: Some(Tier::Region), spill_below: Some(70) },
+            routing: Routing {
+                order: vec![Tier::Zone],
+                only: Some(Tier::Region),
+                spill_below: Some(70),
+                carrier: Some(crate::Carrier::Tls),
+            },
             tries: Tries::default(),
             metadata: vec![("version".to_owned(), "15".to_owned())],
             fqdns: vec!["pg.corp.example".parse().expect("name")],

@@ -47,12 +47,47 @@ impl fmt::Display for Tier {
     }
 }
 
+/// What carries the flows of a service, whatever else would.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    /// TLS over TCP: a lane, also where QUIC works.
+    Tls,
+}
+
+impl Carrier {
+    /// Returns its word in configuration, JSON and on the command line.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Tls => "tls",
+        }
+    }
+}
+
+impl fmt::Display for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+impl FromStr for Carrier {
+    type Err = RoutingError;
+
+    fn from_str(text: &str) -> Result<Self, RoutingError> {
+        let is_tls = text.eq_ignore_ascii_case(Self::Tls.word());
+        is_tls.then_some(Self::Tls).ok_or_else(|| RoutingError::Carrier(text.to_owned()))
+    }
+}
+
 /// Why a wish is none. Whoever wrote it is at fault; nothing changed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RoutingError {
     /// No tier has this word.
     #[error("{0:?} is none of node, group, zone, region, any")]
     Tier(String),
+    /// No carrier has this word.
+    #[error("{0:?} is no transport that can be asked for; write tls, or nothing for QUIC where that works")]
+    Carrier(String),
     /// A tier cannot come at two places.
     #[error("the order names {0} twice")]
     Twice(Tier),
@@ -89,12 +124,15 @@ pub struct Routing {
     /// Percentage, 0 to 100: when less of a tier is healthy, by weight, a part of the flows goes to the next one.
     #[serde(default)]
     pub spill_below: Option<u8>,
+    /// What carries the flows.
+    #[serde(default, rename = "transport")]
+    pub carrier: Option<Carrier>,
 }
 
 impl Routing {
     /// Returns whether nothing is wished.
-    pub const fn is_none(&self) -> bool {
-        self.order.is_empty() && self.only.is_none() && self.spill_below.is_none()
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
     }
 
     /// Checks what the types cannot hold.
@@ -155,5 +193,10 @@ mod tests {
             assert_eq!(tier.word().parse(), Ok(tier));
         }
         assert!(Routing::default().is_none());
+        let tls = Routing { carrier: Some(Carrier::Tls), ..Routing::default() };
+        assert!(!tls.is_none() && tls.check().is_ok());
+        assert_eq!("TLS".parse(), Ok(Carrier::Tls));
+        let error = "quic".parse::<Carrier>().expect_err("no such carrier").to_string();
+        assert!(error.contains("\"quic\" is no transport"), "{error}");
     }
 }

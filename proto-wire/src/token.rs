@@ -17,8 +17,10 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::codec::{self, at_most};
-use crate::limits::{MAX_CLAIMS_ENTRIES, MAX_TOKEN_ADDRESSES, MAX_TOKEN_BYTES};
-use crate::{DecodeError, EncodeError, Fqdn, FqdnSuffix, GroupName, Label, MeshId, NodeId, TokenId};
+use crate::limits::{MAX_CLAIMS_ENTRIES, MAX_LANE_ADDRESSES, MAX_TOKEN_ADDRESSES, MAX_TOKEN_BYTES};
+use crate::{
+    DecodeError, EncodeError, Fqdn, FqdnSuffix, GroupName, Label, LaneAddress, MeshId, NodeId, TokenId,
+};
 
 /// What every token begins with; the digit is the version of the format.
 pub const PREFIX: &str = "gsm1_";
@@ -49,8 +51,10 @@ pub struct Grant {
     pub node_pattern: Option<String>,
     /// Claims copied into the certificate.
     pub claims: Claims,
-    /// Where the issuer can be dialled, 1..=4.
+    /// Where the issuer can be dialled, at most 4; with the lane addresses at least one.
     pub addresses: Vec<SocketAddr>,
+    /// Where only lanes reach it, at most [`MAX_LANE_ADDRESSES`].
+    pub lanes: Vec<LaneAddress>,
 }
 
 /// What a certificate allows beyond membership; copied from the token, and from one certificate to the next.
@@ -216,6 +220,7 @@ impl FromStr for Token {
             .0;
         let grant: Grant = codec::decode("token", payload, MAX_TOKEN_BYTES).map_err(content)?;
         at_most("token addresses", &grant.addresses, MAX_TOKEN_ADDRESSES).map_err(content)?;
+        at_most("lane addresses of a token", &grant.lanes, MAX_LANE_ADDRESSES).map_err(content)?;
         grant.claims.check().map_err(content)?;
         Ok(Self { grant, text: Zeroizing::new(text.to_owned()) })
     }
@@ -281,6 +286,7 @@ mod tests {
             node_pattern: None,
             claims: Claims::default(),
             addresses: vec!["192.0.2.1:4677".parse().expect("address")],
+            lanes: vec!["tls://ingress.example:443".parse().expect("address")],
         }
     }
 

@@ -14,8 +14,8 @@ use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
 use gossamer_wire::token::{Claims, Grant, Token};
 use gossamer_wire::{
-    Generation, Health, MeshId, NodeId, Port, Routing, ServiceRecord, Tier, TokenId, Transport, Tries,
-    Visibility,
+    Carrier, Generation, Health, MeshId, NodeId, Port, Routing, ServiceRecord, Tier, TokenId, Transport,
+    Tries, Visibility,
 };
 
 const NODE: NodeId = NodeId::from_bytes([0xaa; 16]);
@@ -203,7 +203,7 @@ fn records_keep_their_bytes() {
     let cases = [
         (
             record(),
-            "096f72646572732d646204766d2d62020435343332fb381500057374617473500101010477657374016400000000010203010776657273696f6e02313501052a2e622e63",
+            "096f72646572732d646204766d2d62020435343332fb38150005737461747350010101047765737401640000000000010203010776657273696f6e02313501052a2e622e63",
         ),
         (
             ServiceRecord {
@@ -213,7 +213,7 @@ fn records_keep_their_bytes() {
                 fqdns: Vec::new(),
                 ..record()
             },
-            "096f72646572732d646204766d2d62020435343332fb3815000573746174735001000064000000000102030000",
+            "096f72646572732d646204766d2d62020435343332fb381500057374617473500100006400000000000102030000",
         ),
         (
             ServiceRecord {
@@ -222,14 +222,15 @@ fn records_keep_their_bytes() {
                     order: vec![Tier::Zone, Tier::Region],
                     only: Some(Tier::Region),
                     spill_below: Some(70),
+                    carrier: Some(Carrier::Tls),
                 },
                 ..record()
             },
-            "096f72646572732d646204766d2d62020435343332fb38150005737461747350010101047765737401640102020301030146010203010776657273696f6e02313501052a2e622e63",
+            "096f72646572732d646204766d2d62020435343332fb381500057374617473500101010477657374016401020203010301460100010203010776657273696f6e02313501052a2e622e63",
         ),
         (
             ServiceRecord { visibility: Visibility::All, ..record() },
-            "096f72646572732d646204766d2d62020435343332fb381500057374617473500102016400000000010203010776657273696f6e02313501052a2e622e63",
+            "096f72646572732d646204766d2d62020435343332fb38150005737461747350010201640000000000010203010776657273696f6e02313501052a2e622e63",
         ),
         (
             ServiceRecord {
@@ -239,7 +240,7 @@ fn records_keep_their_bytes() {
                 },
                 ..record()
             },
-            "096f72646572732d646204766d2d62020435343332fb38150005737461747350010301010a67726f75703a77657374016400000000010203010776657273696f6e02313501052a2e622e63",
+            "096f72646572732d646204766d2d62020435343332fb38150005737461747350010301010a67726f75703a7765737401640000000000010203010776657273696f6e02313501052a2e622e63",
         ),
     ];
     for (record, golden) in cases {
@@ -260,12 +261,13 @@ fn bodies_of_adverts_keep_their_bytes() {
         relays: vec![NODE],
         protocol: (1, 2),
         capabilities: 1 << 40,
+        lanes: vec!["tls://gate.example:443".parse().expect("address")],
     };
     let bytes = card.encode().expect("fits");
     assert_golden(
         "card",
         &bytes,
-        "030707070200c0000201fb451201000000000000000000000000000000010101027a31000103656e760470726f6401aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0102fd0000000000010000",
+        "030707070200c0000201fb451201000000000000000000000000000000010101027a31000103656e760470726f6401aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0102fd00000000000100000116746c733a2f2f676174652e6578616d706c653a343433",
     );
     assert_eq!(Card::decode(&bytes), Ok(card));
 
@@ -322,14 +324,18 @@ fn join_messages_keep_their_bytes() {
         roots: vec![vec![3; 2]],
         mesh_name: "test".parse().expect("name"),
         group: "west".parse().expect("name"),
-        peers: vec![PeerHint { node: NODE, addresses: vec!["192.0.2.1:4677".parse().expect("address")] }],
+        peers: vec![PeerHint {
+            node: NODE,
+            addresses: vec!["192.0.2.1:4677".parse().expect("address")],
+            lanes: Vec::new(),
+        }],
         statements: vec![vec![4; 2]],
     }));
     let bytes = admitted.encode().expect("fits");
     assert_golden(
         "admitted",
         &bytes,
-        "0002010101020202010203030474657374047765737401aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0100c0000201fb451201020404",
+        "0002010101020202010203030474657374047765737401aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa0100c0000201fb45120001020404",
     );
     assert_eq!(JoinReply::decode(&bytes), Ok(admitted));
 }
@@ -377,6 +383,7 @@ fn grant() -> Grant {
             ephemeral_seconds: 600,
         },
         addresses: vec!["192.0.2.1:4677".parse().expect("address")],
+        lanes: vec!["tls://gate.example:443".parse().expect("address")],
     }
 }
 
@@ -385,7 +392,7 @@ fn tokens_keep_their_text() {
     let token = Token::build(grant(), |_| [0x33; 64]).expect("fits");
     assert_eq!(
         token.reveal(),
-        "gsm1_xo53xo53xo53xo53xo53xo53xpo53xo53xo53xo53xo53xo53xo53xo53xo53xo53xo53xo53xo533xo53xo53xo53xo53xo53xo53vkvkvkvkvkvkvkvkvkvkvkvkvk7qanesllaechozltoqaqi5tnfuvacblxmvrc2kqbbrrw64tqfzsxqylnobwgkaiepjxw4zibmea7wwacaeamaaacah5ukertgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgsgsjfia"
+        "gsm1_xo53xo53xo53xo53xo53xo53xpo53xo53xo53xo53xo53xo53xo53xo53xo53xo53xo53xo53xo533xo53xo53xo53xo53xo53xo53vkvkvkvkvkvkvkvkvkvkvkvkvk7qanesllaechozltoqaqi5tnfuvacblxmvrc2kqbbrrw64tqfzsxqylnobwgkaiepjxw4zibmea7wwacaeamaaacah5ukeqbcz2gy4z2f4xwoylumuxgk6dbnvygyzj2gq2dgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmztgmzqzqibfq"
     );
     let read: Token = token.reveal().parse().expect("parses");
     assert!(*read.grant() == grant());
@@ -393,7 +400,7 @@ fn tokens_keep_their_text() {
     assert_golden(
         "signed bytes of a token",
         &signed,
-        "676f7373616d65722d746f6b656e2d763100bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaafc00d2496b0104776573740104766d2d2a01057765622d2a010c636f72702e6578616d706c6501047a6f6e65016101fb58020100c0000201fb4512",
+        "676f7373616d65722d746f6b656e2d763100bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaafc00d2496b0104776573740104766d2d2a01057765622d2a010c636f72702e6578616d706c6501047a6f6e65016101fb58020100c0000201fb45120116746c733a2f2f676174652e6578616d706c653a343433",
     );
     assert_eq!(signature, [0x33; 64]);
 }

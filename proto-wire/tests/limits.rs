@@ -13,8 +13,8 @@ use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::swim::{Identity, SwimMember, SwimState};
 use gossamer_wire::token::{Claims, Grant, MAX_CLAIMS_BYTES, Token};
 use gossamer_wire::{
-    DecodeError, EncodeError, Generation, Health, MeshId, NodeId, Port, Routing, ServiceRecord, TokenId,
-    Transport, Tries, Visibility, codec,
+    DecodeError, EncodeError, Generation, Health, LaneAddress, MeshId, NodeId, Port, Routing, ServiceRecord,
+    TokenId, Transport, Tries, Visibility, codec,
 };
 
 const NODE: NodeId = NodeId::from_bytes([0xff; 16]);
@@ -239,7 +239,13 @@ fn card() -> Card {
         relays: Vec::new(),
         protocol: (1, 1),
         capabilities: 0,
+        lanes: Vec::new(),
     }
+}
+
+fn longest_lane() -> LaneAddress {
+    let host = format!("{}.{}", "a".repeat(MAX_LABEL_BYTES), "b".repeat(MAX_LABEL_BYTES));
+    format!("tls://{host}:65535").parse().expect("at its limit")
 }
 
 fn decode_card(change: impl FnOnce(&mut Card)) -> Result<Card, DecodeError> {
@@ -253,6 +259,9 @@ fn lists_in_cards_are_limited() {
     assert_limit("leaf", MAX_LEAF_BYTES, |len| decode_card(|card| card.leaf = vec![0; len]));
     assert_limit("addresses", MAX_ADDRESSES, |count| decode_card(|card| card.addresses = addresses(count)));
     assert_limit("relays", MAX_RELAYS, |count| decode_card(|card| card.relays = vec![NODE; count]));
+    assert_limit("lane addresses", MAX_LANE_ADDRESSES, |count| {
+        decode_card(|card| card.lanes = vec![longest_lane(); count])
+    });
     assert_limit("labels", MAX_NODE_LABELS_BYTES, |len| {
         decode_card(|card| card.labels = vec![("ab".to_owned(), "v".repeat(len - 2))])
     });
@@ -269,6 +278,7 @@ fn a_card_with_everything_at_its_limit_fits_an_advert() {
         relays: vec![NODE; MAX_RELAYS],
         protocol: (1, 255),
         capabilities: u64::MAX,
+        lanes: vec![longest_lane(); MAX_LANE_ADDRESSES],
     };
     let body = full.encode().expect("fits");
     assert!(Advert::build(header(Kind::Card), &body, |_| [0; SIGNATURE_BYTES]).is_ok());
@@ -299,6 +309,7 @@ fn tokens_name_a_few_addresses_only() {
         node_pattern: None,
         claims: Claims::default(),
         addresses: addresses(count),
+        lanes: Vec::new(),
     };
     assert_limit("token addresses", MAX_TOKEN_ADDRESSES, |count| {
         let token = Token::build(grant(count), |_| [0; 64]).expect("fits");
@@ -349,7 +360,10 @@ fn certificates_and_addresses_of_a_join_reply_are_limited() {
     assert_limit("issuer", certificate, |len| decode(Admitted { issuers: vec![vec![0; len]], ..admitted() }));
     assert_limit("root", certificate, |len| decode(Admitted { roots: vec![vec![0; len]], ..admitted() }));
     assert_limit("addresses of a peer", MAX_ADDRESSES, |count| {
-        decode(Admitted { peers: vec![PeerHint { node: NODE, addresses: addresses(count) }], ..admitted() })
+        decode(Admitted {
+            peers: vec![PeerHint { node: NODE, addresses: addresses(count), lanes: Vec::new() }],
+            ..admitted()
+        })
     });
     assert!(matches!(
         JoinReply::decode(&vec![0; MAX_JOIN_BYTES + 1]),
@@ -362,6 +376,7 @@ fn a_join_reply_with_all_its_hints_fits() {
     let hint = PeerHint {
         node: NODE,
         addresses: vec!["[2001:db8::1]:65535".parse().expect("address"); MAX_ADDRESSES],
+        lanes: vec![longest_lane(); MAX_LANE_ADDRESSES],
     };
     let admitted = Admitted {
         leaf: vec![0; 700],

@@ -13,14 +13,15 @@ use gossamer_wire::flow::{self, OpenRequest};
 use gossamer_wire::frame::{AdvertCopy, BUCKETS, Frame, Hello, PREFIX_BYTES, Purpose};
 use gossamer_wire::join::{Admitted, JoinReply, PeerHint};
 use gossamer_wire::limits::{
-    MAX_ADDRESSES, MAX_EPOCH, MAX_FRAGMENTS, MAX_KEPT, MAX_KIND, MAX_LATER_FRAGMENTS, MAX_METADATA, MAX_PORTS,
+    MAX_ADDRESSES, MAX_EPOCH, MAX_FRAGMENTS, MAX_KEPT, MAX_KIND, MAX_LANE_ADDRESSES, MAX_LATER_FRAGMENTS,
+    MAX_METADATA, MAX_PORTS,
 };
 use gossamer_wire::statement::{Change, SignedStatement, Statement};
 use gossamer_wire::swim::{self, Identity, SwimHeader, SwimMember, SwimMessage, SwimState};
 use gossamer_wire::token::{Claims, Grant, Token, pattern_matches};
 use gossamer_wire::{
-    Fqdn, FqdnSuffix, Generation, Health, Label, MeshId, NodeId, Port, PortName, Routing, Rule,
-    ServiceRecord, Tier, TokenId, Transport, Tries, Visibility,
+    Carrier, Fqdn, FqdnSuffix, Generation, Health, Label, LaneAddress, MeshId, NodeId, Port, PortName,
+    Routing, Rule, ServiceRecord, Tier, TokenId, Transport, Tries, Visibility,
 };
 
 /// A label that is valid for every kind of name: none of the reserved words has a digit.
@@ -142,8 +143,9 @@ prop_compose! {
         order in proptest::sample::subsequence(Tier::ALL.to_vec(), 0..=5),
         only in option::of(proptest::sample::select(Tier::ALL.to_vec())),
         spill_below in option::of(0..=100_u8),
+        carrier in option::of(Just(Carrier::Tls)),
     ) -> Routing {
-        Routing { order, only, spill_below }
+        Routing { order, only, spill_below, carrier }
     }
 }
 
@@ -198,8 +200,9 @@ prop_compose! {
         relays in vec(node(), 0..4),
         protocol: (u8, u8),
         capabilities: u64,
+        lanes in vec(lane_address(), 0..=MAX_LANE_ADDRESSES),
     ) -> Card {
-        Card { leaf, addresses, zone, region, labels, relays, protocol, capabilities }
+        Card { leaf, addresses, zone, region, labels, relays, protocol, capabilities, lanes }
     }
 }
 
@@ -217,6 +220,7 @@ prop_compose! {
         relay: bool,
         ephemeral_seconds: u32,
         addresses in vec(address(), 1..=4),
+        lanes in vec(lane_address(), 0..=1),
     ) -> Grant {
         Grant {
             mesh: MeshId::from_bytes(mesh),
@@ -229,8 +233,14 @@ prop_compose! {
             node_pattern,
             claims: Claims { services, fqdn_suffixes, labels, relay, ephemeral_seconds },
             addresses,
+            lanes,
         }
     }
+}
+
+fn lane_address() -> impl Strategy<Value = LaneAddress> {
+    ("[a-z]{1,9}(\\.[a-z]{1,9}){0,2}", 1..u16::MAX)
+        .prop_map(|(host, port)| format!("tls://{host}:{port}").parse().expect("a lane address"))
 }
 
 fn change() -> impl Strategy<Value = Change> {
@@ -412,7 +422,7 @@ proptest! {
         peers in vec((node(), vec(address(), 0..4)), 0..16),
         statements in vec(vec(any::<u8>(), 0..200), 0..4),
     ) {
-        let hint = |(node, addresses)| PeerHint { node, addresses };
+        let hint = |(node, addresses)| PeerHint { node, addresses, lanes: Vec::new() };
         let peers = peers.into_iter().map(hint).collect();
         let reply = JoinReply::Admitted(Box::new(Admitted { leaf, issuers, roots, mesh_name, group, peers, statements }));
         prop_assert_eq!(JoinReply::decode(&reply.encode().expect("fits")), Ok(reply));

@@ -155,6 +155,15 @@ impl Namespace {
         Ok(fs::write(self.etc().join("resolv.conf"), text)?)
     }
 
+    /// Writes the names that programs started with `ip netns exec` find without DNS.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn hosts(&self, text: &str) -> Result<()> {
+        fs::create_dir_all(self.etc())?;
+        Ok(fs::write(self.etc().join("hosts"), text)?)
+    }
+
     /// Makes a command that runs inside, with the namespace's own resolver configuration.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("ip");

@@ -78,7 +78,7 @@ impl Choir {
     /// publish when [`Self::run`] runs.
     pub(super) fn start(state_dir: &Path, daemon: SocketAddr, dir: &Path, catalog: &Catalog) -> Result<Self> {
         let (forge, known) = (Forge::of(state_dir)?, identity_of(state_dir)?);
-        let seed = PeerHint { node: known.node(), addresses: vec![daemon] };
+        let seed = PeerHint { node: known.node(), addresses: vec![daemon], lanes: Vec::new() };
         let (mut members, mut stages) = (Vec::new(), Vec::new());
         for number in 0..MEMBERS {
             let identity = identity(&forge, &known, number, &seed)?;
@@ -247,6 +247,8 @@ fn mesh_parts(identity: Identity, state: &Path) -> Result<MeshParts> {
         store: Store::open(state)?,
         udp: Udp::Bind("127.0.0.1:0".parse()?),
         advertise: Vec::new(),
+        lanes: Vec::new(),
+        own_zones: Vec::new(),
         deny: gossamer_core::reach::Deny::default(),
         zone: None,
         region: None,

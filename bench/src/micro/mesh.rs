@@ -117,6 +117,7 @@ impl Node {
             relays: Vec::new(),
             protocol: (1, 1),
             capabilities: 0,
+            lanes: Vec::new(),
         };
         self.advert(Kind::Card, &card.encode()?)
     }

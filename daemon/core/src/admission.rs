@@ -153,6 +153,7 @@ mod tests {
             node_pattern: Some("web-*".to_owned()),
             claims: Claims::default(),
             addresses: Vec::new(),
+            lanes: Vec::new(),
         }
     }
 

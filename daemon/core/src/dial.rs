@@ -57,7 +57,7 @@ pub enum Standing {
 pub struct Dial {
     /// Who must answer.
     pub node: NodeId,
-    /// Where, best first; at least one.
+    /// Where, best first; at least one, unless there are lane addresses.
     pub addresses: Vec<SocketAddr>,
 }
 
@@ -159,6 +159,14 @@ impl DialBook {
             }
             (State::Waiting(_), false) => self.set_state(node, State::Idle),
             _ => self.note_silent(node),
+        }
+    }
+
+    /// Takes in whether lane addresses lead to a node; where they do, it can be dialled whatever [`Self::learn`] says next, and
+    /// while all other addresses of it rest.
+    pub fn learn_lanes(&mut self, node: NodeId, has_lane: bool) {
+        if self.has_room_for(node) {
+            self.entry(node).addresses.has_lane = has_lane;
         }
     }
 

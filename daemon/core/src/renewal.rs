@@ -9,8 +9,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use gossamer_wire::NodeId;
 use gossamer_wire::join::PeerHint;
+use gossamer_wire::{LaneAddress, NodeId};
 use rand::seq::SliceRandom as _;
 
 use crate::time::Now;
@@ -147,6 +147,8 @@ pub struct Asked {
     pub id: Option<NodeId>,
     /// Where its node may be dialled.
     pub addresses: Vec<SocketAddr>,
+    /// Where only lanes reach it.
+    pub lanes: Vec<LaneAddress>,
 }
 
 /// Returns whom to ask in one try, in order: issuers whose node is up (`true`) first, each as likely as the other, so that
@@ -160,7 +162,11 @@ pub fn whom_to_ask(
     issuers.sort_by_key(|(is_up, _)| !is_up);
     let mut asked: Vec<_> = issuers.into_iter().map(|(_, issuer)| issuer).collect();
     if asked.is_empty() {
-        asked.extend(joined_by.iter().map(|seed| Asked { id: None, addresses: seed.addresses.clone() }));
+        asked.extend(joined_by.iter().map(|seed| Asked {
+            id: None,
+            addresses: seed.addresses.clone(),
+            lanes: seed.lanes.clone(),
+        }));
     }
     asked.truncate(ASKED);
     asked
@@ -300,6 +306,7 @@ mod tests {
         let issuer = |number: u8| Asked {
             id: Some(NodeId::from_bytes([number; 16])),
             addresses: vec![([192, 0, 2, number], 4_677).into()],
+            lanes: Vec::new(),
         };
         let issuers: Vec<_> = (0..6).map(|number| (number >= 3, issuer(number))).collect();
         let is_live = |asked: &Asked| (3..6).any(|number| issuer(number) == *asked);
@@ -316,14 +323,17 @@ mod tests {
 
     #[test]
     fn who_knows_no_issuer_asks_those_it_joined_by() {
-        let seed =
-            PeerHint { node: NodeId::from_bytes([1; 16]), addresses: vec![([192, 0, 2, 1], 4_677).into()] };
-        let expected = [Asked { id: None, addresses: seed.addresses.clone() }];
+        let seed = PeerHint {
+            node: NodeId::from_bytes([1; 16]),
+            addresses: vec![([192, 0, 2, 1], 4_677).into()],
+            lanes: vec!["tls://gate.example".parse().expect("address")],
+        };
+        let expected = [Asked { id: None, addresses: seed.addresses.clone(), lanes: seed.lanes.clone() }];
         assert_eq!(
             whom_to_ask(Vec::new(), std::slice::from_ref(&seed), &mut SmallRng::seed_from_u64(7)),
             expected
         );
-        let known = Asked { id: Some(seed.node), addresses: Vec::new() };
+        let known = Asked { id: Some(seed.node), addresses: Vec::new(), lanes: Vec::new() };
         let asked = whom_to_ask(vec![(false, known.clone())], &[seed], &mut SmallRng::seed_from_u64(7));
         assert_eq!(asked, [known]);
     }

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use gossamer_core::admission::Use;
 use gossamer_core::callers::{Caller, Owner};
 use gossamer_dns::{Asked, Outcome, Resolution};
-use gossamer_wire::Visibility;
+use gossamer_wire::{Address, Visibility};
 
 use super::messages::{
     Audience, Connect, CreateToken, CreatedToken, Expose, Exposed, ExposedPort, LeavingRow, NodeRow,
@@ -184,7 +184,7 @@ fn created_token(created: &issuer::CreatedToken) -> CreatedToken {
         id: grant.id.to_string(),
         token: created.token.reveal().to_owned(),
         group: grant.group.clone(),
-        addresses: grant.addresses.clone(),
+        addresses: Address::join(&grant.addresses, &grant.lanes),
         relays: created.relays.clone(),
         warnings: created.warnings.clone(),
     }
@@ -396,7 +396,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         dns: about.dns,
         dns_names: state.zone.answered(),
         mesh_listen: about.mesh_listen,
-        advertised: about.advertised.borrow().clone(),
+        advertised: Address::join(&about.advertised.borrow(), &about.lanes),
         socket: about.socket.clone(),
         state_dir: about.state_dir.clone(),
         members_alive: views::members_alive(&nodes, about.node),

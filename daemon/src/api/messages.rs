@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
-    Fqdn, GroupName, InstanceName, MeshName, NodeName, PortName, RegionName, Routing, Rule, ServiceName,
-    Transport, ZoneName,
+    Address, Fqdn, GroupName, InstanceName, MeshName, NodeName, PortName, RegionName, Routing, Rule,
+    ServiceName, Transport, ZoneName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -220,7 +220,7 @@ pub struct NodeRow {
     /// Its large failure domain.
     pub region: Option<RegionName>,
     /// Where it may be dialled.
-    pub addresses: Vec<SocketAddr>,
+    pub addresses: Vec<Address>,
     /// The names of the relays that lead to it, because others cannot dial it.
     #[serde(default)]
     pub relays: Vec<String>,
@@ -383,7 +383,7 @@ pub struct Status {
     /// Where mesh traffic arrives.
     pub mesh_listen: SocketAddr,
     /// Addresses it tells others to dial.
-    pub advertised: Vec<SocketAddr>,
+    pub advertised: Vec<Address>,
     /// The socket of this API.
     pub socket: PathBuf,
     /// Its state directory.

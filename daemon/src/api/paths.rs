@@ -111,7 +111,9 @@ pub(super) fn reach<'a>(
     nodes: &[Arc<NodeSummary>],
 ) -> Reach<'a> {
     let is_known = |node: &&Arc<NodeSummary>| {
-        let has_address = node.view.as_ref().is_some_and(|view| !view.addresses.is_empty());
+        let has_address =
+            |view: &gossamer_core::catalog::NodeView| !view.addresses.is_empty() || !view.lanes.is_empty();
+        let has_address = node.view.as_ref().is_some_and(has_address);
         node.node != state.about.node && has_address && node.state != Some(MemberState::Left)
     };
     let is_relay = |node: &&Arc<NodeSummary>| {
@@ -123,7 +125,8 @@ pub(super) fn reach<'a>(
         paths,
         known: nodes.iter().filter(is_known).count(),
         unanswered: state.metrics.dials_unanswered(),
-        has_public: state.about.advertised.borrow().iter().any(|at| is_for_all(at.ip())),
+        has_public: !state.about.lanes.is_empty()
+            || state.about.advertised.borrow().iter().any(|at| is_for_all(at.ip())),
         relays: nodes.iter().filter(is_relay).count(),
         is_led_to: own.is_some_and(|view| !view.relays.is_empty()),
     }

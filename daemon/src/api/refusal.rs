@@ -144,7 +144,7 @@ impl From<TokenError> for Refusal {
     fn from(error: TokenError) -> Self {
         match error {
             TokenError::TooLong(_)
-            | TokenError::Addresses(_)
+            | TokenError::Addresses { .. }
             | TokenError::Denied(..)
             | TokenError::Unlimited
             | TokenError::TooMany => Self::malformed(error),

@@ -11,7 +11,7 @@ use gossamer_core::catalog::{InstanceView, Nearness, ServiceView, Waiting};
 use gossamer_core::membership::MemberState;
 use gossamer_core::vip::{Pool, PortState, VipName};
 use gossamer_dns::{UpstreamState, UpstreamStatus, Zones};
-use gossamer_wire::{DecodeError, Fqdn, GroupName, NodeId, ServiceName, Transport};
+use gossamer_wire::{Address, DecodeError, Fqdn, GroupName, NodeId, ServiceName, Transport};
 use time::OffsetDateTime;
 
 use super::messages::{
@@ -52,7 +52,7 @@ pub(super) fn node_row(
         .to_owned(),
         zone: view.and_then(|view| view.zone.clone()),
         region: view.and_then(|view| view.region.clone()),
-        addresses: view.map(|view| view.addresses.clone()).unwrap_or_default(),
+        addresses: view.map(|view| Address::join(&view.addresses, &view.lanes)).unwrap_or_default(),
         relays: view.map(|view| view.relays.iter().copied().map(name_of).collect()).unwrap_or_default(),
         since: why.map(|why| why.since),
         reason: why.map(|why| why.cause.to_owned()),

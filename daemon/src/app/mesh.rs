@@ -16,9 +16,9 @@ use gossamer_core::catalog::{CardContent, Catalog, CatalogConfig, DIRECT_UP_TO, 
 use gossamer_core::reach::Deny;
 use gossamer_wire::frame::AdvertCopy;
 use gossamer_wire::swim::Identity as SwimIdentity;
-use gossamer_wire::{Generation, RegionName, ServiceRecord, ZoneName};
+use gossamer_wire::{Generation, LaneAddress, RegionName, ServiceRecord, ZoneName};
 
-use super::{RunError, addresses};
+use super::{RunError, addresses, interfaces};
 use crate::authority::AuthorityHandle;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::supervise::Stage;
 use crate::transport::{
-    self, CATALOG_QUEUE, Connection, FLOW_QUEUE, FlowStream, MEMBERSHIP_QUEUE, Peers, ToCatalog,
+    self, CATALOG_QUEUE, Connection, FLOW_QUEUE, FlowStream, MEMBERSHIP_QUEUE, NameRules, Peers, ToCatalog,
     ToMembership, Trust, Udp,
 };
 use crate::{authority, catalog, membership};
@@ -70,6 +70,10 @@ pub struct MeshParts {
     pub udp: Udp,
     /// Addresses it gives others besides the one it listens on.
     pub advertise: Vec<SocketAddr>,
+    /// Where only lanes reach it.
+    pub lanes: Vec<LaneAddress>,
+    /// The zones that the mesh answers, from which no lane address is resolved.
+    pub own_zones: Vec<String>,
     /// Addresses that it never dials.
     pub deny: Deny,
     /// Its small failure domain.
@@ -260,6 +264,7 @@ fn start_transport(
         live: Live::clone(live),
         authority: authority.clone(),
         deny: parts.deny,
+        rules: name_rules(parts),
         reset_key: identity::reset_key(&parts.store, &parts.entropy)?,
         membership: membership_in.clone(),
         catalog: catalog_in,
@@ -288,16 +293,29 @@ fn catalog_core(
         zone: parts.zone.clone(),
         region: parts.region.clone(),
         imports: parts.imports.clone(),
-        // Daemons that are found on loopback share the machine; others are misled by it.
-        deny: match advertised.iter().any(|address| address.ip().is_loopback()) {
-            true => parts.deny,
-            false => parts.deny.with_loopback(),
-        },
+        deny: of_others(parts.deny, advertised),
         direct_up_to: DIRECT_UP_TO,
         first_seq: rng.random(),
     };
     let (trust, signer) = (identity.trust.clone(), Box::new(Arc::clone(&identity.key)));
     Catalog::new(config, trust, signer, rng, epoch, restored, parts.clock.now())
+}
+
+/// Adds to what is never dialled what others may not name: daemons that are found on loopback share the machine; others are
+/// misled by it.
+fn of_others(deny: Deny, advertised: &[SocketAddr]) -> Deny {
+    match advertised.iter().any(|address| address.ip().is_loopback()) {
+        true => deny,
+        false => deny.with_loopback(),
+    }
+}
+
+fn name_rules(parts: &MeshParts) -> NameRules {
+    let deny = match parts.udp {
+        Udp::Bind(listen) => of_others(parts.deny, &interfaces::advertised(&parts.advertise, listen, &[])),
+        Udp::Given(_) => parts.deny,
+    };
+    NameRules { deny, zones: parts.own_zones.as_slice().into() }
 }
 
 fn card(parts: &MeshParts, advertised: &[SocketAddr]) -> CardContent {
@@ -306,6 +324,7 @@ fn card(parts: &MeshParts, advertised: &[SocketAddr]) -> CardContent {
         addresses: advertised.to_vec(),
         zone: parts.zone.clone(),
         region: parts.region.clone(),
+        lanes: parts.lanes.clone(),
         ..CardContent::default()
     }
 }

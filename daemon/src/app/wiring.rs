@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use gossamer_core::vip::{Mode, Pool};
 use gossamer_dns::{DnsMetrics, Forwarder, Service};
-use gossamer_wire::{RegionName, ServiceRecord, ZoneName};
+use gossamer_wire::{Address, LaneAddress, RegionName, ServiceRecord, ZoneName};
 
 use super::mesh::{self, MeshParts};
 use super::readings::Readers;
@@ -74,7 +74,7 @@ impl<'a> Wiring<'a> {
         let forwarder = dns::forwarder(&self.settings, &zone, listening.address, self.events.clone())?;
 
         let (joiners_in, joiners) = mpsc::channel(JOINERS);
-        let mesh = mesh::start(&self.stages.mesh(), self.mesh(joiners_in))?;
+        let mesh = mesh::start(&self.stages.mesh(), self.mesh(joiners_in, zone.answered()))?;
         let (reader, peers, advertised) = (mesh.index, mesh.peers, mesh.advertised);
 
         let files = vec![self.settings.socket.clone(), self.store.dir().to_owned()];
@@ -127,12 +127,15 @@ impl<'a> Wiring<'a> {
         Ok(Ready { about, issuer, authority: mesh.authority, registry, peers, relay, reloader })
     }
 
-    fn mesh(&self, joiners: mpsc::Sender<Connection>) -> MeshParts {
+    fn mesh(&self, joiners: mpsc::Sender<Connection>, own_zones: Vec<String>) -> MeshParts {
+        let (advertise, lanes) = Address::part(self.settings.advertise.clone());
         MeshParts {
             identity: Arc::clone(&self.identity),
             store: self.store.clone(),
             udp: Udp::Bind(self.settings.listen),
-            advertise: self.settings.advertise.clone(),
+            advertise,
+            lanes,
+            own_zones,
             deny: self.settings.never_dialled(),
             zone: self.zone(),
             region: self.region(),
@@ -278,6 +281,7 @@ impl<'a> Wiring<'a> {
             lifetimes: self.settings.lifetimes,
             index: index.clone(),
             advertised,
+            lanes: self.lanes(),
             deny: self.settings.never_dialled(),
             joiners,
             metrics: Arc::clone(&self.metrics),
@@ -328,12 +332,18 @@ impl<'a> Wiring<'a> {
             vip_mode: self.settings.vip_mode,
             mesh_listen,
             advertised,
+            lanes: self.lanes(),
             dns: dns.address,
             dns_fallback_reason: dns.fallback,
             socket: self.settings.socket.clone(),
             state_dir: self.settings.state_dir.clone(),
             started: clock::system(),
         }
+    }
+
+    /// Where only lanes reach this node.
+    fn lanes(&self) -> Vec<LaneAddress> {
+        Address::part(self.settings.advertise.clone()).1
     }
 
     /// The configuration wins over what `init` or `join` was told.

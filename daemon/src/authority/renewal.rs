@@ -67,9 +67,10 @@ impl Task {
         let holders = issuers.filter_map(|(id, issuer)| Some((*id, issuer.facts.claims.as_ref()?)));
         let addresses = |node: NodeId| {
             let known = self.parts.index.node(node);
-            let of_card = known.and_then(|known| known.view.as_ref().map(|view| view.addresses.clone()));
+            let of_card = known.as_ref().and_then(|known| known.view.as_ref());
+            let of_card = of_card.map(|view| (view.addresses.clone(), view.lanes.clone()));
             let seed = self.seeds.iter().find(|seed| seed.node == node);
-            of_card.or_else(|| seed.map(|seed| seed.addresses.clone()))
+            of_card.or_else(|| seed.map(|seed| (seed.addresses.clone(), seed.lanes.clone())))
         };
         let is_up = |node: NodeId| {
             self.parts.index.node(node).and_then(|known| known.state).is_some_and(MemberState::is_up)
@@ -77,10 +78,10 @@ impl Task {
         let issuers = holders
             .filter(|(_, claims)| claims.node != me)
             .filter_map(|(id, claims)| {
-                let mut addresses = addresses(claims.node)?;
+                let (mut addresses, lanes) = addresses(claims.node)?;
                 // Where others cannot dial it, its relays lead there.
                 addresses.extend(self.parts.index.relay_addresses(claims.node));
-                let issuer = Asked { id: Some(id), addresses };
+                let issuer = Asked { id: Some(id), addresses, lanes };
                 Some((is_up(claims.node), issuer))
             })
             .collect();

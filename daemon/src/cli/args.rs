@@ -5,7 +5,6 @@
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,16 +12,13 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use gossamer_wire::{
-    Fqdn, FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, Order, Rule, ServiceName, Tier,
-    parse_order,
+    Address, Carrier, Fqdn, FqdnSuffix, GroupName, InstanceName, Label, MeshName, NodeName, Order, Rule,
+    ServiceName, Tier, parse_order,
 };
 
-use super::demo::Sabotage;
-use super::drain;
-use super::host::HostCommand;
 use super::name_port::{ForwardSpec, LocalAddress, NamePort, OwnName, PortSpec, TargetSpec, TraceName};
 use super::name_port::{audience, caller, certified, pair};
-use super::ping;
+use super::{demo::Sabotage, drain, host::HostCommand, ping};
 use crate::api::messages::Audience;
 use crate::config::Flags;
 use crate::duration;
@@ -156,7 +152,7 @@ pub(super) struct Start {
     /// Where mesh traffic arrives, UDP
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
-    /// Addresses others can dial, separated by commas
+    /// Addresses others can dial, separated by commas; tls://HOST:PORT for an ingress
     #[arg(long, value_name = "ADDRESS,..")]
     advertise: Option<String>,
     /// Where DNS is answered
@@ -182,8 +178,8 @@ pub(super) struct Init {
     #[arg(long)]
     pub(super) node: Option<NodeName>,
     /// Address for the join line
-    #[arg(long, value_name = "IP:PORT")]
-    pub(super) address: Vec<SocketAddr>,
+    #[arg(long, value_name = "IP:PORT|tls://HOST:PORT")]
+    pub(super) address: Vec<Address>,
     #[command(flatten)]
     pub(super) start: Start,
     /// Only write the identity
@@ -297,8 +293,8 @@ pub(super) struct TokenCreate {
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     pub(super) ephemeral: Option<Duration>,
     /// Address the joiner dials; those of this machine, or of the relays that lead to it, unless given
-    #[arg(long, value_name = "IP:PORT")]
-    pub(super) address: Vec<SocketAddr>,
+    #[arg(long, value_name = "IP:PORT|tls://HOST:PORT")]
+    pub(super) address: Vec<Address>,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -427,6 +423,9 @@ pub(super) struct Expose {
     /// When less than so many percent of a tier is healthy, let a part of the flows go to the next one
     #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(super) spill_below: Option<u8>,
+    /// What carries its flows: tls, also where QUIC works; QUIC where that works unless given
+    #[arg(long, value_name = "tls")]
+    pub(super) transport: Option<Carrier>,
     /// Tell TCP targets who calls, by a PROXY protocol header (version 2) before the client's bytes
     #[arg(long)]
     pub(super) proxy_protocol: bool,

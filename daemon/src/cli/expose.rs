@@ -102,6 +102,7 @@ fn base(asked: args::Expose) -> Expose {
             order: asked.order.unwrap_or_default(),
             only: asked.only,
             spill_below: asked.spill_below,
+            carrier: asked.transport,
         },
         proxy_protocol: asked.proxy_protocol,
     }

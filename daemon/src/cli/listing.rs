@@ -106,7 +106,8 @@ fn wishes(routing: &Routing) -> Vec<String> {
     let order = (!order.is_empty()).then(|| format!("order {}", order.join(" > ")));
     let only = routing.only.map(|only| format!("only {only}"));
     let spill = routing.spill_below.map(|percentage| format!("spills below {percentage} %"));
-    [order, only, spill].into_iter().flatten().collect()
+    let carrier = routing.carrier.map(|carrier| format!("over {carrier}"));
+    [order, only, spill, carrier].into_iter().flatten().collect()
 }
 
 #[cfg(test)]
@@ -184,6 +185,7 @@ mod tests {
                 order: vec![Tier::Zone, Tier::Any],
                 only: Some(Tier::Region),
                 spill_below: Some(70),
+                carrier: Some(gossamer_wire::Carrier::Tls),
             },
             visible: true,
             imported: false,

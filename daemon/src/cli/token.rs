@@ -3,9 +3,9 @@
 //! Owns: how tokens are asked for and shown. Must not know: what is in one. Driven by: `cli`.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use gossamer_core::reach::{Span, span};
+use gossamer_wire::Address;
 use gossamer_wire::token::Claims;
 
 use super::args::{Role, Token, TokenCreate};
@@ -71,18 +71,22 @@ fn show(created: &CreatedToken, json: bool) -> Result<(), Failure> {
 
 /// Says where who has the token will dial, and from where that works.
 pub(super) fn dials(created: &CreatedToken) -> String {
-    let described = |address: &SocketAddr| {
-        let is_relay = created.relays.contains(address);
+    let described = |address: &Address| {
+        let port = match address {
+            Address::Lane(address) => return address.to_string(),
+            Address::Port(port) => port,
+        };
+        let is_relay = created.relays.contains(port);
         let carrier = if is_relay { "tcp" } else { "udp" };
-        let from = match span(address.ip()) {
+        let from = match span(port.ip()) {
             Span::Global => None,
             Span::Private => Some("networks around it only"),
             Span::Machine => Some("this machine only"),
         };
         let words: Vec<_> = is_relay.then_some("a relay that leads here").into_iter().chain(from).collect();
         match words.is_empty() {
-            true => format!("{carrier} {address}"),
-            false => format!("{carrier} {address} ({})", words.join(", ")),
+            true => format!("{carrier} {port}"),
+            false => format!("{carrier} {port} ({})", words.join(", ")),
         }
     };
     let list: Vec<_> = created.addresses.iter().map(described).collect();
@@ -225,21 +229,20 @@ mod tests {
 
     #[test]
     fn each_address_is_shown_with_who_can_use_it() {
-        let addresses = ["203.0.113.9:4677", "10.0.0.1:4677", "127.0.0.1:4677"];
-        let addresses = addresses.map(|text| text.parse().expect("address"));
+        let addresses = ["203.0.113.9:4677", "10.0.0.1:4677", "127.0.0.1:4677", "tls://gate.example"];
         let mut created = CreatedToken {
             id: "abc".to_owned(),
             token: "gsm1_a".to_owned(),
             group: "west".parse().expect("name"),
-            addresses: addresses.to_vec(),
+            addresses: addresses.map(|text| text.parse().expect("address")).to_vec(),
             relays: Vec::new(),
             warnings: Vec::new(),
         };
         assert_eq!(
             dials(&created),
-            "joiners try these addresses: udp 203.0.113.9:4677, udp 10.0.0.1:4677 (networks around it only), udp 127.0.0.1:4677 (this machine only)"
+            "joiners try these addresses: udp 203.0.113.9:4677, udp 10.0.0.1:4677 (networks around it only), udp 127.0.0.1:4677 (this machine only), tls://gate.example:443"
         );
-        created.relays = addresses[..2].to_vec();
+        created.relays = addresses[..2].iter().map(|text| text.parse().expect("address")).collect();
         assert!(
             dials(&created).starts_with("joiners try these addresses: tcp 203.0.113.9:4677 (a relay that leads here), tcp 10.0.0.1:4677 (a relay that leads here, networks around it only), udp "),
             "{}",

@@ -26,7 +26,7 @@ use gossamer_core::catalog::Imports;
 use gossamer_core::reach::Deny;
 use gossamer_core::select::Routes;
 use gossamer_core::vip::{Mode, Pool, Redirect};
-use gossamer_wire::{FqdnSuffix, RegionName, ZoneName};
+use gossamer_wire::{Address, FqdnSuffix, RegionName, ZoneName};
 
 pub use fault::{ConfigError, Fault, nearest};
 pub use host::Host;
@@ -80,7 +80,7 @@ pub struct Settings {
     /// Where mesh traffic arrives. Default `[::]`, or `0.0.0.0` without IPv6, port 4677 + 10 x slot.
     pub listen: SocketAddr,
     /// Addresses to publish beside those of the interfaces. At most 8.
-    pub advertise: Vec<SocketAddr>,
+    pub advertise: Vec<Address>,
     /// Who may give orders beside root and the daemon's own user. Default nobody.
     pub operators: Vec<Operator>,
     /// Services of other groups that stand behind the short name here. Default none.

@@ -23,7 +23,7 @@ use super::fault::nearest;
 type Wrong = (String, String);
 
 /// The wishes there are.
-const FIELDS: [&str; 3] = ["only", "order", "spill_below"];
+const FIELDS: [&str; 4] = ["only", "order", "spill_below", "transport"];
 
 /// Reads pairs of `NAME.FIELD` and its value.
 pub(super) fn routes(pairs: &[(String, String)]) -> Result<Routes, Wrong> {
@@ -90,6 +90,12 @@ fn assign(routing: &mut Routing, field: &str, value: &str) -> Result<(), Wrong> 
             let wrong = || (format!("{value:?} is no percentage"), "write a number from 0 to 100".to_owned());
             routing.spill_below = Some(percentage.ok_or_else(wrong)?);
         }
+        "transport" => {
+            let fix = || "write \"tls\", or leave it out".to_owned();
+            let carrier =
+                value.parse().map_err(|error: gossamer_wire::RoutingError| (error.to_string(), fix()))?;
+            routing.carrier = Some(carrier);
+        }
         other => {
             let fix = nearest(other, FIELDS).map_or_else(
                 || format!("write one of {}", FIELDS.join(", ")),
@@ -108,7 +114,8 @@ pub(super) fn words(routes: &Routes) -> String {
         let order = (!order.is_empty()).then(|| format!("order = [{}]", order.join(", ")));
         let only = routing.only.map(|only| format!("only = \"{only}\""));
         let spill = routing.spill_below.map(|percentage| format!("spill_below = {percentage}"));
-        let fields: Vec<_> = [order, only, spill].into_iter().flatten().collect();
+        let carrier = routing.carrier.map(|carrier| format!("transport = \"{carrier}\""));
+        let fields: Vec<_> = [order, only, spill, carrier].into_iter().flatten().collect();
         format!("\"{name}\" = {{ {} }}", fields.join(", "))
     };
     let all: Vec<_> = routes.0.iter().map(one).collect();

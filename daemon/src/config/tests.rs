@@ -168,6 +168,10 @@ fn values_of_the_wrong_shape_are_refused() {
         ("advertise = [\"fe80::1\"]", "it is a link-local address"),
         ("advertise = [\"127.240.0.9:1\"]", "it is a virtual address of the mesh"),
         ("advertise = [1]", "quote each item"),
+        ("advertise = [\"tls://a.example:0\"]", "\"0\" is no port"),
+        ("advertise = [\"tls://a_b.example\"]", "neither an IP address nor a host name"),
+        ("advertise = [\"tls://169.254.169.254\"]", "it is a cloud's metadata service"),
+        ("advertise = [\"tls://a.b\", \"tls://c.d\", \"tls://e.f\"]", "more than the 2 a node may publish"),
         ("[log]\nformat = \"xml\"", "text, json"),
         ("state_dir = \"\"", "empty"),
         ("import = [\"Or ders@west\"]", "not a service pattern"),
@@ -228,13 +232,13 @@ fn addresses_take_the_mesh_port_when_they_name_none() {
         config: None,
         keys: vec![
             ("listen", "0.0.0.0:5000".to_owned()),
-            ("advertise", "203.0.113.7, [2001:db8::7]:9, ::1".to_owned()),
+            ("advertise", "203.0.113.7, [2001:db8::7]:9, ::1, tls://Gate.example".to_owned()),
             ("dns.address", "127.0.0.1".to_owned()),
         ],
     };
     let settings = Config::load(&flags, &user()).expect("loads").settings(Slot::FIRST);
     let advertised: Vec<_> = settings.advertise.iter().map(ToString::to_string).collect();
-    assert_eq!(advertised, ["203.0.113.7:5000", "[2001:db8::7]:9", "[::1]:5000"]);
+    assert_eq!(advertised, ["203.0.113.7:5000", "[2001:db8::7]:9", "[::1]:5000", "tls://gate.example:443"]);
     assert_eq!(settings.dns_candidates(), ["127.0.0.1:53".parse().expect("an address")]);
 }
 

@@ -15,8 +15,8 @@ use gossamer_core::reach::Deny;
 use gossamer_core::select::Routes;
 use gossamer_core::vip::{Mode, Pool, PoolError};
 use gossamer_dns::{MAX_UPSTREAMS, Zone, ZoneError, check_upstream};
-use gossamer_wire::limits::MAX_ADDRESSES;
-use gossamer_wire::{FqdnSuffix, RegionName, ZoneName};
+use gossamer_wire::limits::{MAX_ADDRESSES, MAX_LANE_ADDRESSES};
+use gossamer_wire::{Address, FqdnSuffix, LANE_SCHEME, LaneAddress, LaneAddressError, RegionName, ZoneName};
 
 use super::fault::nearest;
 use super::keys::Raw;
@@ -57,7 +57,7 @@ impl Operator {
 pub(super) struct Values {
     pub(super) slot: Option<SlotChoice>,
     pub(super) listen: Option<HostPort>,
-    pub(super) advertise: Vec<HostPort>,
+    pub(super) advertise: Vec<Advertised>,
     pub(super) operators: Vec<Operator>,
     pub(super) import: Imports,
     pub(super) zone: Option<ZoneName>,
@@ -91,6 +91,22 @@ pub(super) struct Values {
 pub(super) struct HostPort {
     ip: IpAddr,
     port: Option<u16>,
+}
+
+/// An address others are told to dial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Advertised {
+    Port(HostPort),
+    Lane(LaneAddress),
+}
+
+impl Advertised {
+    pub(super) fn or_port(&self, default: u16) -> Address {
+        match self {
+            Self::Port(address) => Address::Port(address.or_port(default)),
+            Self::Lane(address) => Address::Lane(address.clone()),
+        }
+    }
 }
 
 impl HostPort {
@@ -256,23 +272,42 @@ fn list(raw: &Raw) -> Result<Vec<String>, Wrong> {
     }
 }
 
-fn addresses(raw: &Raw) -> Result<Vec<HostPort>, Wrong> {
+fn addresses(raw: &Raw) -> Result<Vec<Advertised>, Wrong> {
     let items = list(raw)?;
-    if items.len() > MAX_ADDRESSES {
-        return Err((
-            format!("{} addresses are more than the {MAX_ADDRESSES} a node may publish", items.len()),
-            "keep those that others can reach".to_owned(),
-        ));
+    let (lanes, ports): (Vec<_>, Vec<_>) = items.iter().partition(|item| item.starts_with(LANE_SCHEME));
+    for (of_kind, limit) in [(&ports, MAX_ADDRESSES), (&lanes, MAX_LANE_ADDRESSES)] {
+        if of_kind.len() > limit {
+            return Err((
+                format!("{} addresses of a kind are more than the {limit} a node may publish", of_kind.len()),
+                "keep those that others can reach".to_owned(),
+            ));
+        }
     }
-    let addresses: Vec<_> = items.iter().map(|item| host_port(item)).collect::<Result<_, _>>()?;
-    for address in &addresses {
-        // Others would drop it, and name this node for it.
-        Deny::default().check(address.or_port(1)).map_err(|why| {
+    items.iter().map(|item| advertised(item)).collect()
+}
+
+fn advertised(text: &str) -> Result<Advertised, Wrong> {
+    let (address, judged) = match text.starts_with(LANE_SCHEME) {
+        true => {
+            let lane: LaneAddress = text.parse().map_err(|error: LaneAddressError| {
+                (error.to_string(), format!("write for example {LANE_SCHEME}ingress.example:443"))
+            })?;
+            let literal = lane.literal();
+            (Advertised::Lane(lane), literal)
+        }
+        false => {
+            let port = host_port(text)?;
+            (Advertised::Port(port), Some(port.or_port(1)))
+        }
+    };
+    // Others would drop it, and name this node for it. Names are judged where they are resolved.
+    if let Some(judged) = judged {
+        Deny::default().check(judged).map_err(|why| {
             let fix = "write an address of this machine that others can reach".to_owned();
-            (format!("nobody can dial {}: {why}", address.ip), fix)
+            (format!("nobody can dial {}: {why}", judged.ip()), fix)
         })?;
     }
-    Ok(addresses)
+    Ok(address)
 }
 
 fn operator(text: &str) -> Result<Operator, Wrong> {

@@ -233,8 +233,7 @@ pub(crate) fn write_statements(store: &Store, statements: &[Vec<u8>]) -> Result<
 /// The disk refuses; the old list stays.
 pub(crate) fn write_seeds(store: &Store, peers: &[PeerHint]) -> Result<(), StoreError> {
     let Some(about) = store.read_json::<About>(IDENTITY_FILE)? else { return Ok(()) };
-    let seed = |peer: &PeerHint| Seed { node: peer.node.to_string(), addresses: peer.addresses.clone() };
-    store.write_json(IDENTITY_FILE, &About { seeds: peers.iter().map(seed).collect(), ..about })
+    store.write_json(IDENTITY_FILE, &About { seeds: peers.iter().map(Seed::from).collect(), ..about })
 }
 
 /// Writes a new certificate of this node with those of the issuers, the one that signed it first.

@@ -4,6 +4,7 @@
 //! Owns: the tokens file; one task reads and writes it. Must not know: membership, who is dialled.
 //! Driven by: the local API (tokens) and the transport (joiners). The decision is `core::admission`'s.
 
+mod addresses;
 mod door;
 mod reply;
 
@@ -15,12 +16,12 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use gossamer_core::admission::{Request, Use, Verdict};
-use gossamer_core::reach::{Denied, Deny, Span, shorten, span};
+use gossamer_core::reach::{Denied, Deny};
 use gossamer_core::trust::{Leaf, signature_holds, spki_hash};
 use gossamer_wire::join::{Admitted, JoinReply, JoinRequest, PeerHint, Refusal};
-use gossamer_wire::limits::{MAX_ADDRESSES, MAX_TOKEN_ADDRESSES};
+use gossamer_wire::limits::MAX_ADDRESSES;
 use gossamer_wire::token::{Claims, Grant, Token};
-use gossamer_wire::{GroupName, NodeId, NodeName, TokenId};
+use gossamer_wire::{Address, GroupName, LaneAddress, NodeId, NodeName, TokenId};
 
 use super::certificate::LeafSubject;
 use super::credentials::names;
@@ -34,6 +35,7 @@ use crate::store::{Store, StoreError};
 use crate::supervise::Stage;
 use crate::transport::{Connection, Trust};
 
+use addresses::address_warning;
 pub(super) use door::proof_bytes;
 use reply::statements_that_fit;
 
@@ -55,7 +57,7 @@ pub struct TokenRequest {
     /// What their certificates allow.
     pub claims: Claims,
     /// Where the issuer can be dialled; its advertised addresses when empty.
-    pub addresses: Vec<SocketAddr>,
+    pub addresses: Vec<Address>,
 }
 
 /// A minted token.
@@ -97,8 +99,15 @@ pub enum TokenError {
     #[error("the token would be too long: {0}; name fewer services, suffixes, labels or addresses")]
     TooLong(String),
     /// The operator's fault: more than the token format holds.
-    #[error("a token holds at most {MAX_TOKEN_ADDRESSES} addresses, {0} were given")]
-    Addresses(usize),
+    #[error("a token holds at most {limit} {kind}, {given} were given")]
+    Addresses {
+        /// The kind of address.
+        kind: &'static str,
+        /// How many a token holds.
+        limit: usize,
+        /// How many were given.
+        given: usize,
+    },
     /// The operator's fault: no joiner would dial it.
     #[error("{0} cannot be in a token: {1}; give an address of an issuer that joiners can reach")]
     Denied(SocketAddr, Denied),
@@ -209,6 +218,8 @@ pub struct Parts {
     pub index: IndexReader,
     /// Where this node can be dialled.
     pub advertised: watch::Receiver<Vec<SocketAddr>>,
+    /// Where only lanes reach it.
+    pub lanes: Vec<LaneAddress>,
     /// Addresses that nobody shall be told to dial.
     pub deny: Deny,
     /// Connections of joiners.
@@ -222,12 +233,14 @@ pub struct Parts {
 /// # Errors
 /// The tokens file is damaged.
 pub fn start(stage: &Stage, parts: Parts) -> Result<IssuerHandle, StoreError> {
-    let Parts { store, identity, live, trust, authority, lifetimes, index, advertised, deny, .. } = parts;
+    let Parts { store, identity, live, trust, authority, lifetimes, index, advertised, lanes, deny, .. } =
+        parts;
     let (joiners, metrics) = (parts.joiners, parts.metrics);
     let tokens = Tokens::read(&store)?;
     let (commands, queue) = mpsc::channel(COMMANDS);
     let believed = Trust::clone(&trust);
-    let desk = Desk { store, identity, live, trust, authority, lifetimes, index, advertised, deny, tokens };
+    let desk =
+        Desk { store, identity, live, trust, authority, lifetimes, index, advertised, lanes, deny, tokens };
     let stop = stage.stopping().clone();
     stage.spawn("issuer", async move {
         tokio::select! {
@@ -250,6 +263,7 @@ struct Desk {
     lifetimes: Lifetimes,
     index: IndexReader,
     advertised: watch::Receiver<Vec<SocketAddr>>,
+    lanes: Vec<LaneAddress>,
     deny: Deny,
     tokens: Tokens,
 }
@@ -286,24 +300,22 @@ impl Desk {
 
     async fn create(&mut self, request: TokenRequest) -> Result<CreatedToken, TokenError> {
         let issuer = self.check_mint(request.group.as_ref().unwrap_or_else(|| self.identity.group()))?;
-        if request.addresses.len() > MAX_TOKEN_ADDRESSES {
-            return Err(TokenError::Addresses(request.addresses.len()));
-        }
-        if let Some((address, why)) = self.deny.part(request.addresses.clone()).1.first() {
-            return Err(TokenError::Denied(*address, *why));
-        }
+        let asked = self.check_addresses(request.addresses)?;
         let is_ephemeral = request.claims.ephemeral_seconds > 0;
         let bounded = is_ephemeral && request.group.is_some() && request.node_pattern.is_some();
         if request.uses == 0 && !bounded {
             return Err(TokenError::Unlimited);
         }
-        let addresses = match request.addresses.is_empty() {
-            true => self.addresses_for(request.uses),
-            false => request.addresses,
+        let (addresses, lanes) = match asked {
+            (ports, lanes) if ports.is_empty() && lanes.is_empty() => {
+                (self.addresses_for(request.uses), self.lanes.clone())
+            }
+            asked => asked,
         };
         let relays = self.index.relay_addresses(self.identity.node());
         let relays = relays.into_iter().filter(|relay| addresses.contains(relay)).collect();
-        let warnings = address_warning(&addresses).into_iter().collect();
+        // Where a lane address leads is known where it is resolved.
+        let warnings = address_warning(&addresses).filter(|_| lanes.is_empty()).into_iter().collect();
         let root_pin = self.pin(&issuer)?;
         request.claims.encode().map_err(|error| TokenError::TooLong(error.to_string()))?;
         let grant = Grant {
@@ -317,6 +329,7 @@ impl Desk {
             node_pattern: request.node_pattern,
             claims: request.claims,
             addresses,
+            lanes,
         };
         let token = Token::build(grant, |bytes| issuer.sign(bytes))
             .map_err(|error| TokenError::TooLong(error.to_string()))?;
@@ -340,29 +353,6 @@ impl Desk {
     fn is_of_active_root(&self, grant: &Grant) -> bool {
         let trust = self.trust.load();
         trust.roots().iter().any(|root| spki_hash(root).is_ok_and(|hash| hash == grant.root_pin))
-    }
-
-    /// Returns where the holder of a token may dial: one of several uses names other issuers as well. An issuer that others
-    /// cannot dial is reached through its relays; its own addresses may do on its own network.
-    fn addresses_for(&self, uses: u32) -> Vec<SocketAddr> {
-        let live = self.live.load();
-        let others = live.issuers.iter().filter_map(|issuer| issuer.node).filter(|_| uses != 1);
-        let others = others.filter(|node| *node != self.identity.node()).filter_map(|node| {
-            let led = self.index.relay_addresses(node).into_iter().next();
-            led.or_else(|| self.index.node(node)?.view.as_ref()?.addresses.first().copied())
-        });
-        let others: Vec<_> = others.take(MAX_TOKEN_ADDRESSES / 2).collect();
-        let mut all = self.index.relay_addresses(self.identity.node());
-        all.truncate(MAX_TOKEN_ADDRESSES - 1 - others.len());
-        all.extend(shorten(self.advertised.borrow().clone(), MAX_TOKEN_ADDRESSES - others.len() - all.len()));
-        for address in others {
-            if !all.contains(&address) {
-                all.push(address);
-            }
-        }
-        // What every network can use comes first, whose ever it is.
-        all.sort_by_key(|address| span(address.ip()) != Span::Global);
-        all
     }
 
     fn list(&self) -> Result<Vec<TokenInfo>, TokenError> {
@@ -543,6 +533,7 @@ impl Desk {
         let own = PeerHint {
             node: self.identity.node(),
             addresses: self.advertised.borrow().iter().copied().take(MAX_ADDRESSES).collect(),
+            lanes: self.lanes.clone(),
         };
         let live = self.live.load();
         let is_issuer = |node: NodeId| live.issuers.iter().any(|issuer| issuer.node == Some(node));
@@ -555,8 +546,11 @@ impl Desk {
         let others = nodes.iter().filter_map(|summary| {
             let view = summary.view.as_ref()?;
             let up = summary.state.is_some_and(|state| state.is_up());
-            (up && summary.node != own.node && !view.addresses.is_empty())
-                .then(|| PeerHint { node: summary.node, addresses: view.addresses.clone() })
+            (up && summary.node != own.node && !view.addresses.is_empty()).then(|| PeerHint {
+                node: summary.node,
+                addresses: view.addresses.clone(),
+                lanes: view.lanes.clone(),
+            })
         });
         [own.clone()].into_iter().chain(others).take(HINTS).collect()
     }
@@ -567,23 +561,6 @@ impl Desk {
         Stage::blocking(move || to_write.write(&store)).await?;
         self.tokens = tokens;
         Ok(())
-    }
-}
-
-/// Warns when no other machine, or none outside this network, could reach the addresses of a token.
-fn address_warning(addresses: &[SocketAddr]) -> Option<String> {
-    let list = || addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    // The span that reaches furthest.
-    match addresses.iter().map(|address| span(address.ip())).min() {
-        None => Some("this node has no address to put into the token; add --address IP:PORT".to_owned()),
-        Some(Span::Machine) => {
-            Some(format!("only this machine can reach {}; for others add --address IP:PORT", list()))
-        }
-        Some(Span::Private) => Some(format!(
-            "{} are private addresses; from other networks add --address PUBLIC-IP:PORT",
-            list()
-        )),
-        Some(Span::Global) => None,
     }
 }
 

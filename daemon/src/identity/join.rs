@@ -31,8 +31,8 @@ use super::{About, Files, Identity, NODE_KEY, NodeKey, Seed, load, save};
 use crate::clock;
 use crate::store::{Store, StoreError};
 use crate::transport::{
-    Connection, LaneDriver, Opener, Outcome, Race, Tried, Way, dial_lane, dial_only, joiner, nobody, plain,
-    server_name, tls,
+    Connection, Lane, LaneDriver, NameRules, Opener, Outcome, Race, Tried, Way, dial_by_name, dial_lane,
+    dial_only, joiner, nobody, plain, server_name, tls,
 };
 
 /// Longest wait for a handshake with one address, and for the answer of an issuer.
@@ -103,7 +103,7 @@ pub enum JoinError {
     Refused(Refusal),
     /// No address of the token answered as the issuer it names.
     #[error(
-        "no issuer of the mesh was reached: {}; {shown}; check that the issuer runs and that the UDP port is open to it, or the TCP port of the same number, or make a token with `gossamer token create --address IP:PORT`",
+        "no issuer of the mesh was reached: {}; {shown}; check that the issuer runs and that the UDP port is open to it, or the TCP port of the same number, or make a token with `gossamer token create --address IP:PORT` or `--address tls://HOST:PORT`",
         list(tried)
     )]
     Unreachable {
@@ -176,7 +176,8 @@ pub async fn join(store: &Store, token: &Token, request: &JoinRequest) -> Result
     let denial = |(address, why)| Tried { way: Way::Udp(address), outcome: Outcome::Denied(why) };
     let mut tried: Vec<_> = denied.into_iter().map(denial).collect();
     let addresses = in_turns(addresses);
-    let lanes: Vec<_> = addresses.iter().copied().map(Way::Tcp).collect();
+    let named = grant.lanes.iter().cloned().map(Way::Tls);
+    let lanes: Vec<_> = addresses.iter().copied().map(Way::Tcp).chain(named).collect();
     let attempt = |way: Way| async move {
         let reached = reach(grant.mesh, grant.root_pin, grant.bound_to(), &way).await;
         (way, reached)
@@ -265,14 +266,15 @@ pub(super) async fn reach(
 ) -> Result<Reached, Outcome> {
     let broken = |error: &dyn fmt::Display| Outcome::Broken(error.to_string());
     let tls = tls::joiner(mesh, pin, issuer).map_err(|error| broken(&error))?;
-    let address = match *way {
-        Way::Udp(address) => address,
+    let (name, opener) = (server_name(issuer, mesh), Opener::Dialler);
+    let address = match way {
+        Way::Udp(address) => *address,
         Way::Tcp(address) => {
-            let (name, config) = (server_name(issuer, mesh), Arc::new(tls));
-            let dialled = dial_lane(address, &name, config, Opener::Dialler, LANE_WITHIN).await;
-            let (lane, driver) = dialled?;
-            let connection = Connection::Lane(lane);
-            return Ok(Reached { connection, carrier: Carrier::Lane(Box::new(driver)) });
+            return dial_lane(*address, &name, Arc::new(tls), opener, LANE_WITHIN).await.map(Reached::by);
+        }
+        Way::Tls(address) => {
+            let (rules, tls) = (NameRules::of_joiner(), Arc::new(tls));
+            return dial_by_name(address, &rules, &name, tls, opener, LANE_WITHIN).await.map(Reached::by);
         }
         // Relays lead members to each other.
         Way::Relay(_) => return Err(Outcome::NoRoute("who joins cannot use relays".to_owned())),
@@ -294,6 +296,10 @@ pub(super) async fn reach(
 }
 
 impl Reached {
+    fn by((lane, driver): (Lane, LaneDriver)) -> Self {
+        Self { connection: Connection::Lane(lane), carrier: Carrier::Lane(Box::new(driver)) }
+    }
+
     /// Asks, and reads the answer. `ask` gets the binding of the TLS session.
     pub(super) async fn say(self, ask: impl FnOnce(&[u8; 32]) -> Ask) -> Result<JoinReply, Outcome> {
         let Self { connection, carrier } = self;
@@ -357,7 +363,11 @@ impl Answered<'_> {
 
     /// Whether it took a lane for want of UDP.
     fn is_by_lane(&self) -> bool {
-        matches!(*self.way, Way::Tcp(address) if !self.is_of_another(address))
+        match *self.way {
+            Way::Tcp(address) => !self.is_of_another(address),
+            Way::Tls(_) => true,
+            Way::Udp(_) | Way::Relay(_) => false,
+        }
     }
 }
 
@@ -396,16 +406,14 @@ fn accept(
     if leaf.public_key != key.public() || leaf.group != grant.group {
         return Err(bad(&"it names another key or group"));
     }
-    let mut seeds: Vec<_> = admitted
-        .peers
-        .iter()
-        .map(|peer| Seed { node: peer.node.to_string(), addresses: peer.addresses.clone() })
-        .collect();
+    let mut seeds: Vec<_> = admitted.peers.iter().map(Seed::from).collect();
     // The first is who admits; the addresses of the token have just been shown to be good for an issuer, but for relays.
     if let Some(issuer) = seeds.first_mut() {
         let new = grant.addresses.iter().filter(|address| !issuer.addresses.contains(address));
         let new = new.filter(|address| !answered.is_of_another(**address));
         issuer.addresses.extend(new.copied().collect::<Vec<_>>());
+        let new = grant.lanes.iter().filter(|lane| !issuer.lanes.contains(lane));
+        issuer.lanes.extend(new.cloned().collect::<Vec<_>>());
     }
     save(
         store,

@@ -2,13 +2,11 @@
 //!
 //! Owns: their form on disk. Must not know: what makes a token good. Driven by: the issuer task.
 
-use std::net::SocketAddr;
-
 use serde::{Deserialize, Serialize};
 
 use gossamer_core::admission::{Ledger, Use};
 use gossamer_wire::token::{Claims, Grant};
-use gossamer_wire::{GroupName, NodeName, TokenId};
+use gossamer_wire::{Address, GroupName, NodeName, TokenId};
 
 use crate::store::{Store, StoreError};
 
@@ -32,7 +30,7 @@ pub(super) struct Minted {
     #[serde(default)]
     pub(super) claims: Claims,
     #[serde(default)]
-    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) addresses: Vec<Address>,
 }
 
 impl Minted {
@@ -47,7 +45,7 @@ impl Minted {
             lifetime,
             node_pattern: grant.node_pattern.clone(),
             claims: grant.claims.clone(),
-            addresses: grant.addresses.clone(),
+            addresses: Address::join(&grant.addresses, &grant.lanes),
         }
     }
 }

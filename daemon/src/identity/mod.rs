@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use gossamer_core::statements::Statements;
 use gossamer_core::trust::{Leaf, TrustBundle};
 use gossamer_wire::join::PeerHint;
-use gossamer_wire::{GroupName, MeshId, MeshName, NodeId, NodeName, RegionName, ZoneName};
+use gossamer_wire::{GroupName, LaneAddress, MeshId, MeshName, NodeId, NodeName, RegionName, ZoneName};
 
 use crate::clock;
 use crate::entropy::Entropy;
@@ -71,6 +71,15 @@ struct About {
 struct Seed {
     node: String,
     addresses: Vec<SocketAddr>,
+    #[serde(default)]
+    lanes: Vec<LaneAddress>,
+}
+
+impl From<&PeerHint> for Seed {
+    fn from(peer: &PeerHint) -> Self {
+        let (addresses, lanes) = (peer.addresses.clone(), peer.lanes.clone());
+        Self { node: peer.node.to_string(), addresses, lanes }
+    }
 }
 
 /// A loaded identity.
@@ -159,7 +168,8 @@ pub fn load(store: &Store) -> Result<Option<Identity>, StoreError> {
     let issuer = credentials::issuer_key(store, &statements, &issuers)?;
     let holds_root_key = !root_keys::read(store, &statements.standing().roots)?.is_empty();
     let seeds = about.seeds.iter().filter_map(|seed| {
-        Some(PeerHint { node: seed.node.parse().ok()?, addresses: seed.addresses.clone() })
+        let (addresses, lanes) = (seed.addresses.clone(), seed.lanes.clone());
+        Some(PeerHint { node: seed.node.parse().ok()?, addresses, lanes })
     });
     Ok(Some(Identity {
         mesh,

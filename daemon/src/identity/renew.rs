@@ -66,12 +66,11 @@ pub(crate) async fn renew(
     let pins: Vec<_> = trust.roots().iter().filter_map(|root| spki_hash(root).ok()).collect();
     let (mut targets, mut lanes) = (Vec::new(), Vec::new());
     for issuer in issuers {
-        for address in &issuer.addresses {
-            for pin in &pins {
-                let target = |way| Target { id: issuer.id, way, pin: *pin };
-                targets.push(target(Way::Udp(*address)));
-                lanes.push(target(Way::Tcp(*address)));
-            }
+        for pin in &pins {
+            let target = |way| Target { id: issuer.id, way, pin: *pin };
+            targets.extend(issuer.addresses.iter().copied().map(Way::Udp).map(target));
+            lanes.extend(issuer.addresses.iter().copied().map(Way::Tcp).map(target));
+            lanes.extend(issuer.lanes.iter().cloned().map(Way::Tls).map(target));
         }
     }
     let asking = |(pause, Target { id, way, pin }): (Duration, Target)| async move {

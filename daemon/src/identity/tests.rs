@@ -334,5 +334,6 @@ fn grant(mesh: MeshId, not_after: u64) -> Grant {
         node_pattern: None,
         claims: Claims::default(),
         addresses: Vec::new(),
+        lanes: Vec::new(),
     }
 }

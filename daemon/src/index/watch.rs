@@ -286,6 +286,7 @@ fn card(summary: Option<&NodeSummary>) -> Option<impl PartialEq> {
         view.zone.clone(),
         view.region.clone(),
         view.addresses.clone(),
+        view.lanes.clone(),
     ))
 }
 

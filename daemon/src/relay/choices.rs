@@ -65,7 +65,7 @@ impl Relay {
             let is_usable = refusal(found, policy).is_none();
             let mut is_healthy = false;
             if is_usable {
-                let choice = Choice::new(found, (*port).clone());
+                let choice = Choice::new(found, (*port).clone(), policy.carrier(found));
                 let (load, ejected) = self.flows.judge(&choice.key(name), now);
                 is_healthy = ejected.is_none();
                 let score = Score { tier, ejected: ejected.is_some(), load };

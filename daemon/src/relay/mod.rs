@@ -106,6 +106,9 @@ pub trait OpenHop: Send + Sync + fmt::Debug {
     /// Opens a stream on a data connection to the node. Cancel safe, ends by itself after some seconds.
     fn open_flow(&self, node: NodeId) -> Opening<'_>;
 
+    /// The same on a lane, also where there is a data connection.
+    fn open_lane(&self, node: NodeId) -> Opening<'_>;
+
     /// Opens a stream to a node that has a connection with this one; nobody is looked for.
     fn open_kept(&self, node: NodeId) -> Opening<'_>;
 
@@ -157,6 +160,10 @@ pub type Opening<'a> = Pin<Box<dyn Future<Output = Result<FlowStream, OpenError>
 impl OpenHop for Peers {
     fn open_flow(&self, node: NodeId) -> Opening<'_> {
         Box::pin(Self::open_flow(self, node))
+    }
+
+    fn open_lane(&self, node: NodeId) -> Opening<'_> {
+        Box::pin(Self::open_lane(self, node))
     }
 
     fn open_kept(&self, node: NodeId) -> Opening<'_> {

@@ -20,7 +20,7 @@ use gossamer_core::select::Wisher;
 use gossamer_core::vip::VipName;
 use gossamer_wire::flow::{OpenRequest, OpenStatus};
 use gossamer_wire::limits::MAX_EARLY_BYTES;
-use gossamer_wire::{GroupName, InstanceName, NodeId, NodeName, PortName, Tier, Transport};
+use gossamer_wire::{Carrier, GroupName, InstanceName, NodeId, NodeName, PortName, Tier, Transport};
 
 use super::access::{End, Line, Missed, Reason};
 use super::copy::{BROKEN, Broken, CHUNK, Counts, Early, Guarded, Side, Sink, Source, copy};
@@ -100,6 +100,8 @@ pub(super) struct Choice {
     pub(super) group: GroupName,
     pub(super) instance: InstanceName,
     pub(super) port: PortName,
+    /// What has to carry its flows.
+    pub(super) carrier: Option<Carrier>,
 }
 
 /// What is known of an open flow beside who has it.
@@ -378,7 +380,7 @@ impl Relay {
             return self.ask_here(&request).await;
         }
         let bytes = request.encode().map_err(unreached)?;
-        let mut stream = Guarded::new(self.parts.hops.open_flow(choice.node).await.map_err(unreached)?);
+        let mut stream = Guarded::new(self.open_hop(choice).await.map_err(unreached)?);
         match ask(stream.side(), bytes, client.side(), early).await? {
             OpenStatus::Open => Ok(Far::Hop(stream)),
             status => Err(status.into()),
@@ -392,7 +394,7 @@ impl Relay {
             return self.ask_here(&request).await;
         }
         let bytes = request.encode().map_err(unreached)?;
-        let mut stream = Guarded::new(self.parts.hops.open_flow(choice.node).await.map_err(unreached)?);
+        let mut stream = Guarded::new(self.open_hop(choice).await.map_err(unreached)?);
         let FlowStream { send, recv, .. } = stream.side();
         send.write_all(&bytes).await.map_err(unreached)?;
         let mut status = [0];
@@ -401,6 +403,14 @@ impl Relay {
         match OpenStatus::try_from(code).map_err(unreached)? {
             OpenStatus::Open => Ok(Far::Hop(stream)),
             status => Err(status.into()),
+        }
+    }
+
+    /// Opens a stream to the instance's node by what has to carry it.
+    pub(super) fn open_hop(&self, choice: &Choice) -> super::Opening<'_> {
+        match choice.carrier {
+            None => self.parts.hops.open_flow(choice.node),
+            Some(Carrier::Tls) => self.parts.hops.open_lane(choice.node),
         }
     }
 
@@ -479,13 +489,14 @@ async fn ask(
 }
 
 impl Choice {
-    pub(super) fn new(found: &InstanceView, port: PortName) -> Self {
+    pub(super) fn new(found: &InstanceView, port: PortName, carrier: Option<Carrier>) -> Self {
         Self {
             node: found.node,
             node_name: found.node_name.clone(),
             group: found.group.clone(),
             instance: found.instance.clone(),
             port,
+            carrier,
         }
     }
 

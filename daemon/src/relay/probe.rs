@@ -78,6 +78,8 @@ pub struct Probed {
 pub struct Reached {
     /// By which way.
     pub by: By,
+    /// The same in the words of access lines.
+    pub path: Path,
     /// Smoothed round trip.
     pub rtt: Duration,
     /// The name in its certificate.
@@ -198,7 +200,8 @@ impl Relay {
         // One line for the flow, as any other has.
         if let (Some(last), Some(choice)) = (all.last(), choices.get(all.len().saturating_sub(1))) {
             let is_open = last.outcome == Outcome::Open;
-            self.finished(&Line { is_open, ..line.to(choice).because(last.outcome.reason()) });
+            let path = last.reached.as_ref().map(|reached| reached.path);
+            self.finished(&Line { is_open, path, ..line.to(choice).because(last.outcome.reason()) });
         }
         all
     }
@@ -240,7 +243,7 @@ impl Relay {
 
     async fn probe_there(&self, request: &OpenRequest, choice: &Choice, deadline: Instant) -> Probed {
         let began = Instant::now();
-        let opening = timeout_at(deadline.min(began + EACH), self.parts.hops.open_flow(choice.node));
+        let opening = timeout_at(deadline.min(began + EACH), self.open_hop(choice));
         let stream = match opening.await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
@@ -256,6 +259,7 @@ impl Relay {
         let asked = Instant::now();
         let reached = Reached {
             by: self.way_of(&stream),
+            path: Path::of(&stream),
             rtt: stream.datagrams.rtt(),
             identity: spiffe_id(self.parts.mesh, &stream.peer.group, &stream.peer.name),
             node: stream.peer.node,

@@ -388,6 +388,10 @@ impl OpenHop for Hops {
         })
     }
 
+    fn open_lane(&self, node: NodeId) -> Opening<'_> {
+        self.open_flow(node)
+    }
+
     fn open_kept(&self, node: NodeId) -> Opening<'_> {
         self.open_flow(node)
     }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use gossamer_wire::frame::Purpose;
 use gossamer_wire::limits::HANDSHAKE_TIMEOUT;
-use gossamer_wire::{NodeId, join};
+use gossamer_wire::{LaneAddress, NodeId, join};
 
 use super::carrier::Connection;
 use super::hello::{Greeted, Greeter, HelloError};
@@ -184,26 +184,35 @@ impl By {
 pub(super) struct Whereabouts {
     /// Best first.
     pub(super) addresses: Vec<SocketAddr>,
+    /// Where only lanes lead to him.
+    pub(super) lanes: Vec<LaneAddress>,
+    /// Whether one of those led to him last.
+    pub(super) by_ingress: bool,
     /// Relays that have a connection with him.
     pub(super) relays: Vec<NodeId>,
 }
 
 impl From<Vec<SocketAddr>> for Whereabouts {
     fn from(addresses: Vec<SocketAddr>) -> Self {
-        Self { addresses, relays: Vec::new() }
+        Self { addresses, ..Self::default() }
     }
 }
 
 impl Whereabouts {
     /// Returns the ways over UDP, and those that run beside them.
     fn ways(self, by: By, has_tcp: bool) -> (Vec<Way>, Vec<Way>) {
-        let Self { addresses, relays } = self;
+        let Self { addresses, lanes, by_ingress, relays } = self;
         let circuits = relays.into_iter().filter(|_| has_tcp && by.has_circuits()).map(Way::Relay);
-        let lanes = addresses.iter().filter(|_| has_tcp && by.has_lanes()).copied().map(Way::Tcp);
+        let has_lanes = has_tcp && by.has_lanes();
+        let direct = addresses.iter().filter(|_| has_lanes).copied().map(Way::Tcp);
+        let named = lanes.into_iter().filter(|_| has_lanes).map(Way::Tls);
+        // A flow need not wait again for what did not answer the last time.
+        let lanes: Vec<_> =
+            if by_ingress { named.chain(direct).collect() } else { direct.chain(named).collect() };
         // Where a detour was needed the last time, that was for want of anything better.
         let beside = match by.later().is_zero() {
             true => circuits.chain(lanes).collect(),
-            false => lanes.chain(circuits).collect(),
+            false => lanes.into_iter().chain(circuits).collect(),
         };
         (addresses.into_iter().filter(|_| by.has_udp()).map(Way::Udp).collect(), beside)
     }
@@ -290,10 +299,11 @@ impl Dialler {
         let connection = match (way, &self.lanes) {
             (Way::Udp(address), _) => self.shake_hands_by_udp(*address).await?.into(),
             (Way::Tcp(address), Some(lanes)) => Connection::Lane(lanes.dial(node, *address, opener).await?),
+            (Way::Tls(at), Some(lanes)) => Connection::Lane(lanes.dial_by_name(node, at, opener).await?),
             (Way::Relay(relay), Some(lanes)) => {
                 Connection::Lane(lanes.dial_circuit(node, *relay, opener).await?)
             }
-            (Way::Tcp(_) | Way::Relay(_), None) => {
+            (Way::Tcp(_) | Way::Tls(_) | Way::Relay(_), None) => {
                 return Err(Outcome::NoRoute("there is no TCP here".to_owned()));
             }
         };

@@ -16,11 +16,10 @@ use gossamer_wire::frame::{Frame, Purpose};
 use super::accept::{By, Errand};
 use super::canary::{Verdict, look};
 use super::carrier::Connection;
-use super::data::Waiting;
 use super::dials::HEAD_START;
 use super::endpoint::Opening;
 use super::hello::Greeted;
-use super::lane::{self, Arrival, FlowLane, Lane, LaneDialler, LaneDoor, Leading, Listener, Opener};
+use super::lane::{self, Arrival, FlowLane, Lane, LaneDialler, LaneDoor, Leading, Listener, Opener, Wait};
 use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE};
 use super::owner::{Owner, Parts};
 use super::{BindError, Peers, Report, Udp, tls};
@@ -61,7 +60,8 @@ pub(super) fn lanes_of(
     let leading = Arc::new(Leading::new(live, peers.clone(), Arc::clone(&parts.metrics)));
     let door = LaneDoor { config: server, me, mesh, stage: stage.clone(), leading };
     let (stage, metrics, peers) = (stage.clone(), Arc::clone(&parts.metrics), peers.clone());
-    let dialler = LaneDialler { config: client, mesh, stage, metrics, peers };
+    let rules = parts.rules.clone();
+    let dialler = LaneDialler { config: client, mesh, stage, metrics, peers, rules };
     Ok((is_real.then_some(dialler), Arriving { queue, door }))
 }
 
@@ -159,13 +159,13 @@ impl Owner {
                 Some(Detour::Circuit) => By::Direct(UDP_ALONE),
             };
             let (purpose, opener) = (Purpose::Control, Opener::Dialler);
-            self.dial(Errand { node, purpose, by, opener }, self.udp_addresses(node).into());
+            self.dial(Errand { node, purpose, by, opener }, self.place(node, self.udp_addresses(node)));
         }
     }
 
     /// Gives a flow on a lane to the caller, as soon as there is one.
-    pub(super) fn open_lane(&mut self, node: NodeId, caller: Waiting) {
-        if self.lanes.request(node, caller) {
+    pub(super) fn open_lane(&mut self, node: NodeId, wait: Wait) {
+        if self.lanes.request(node, wait) {
             self.dial_lane(node);
         }
     }
@@ -180,7 +180,9 @@ impl Owner {
         };
         let (purpose, opener) = (Purpose::Data, Opener::Dialler);
         let errand = Errand { node, purpose, by, opener };
-        let asked = self.current.get(&node).filter(|link| by == By::Lane && !link.dialled);
+        // Where UDP works it would dial that.
+        let may_ask = by == By::Lane && self.ways.detour(node).is_some();
+        let asked = self.current.get(&node).filter(|link| may_ask && !link.dialled);
         if !asked.is_some_and(|link| link.send_frame(&Frame::DialBack(Purpose::Data))) {
             return self.dial(errand, to);
         }
@@ -231,10 +233,10 @@ impl Owner {
         if wants_dial {
             self.dial_lane(node);
         }
-        if opens_here {
+        if opens_here && self.ways.detour(node).is_some() {
             // UDP had its chance.
             for caller in self.pool.take_waiting(node) {
-                self.open_lane(node, caller);
+                self.open_lane(node, Wait { caller, only_lane: false });
             }
         }
         let (flows, reports) = (self.flows.clone(), self.inbox.reports.clone());
@@ -256,7 +258,7 @@ impl Owner {
             return self.pool.dial_back_ended(node);
         }
         self.lanes.dialled(node);
-        if !self.may_dial_us(node) {
+        if self.ways.detour(node).is_none() || !self.may_dial_us(node) {
             self.lanes.give_up(node);
         }
     }

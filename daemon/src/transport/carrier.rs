@@ -57,6 +57,11 @@ impl Connection {
         }
     }
 
+    /// Returns whether this side dialled an ingress before the peer.
+    pub(super) fn is_ingress(&self) -> bool {
+        matches!(self, Self::Lane(lane) if lane.is_ingress())
+    }
+
     /// Returns how far this is from the best way: UDP, then a lane, then a circuit.
     pub(super) fn detour(&self) -> Option<Detour> {
         match self {

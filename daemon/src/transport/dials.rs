@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gossamer_core::dial::Detour;
-use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
+use gossamer_wire::{LaneAddress, NodeId};
 
 use super::Report;
 use super::accept::{By, Dialled, Errand, Whereabouts};
@@ -80,7 +80,7 @@ impl Owner {
         // An inbound lane says nothing of where its dialler listens, and a circuit nothing at all.
         let of_use = |link: &&Arc<Link>| match link.connection.detour() {
             None => true,
-            Some(Detour::Lane) => link.dialled,
+            Some(Detour::Lane) => link.dialled && !link.connection.is_ingress(),
             Some(Detour::Circuit) => false,
         };
         if let Some(link) = self.current.get(&node).filter(of_use) {
@@ -89,6 +89,22 @@ impl Owner {
             addresses.insert(0, remote);
         }
         addresses
+    }
+
+    /// Adds to addresses of a node which other ways lead to it.
+    pub(super) fn place(&self, node: NodeId, addresses: Vec<SocketAddr>) -> Whereabouts {
+        let lanes = self.lane_addresses.get(&node).cloned().unwrap_or_default();
+        let by_ingress = self.current.get(&node).is_some_and(|link| link.connection.is_ingress());
+        Whereabouts { addresses, lanes, by_ingress, relays: self.relays_of(node) }
+    }
+
+    /// Takes in what a node's card says of where only lanes reach it.
+    pub(super) fn learn_lanes(&mut self, node: NodeId, lanes: Vec<LaneAddress>) {
+        self.book.learn_lanes(node, !lanes.is_empty());
+        match lanes.is_empty() {
+            true => self.lane_addresses.remove(&node),
+            false => self.lane_addresses.insert(node, lanes),
+        };
     }
 
     pub(super) fn control(&self, node: NodeId) -> Errand {

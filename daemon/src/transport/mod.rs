@@ -48,7 +48,7 @@ use gossamer_core::trust::Leaf;
 use gossamer_wire::circuit::{CircuitOpen, CircuitStatus};
 use gossamer_wire::frame::{Frame, Purpose};
 use gossamer_wire::swim::SwimMember;
-use gossamer_wire::{NodeId, frame};
+use gossamer_wire::{LaneAddress, NodeId, frame};
 
 use crate::authority::AuthorityHandle;
 use crate::metrics::Metrics;
@@ -63,7 +63,8 @@ pub use datagrams::Datagrams;
 pub(crate) use datagrams::{Registered, Sent};
 pub use endpoint::{BindError, Udp};
 pub(crate) use endpoint::{dial_only, joiner};
-pub(crate) use lane::{Driver as LaneDriver, Opener, dial as dial_lane, server_name};
+pub use lane::NameRules;
+pub(crate) use lane::{Driver as LaneDriver, Lane, Opener, dial as dial_lane, dial_by_name, server_name};
 use link::Link;
 pub use owner::{Parts, start};
 pub use paths::{Path, PathKind, Sizes};
@@ -158,6 +159,11 @@ enum Command {
         addresses: Vec<SocketAddr>,
         source: Source,
     },
+    /// Lanes to these addresses reach the node.
+    Lanes {
+        node: NodeId,
+        lanes: Vec<LaneAddress>,
+    },
     /// These relays have a connection with the node.
     Relays {
         node: NodeId,
@@ -175,6 +181,11 @@ enum Command {
         caller: ping::Caller,
     },
     OpenData {
+        node: NodeId,
+        caller: data::Waiting,
+    },
+    /// The same on a lane, whatever else leads to the node.
+    OpenLane {
         node: NodeId,
         caller: data::Waiting,
     },
@@ -207,7 +218,7 @@ enum Report {
         stable_id: usize,
     },
     LaneReady {
-        lane: lane::Lane,
+        lane: Lane,
         peer: Arc<Leaf>,
         dialled: bool,
     },
@@ -310,6 +321,11 @@ impl Peers {
         self.command(Command::Learn { node, addresses, source });
     }
 
+    /// Tells where only lanes reach a node.
+    pub fn learn_lanes(&self, node: NodeId, lanes: Vec<LaneAddress>) {
+        self.command(Command::Lanes { node, lanes });
+    }
+
     /// Tells which relays have a connection with a node.
     pub fn learn_relays(&self, node: NodeId, relays: Vec<NodeId>) {
         self.command(Command::Relays { node, relays });
@@ -409,11 +425,34 @@ impl Peers {
             if let Some(data) = newest.filter(|data| data.connection.close_reason().is_none()) {
                 return data.open().await;
             }
-            if let Some(flow) = lane::open_on(&self.lanes, node) {
+            // Lanes beside a connection over UDP are for those who asked for them.
+            if self.is_lane(node) != Some(false)
+                && let Some(flow) = lane::open_on(&self.lanes, node)
+            {
                 return Ok(flow);
             }
             let (caller, opened) = oneshot::channel();
             let command = Command::OpenData { node, caller };
+            self.commands.send(command).await.map_err(|_| OpenError::Stopping)?;
+            opened.await.map_err(|_| OpenError::Unreachable)?.open().await
+        };
+        tokio::time::timeout(OPEN_WITHIN, open).await.unwrap_or(Err(OpenError::Unreachable))
+    }
+
+    /// Opens a stream to a node on a lane, also where UDP works. Where only the node can dial this one, and UDP works, there is none.
+    ///
+    /// # Errors
+    /// Nothing could be opened within 3 s; try another instance.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a stream that was opened meanwhile is reset.
+    pub async fn open_lane(&self, node: NodeId) -> Result<FlowStream, OpenError> {
+        let open = async {
+            if let Some(flow) = lane::open_on(&self.lanes, node) {
+                return Ok(flow);
+            }
+            let (caller, opened) = oneshot::channel();
+            let command = Command::OpenLane { node, caller };
             self.commands.send(command).await.map_err(|_| OpenError::Stopping)?;
             opened.await.map_err(|_| OpenError::Unreachable)?.open().await
         };
@@ -430,6 +469,11 @@ impl Peers {
     /// Cancel safe: a stream that was opened meanwhile is reset.
     pub async fn open_kept(&self, node: NodeId) -> Result<FlowStream, OpenError> {
         if self.is_kept(node) { self.open_flow(node).await } else { Err(OpenError::Unreachable) }
+    }
+
+    /// Returns whether the control connection with a node is a lane, also one in a circuit; `None` when there is none.
+    pub(crate) fn is_lane(&self, node: NodeId) -> Option<bool> {
+        self.links.load().get(&node).map(|link| link.connection.is_lane())
     }
 
     /// Returns whether there is a control connection with a node that no relay leads.

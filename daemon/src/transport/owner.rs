@@ -16,10 +16,10 @@ use gossamer_core::dial::{
 };
 use gossamer_core::reach::{Deny, check_ip};
 use gossamer_core::sightings::Sightings;
-use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
+use gossamer_wire::{LaneAddress, NodeId};
 
-use super::accept::{By, Errand, Whereabouts};
+use super::accept::{By, Errand};
 use super::acceptor::{Acceptor, NOTES, Note};
 use super::by_lane::{ARRIVALS, lanes_of};
 use super::canary::Canary;
@@ -27,7 +27,7 @@ use super::carrier::Connection;
 use super::data::{DataConnection, Pool};
 use super::endpoint::{Endpoints, Opening, Udp, open, widen};
 use super::hello::{Greeted, Greeter, frames_of};
-use super::lane::{LaneDialler, Lanes};
+use super::lane::{LaneDialler, Lanes, NameRules, Wait};
 use super::link::{CLOSE_BAD_BYTES, CLOSE_DOWN, CLOSE_DUPLICATE, CLOSE_IDLE, Link};
 use super::ping::Pings;
 use super::relays::Relaying;
@@ -63,6 +63,8 @@ pub struct Parts {
     pub authority: AuthorityHandle,
     /// Addresses that are never dialled.
     pub deny: Deny,
+    /// What names of lane addresses may not lead to.
+    pub rules: NameRules,
     /// Key of stateless resets.
     pub reset_key: [u8; 64],
     /// What membership hears.
@@ -136,6 +138,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         seconds,
         pool,
         lanes,
+        lane_addresses: BTreeMap::new(),
         lane_dialler,
         ways: Ways::default(),
         unanswered: Unanswered::default(),
@@ -197,6 +200,8 @@ pub(super) struct Owner {
     pub(super) seconds: SecondLinks,
     pub(super) pool: Pool,
     pub(super) lanes: Lanes,
+    /// Where only lanes reach nodes.
+    pub(super) lane_addresses: BTreeMap<NodeId, Vec<LaneAddress>>,
     /// `None` in a network in memory.
     pub(super) lane_dialler: Option<LaneDialler>,
     /// By which way nodes are reached.
@@ -279,6 +284,7 @@ impl Owner {
             if identity.by_lane {
                 self.ways.handle_detour(seed.node, Detour::Lane, clock::now().mono);
             }
+            self.learn_lanes(seed.node, seed.lanes.clone());
             self.book.learn(seed.node, &seed.addresses, Source::Hint, clock::now().mono);
         }
     }
@@ -314,12 +320,19 @@ impl Owner {
             Command::Learn { node, addresses, source } => {
                 self.book.learn(node, &addresses, source, clock::now().mono);
             }
+            Command::Lanes { node, lanes } => self.learn_lanes(node, lanes),
             Command::Relays { node, relays } => self.learn_relays(node, relays),
             Command::Up(node) => self.book.set_standing(node, Standing::Live, clock::now().mono),
             Command::Gone { node, has_left } => self.gone(node, has_left),
             Command::Look { node, caller } => self.look(node, caller),
             Command::Reach(node) => self.book.reach(node, clock::now().mono),
             Command::OpenData { node, caller } => self.open_data(node, caller),
+            Command::OpenLane { node, caller } => {
+                // In a network in memory who waits hears that there is none.
+                if self.lane_dialler.is_some() {
+                    self.open_lane(node, Wait { caller, only_lane: true });
+                }
+            }
             Command::Refuse(node) => {
                 if let Some(link) = self.current.get(&node) {
                     self.metrics.bad_frame();
@@ -360,8 +373,8 @@ impl Owner {
     /// Takes in where the peer sees this node, and where this node has reached the peer.
     fn note_addresses(&mut self, greeted: &Greeted) {
         let (node, remote) = (greeted.peer.node, greeted.connection.remote_address());
-        // Who is at the address of a circuit is its relay.
-        if greeted.connection.via().is_some() {
+        // Who is at the address of a circuit is its relay, and an ingress stands for many.
+        if greeted.connection.via().is_some() || greeted.connection.is_ingress() {
             return;
         }
         if greeted.dialled {
@@ -504,7 +517,7 @@ impl Owner {
 
     pub(super) fn open_data(&mut self, node: NodeId, caller: super::data::Waiting) {
         if self.ways.detour(node).is_some() && self.lane_dialler.is_some() {
-            return self.open_lane(node, caller);
+            return self.open_lane(node, Wait { caller, only_lane: false });
         }
         if self.pool.request(node, caller) {
             self.dial_data(node);
@@ -533,8 +546,7 @@ impl Owner {
 
     fn dial_due(&mut self) {
         while let Some(dial) = self.book.next_dial(clock::now().mono) {
-            let relays = self.relays_of(dial.node);
-            self.dial(self.control(dial.node), Whereabouts { addresses: dial.addresses, relays });
+            self.dial(self.control(dial.node), self.place(dial.node, dial.addresses));
         }
         self.try_direct_again();
         self.keep_seconds();

@@ -71,7 +71,7 @@ impl Peers {
     ) -> Vec<(Way, Result<Duration, Outcome>)> {
         let (caller, told) = oneshot::channel();
         let asked = self.commands.send(Command::Look { node, caller }).await;
-        let Some((Whereabouts { mut addresses, relays }, dialler)) =
+        let Some((Whereabouts { mut addresses, lanes, relays, .. }, dialler)) =
             told.await.ok().filter(|_| asked.is_ok())
         else {
             return Vec::new();
@@ -83,7 +83,7 @@ impl Peers {
         }
         addresses.truncate(MAX_TRIED);
         let ways = addresses.iter().flat_map(|address| [Way::Udp(*address), Way::Tcp(*address)]);
-        let ways = ways.chain(relays.into_iter().map(Way::Relay));
+        let ways = ways.chain(lanes.into_iter().map(Way::Tls)).chain(relays.into_iter().map(Way::Relay));
         let all = ways.enumerate().map(|(place, way)| {
             let dialler = &dialler;
             async move {
@@ -100,9 +100,9 @@ impl Peers {
 impl Owner {
     /// Says where a node may be dialled, and how.
     pub(super) fn look(&self, node: NodeId, caller: Caller) {
-        let (addresses, relays) = (self.book.addresses_of(node, clock::now().mono), self.relays_of(node));
+        let to = self.place(node, self.udp_addresses(node));
         // Who asked may have gone.
-        let _ = caller.send((Whereabouts { addresses, relays }, self.dialler(Purpose::Control)));
+        let _ = caller.send((to, self.dialler(Purpose::Control)));
     }
 
     /// Returns how to dial.
@@ -124,7 +124,7 @@ impl Dialler {
             match way {
                 Way::Udp(address) => nobody(*address).await,
                 // TCP says so itself, and so does a relay.
-                Way::Tcp(_) | Way::Relay(_) => std::future::pending().await,
+                Way::Tcp(_) | Way::Tls(_) | Way::Relay(_) => std::future::pending().await,
             }
         };
         let connection = tokio::select! {

@@ -60,9 +60,7 @@ impl Owner {
         if self.book.is_dialling(node) {
             // That dial knows of no relays, and who answers has done so.
             let (purpose, by, opener) = (Purpose::Control, By::Circuit, Opener::Dialler);
-            let relays = self.relays_of(node);
-            return self
-                .dial(Errand { node, purpose, by, opener }, Whereabouts { addresses: Vec::new(), relays });
+            return self.dial(Errand { node, purpose, by, opener }, self.place(node, Vec::new()));
         }
         self.book.reach(node, clock::now().mono);
     }
@@ -81,7 +79,7 @@ impl Owner {
     }
 
     pub(super) fn whereabouts(&self, node: NodeId) -> Whereabouts {
-        Whereabouts { addresses: self.data_addresses(node), relays: self.relays_of(node) }
+        self.place(node, self.data_addresses(node))
     }
 
     /// Notes what a new connection says of being dialled.

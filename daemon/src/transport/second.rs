@@ -97,7 +97,7 @@ impl Owner {
                 continue;
             }
             let (purpose, by, opener) = (Purpose::Swim, By::Circuit, Opener::Dialler);
-            let to = Whereabouts { addresses: Vec::new(), relays };
+            let to = Whereabouts { relays, ..Whereabouts::default() };
             self.dial(Errand { node, purpose, by, opener }, to);
         }
         while let Some(node) = self.seconds.core.next_alone(now) {

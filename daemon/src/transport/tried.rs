@@ -9,7 +9,7 @@ use std::time::Duration;
 use quinn::{ConnectionError, TransportErrorCode};
 
 use gossamer_core::reach::Denied;
-use gossamer_wire::NodeId;
+use gossamer_wire::{LaneAddress, NodeId};
 
 /// A way to somebody: what carries the bytes, and where to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum Way {
     Udp(SocketAddr),
     /// A lane.
     Tcp(SocketAddr),
+    /// A lane to a lane address.
+    Tls(LaneAddress),
     /// A circuit through this relay.
     Relay(NodeId),
 }
@@ -27,6 +29,7 @@ impl fmt::Display for Way {
         match self {
             Self::Udp(address) => write!(f, "udp {address}"),
             Self::Tcp(address) => write!(f, "tcp {address}"),
+            Self::Tls(address) => address.fmt(f),
             Self::Relay(node) => write!(f, "relay {node}"),
         }
     }
@@ -43,6 +46,8 @@ pub enum Outcome {
     Refused,
     /// No network of this machine leads there.
     NoRoute(String),
+    /// The host of the address was not found.
+    NoName(String),
     /// Somebody else answered: not who was meant.
     WrongIdentity,
     /// The certificate there has ended, has not begun, or was revoked.
@@ -86,6 +91,7 @@ impl Outcome {
             Self::NoAnswer(_) => "no_answer",
             Self::Refused => "refused",
             Self::NoRoute(_) => "no_route",
+            Self::NoName(_) => "no_name",
             Self::WrongIdentity => "wrong_identity",
             Self::Untrusted => "untrusted",
             Self::Said(_) => "said",
@@ -101,6 +107,7 @@ impl fmt::Display for Outcome {
             Self::NoAnswer(within) => write!(f, "no answer within {} s", within.as_secs()),
             Self::Refused => f.write_str("refused: nobody listens there"),
             Self::NoRoute(why) => write!(f, "no route: {why}"),
+            Self::NoName(why) => write!(f, "the name was not resolved: {why}"),
             Self::WrongIdentity => f.write_str("wrong identity: somebody else answers there"),
             Self::Untrusted => f.write_str(
                 "its certificate does not count: it has ended or was revoked, or a clock is wrong",

@@ -25,6 +25,7 @@ fn card() -> Card {
         relays: Vec::new(),
         protocol: (1, 1),
         capabilities: 0,
+        lanes: Vec::new(),
     }
 }
 

@@ -170,6 +170,7 @@ impl Hostile {
             relays: Vec::new(),
             protocol: (1, 1),
             capabilities: 0,
+            lanes: Vec::new(),
         }
     }
 

@@ -47,6 +47,14 @@ pub(super) const ROWS: &[Row] = &[
         check: udp_closes,
     },
     Row {
+        name: "7.4-transport",
+        promise: "With UDP open, flows of a service that its exporter offers with --transport tls, and of one that the caller wants so by transport = \"tls\" of its route, are on lanes: the list of flows, trace and the access line say so; those of a third service are on QUIC before, between and after; with the TCP port closed the first two are refused and never go over QUIC",
+        sabotage: "neither says so",
+        needs: Needs::Root,
+        ci: Ci::Runs,
+        check: transport,
+    },
+    Row {
         name: "7.4-strangers",
         promise: "Plain HTTP, garbage, TLS of nobody, of a self-signed certificate and of another mesh's, another node's name and another protocol on the TCP port: each is hung up on and counted by its reason, no byte of the mesh comes back, and while 300 silent connections stand a flow over a lane of the mesh works",
         sabotage: "who asks for another node's name asks for the right one",
@@ -62,7 +70,7 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// Above what a source may have half open, and below what a test process may have open.
 const SILENT: usize = 300;
 /// What lanes speak between members (`docs/protocol.md`).
-const LANE: &[u8] = b"gossamer-lane/1";
+pub(super) const LANE: &[u8] = b"gossamer-lane/1";
 
 /// Drops all UDP that comes in from other machines.
 fn close_udp(machine: &Namespace) -> Result<()> {
@@ -72,7 +80,7 @@ fn close_udp(machine: &Namespace) -> Result<()> {
 }
 
 /// Waits until each node sees each other one, and returns how long that took since `began`.
-fn formed(nodes: &[&Node], began: Instant) -> Result<Duration> {
+pub(super) fn formed(nodes: &[&Node], began: Instant) -> Result<Duration> {
     for node in nodes {
         for other in nodes.iter().filter(|other| other.name != node.name) {
             node.sees(&other.name, "alive", SEEN)?;
@@ -139,7 +147,7 @@ pub(super) fn flows(vip: SocketAddr, listener: &TcpListener, blocks: u64) -> Res
 
 /// Asks PostgreSQL beside the server with psql beside the caller.
 fn ask_psql(lab: &Lab, pair: &Pair, here: &Namespace, there: &Namespace) -> Result<()> {
-    let (_running, port) = there.enter(|| postgres(lab))??;
+    let (_running, port) = there.enter(|| postgres(lab, "one"))??;
     let vip = pair.offer(5_432, &["pg:5432", &format!("127.0.0.1:{port}")])?;
     let (host, port) = (vip.ip().to_string(), vip.port().to_string());
     let question = "select count(*), max(repeat('x', n)) > '' from generate_series(1, 5000) as n";
@@ -150,7 +158,7 @@ fn ask_psql(lab: &Lab, pair: &Pair, here: &Namespace, there: &Namespace) -> Resu
 }
 
 /// Returns the path of the flow that lives.
-fn path(node: &Node) -> Result<String> {
+pub(super) fn path(node: &Node) -> Result<String> {
     let mut seen = None;
     until("a flow in the list", SEEN, || {
         let flows = node.ok(&["status", "--flows", "--json"])?;
@@ -302,8 +310,89 @@ fn udp_again(run: &Run) -> Result<String> {
     })
 }
 
+/// A service, and what carries its flows.
+struct Carried {
+    name: &'static str,
+    vip: SocketAddr,
+    listener: TcpListener,
+    path: &'static str,
+}
+
+impl Carried {
+    /// Opens a flow and returns it when the list says what carries it.
+    fn open(&self, caller: &Node) -> Result<(TcpStream, TcpStream)> {
+        let pair = kept(self.name, pair_up(self.vip, &self.listener))?;
+        let rows = caller.ok(&["status", "--flows", "--json"])?;
+        let rows = rows.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let of: Vec<_> = rows.filter(|row| row["service"] == self.name).collect();
+        promise!(!of.is_empty(), "no flow of {} is listed", self.name);
+        for row in &of {
+            promise!(row["path"] == self.path, "a flow of {} is on {}", self.name, row["path"]);
+        }
+        Ok(pair)
+    }
+}
+
+fn transport(run: &Run) -> Result<String> {
+    let segment = Segment::new(2)?;
+    let [here, there] = segment.machines() else { unreachable!("two machines were made") };
+    run.scenario(|lab| {
+        let pair = Pair::on(lab, here, there)?;
+        let wish = if run.sabotaged { "" } else { "[route.\"wished\"]\ntransport = \"tls\"\n" };
+        std::fs::write(pair.caller.config_file(), wish)?;
+        pair.caller.ok(&["reload"])?;
+        let mut services = Vec::new();
+        for (index, (name, path)) in [("plain", "quic"), ("offered", "lane"), ("wished", "lane")].into_iter().enumerate() {
+            let (listener, target) = there.enter(listen)??;
+            let (port, target) = (7_000 + index as u16, target.to_string());
+            let named = format!("{name}:{port}");
+            let mut asked = vec![&named[..], &target];
+            let is_asked = name == "offered" && !run.sabotaged;
+            asked.extend(is_asked.then_some(["--transport", "tls"]).into_iter().flatten());
+            let vip = pair.offer(port, &asked)?;
+            services.push(Carried { name, vip, listener, path });
+        }
+        let [plain, offered, wished] = &services[..] else { unreachable!("three services") };
+        let open = || -> Result<Vec<_>> {
+            [offered, plain, wished, plain, offered, plain].map(|service| service.open(&pair.caller)).into_iter().collect()
+        };
+        let living = here.enter(open)??;
+        for service in &services {
+            // The host of a test finds no names, which trace says as well.
+            let traced = pair.caller.cli(&["trace", service.name])?.stdout;
+            promise!(traced.to_lowercase().contains(service.path), "trace {} says {traced}", service.name);
+        }
+        drop(living);
+        until("access lines", SEEN, || {
+            let log = pair.caller.whole_log();
+            let of = |name: &str| log.lines().filter(|line| line.contains("flow ended") && line.contains(&format!("service={name} "))).count();
+            Ok(of("plain") >= 3 && of("offered") >= 2 && of("wished") >= 1)
+        })?;
+        let log = pair.caller.whole_log();
+        for service in &services {
+            let of = format!("service={} ", service.name);
+            let lines = log.lines().filter(|line| line.contains("flow ended") && line.contains(&of));
+            for line in lines {
+                promise!(line.contains(&format!("path=\"{}\"", service.path)), "an access line says {line}");
+            }
+        }
+        there.nft("table inet shut { chain in { type filter hook input priority 0; iif != lo tcp dport 4677 reject with tcp reset; }; }")?;
+        let refused = here.enter(|| -> Result<usize> {
+            let mut refused = 0;
+            for service in [offered, wished] {
+                let mut client = connect(service.vip)?;
+                client.write_all(b"x")?;
+                refused += usize::from(end_of(&mut client).0.is_empty());
+            }
+            Ok(refused)
+        })??;
+        let _living = here.enter(|| plain.open(&pair.caller))??;
+        Ok(format!("3 flows on lanes, 3 on QUIC, and so say trace and access lines; {refused} of 2 refused with TCP closed"))
+    })
+}
+
 /// Speaks TLS to the port, for a lane whose first flow holds a word. Returns what came back besides TLS.
-fn speak(at: SocketAddr, credentials: &Credentials, name: &str, alpn: &[u8]) -> Result<Vec<u8>> {
+pub(super) fn speak(at: SocketAddr, credentials: &Credentials, name: &str, alpn: &[u8]) -> Result<Vec<u8>> {
     let name = rustls::pki_types::ServerName::try_from(name.to_owned())?;
     let session = rustls::ClientConnection::new(Arc::new(tls(credentials, alpn)?), name)?;
     let mut stream = rustls::StreamOwned::new(session, connect(at)?);

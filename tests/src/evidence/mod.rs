@@ -30,6 +30,7 @@ mod gone;
 mod gossip;
 mod hostile;
 mod hosts;
+mod ingress;
 mod issuers;
 mod joins;
 mod lanes;
@@ -153,7 +154,16 @@ pub fn rows() -> Vec<Row> {
         .chain(issue_6.concat())
         .chain([lines::ROWS, traces::ROWS, refusals::ROWS, steady::ROWS].concat())
         .chain(
-            [addresses::ROWS, reached::ROWS, oneway::ROWS, lanes::ROWS, sizes::ROWS, pinged::ROWS].concat(),
+            [
+                addresses::ROWS,
+                reached::ROWS,
+                oneway::ROWS,
+                lanes::ROWS,
+                ingress::ROWS,
+                sizes::ROWS,
+                pinged::ROWS,
+            ]
+            .concat(),
         )
         .chain([circuits::ROWS, relayed::ROWS, blind::ROWS].concat())
         .collect()

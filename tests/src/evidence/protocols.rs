@@ -51,7 +51,7 @@ impl Drop for Running {
     }
 }
 
-fn start(mut command: Command, log: &Path) -> Result<Running> {
+pub(super) fn start(mut command: Command, log: &Path) -> Result<Running> {
     let log = fs::File::create(log)?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let shown = format!("{command:?}");
@@ -91,9 +91,10 @@ fn find(pattern: &str, package: &str) -> Result<PathBuf> {
     found.pop().with_context(|| format!("no {pattern}: install {package}"))
 }
 
-pub(super) fn postgres(lab: &Lab) -> Result<(Running, u16)> {
+/// Starts a database that says this name when asked for its `cluster_name`.
+pub(super) fn postgres(lab: &Lab, name: &str) -> Result<(Running, u16)> {
     let binaries = find("/usr/lib/postgresql/*/bin", "postgresql")?;
-    let (port, data) = (free_port()?, lab.dir().join("postgres"));
+    let (port, data) = (free_port()?, lab.dir().join(format!("postgres-{name}")));
     open_directory(&data, 0o777)?;
     let data = data.join("data");
     // It does not run as root.
@@ -108,8 +109,9 @@ pub(super) fn postgres(lab: &Lab) -> Result<(Running, u16)> {
     let made = lab.finish(initdb, LIMIT)?;
     ensure!(made.code == Some(0), "initdb: {}", made.stderr.trim());
     let mut command = command("postgres");
-    command.args(["-p", &port.to_string(), "-h", "127.0.0.1", "-k", "", "-F"]);
-    let running = start(command, &lab.dir().join("postgres.log"))?;
+    let named = format!("cluster_name={name}");
+    command.args(["-p", &port.to_string(), "-h", "127.0.0.1", "-k", "", "-F", "-c", &named]);
+    let running = start(command, &lab.dir().join(format!("postgres-{name}.log")))?;
     until("PostgreSQL", LIMIT, || Ok(answers(port)))?;
     Ok((running, port))
 }
@@ -213,7 +215,7 @@ fn nats() -> Result<(std::thread::JoinHandle<()>, u16)> {
 fn server_first(run: &Run) -> Result<String> {
     run.scenario(|lab| {
         let pair = Pair::new(lab)?;
-        let ((_postgres, postgres), (_mariadb, mariadb)) = (postgres(lab)?, mariadb(lab)?);
+        let ((_postgres, postgres), (_mariadb, mariadb)) = (postgres(lab, "one")?, mariadb(lab)?);
         let ((_sshd, sshd), (_smtp, smtp)) = (sshd(lab)?, smtp(lab)?);
         let (_nats, nats) = nats()?;
         let offer = |name: &str, number: u16, target: u16| {

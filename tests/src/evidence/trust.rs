@@ -247,6 +247,7 @@ impl Catalogs {
             region: None,
             labels: Vec::new(),
             relays: Vec::new(),
+            lanes: Vec::new(),
         };
         owner.handle(Input::Card(card), now);
         let (mut receiver, peer) = (catalog(fresh()?), fresh()?.node());

@@ -138,7 +138,11 @@ impl Fabric {
         let seeds: Vec<PeerHint> = scenario
             .seeds
             .iter()
-            .map(|seed| PeerHint { node: identities[*seed].node(), addresses: vec![address(*seed)] })
+            .map(|seed| PeerHint {
+                node: identities[*seed].node(),
+                addresses: vec![address(*seed)],
+                lanes: Vec::new(),
+            })
             .collect();
         let mut names = Names::default();
         for (number, identity) in identities.iter_mut().enumerate() {

@@ -123,6 +123,8 @@ impl Node {
             store,
             udp: Udp::Given(net.socket(address(self.number))),
             advertise: Vec::new(),
+            lanes: Vec::new(),
+            own_zones: Vec::new(),
             deny: Deny::default(),
             zone: None,
             region: None,

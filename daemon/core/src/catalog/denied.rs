@@ -38,8 +38,14 @@ impl Book {
 /// Takes the denied addresses out of a card.
 pub(super) fn take_denied(content: &mut Content, deny: &Deny) -> Vec<Dropped> {
     let Content::Card(card) = content else { return Vec::new() };
-    let (good, denied) = deny.part(std::mem::take(&mut card.0.addresses));
+    let (good, mut denied) = deny.part(std::mem::take(&mut card.0.addresses));
     card.0.addresses = good;
+    // Names are judged when they are resolved.
+    card.0.lanes.retain(|lane| {
+        let verdict = lane.literal().and_then(|at| Some((at, deny.check(at).err()?)));
+        denied.extend(verdict);
+        verdict.is_none()
+    });
     denied
 }
 

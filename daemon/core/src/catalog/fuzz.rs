@@ -90,6 +90,7 @@ fn tiny(own: Key, other: &Key, now: Now) -> Option<(Catalog, NodeId)> {
         relays: Vec::new(),
         protocol: (1, 1),
         capabilities: 0,
+        lanes: Vec::new(),
     };
     let id = AdvertId { slot: Slot { node, kind: Kind::Card, k: 0 }, version: Version { epoch: 1, seq: 1 } };
     let advert =

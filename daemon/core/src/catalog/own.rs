@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use gossamer_wire::advert::{Advert, AdvertId, Card, Head, Header, Kind, Slot, Version};
 use gossamer_wire::limits::{ADVERT_BURST, ADVERT_RATE, HEAD_REFRESH, LEASE, MAX_OWN_RECORDS};
-use gossamer_wire::{DecodeError, EncodeError, MeshId, NodeId, RegionName, ServiceRecord, ZoneName};
+use gossamer_wire::{
+    DecodeError, EncodeError, LaneAddress, MeshId, NodeId, RegionName, ServiceRecord, ZoneName,
+};
 use thiserror::Error;
 
 use super::Key;
@@ -39,6 +41,8 @@ pub struct CardContent {
     pub labels: Vec<(String, String)>,
     /// Relays that keep a connection to this node.
     pub relays: Vec<NodeId>,
+    /// Where only lanes reach it.
+    pub lanes: Vec<LaneAddress>,
 }
 
 /// What the own heads say beside fragment count and lease.
@@ -263,8 +267,8 @@ pub enum CardError {
 }
 
 fn card_of(content: CardContent) -> Card {
-    let CardContent { leaf, addresses, zone, region, labels, relays } = content;
-    Card { leaf, addresses, zone, region, labels, relays, protocol: (1, 1), capabilities: 0 }
+    let CardContent { leaf, addresses, zone, region, labels, relays, lanes } = content;
+    Card { leaf, addresses, zone, region, labels, relays, protocol: (1, 1), capabilities: 0, lanes }
 }
 
 #[cfg(test)]

@@ -159,6 +159,7 @@ mod tests {
                 relays: Vec::new(),
                 protocol: (1, 1),
                 capabilities: 0,
+                lanes: Vec::new(),
             };
             card.encode().expect("fits")
         }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use gossamer_wire::token::Claims;
 use gossamer_wire::{
-    DecodeError, Fqdn, GroupName, Health, InstanceName, NodeId, NodeName, Port, RegionName, Routing,
-    ServiceName, ServiceRecord, Subject, Tier, Tries, ZoneName,
+    DecodeError, Fqdn, GroupName, Health, InstanceName, LaneAddress, NodeId, NodeName, Port, RegionName,
+    Routing, ServiceName, ServiceRecord, Subject, Tier, Tries, ZoneName,
 };
 
 use super::owner::{Gate, Owner};
@@ -161,6 +161,8 @@ pub struct NodeView {
     pub addresses: Vec<SocketAddr>,
     /// Relays that keep a connection to it.
     pub relays: Vec<NodeId>,
+    /// Where only lanes reach it.
+    pub lanes: Vec<LaneAddress>,
     /// Its starts.
     pub epoch: u64,
     /// Records that count.
@@ -269,6 +271,11 @@ impl Catalog {
         self.store.owner(node).map_or(&[], |owner| &owner.card().relays)
     }
 
+    /// Returns where, as its card says, only lanes reach a node.
+    pub fn node_lanes(&self, node: NodeId) -> &[LaneAddress] {
+        self.store.owner(node).map_or(&[], |owner| &owner.card().lanes)
+    }
+
     /// Returns until when the certificate in a node's card lasts, seconds since the Unix epoch; `None` when there is none
     /// that counts.
     pub fn certified_until(&self, node: NodeId) -> Option<u64> {
@@ -289,6 +296,7 @@ impl Catalog {
             claims: leaf.claims.clone(),
             addresses: card.addresses,
             relays: card.relays,
+            lanes: card.lanes,
             epoch: owner.epoch(),
             records: owner.served(),
             age: if is_own { Duration::ZERO } else { owner.age().at(now.mono) },

@@ -509,6 +509,23 @@ fn where_only_others_answer_nobody_is_dialled_before_the_rest_is_over() {
 }
 
 #[test]
+fn a_node_with_a_lane_address_is_dialled_without_any_other_and_while_the_others_rest() {
+    let now = start();
+    let mut book = book();
+    book.learn_lanes(node(1), true);
+    book.learn(node(1), &[], Source::Hint, now);
+    assert_eq!(book.next_dial(now), Some(Dial { node: node(1), addresses: Vec::new() }));
+    book.failed(node(1), now);
+    let mut book = book_of_one(now);
+    book.learn_lanes(node(1), true);
+    let only = book.next_dial(now).expect("due").addresses[0];
+    book.met_another(node(1), only, now);
+    book.failed(node(1), now);
+    assert!(book.next_deadline().expect("waits") < now + 10 * SECOND);
+    book.learn_lanes(node(1), false);
+}
+
+#[test]
 fn a_card_that_leaves_only_anothers_address_waits_for_it() {
     let now = start();
     let mut book = book_of_one(now);

@@ -5,12 +5,12 @@
 //!
 //! Stricter is what keeps flows nearer. `only`: an instance has to satisfy the caller's and that of its own exporter.
 //! `order`: the one with more tiers; of equally many the caller's, of exporters' the first in the order of [`Tier`].
-//! `spill_below`: the lowest. Who wishes nothing has no say.
+//! `spill_below`: the lowest. `transport`: to an instance, if the caller or its exporter wants one. Who wishes nothing has no say.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use gossamer_wire::{Routing, Tier};
+use gossamer_wire::{Carrier, Routing, Tier};
 
 use crate::catalog::InstanceView;
 use crate::vip::VipName;
@@ -58,6 +58,7 @@ pub struct Policy {
     order: Vec<Tier>,
     only: Option<Tier>,
     spill_below: Option<u8>,
+    carrier: Option<Carrier>,
 }
 
 impl Policy {
@@ -78,7 +79,7 @@ impl Policy {
         if order.last() != Some(&Tier::Any) {
             order.push(Tier::Any);
         }
-        Self { order, only: caller.only, spill_below }
+        Self { order, only: caller.only, spill_below, carrier: caller.carrier }
     }
 
     /// Returns the tiers in the order of use; the last is `any`.
@@ -94,6 +95,11 @@ impl Policy {
     /// Returns the percentage below which flows are spilled; `None` for never.
     pub const fn spill_below(&self) -> Option<u8> {
         self.spill_below
+    }
+
+    /// Returns what has to carry flows to an instance: it is wished by this node or by the exporter.
+    pub fn carrier(&self, found: &InstanceView) -> Option<Carrier> {
+        self.carrier.or(found.routing.carrier)
     }
 
     /// Returns the tier of an instance, a place in [`Self::order`]: the first one that holds it.
@@ -167,6 +173,12 @@ mod tests {
         );
         found.in_region = true;
         assert_eq!(policy.excludes(&found), None);
+        found.routing.carrier = Some(Carrier::Tls);
+        assert_eq!(Policy::join(&Routing::default(), []).carrier(&found), Some(Carrier::Tls));
+        found.routing = Routing::default();
+        assert_eq!(Policy::join(&Routing::default(), []).carrier(&found), None);
+        let tls = Routing { carrier: Some(Carrier::Tls), ..Routing::default() };
+        assert_eq!(Policy::join(&tls, []).carrier(&found), Some(Carrier::Tls));
         found.routing = only(Tier::Zone);
         assert_eq!(policy.excludes(&found), Some((Tier::Zone, Wisher::Exporter)));
         found.in_zone = true;
@@ -210,8 +222,8 @@ mod tests {
         let tiers = proptest::sample::subsequence(Tier::ALL.to_vec(), 0..=5);
         (tiers, proptest::option::of(0..=100_u8)).prop_map(|(order, spill_below)| Routing {
             order,
-            only: None,
             spill_below,
+            ..Routing::default()
         })
     }
 

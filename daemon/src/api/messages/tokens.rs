@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use gossamer_wire::token::Claims;
-use gossamer_wire::{GroupName, NodeName};
+use gossamer_wire::{Address, GroupName, NodeName};
 use serde::{Deserialize, Serialize};
 
 /// `POST /v1/token`.
@@ -28,7 +28,7 @@ pub struct CreateToken {
     pub claims: Claims,
     /// Where the issuer can be dialled; found out when empty.
     #[serde(default)]
-    pub addresses: Vec<SocketAddr>,
+    pub addresses: Vec<Address>,
 }
 
 /// The answer to [`CreateToken`].
@@ -41,7 +41,7 @@ pub struct CreatedToken {
     /// The group it admits to.
     pub group: GroupName,
     /// Where joiners will dial.
-    pub addresses: Vec<SocketAddr>,
+    pub addresses: Vec<Address>,
     /// Those at which a relay leads to this issuer, over TCP: others cannot dial it.
     #[serde(default)]
     pub relays: Vec<SocketAddr>,

@@ -49,6 +49,7 @@ pub(crate) fn node(name: &str, id: u8) -> NodeSummary {
         claims: Claims { services: vec!["db".to_owned()], ..Claims::default() },
         addresses: vec!["192.0.2.1:4677".parse().expect("address")],
         relays: Vec::new(),
+        lanes: Vec::new(),
         epoch: 1,
         records: 0,
         age: Duration::from_secs(3),

@@ -43,6 +43,7 @@ fn office() -> Office {
         identity,
         index: index.reader(),
         advertised: watch::channel(addresses(&["192.0.2.1:4677"])).1,
+        lanes: Vec::new(),
         deny: Deny::default(),
     };
     Office { desk, index, _dir: dir }
@@ -79,6 +80,10 @@ fn joiner(token: &Token, name: &str) -> Checked {
         name: name.parse().expect("name"),
     };
     Checked { token: token.clone(), request, node: key.node() }
+}
+
+fn given(list: &[&str]) -> Vec<Address> {
+    list.iter().map(|text| text.parse().expect("address")).collect()
 }
 
 fn addresses(list: &[&str]) -> Vec<SocketAddr> {
@@ -133,6 +138,7 @@ impl Office {
             claims: Claims::default(),
             addresses: addresses(&["192.0.2.9:4677"]),
             relays: Vec::new(),
+            lanes: Vec::new(),
             epoch: 1,
             records: 0,
             age: Duration::ZERO,
@@ -162,7 +168,7 @@ async fn a_token_grants_what_was_asked_for() {
         uses: 3,
         node_pattern: Some("vm-*".to_owned()),
         claims: claims(),
-        addresses: addresses(&["198.51.100.7:4677"]),
+        addresses: given(&["198.51.100.7:4677", "tls://gate.example"]),
         ..request()
     };
     let before = clock::wall();
@@ -173,6 +179,7 @@ async fn a_token_grants_what_was_asked_for() {
     assert_eq!(grant.node_pattern.as_deref(), Some("vm-*"));
     assert_eq!(grant.claims, claims());
     assert_eq!(grant.addresses, addresses(&["198.51.100.7:4677"]));
+    assert_eq!(grant.lanes, ["tls://gate.example:443".parse().expect("address")]);
     assert!((before + 60..=clock::wall() + 60).contains(&grant.not_after));
     let (signed, signature) = token.signed();
     assert!(signature_holds(&office.key().public(), &signed, &signature));
@@ -183,18 +190,27 @@ async fn a_token_without_group_and_addresses_takes_those_of_the_issuer() {
     let mut office = office();
     let own = addresses(&["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1", "192.0.2.4:1", "10.0.0.1:1"]);
     office.desk.advertised = watch::channel(own).1;
+    office.desk.lanes = vec!["tls://gate.example:443".parse().expect("address")];
     let token = office.token(TokenRequest { group: None, ..request() }).await;
     assert_eq!(token.grant().group.as_str(), "west");
     let best = addresses(&["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1", "10.0.0.1:1"]);
     assert_eq!(token.grant().addresses, best, "one of them for the network around");
+    assert_eq!(token.grant().lanes, office.desk.lanes);
 }
 
 #[tokio::test]
 async fn what_no_reader_would_take_is_not_minted() {
     let mut office = office();
-    let five = addresses(&["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1", "192.0.2.4:1", "192.0.2.5:1"]);
+    let five = given(&["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1", "192.0.2.4:1", "192.0.2.5:1"]);
     let refused = office.desk.create(TokenRequest { addresses: five, ..request() }).await;
-    assert!(matches!(refused, Err(TokenError::Addresses(5))));
+    assert!(matches!(refused, Err(TokenError::Addresses { given: 5, limit: 4, .. })));
+    let three = given(&["tls://a.example", "tls://b.example", "tls://c.example"]);
+    let refused = office.desk.create(TokenRequest { addresses: three, ..request() }).await;
+    let why = refused.expect_err("too many").to_string();
+    assert!(why.contains("at most 2 tls:// addresses, 3 were given"), "{why}");
+    let astray = given(&["tls://169.254.169.254:80"]);
+    let refused = office.desk.create(TokenRequest { addresses: astray, ..request() }).await;
+    assert!(matches!(refused, Err(TokenError::Denied(..))));
     let suffix = || ["a".repeat(60), "b".repeat(60)].join(".").parse().expect("a suffix");
     for long in [
         Claims { services: vec!["s".repeat(300)], ..Claims::default() },
@@ -410,6 +426,7 @@ fn a_token_of_another_issuer_is_listed_where_it_was_used_once() {
         node_pattern: Some("job-*".to_owned()),
         claims: claims(),
         addresses: Vec::new(),
+        lanes: Vec::new(),
     };
     let mut tokens = Tokens::default();
     tokens.know(&grant(7), 900);
@@ -478,7 +495,7 @@ async fn a_renewed_token_grants_the_same_for_as_long_again() {
         uses: 0,
         node_pattern: Some("job-*".to_owned()),
         claims: claims(),
-        addresses: addresses(&["198.51.100.7:4677"]),
+        addresses: given(&["198.51.100.7:4677"]),
         ..request()
     };
     let old = office.token(asked).await;

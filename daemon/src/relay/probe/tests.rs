@@ -2,6 +2,7 @@
 
 use super::*;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use gossamer_core::select::EJECT_AFTER;

@@ -73,6 +73,7 @@ async fn play_at<const BESIDE: bool>(relay: Relay, names: &[&str]) -> (Option<St
         group: "west".parse().expect("name"),
         instance: name.parse().expect("name"),
         port: 80.into(),
+        carrier: None,
     };
     let choices: Vec<_> = (2..).zip(names).map(choice).collect();
     let (began, name) = (Instant::now(), VipName::Service(service("orders")));

@@ -126,7 +126,7 @@ impl Try for UdpTry<'_> {
             }
             return Ok(Far::Local(Arc::new(local?), permit));
         }
-        let mut stream = Guarded::new(relay.parts.hops.open_flow(choice.node).await.map_err(unreached)?);
+        let mut stream = Guarded::new(relay.open_hop(choice).await.map_err(unreached)?);
         let FlowStream { send, recv, datagrams, .. } = stream.side();
         let taking = Arc::downgrade(self.flow);
         let registered = datagrams.register(

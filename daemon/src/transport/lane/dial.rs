@@ -15,8 +15,9 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use gossamer_wire::limits::HANDSHAKE_TIMEOUT;
-use gossamer_wire::{MeshId, NodeId};
+use gossamer_wire::{LaneAddress, MeshId, NodeId};
 
+use super::ingress::{NameRules, dial_by_name};
 use super::socket::{Socket, Watched};
 use super::{Driver, Lane, Opener, Shown};
 use crate::clock;
@@ -43,6 +44,7 @@ pub(in crate::transport) struct LaneDialler {
     pub(in crate::transport) metrics: Arc<Metrics>,
     /// Opens the streams of circuits.
     pub(in crate::transport) peers: Peers,
+    pub(in crate::transport) rules: NameRules,
 }
 
 impl LaneDialler {
@@ -59,6 +61,19 @@ impl LaneDialler {
         Ok(lane)
     }
 
+    /// Dials a node at a lane address and gives the lane a task.
+    pub(in crate::transport) async fn dial_by_name(
+        &self,
+        node: NodeId,
+        at: &LaneAddress,
+        opener: Opener,
+    ) -> Result<Lane, Outcome> {
+        let (name, config) = (server_name(Some(node), self.mesh), Arc::clone(&self.config));
+        let (lane, driver) = dial_by_name(at, &self.rules, &name, config, opener, LANE_WITHIN).await?;
+        self.start(driver);
+        Ok(lane)
+    }
+
     /// Dials a node through a relay and gives the lane a task.
     pub(in crate::transport) async fn dial_circuit(
         &self,
@@ -68,7 +83,7 @@ impl LaneDialler {
     ) -> Result<Lane, Outcome> {
         let dialled = async {
             let stream = self.peers.open_circuit(relay, node).await?;
-            let at = Place { remote: stream.remote, via: Some(relay) };
+            let at = Place { remote: stream.remote, via: Some(relay), is_ingress: false };
             let (socket, watched, pump) = Socket::of_circuit(stream);
             self.stage.spawn_short("circuit", pump.run());
             let name = server_name(Some(node), self.mesh);
@@ -92,9 +107,20 @@ impl LaneDialler {
 
 /// Where the other end of a lane is.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+pub(super) struct Place {
     remote: SocketAddr,
     via: Option<NodeId>,
+    is_ingress: bool,
+}
+
+impl Place {
+    const fn of_node(remote: SocketAddr) -> Self {
+        Self { remote, via: None, is_ingress: false }
+    }
+
+    pub(super) const fn of_ingress(remote: SocketAddr) -> Self {
+        Self { remote, via: None, is_ingress: true }
+    }
 }
 
 /// Dials a lane. Nothing moves on it before its driver runs.
@@ -105,17 +131,24 @@ pub(crate) async fn dial(
     opener: Opener,
     within: Duration,
 ) -> Result<(Lane, Driver), Outcome> {
-    let dialled = async {
-        let stream = TcpStream::connect(address).await.map_err(|error| unconnected(&error))?;
-        let at = Place { remote: address, via: None };
-        shake_hands(Socket::of_tcp(stream), at, name, config, opener).await
-    };
+    let dialled = connect(Place::of_node(address), name, config, opener);
     timeout(within, dialled).await.map_err(|_| Outcome::NoAnswer(within))?
+}
+
+/// Dials a lane, for as long as that takes.
+pub(super) async fn connect(
+    at: Place,
+    name: &str,
+    config: Arc<ClientConfig>,
+    opener: Opener,
+) -> Result<(Lane, Driver), Outcome> {
+    let stream = TcpStream::connect(at.remote).await.map_err(|error| unconnected(&error))?;
+    shake_hands(Socket::of_tcp(stream), at, name, config, opener).await
 }
 
 async fn shake_hands(
     (socket, watched): (Socket, Watched),
-    Place { remote, via }: Place,
+    Place { remote, via, is_ingress }: Place,
     name: &str,
     config: Arc<ClientConfig>,
     opener: Opener,
@@ -129,7 +162,7 @@ async fn shake_hands(
         .peer_certificates()
         .map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
     let binding = connection.export_keying_material([0; 32], BINDING_LABEL, Some(b"")).ok();
-    let lane = Lane::new(Shown { remote, via, chain, binding, rtt }, Some(opener));
+    let lane = Lane::new(Shown { remote, via, is_ingress, chain, binding, rtt }, Some(opener));
     let driver = Driver { shared: Arc::clone(&lane.0), stream: TlsStream::Client(stream), socket: watched };
     Ok((lane, driver))
 }

@@ -197,7 +197,7 @@ impl LaneDoor {
             .peer_certificates()
             .map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
         let binding = connection.export_keying_material([0; 32], BINDING_LABEL, Some(b"")).ok();
-        let lane = Lane::new(Shown { remote, via, chain, binding, rtt }, None);
+        let lane = Lane::new(Shown { remote, via, is_ingress: false, chain, binding, rtt }, None);
         let driver =
             Driver { shared: Arc::clone(&lane.0), stream: TlsStream::Server(stream), socket: watched };
         Ok(Some(Entered { lane, driver, is_joiner }))

@@ -11,6 +11,7 @@ mod dial;
 mod driver;
 mod frame;
 mod halves;
+mod ingress;
 mod listen;
 mod pool;
 mod socket;
@@ -35,8 +36,10 @@ pub(crate) use dial::{dial, server_name};
 pub(crate) use driver::Driver;
 use frame::LaneFrame;
 pub(super) use halves::{LaneRecv, LaneSend};
+pub use ingress::NameRules;
+pub(crate) use ingress::dial_by_name;
 pub(super) use listen::{Arrival, Carried, Entered, LaneDoor, Listener, bind};
-pub(super) use pool::{FlowLane, Lanes, OpenLanes, open_on};
+pub(super) use pool::{FlowLane, Lanes, OpenLanes, Wait, open_on};
 pub(super) use stranger::Leading;
 use table::Table;
 
@@ -69,6 +72,7 @@ struct Shared {
     id: usize,
     remote: SocketAddr,
     via: Option<NodeId>,
+    is_ingress: bool,
     shown: Option<Vec<CertificateDer<'static>>>,
     binding: Option<[u8; 32]>,
     rtt: Duration,
@@ -83,6 +87,8 @@ pub(super) struct Shown {
     pub(super) remote: SocketAddr,
     /// The relay of a circuit, which is then what is at the address.
     pub(super) via: Option<NodeId>,
+    /// Whether the address is that of an ingress before the peer.
+    pub(super) is_ingress: bool,
     pub(super) chain: Option<Vec<CertificateDer<'static>>>,
     pub(super) binding: Option<[u8; 32]>,
     /// How long an answer took.
@@ -96,9 +102,10 @@ impl Lane {
         let table = Table::new(dialled);
         // Numbers of QUIC connections are addresses in memory: these are odd, and those are not.
         let id = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(2).wrapping_add(1);
-        let Shown { remote, via, chain, binding, rtt } = shown;
+        let Shown { remote, via, is_ingress, chain, binding, rtt } = shown;
         let (table, changed) = (Mutex::new(table), watch::Sender::new(()));
-        let shared = Arc::new(Shared { id, remote, via, shown: chain, binding, rtt, table, changed });
+        let shared =
+            Arc::new(Shared { id, remote, via, is_ingress, shown: chain, binding, rtt, table, changed });
         Self(Arc::clone(&shared), Arc::new(InUse(shared)))
     }
 
@@ -109,6 +116,11 @@ impl Lane {
     /// Returns the relay, of a circuit.
     pub(super) fn via(&self) -> Option<NodeId> {
         self.0.via
+    }
+
+    /// Returns whether this side dialled an ingress, which is then what is at the address.
+    pub(super) fn is_ingress(&self) -> bool {
+        self.0.is_ingress
     }
 
     pub(super) fn shown(&self) -> Option<&[CertificateDer<'static>]> {

@@ -79,10 +79,18 @@ pub(in crate::transport) struct Lanes {
     open: OpenLanes,
 }
 
+/// Who waits for a lane.
+#[derive(Debug)]
+pub(in crate::transport) struct Wait {
+    pub(in crate::transport) caller: Waiting,
+    /// Whether nothing else will do.
+    pub(in crate::transport) only_lane: bool,
+}
+
 #[derive(Debug, Default)]
 struct OfPeer {
     lanes: Vec<FlowLane>,
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<Wait>,
     dials: usize,
     /// Of these, who wait for the peer, which was asked to dial.
     asked: VecDeque<oneshot::Sender<()>>,
@@ -91,7 +99,7 @@ struct OfPeer {
 impl OfPeer {
     /// Returns whether a dial is to be made for who waits.
     fn wants_dial(&mut self) -> bool {
-        self.waiting.retain(|caller| !caller.is_closed());
+        self.waiting.retain(|wait| !wait.caller.is_closed());
         let wants = self.dials < self.waiting.len().min(MAX_DIALS) && self.lanes.len() < MAX_LANES;
         self.dials += usize::from(wants);
         wants
@@ -105,14 +113,14 @@ impl Lanes {
     }
 
     /// Gives a flow to the caller, or lets it wait. Returns whether a lane must be dialled.
-    pub(in crate::transport) fn request(&mut self, node: NodeId, caller: Waiting) -> bool {
+    pub(in crate::transport) fn request(&mut self, node: NodeId, wait: Wait) -> bool {
         let of = self.of.entry(node).or_default();
         if let Some(flow) = of.lanes.iter().find_map(FlowLane::try_open) {
-            let _ = caller.send(Opened::Lane(flow));
+            let _ = wait.caller.send(Opened::Lane(flow));
             return false;
         }
         if of.waiting.len() < MAX_WAITING {
-            of.waiting.push_back(caller);
+            of.waiting.push_back(wait);
         }
         of.wants_dial()
     }
@@ -127,10 +135,10 @@ impl Lanes {
         }
         while !of.waiting.is_empty()
             && let Some(flow) = lane.try_open()
-            && let Some(caller) = of.waiting.pop_front()
+            && let Some(wait) = of.waiting.pop_front()
         {
             // Who has gone leaves the lane as it was.
-            let _ = caller.send(Opened::Lane(flow));
+            let _ = wait.caller.send(Opened::Lane(flow));
         }
         of.lanes.push(lane);
         let wants_dial = of.wants_dial();
@@ -171,9 +179,13 @@ impl Lanes {
         }
     }
 
-    /// Returns who waits, for another way to the node.
-    pub(in crate::transport) fn take_waiting(&mut self, node: NodeId) -> VecDeque<Waiting> {
-        self.of.get_mut(&node).map(|of| std::mem::take(&mut of.waiting)).unwrap_or_default()
+    /// Returns who waits and may take another way to the node.
+    pub(in crate::transport) fn take_waiting(&mut self, node: NodeId) -> Vec<Waiting> {
+        let Some(of) = self.of.get_mut(&node) else { return Vec::new() };
+        let (stays, goes): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut of.waiting).into_iter().partition(|wait| wait.only_lane);
+        of.waiting = stays;
+        goes.into_iter().map(|wait| wait.caller).collect()
     }
 
     /// Opens no further flows on the lanes of a node: UDP works. Those that live go on.
@@ -233,16 +245,16 @@ mod tests {
     fn the_lane_that_a_peer_was_asked_for_ends_the_dial_in_its_place() {
         let mut lanes = Lanes::default();
         let (caller, gone) = oneshot::channel();
-        assert!(lanes.request(NODE, caller));
+        assert!(lanes.request(NODE, Wait { caller, only_lane: false }));
         let mut answered = lanes.asked(NODE);
         drop(gone);
         let (caller, _second) = oneshot::channel();
-        assert!(!lanes.request(NODE, caller), "the first dial serves it");
+        assert!(!lanes.request(NODE, Wait { caller, only_lane: false }), "the first dial serves it");
         assert!(answered.try_recv().is_err(), "nothing has come");
         lanes.answered(NODE);
         assert_eq!(answered.try_recv(), Ok(()));
         lanes.answered(NODE);
         let (caller, _third) = oneshot::channel();
-        assert!(lanes.request(NODE, caller), "no dial is under way");
+        assert!(lanes.request(NODE, Wait { caller, only_lane: false }), "no dial is under way");
     }
 }

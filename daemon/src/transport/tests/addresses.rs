@@ -67,6 +67,7 @@ async fn the_word_of_a_peer_of_this_machine_is_no_address_for_others() {
 
 /// Returns a token of this node with other addresses.
 async fn token_at(issuer: &Node, addresses: Vec<SocketAddr>) -> Token {
+    let addresses = addresses.into_iter().map(gossamer_wire::Address::Port).collect();
     let asked = TokenRequest { addresses, ..token_request() };
     issuer.issuer.create_token(asked).await.expect("mints").token
 }

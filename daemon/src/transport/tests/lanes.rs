@@ -7,6 +7,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 
+use gossamer_wire::token::Grant;
+
 use super::super::lane::{ALPN, server_name};
 use super::*;
 use crate::transport::tls;
@@ -267,4 +269,75 @@ async fn strangers_on_the_lane_port_are_hung_up_on_and_counted_by_what_they_did(
         let _ = timeout(SOON, dial(alpn, name)).await.expect("in time");
         counted(reason).await;
     }
+}
+
+/// A node, and a token that names it by lane addresses only.
+async fn behind(hosts: &[&str]) -> (Node, Token) {
+    let a = first_node();
+    let named = |host: &&str| format!("tls://{host}:{}", a.address.port()).parse().expect("address");
+    let lanes = hosts.iter().map(named).collect();
+    let grant = Grant { addresses: Vec::new(), lanes, ..a.token().await.grant().clone() };
+    // Signed by the node itself.
+    let key = a.identity.issuer.clone().expect("an issuer");
+    (a, Token::build(grant, |bytes| key.sign(bytes)).expect("builds"))
+}
+
+#[tokio::test]
+async fn a_machine_joins_by_a_name_that_only_lanes_lead_to() {
+    let (_a, token) = behind(&["localhost"]).await;
+    let dir = tempfile::tempdir().expect("scratch");
+    let store = Store::open(&dir.path().join("state")).expect("opens");
+    let identity = join(&store, &token, &request("vm-b")).await.expect("joins");
+    assert!(identity.by_lane);
+    assert_eq!(identity.seeds[0].lanes, token.grant().lanes, "and finds the node by it again");
+}
+
+#[tokio::test]
+async fn a_join_in_vain_names_what_was_wrong_with_a_lane_address() {
+    let (_a, token) = behind(&["gate.mesh.internal", "127.240.0.9"]).await;
+    let dir = tempfile::tempdir().expect("scratch");
+    let store = Store::open(&dir.path().join("state")).expect("opens");
+    let error = join(&store, &token, &request("vm-b")).await.expect_err("nobody is there").to_string();
+    assert!(error.contains("(the name was not resolved: it is a name of the mesh itself)"), "{error}");
+    assert!(error.contains("(not tried: it is a virtual address of the mesh)"), "{error}");
+}
+
+#[tokio::test]
+async fn a_lane_address_leads_to_a_node_and_what_it_resolves_to_is_no_address_of_it() {
+    let mut a = first_node();
+    let (mut identity, dir) = a.member("vm-b").await;
+    identity.seeds.clear();
+    let mut b = start_node(identity, dir);
+    let (node, lane) = (a.identity.node(), format!("tls://localhost:{}", a.address.port()));
+    b.peers.learn_lanes(node, vec![lane.parse().expect("address")]);
+    b.peers.learn(node, Vec::new(), Source::Hint);
+    let (of_a, of_b) = (Arc::clone(&a.identity), Arc::clone(&b.identity));
+    tokio::join!(a.connected_to(&of_b), b.connected_to(&of_a));
+    let mut opened = open(&b, &a).await;
+    opened.send.write_all(b"word").await.expect("sends");
+    let mut accepted = accept(&mut a).await;
+    let mut word = [0; 4];
+    accepted.recv.read_exact(&mut word).await.expect("reads");
+    assert_eq!(&word, b"word");
+    let pinged = b.peers.ping(node, Vec::new()).await;
+    let ways: Vec<_> = pinged.tried.iter().map(|(way, _)| way.to_string()).collect();
+    assert_eq!(ways, [lane]);
+}
+
+#[tokio::test]
+async fn a_flow_that_wants_a_lane_gets_one_beside_udp_and_others_do_not() {
+    let mut a = first_node();
+    let mut b = a.join("vm-b").await;
+    let (of_a, of_b) = (Arc::clone(&a.identity), Arc::clone(&b.identity));
+    tokio::join!(a.connected_to(&of_b), b.connected_to(&of_a));
+    let node = a.identity.node();
+    let opened = timeout(SOON, b.peers.open_lane(node)).await.expect("in time").expect("opens");
+    assert!(opened.is_lane());
+    let mut other = open(&b, &a).await;
+    assert!(!other.is_lane(), "the first flow of another service");
+    other.send.write_all(b"word").await.expect("sends");
+    assert!(!accept(&mut a).await.is_lane());
+    let again = timeout(SOON, b.peers.open_lane(node)).await.expect("in time").expect("opens");
+    assert!(again.is_lane(), "also where there is a data connection");
+    assert_eq!(b.peers.is_lane(node), Some(false), "the control connection stays where it was");
 }

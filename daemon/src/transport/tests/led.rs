@@ -1,6 +1,7 @@
 //! Joiners who reach only a relay, between real daemons on loopback.
 
 use gossamer_core::strangers::{MAX_STRANGER_BYTES, MAX_STRANGERS_PER_SOURCE};
+use gossamer_wire::Address;
 use gossamer_wire::circuit::{CIRCUIT_BYTES, CircuitOpen};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -33,7 +34,8 @@ impl Led {
 
     /// A token of the issuer that leads to the relay alone.
     async fn token(&self, uses: u32) -> Token {
-        let request = TokenRequest { uses, addresses: vec![self.r.address], ..token_request() };
+        let request =
+            TokenRequest { uses, addresses: vec![Address::Port(self.r.address)], ..token_request() };
         self.a.issuer.create_token(request).await.expect("mints").token
     }
 
@@ -161,7 +163,7 @@ async fn a_member_without_the_role_leads_nobody() {
     let mut b = a.join("vm-b").await;
     let (of_a, of_b) = (Arc::clone(&a.identity), Arc::clone(&b.identity));
     tokio::join!(a.connected_to(&of_b), b.connected_to(&of_a));
-    let asked = TokenRequest { addresses: vec![b.address], ..token_request() };
+    let asked = TokenRequest { addresses: vec![Address::Port(b.address)], ..token_request() };
     let token = a.issuer.create_token(asked).await.expect("mints").token;
     let dir = tempfile::tempdir().expect("scratch");
     let store = Store::open(&dir.path().join("state")).expect("opens");

@@ -36,6 +36,7 @@ fn probed(outcome: Outcome) -> Probed {
         node: "vm-b".to_owned(),
         reached: Some(Reached {
             by: By::Direct("192.0.2.1:4677".parse().expect("address")),
+            path: crate::relay::Path::Quic("192.0.2.1:4677".parse().expect("address")),
             rtt: Duration::from_millis(2),
             identity: "spiffe://m/group/east/node/vm-b".to_owned(),
             node: gossamer_wire::NodeId::from_bytes([2; 16]),
