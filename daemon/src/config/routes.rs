@@ -132,7 +132,8 @@ mod tests {
 
     #[test]
     fn wishes_are_read_as_they_are_written() {
-        let text = "orders.order=zone,any;orders.only=region; orders.west.spill_below=70; orders.west.transport=tls";
+        let text =
+            "orders.order=zone,any;orders.only=region; orders.west.spill_below=70; orders.west.transport=tls";
         let expected = "{ \"orders\" = { order = [\"zone\", \"any\"], only = \"region\" }, \"orders.west\" = { spill_below = 70, transport = \"tls\" } }";
         assert_eq!(of(text).as_deref(), Ok(expected));
         assert_eq!(of("").as_deref(), Ok("{}"));
