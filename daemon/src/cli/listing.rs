@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(cells[4], "5432,admin:80/udp");
         assert_eq!(
             cells[7],
-            "not imported, pg.corp.example, *.debian.org not answered, order zone > any, only region, spills below 70 %"
+            "not imported, pg.corp.example, *.debian.org not answered, order zone > any, only region, spills below 70 %, over tls"
         );
         let hidden =
             InstanceRow { visible: false, fqdns: Vec::new(), routing: Routing::default(), ..instance };

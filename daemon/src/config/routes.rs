@@ -132,8 +132,9 @@ mod tests {
 
     #[test]
     fn wishes_are_read_as_they_are_written() {
-        let text = "orders.order=zone,any;orders.only=region; orders.west.spill_below=70";
-        let expected = "{ \"orders\" = { order = [\"zone\", \"any\"], only = \"region\" }, \"orders.west\" = { spill_below = 70 } }";
+        let text =
+            "orders.order=zone,any;orders.only=region; orders.west.spill_below=70; orders.west.transport=tls";
+        let expected = "{ \"orders\" = { order = [\"zone\", \"any\"], only = \"region\" }, \"orders.west\" = { spill_below = 70, transport = \"tls\" } }";
         assert_eq!(of(text).as_deref(), Ok(expected));
         assert_eq!(of("").as_deref(), Ok("{}"));
     }
@@ -146,6 +147,7 @@ mod tests {
             ("orders.only=regoin", "is none of node, group, zone, region, any", "write region"),
             ("orders.order=zone,zones", "\"zones\" is none of", "write zone"),
             ("orders.order=any,zone", "goes on after any", "write for example"),
+            ("orders.transport=quic", "\"quic\" is no transport", "write \"tls\""),
             ("orders.spill_below=101", "no percentage", "0 to 100"),
             ("a.b.c.only=any", "names no service", "SERVICE.GROUP"),
             ("Orders.only=any", "a-z", "correct"),
