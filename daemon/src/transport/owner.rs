@@ -90,13 +90,7 @@ pub struct Parts {
 /// # Errors
 /// The port cannot be bound.
 pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers, SocketAddr), BindError> {
-    let opening = Opening {
-        udp: &parts.udp,
-        side: Side { key: &identity.key, live: &parts.live, trust: &parts.trust, clock: &parts.clock },
-        reset_key: &parts.reset_key,
-        clock: &parts.clock,
-        entropy: &parts.entropy,
-    };
+    let opening = opening(identity, &parts);
     let endpoints = open(stage, &opening)?;
     let address = endpoints.endpoint.local_addr().unwrap_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into());
     let (commands, command_queue) = mpsc::channel(COMMANDS);
@@ -170,6 +164,16 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     stage.spawn("accept", acceptor.run());
     stage.spawn("transport", owner.run(command_queue, report_queue));
     Ok((peers, address))
+}
+
+fn opening<'a>(identity: &'a Identity, parts: &'a Parts) -> Opening<'a> {
+    Opening {
+        udp: &parts.udp,
+        side: Side { key: &identity.key, live: &parts.live, trust: &parts.trust, clock: &parts.clock },
+        reset_key: &parts.reset_key,
+        clock: &parts.clock,
+        entropy: &parts.entropy,
+    }
 }
 
 fn inbox(parts: &Parts, reports: mpsc::Sender<Report>, peers: &Peers) -> Inbox {
