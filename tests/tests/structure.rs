@@ -158,6 +158,7 @@ const RULES: &[Rule] = &[
             "daemon/src/transport",
             "daemon/src/app",
             "daemon/src/relay/listener",
+            "daemon/src/segments",       // sets the size of segments before it connects
             "daemon/src/listeners/diag", // netlink
             "daemon/src/api",
             "daemon/src/cli",

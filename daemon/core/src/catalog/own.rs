@@ -276,7 +276,9 @@ mod tests {
     use gossamer_wire::advert::Fragment;
 
     use super::*;
+
     use crate::catalog::tests::{record, start};
+    use gossamer_wire::limits::MAX_CARD_BYTES;
 
     struct Plain;
 
@@ -431,7 +433,7 @@ mod tests {
         let address = "192.0.2.1:4677".parse().expect("address");
         let many = CardContent { addresses: vec![address; 9], ..CardContent::default() };
         assert!(matches!(check_card(&many), Err(CardError::Limit(_))));
-        let long = CardContent { leaf: vec![0; 2_000], ..CardContent::default() };
+        let long = CardContent { leaf: vec![0; MAX_CARD_BYTES], ..CardContent::default() };
         assert!(matches!(check_card(&long), Err(CardError::TooLong(_))));
         assert_eq!(check_card(&CardContent::default()), Ok(()));
     }
