@@ -11,7 +11,7 @@ use super::Mesh;
 use super::measure::{Run, Size};
 use crate::scenario::{Act, World as _};
 
-/// When relays lead nothing for [`SILENT`].
+/// When relays lead nothing for `SILENT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Silence {
     /// First one, later the other.
