@@ -380,6 +380,11 @@ impl ReadCredit {
         self.of.as_ref().map_or(0, |_| usize::try_from(unread).unwrap_or(usize::MAX))
     }
 
+    /// Returns whether the reader has not shown yet that it takes more than sockets do.
+    pub(crate) const fn is_young(&self) -> bool {
+        self.of.is_some() && self.window.taken() < window::PROOF
+    }
+
     /// The reader has taken what it got: the peer may send more.
     pub(crate) fn taken(&mut self) {
         let len = std::mem::take(&mut self.given);

@@ -117,7 +117,7 @@ pub(super) const NEAR: Duration = Duration::from_millis(5);
 
 /// What a reader on a near path has to take before its window grows: more than buffers of sockets take for a program that
 /// reads nothing (the relay lets the system keep 128 KiB beside a receive buffer).
-const PROOF: u64 = 512 << 10;
+pub(super) const PROOF: u64 = 512 << 10;
 /// Below it a flow on a far path gets a small part of what is left only.
 const YOUNG: u64 = 4 << 20;
 

@@ -42,7 +42,7 @@ impl Hop<'_> {
     /// bounds it; it is given back when the reader has it.
     fn gather(&mut self) {
         let most = self.credit.unread();
-        let mut waits = Vec::new();
+        let mut waits = Vec::from(std::mem::take(&mut self.waits));
         while waits.len() < most
             && let Some(Ok(Some(bytes))) = self.recv.read_chunk(most - waits.len()).now_or_never()
         {
@@ -83,22 +83,27 @@ impl Source for Hop<'_> {
             let read = pin!(self.recv.read_chunks(&mut pieces)).poll(context);
             read.map_ok(|count| count.map(|count| pieces.into_iter().take(count).collect::<Batch>()))
         });
-        let batch = read.await?;
+        let mut batch = read.await?;
         // What read a reset earlier had its error; from then on the library says that the stream is at its end.
         if batch.is_none() && matches!(self.recv.received_reset().now_or_never(), Some(Ok(Some(_)))) {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         self.credit.give(batch.iter().flatten().map(Bytes::len).sum());
+        if self.credit.is_young() {
+            batch = batch.map(|pieces| smallvec![pieces.concat().into()]);
+        }
         Ok(batch)
     }
 
     async fn broken(&mut self) -> io::Error {
-        if self.waits.is_empty() {
-            if let Ok(error) = timeout(STALLED, broken(self.recv, self.credit)).await {
-                return error;
-            }
+        // Many may stall at once before any has proved that its reader reads.
+        if self.credit.is_young() {
             self.gather();
         }
+        if let Ok(error) = timeout(STALLED, broken(self.recv, self.credit)).await {
+            return error;
+        }
+        self.gather();
         broken(self.recv, self.credit).await
     }
 }
