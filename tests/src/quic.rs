@@ -294,6 +294,21 @@ pub fn open_circuits(
     })
 }
 
+/// Begins a circuit with this record, as this member. Returns the byte that answers it; `None` when the stream ends without.
+///
+/// # Errors
+/// No data connection came about, or nothing came in time.
+pub fn ask_circuit(at: SocketAddr, member: &Credentials, record: CircuitOpen) -> Result<Option<u8>> {
+    runtime()?.block_on(async {
+        let connection = data_connection(at, member).await?;
+        let (mut send, mut recv) = connection.open_bi().await?;
+        send.write_all(&record.encode()).await?;
+        let mut status = [0];
+        let answer = tokio::time::timeout(ANSWER, recv.read_exact(&mut status)).await;
+        Ok(answer.context("no answer")?.ok().map(|()| status[0]))
+    })
+}
+
 /// Circuits that are held open at once: more than a relay allows.
 const MOST_KEPT: usize = 1_000;
 

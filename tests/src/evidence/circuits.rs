@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use gossamer_wire::NodeId;
+use gossamer_wire::circuit::{CircuitOpen, CircuitStatus};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -21,7 +23,7 @@ use super::{Ci, Needs, Row, Run};
 use crate::netns::{Namespace, Segment};
 use crate::process::{Lab, Node};
 use crate::promise;
-use crate::quic::{Credentials, identity_of, open_circuits};
+use crate::quic::{Credentials, ask_circuit, identity_of, open_circuits};
 use crate::wait::{throughout, until};
 
 pub(super) const ROWS: &[Row] = &[
@@ -56,6 +58,14 @@ pub(super) const ROWS: &[Row] = &[
         needs: Needs::Root,
         ci: Ci::Runs,
         check: caps,
+    },
+    Row {
+        name: "7.3-refused",
+        promise: "A member asks a relay for a circuit to itself, to the relay and to a node that has no connection with it, asks a member without the role for one, and announces one although it is no relay: each is refused at once with its code, and counted by its reason",
+        sabotage: "the member asks for a node that is connected",
+        needs: Needs::Root,
+        ci: Ci::Runs,
+        check: refused,
     },
 ];
 
@@ -392,6 +402,42 @@ fn caps(run: &Run) -> Result<String> {
             calm.as_secs_f64() * 1e3,
             beside.as_secs_f64() * 1e3
         ))
+    })
+}
+
+fn refused(run: &Run) -> Result<String> {
+    let segment = Segment::new(3)?;
+    let [first, second, outside] = segment.machines() else { unreachable!("three machines were made") };
+    run.scenario(|lab| {
+        let mut issuer = lab.node_in("issuer", first)?;
+        issuer.init("west")?;
+        let mut relay = lab.node_in("relay", second)?;
+        relay.join(&issuer.token(&["--role", "relay"])?)?;
+        relay.sees("issuer", "alive", SEEN)?;
+        let hostile = lab.node_in("hostile", outside)?;
+        hostile.ok(&["join", &issuer.token(&[])?, "--node", "hostile", "--no-start"])?;
+        let (hostile, connected) = (identity_of(&hostile.state_dir())?, identity_of(&issuer.state_dir())?);
+        let (member, me) = (Credentials::of_identity(&hostile), hostile.node());
+        let here = identity_of(&relay.state_dir())?.node();
+        let nobody = if run.sabotaged { connected.node() } else { NodeId::from_bytes([7; 16]) };
+        let [at_issuer, at_relay] = [0, 1].map(|machine| SocketAddr::from((Segment::address(machine), 4_677)));
+        let (refused, no_relay) = (CircuitStatus::Refused.code(), CircuitStatus::NoRelay.code());
+        let not_connected = CircuitStatus::NotConnected.code();
+        for (what, node, at, record, code, reason) in [
+            ("itself", &relay, at_relay, CircuitOpen::To(me), Some(refused), "itself"),
+            ("the relay", &relay, at_relay, CircuitOpen::To(here), Some(refused), "itself"),
+            ("nobody", &relay, at_relay, CircuitOpen::To(nobody), Some(not_connected), "not_connected"),
+            ("no relay", &issuer, at_issuer, CircuitOpen::To(here), Some(no_relay), "no_relay"),
+            ("an announcement", &issuer, at_issuer, CircuitOpen::From(here), None, "no_relay"),
+        ] {
+            let count =
+                || metric(node, &format!("gossamer_circuits_refused_total{{reason=\"{reason}\"}}"));
+            let before = count()?;
+            let answer = outside.enter(|| ask_circuit(at, &member, record))??;
+            promise!(answer == code, "{what} is answered with {answer:?}, not {code:?}");
+            until("the count", SEEN, || Ok(count()? == before + 1))?;
+        }
+        Ok("5 of 5 refused with their codes and counted by their reasons".to_owned())
     })
 }
 
