@@ -420,7 +420,8 @@ fn refused(run: &Run) -> Result<String> {
         let (member, me) = (Credentials::of_identity(&hostile), hostile.node());
         let here = identity_of(&relay.state_dir())?.node();
         let nobody = if run.sabotaged { connected.node() } else { NodeId::from_bytes([7; 16]) };
-        let [at_issuer, at_relay] = [0, 1].map(|machine| SocketAddr::from((Segment::address(machine), 4_677)));
+        let [at_issuer, at_relay] =
+            [0, 1].map(|machine| SocketAddr::from((Segment::address(machine), 4_677)));
         let (refused, no_relay) = (CircuitStatus::Refused.code(), CircuitStatus::NoRelay.code());
         let not_connected = CircuitStatus::NotConnected.code();
         for (what, node, at, record, code, reason) in [
@@ -430,8 +431,7 @@ fn refused(run: &Run) -> Result<String> {
             ("no relay", &issuer, at_issuer, CircuitOpen::To(here), Some(no_relay), "no_relay"),
             ("an announcement", &issuer, at_issuer, CircuitOpen::From(here), None, "no_relay"),
         ] {
-            let count =
-                || metric(node, &format!("gossamer_circuits_refused_total{{reason=\"{reason}\"}}"));
+            let count = || metric(node, &format!("gossamer_circuits_refused_total{{reason=\"{reason}\"}}"));
             let before = count()?;
             let answer = outside.enter(|| ask_circuit(at, &member, record))??;
             promise!(answer == code, "{what} is answered with {answer:?}, not {code:?}");
