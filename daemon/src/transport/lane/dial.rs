@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError, ClientConfig};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -19,12 +19,12 @@ use gossamer_wire::{LaneAddress, MeshId, NodeId};
 
 use super::ingress::{NameRules, dial_by_name};
 use super::socket::{Socket, Watched};
-use super::{Driver, Lane, Opener, Shown};
+use super::{Driver, Lane, Opener, Shown, shown_in};
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::supervise::Stage;
+use crate::transport::Peers;
 use crate::transport::tried::Outcome;
-use crate::transport::{BINDING_LABEL, Peers};
 
 /// How long TCP and TLS may take.
 const LANE_WITHIN: Duration = HANDSHAKE_TIMEOUT;
@@ -157,11 +157,7 @@ async fn shake_hands(
     let began = clock::now().mono;
     let stream = TlsConnector::from(config).connect(name, socket).await.map_err(|error| unshaken(&error))?;
     let rtt = clock::now().mono.saturating_duration_since(began);
-    let connection = stream.get_ref().1;
-    let chain = connection
-        .peer_certificates()
-        .map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
-    let binding = connection.export_keying_material([0; 32], BINDING_LABEL, Some(b"")).ok();
+    let (chain, binding) = shown_in(stream.get_ref().1);
     let lane = Lane::new(Shown { remote, via, is_ingress, chain, binding, rtt }, Some(opener));
     let driver = Driver { shared: Arc::clone(&lane.0), stream: TlsStream::Client(stream), socket: watched };
     Ok((lane, driver))

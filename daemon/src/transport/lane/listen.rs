@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use rustls::pki_types::CertificateDer;
 use rustls::server::{Accepted, Acceptor};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -22,10 +21,10 @@ use gossamer_wire::{MeshId, NodeId, join};
 
 use super::socket::{Socket, Watched};
 use super::stranger::Leading;
-use super::{ALPN, Driver, Lane, Shown, server_name};
+use super::{ALPN, Driver, Lane, Shown, server_name, shown_in};
 use crate::clock;
 use crate::supervise::Stage;
-use crate::transport::{BINDING_LABEL, FlowStream};
+use crate::transport::FlowStream;
 
 /// Connections that wait for the system to be asked for them.
 const BACKLOG: i32 = 256;
@@ -192,11 +191,7 @@ impl LaneDoor {
             "lane_tls"
         })?;
         let rtt = clock::now().mono.saturating_duration_since(began);
-        let connection = stream.get_ref().1;
-        let chain = connection
-            .peer_certificates()
-            .map(|chain| chain.iter().cloned().map(CertificateDer::into_owned).collect());
-        let binding = connection.export_keying_material([0; 32], BINDING_LABEL, Some(b"")).ok();
+        let (chain, binding) = shown_in(stream.get_ref().1);
         let lane = Lane::new(Shown { remote, via, is_ingress: false, chain, binding, rtt }, None);
         let driver =
             Driver { shared: Arc::clone(&lane.0), stream: TlsStream::Server(stream), socket: watched };

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{ConnectionError, VarInt};
+use rustls::ConnectionCommon;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
@@ -42,6 +43,8 @@ pub(super) use listen::{Arrival, Carried, Entered, LaneDoor, Listener, bind};
 pub(super) use pool::{FlowLane, Lanes, OpenLanes, Wait, open_on};
 pub(super) use stranger::Leading;
 use table::Table;
+
+use super::BINDING_LABEL;
 
 /// ALPN of lanes between members.
 pub(crate) const ALPN: &[u8] = b"gossamer-lane/1";
@@ -93,6 +96,14 @@ pub(super) struct Shown {
     pub(super) binding: Option<[u8; 32]>,
     /// How long an answer took.
     pub(super) rtt: Duration,
+}
+
+/// Reads the certificates of the other end from a session, and what signatures are bound to it by.
+fn shown_in<D>(session: &ConnectionCommon<D>) -> (Option<Vec<CertificateDer<'static>>>, Option<[u8; 32]>) {
+    let owned =
+        |chain: &[CertificateDer<'_>]| chain.iter().cloned().map(CertificateDer::into_owned).collect();
+    let chain = session.peer_certificates().map(owned);
+    (chain, session.export_keying_material([0; 32], BINDING_LABEL, Some(b"")).ok())
 }
 
 impl Lane {
