@@ -23,7 +23,7 @@ const MAX_REMEMBERED: usize = 1_024;
 pub enum NoCircuit {
     /// It would lead to who asks for it, or to the relay.
     Itself,
-    /// It comes through a circuit or a lane: relays would stand in a row.
+    /// It comes through a circuit: relays would stand in a row.
     Loop,
     /// The member has too many open.
     PerPeer,
