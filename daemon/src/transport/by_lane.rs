@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use gossamer_core::dial::{Detour, Packets, UDP_ALONE};
@@ -19,12 +20,13 @@ use super::carrier::Connection;
 use super::dials::HEAD_START;
 use super::endpoint::Opening;
 use super::hello::Greeted;
-use super::lane::{self, Arrival, FlowLane, Lane, LaneDialler, LaneDoor, Leading, Listener, Opener, Wait};
+use super::lane::{Arrival, FlowLane, Lane, LaneDialler, LaneDoor, Leading, Listener, Opener, Wait};
 use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE};
 use super::owner::{Owner, Parts};
+use super::port::TcpPort;
 use super::{BindError, Peers, Report, Udp, tls};
 use crate::clock;
-use crate::events::{Event, EventLog};
+use crate::events::Event;
 use crate::identity::{Identity, Live};
 use crate::supervise::Stage;
 
@@ -39,12 +41,11 @@ pub(super) struct Arriving {
     pub(super) door: LaneDoor,
 }
 
-/// Makes both sides of lanes: what dials, `None` in a network in memory, and what comes in at the address.
+/// Makes both sides of lanes: what dials, `None` in a network in memory, and what comes in.
 pub(super) fn lanes_of(
     stage: &Stage,
     identity: &Identity,
     opening: &Opening<'_>,
-    address: SocketAddr,
     (parts, peers): (&Parts, &Peers),
     queue: mpsc::Receiver<Arrival>,
 ) -> Result<(Option<LaneDialler>, Arriving), BindError> {
@@ -53,9 +54,6 @@ pub(super) fn lanes_of(
     let client: Arc<ClientConfig> = Arc::new(tls::lane_client(&opening.side).map_err(error)?);
     let (me, mesh) = (identity.node(), identity.mesh);
     let is_real = matches!(parts.udp, Udp::Bind(_));
-    if is_real {
-        listen(stage, address, &parts.events, peers.arrivals.clone());
-    }
     let live = Live::clone(opening.side.live);
     let leading = Arc::new(Leading::new(live, peers.clone(), Arc::clone(&parts.metrics)));
     let door = LaneDoor { config: server, me, mesh, stage: stage.clone(), leading };
@@ -66,16 +64,16 @@ pub(super) fn lanes_of(
 }
 
 /// Listens for lanes. Without the port the mesh works where UDP does, so that a daemon starts all the same.
-fn listen(stage: &Stage, address: SocketAddr, events: &EventLog, arrivals: mpsc::Sender<Arrival>) {
-    match lane::bind(address) {
+pub(super) fn listen(stage: &Stage, address: SocketAddr, tcp: TcpPort, parts: &Parts, peers: &Peers) {
+    match tcp.and_then(TcpListener::from_std) {
         Ok(socket) => {
-            let stop = stage.stopping().clone();
+            let (stop, arrivals) = (stage.stopping().clone(), peers.arrivals.clone());
             stage.spawn("lanes", Listener { socket, arrivals }.run(stop));
         }
         Err(error) => {
             tracing::warn!(%address, %error,
                 "TCP cannot be bound: nodes that UDP does not reach cannot dial this one; stop the program that has the port (`ss -ltnp`)");
-            events.push(&Event {
+            parts.events.push(&Event {
                 who: format!("tcp port {}", address.port()),
                 was: "wanted",
                 now: "not bound",

@@ -1,6 +1,6 @@
 //! The one QUIC endpoint of the daemon and its settings.
 //!
-//! Owns: the UDP socket and the QUIC configurations. Must not know: who is dialled, what streams carry.
+//! Owns: the QUIC endpoint and its configurations. Must not know: who is dialled, what streams carry.
 //! Driven by: `transport`. The figures behind the settings are in `docs/adr/0005`.
 
 use std::future::Future;
@@ -19,7 +19,6 @@ use quinn::{
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use ring::hmac;
-use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
 use gossamer_wire::limits::{
@@ -31,6 +30,7 @@ use super::congestion::WindowsConfig;
 use super::credit::MAX_UNREAD;
 use super::data::MAX_LIVE;
 use super::gather::Gathering;
+use super::port::{MeshPort, TcpPort};
 use super::tls::{self, Side};
 use super::window::STREAM_WINDOW;
 use crate::clock::Clock;
@@ -69,10 +69,6 @@ const _: () = assert!(
         + MAX_GREETING * (CONTROL_WINDOW as usize + DATAGRAM_BUFFER)
         <= MAX_UNREAD_PER_PEER
 );
-
-/// Bytes the system may keep for this socket. Its usual 208 KiB hold some ninety first packets of handshakes: one that is
-/// lost is sent again after a second, and a node that everybody starts with has hundreds at once.
-const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// Why the mesh port could not be opened. The operator's fault; nothing was changed.
 #[derive(Debug, Error)]
@@ -117,11 +113,12 @@ pub(super) struct Opening<'a> {
     pub(super) entropy: &'a Entropy,
 }
 
-/// Opens the mesh port; the tasks of the QUIC library run on the stage.
+/// Opens the mesh port, with the TCP socket of its number; a network in memory has none. The tasks of the QUIC library run on
+/// the stage.
 ///
 /// # Errors
 /// See [`BindError`].
-pub(super) fn open(stage: &Stage, opening: &Opening<'_>) -> Result<Endpoints, BindError> {
+pub(super) fn open(stage: &Stage, opening: &Opening<'_>) -> Result<(Endpoints, Option<TcpPort>), BindError> {
     let Opening { udp, side, reset_key, clock, entropy } = opening;
     let tls_error = |error: &dyn std::fmt::Display| BindError::Tls(error.to_string());
     let server_tls = tls::server(side).map_err(|error| tls_error(&error))?;
@@ -148,17 +145,20 @@ pub(super) fn open(stage: &Stage, opening: &Opening<'_>) -> Result<Endpoints, Bi
 
     let runtime = Arc::new(OnStage(stage.clone()));
     let (config, server) = (endpoint_config(reset_key, entropy), Some(server));
-    let endpoint = match udp {
-        Udp::Bind(listen) => Endpoint::new(config, server, socket(*listen)?, runtime)
-            .map_err(|error| BindError::Refused(*listen, error))?,
+    let (endpoint, tcp) = match udp {
+        Udp::Bind(listen) => {
+            let port = MeshPort::bind(*listen)?;
+            let endpoint = Endpoint::new(config, server, port.udp, runtime);
+            (endpoint.map_err(|error| BindError::Refused(*listen, error))?, Some(port.tcp))
+        }
         Udp::Given(socket) => {
             let unnamed = (Ipv4Addr::UNSPECIFIED, 0).into();
             let address = socket.local_addr().unwrap_or(unnamed);
-            Endpoint::new_with_abstract_socket(config, server, Arc::clone(socket), runtime)
-                .map_err(|error| BindError::Refused(address, error))?
+            let endpoint = Endpoint::new_with_abstract_socket(config, server, Arc::clone(socket), runtime);
+            (endpoint.map_err(|error| BindError::Refused(address, error))?, None)
         }
     };
-    Ok(Endpoints { endpoint, control: client(control_settings()), data: client(data_settings()) })
+    Ok((Endpoints { endpoint, control: client(control_settings()), data: client(data_settings()) }, tcp))
 }
 
 fn endpoint_config(reset_key: &[u8; 64], entropy: &Entropy) -> EndpointConfig {
@@ -261,30 +261,6 @@ fn make_fast(settings: &mut TransportConfig) {
 
 fn idle(timeout: Duration) -> Option<IdleTimeout> {
     IdleTimeout::try_from(timeout).ok()
-}
-
-fn socket(listen: SocketAddr) -> Result<UdpSocket, BindError> {
-    let error = |error: io::Error| match error.kind() {
-        io::ErrorKind::AddrInUse => BindError::InUse(listen),
-        _ => BindError::Refused(listen, error),
-    };
-    let open = |address: SocketAddr| {
-        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-        if address.is_ipv6() {
-            socket.set_only_v6(!address.ip().is_unspecified())?;
-        }
-        // A host that allows less gives what it allows; the mesh works with that too, only not so fast under a burst.
-        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
-        socket.bind(&address.into())?;
-        io::Result::Ok(UdpSocket::from(socket))
-    };
-    match open(listen) {
-        // A host without IPv6.
-        Err(cause) if listen.ip() == Ipv6Addr::UNSPECIFIED && cause.kind() != io::ErrorKind::AddrInUse => {
-            open((Ipv4Addr::UNSPECIFIED, listen.port()).into()).map_err(error)
-        }
-        result => result.map_err(error),
-    }
 }
 
 /// Random 4-byte connection ids: 24 bytes less per probe than quinn's default (measured), and 2^32 of them are

@@ -22,6 +22,7 @@ mod moved;
 mod owner;
 pub mod paths;
 mod ping;
+mod port;
 mod race;
 mod relays;
 mod second;

@@ -21,7 +21,7 @@ use gossamer_wire::{LaneAddress, NodeId};
 
 use super::accept::{By, Errand};
 use super::acceptor::{Acceptor, NOTES, Note};
-use super::by_lane::{ARRIVALS, lanes_of};
+use super::by_lane::{ARRIVALS, lanes_of, listen};
 use super::canary::Canary;
 use super::carrier::Connection;
 use super::data::{DataConnection, Pool};
@@ -91,7 +91,7 @@ pub struct Parts {
 /// The port cannot be bound.
 pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers, SocketAddr), BindError> {
     let opening = opening(identity, &parts);
-    let endpoints = open(stage, &opening)?;
+    let (endpoints, tcp) = open(stage, &opening)?;
     let address = endpoints.endpoint.local_addr().unwrap_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into());
     let (commands, command_queue) = mpsc::channel(COMMANDS);
     let (reports, report_queue) = mpsc::channel(INPUTS);
@@ -115,7 +115,10 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         arrivals: arrivals_in,
         pings: Pings::default(),
     };
-    let (lane_dialler, arriving) = lanes_of(stage, identity, &opening, address, (&parts, &peers), arrivals)?;
+    let (lane_dialler, arriving) = lanes_of(stage, identity, &opening, (&parts, &peers), arrivals)?;
+    if let Some(tcp) = tcp {
+        listen(stage, address, tcp, &parts, &peers);
+    }
     let inbox = inbox(&parts, reports, &peers);
     let nonce = process_nonce(parts.clock.wall(), parts.entropy.rng("nonce").random());
     let (notes, note_queue) = mpsc::channel(NOTES);

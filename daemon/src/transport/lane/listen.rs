@@ -3,14 +3,12 @@
 //! Owns: the listening socket, the first bytes of strangers. Must not know: who is let in. Driven by: the accepting task,
 //! whose doorway counts these handshakes with QUIC's; `accept` completes them.
 
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::server::{Accepted, Acceptor};
-use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -26,8 +24,6 @@ use crate::clock;
 use crate::supervise::Stage;
 use crate::transport::FlowStream;
 
-/// Connections that wait for the system to be asked for them.
-const BACKLOG: i32 = 256;
 /// Pause after the system could not give one, for example for want of files.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Most bytes with which somebody may begin: ours takes a few hundred.
@@ -49,28 +45,6 @@ pub(in crate::transport) enum Carried {
     Circuit(Box<FlowStream>),
     /// The same, of somebody who is no member and may do no more than join or renew.
     Stranger(Box<FlowStream>),
-}
-
-/// Binds the port; the unspecified IPv6 address means both families, or IPv4 on a host without the other.
-pub(in crate::transport) fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
-    let open = |address: SocketAddr| {
-        let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        if address.is_ipv6() {
-            socket.set_only_v6(!address.ip().is_unspecified())?;
-        }
-        // The connections of a daemon that has just ended must not keep the next one out.
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into())
-    };
-    match open(listen) {
-        Err(cause) if listen.ip() == Ipv6Addr::UNSPECIFIED && cause.kind() != io::ErrorKind::AddrInUse => {
-            open((Ipv4Addr::UNSPECIFIED, listen.port()).into())
-        }
-        result => result,
-    }
 }
 
 /// Takes connections in.

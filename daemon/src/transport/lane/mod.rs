@@ -39,7 +39,7 @@ use frame::LaneFrame;
 pub(super) use halves::{LaneRecv, LaneSend};
 pub use ingress::NameRules;
 pub(crate) use ingress::dial_by_name;
-pub(super) use listen::{Arrival, Carried, Entered, LaneDoor, Listener, bind};
+pub(super) use listen::{Arrival, Carried, Entered, LaneDoor, Listener};
 pub(super) use pool::{FlowLane, Lanes, OpenLanes, Wait, open_on};
 pub(super) use stranger::Leading;
 use table::Table;

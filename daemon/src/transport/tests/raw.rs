@@ -43,7 +43,7 @@ impl Raw {
             clock: &clock,
             entropy: &Entropy::System,
         };
-        let endpoints = open(&Stage::default(), &opening).expect("binds");
+        let (endpoints, _) = open(&Stage::default(), &opening).expect("binds");
         let address = endpoints.endpoint.local_addr().expect("bound");
         Self { identity, trust, live, authority, endpoints, address, _dir: dir }
     }
