@@ -3,7 +3,7 @@
 //! Owns: what the daemon runs with by key, which keys somebody takes over at once. Must not know: what a key means.
 //! Driven by: the local API and SIGHUP; the wiring says who takes which key:
 //!
-//! ```ignore
+//! ```text
 //! reloader.takes(&["route"], move |settings| routes.set(&settings.routes))
 //! ```
 //!

@@ -6,7 +6,7 @@
 //! Whoever holds the [`EventLog`](super::EventLog) reaches them by `events.findings()`. An event says that
 //! something happened; a finding stays in `gossamer status` until it is cleared:
 //!
-//! ```ignore
+//! ```text
 //! events.findings().name(accuser, What::FalseClaims { refuted: 5 }, clock::wall());
 //! events.findings().name(node, What::RunsTwice { at: Some(other) }, clock::wall());
 //! events.findings().clear(node, &What::RunsTwice { at: None });
