@@ -31,6 +31,7 @@ use super::credit::MAX_UNREAD;
 use super::data::MAX_LIVE;
 use super::gather::Gathering;
 use super::port::{MeshPort, TcpPort};
+use super::socket::QuietSocket;
 use super::tls::{self, Side};
 use super::window::STREAM_WINDOW;
 use crate::clock::Clock;
@@ -297,7 +298,7 @@ impl Runtime for OnStage {
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let _entered = self.0.enter();
-        let (gathering, flusher) = Gathering::new(TokioRuntime.wrap_udp_socket(socket)?);
+        let (gathering, flusher) = Gathering::new(QuietSocket::new(socket)?);
         self.0.spawn_foreign(flusher);
         Ok(gathering)
     }

@@ -27,6 +27,7 @@ mod race;
 mod relays;
 mod second;
 mod silence;
+mod socket;
 mod standing;
 pub mod tls;
 mod tried;
