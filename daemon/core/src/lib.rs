@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod admission;
+pub mod astray;
 pub mod callers;
 pub mod catalog;
 pub mod circuits;

@@ -44,6 +44,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use gossamer_core::astray::Astray;
 use gossamer_core::dial::Source;
 use gossamer_core::trust::Leaf;
 use gossamer_wire::circuit::{CircuitOpen, CircuitStatus};
@@ -109,6 +110,17 @@ pub enum ToMembership {
         /// Where the other process is.
         at: SocketAddr,
     },
+    /// A relay has said that it leads to the node, and did not.
+    Astray {
+        /// The relay.
+        relay: NodeId,
+        /// Who was meant.
+        node: NodeId,
+        /// How often in a row.
+        times: u32,
+    },
+    /// Relays that have led astray, and do so no more or are gone.
+    NotAstray(BTreeSet<NodeId>),
     /// A SWIM packet.
     Packet {
         /// The verified sender.
@@ -241,6 +253,11 @@ enum Report {
     MetAnother {
         node: NodeId,
         addresses: Vec<SocketAddr>,
+    },
+    /// These relays have said that they lead to the node, and did not.
+    LedAstray {
+        node: NodeId,
+        relays: Vec<(NodeId, Astray)>,
     },
 }
 
