@@ -101,7 +101,7 @@ pub(super) fn behind(router: &Namespace) -> Result<Namespace> {
 
 /// A mesh of an issuer, relays, and two hidden nodes, each with a service whose program is a listener.
 pub(super) struct Hidden {
-    issuer: Node,
+    pub(super) issuer: Node,
     pub(super) relays: Vec<Node>,
     pub(super) nodes: [Node; 2],
     pub(super) listeners: [TcpListener; 2],
