@@ -405,9 +405,9 @@ impl Peers {
     /// Returns the path of each connected node, with the sizes of its data connection where there is one: control
     /// connections look for none.
     pub fn paths(&self) -> BTreeMap<NodeId, Path> {
-        let data = self.data.load();
+        let (data, seconds) = (self.data.load(), self.seconds.load());
         let path = |(node, link): (&NodeId, &Arc<Link>)| {
-            let mut path = Path::of(&link.connection, link.dialled);
+            let mut path = Path::of(link, seconds.get(node));
             if let Some(data) = data.get(node).filter(|data| data.connection.close_reason().is_none()) {
                 path.sizes = Sizes::of(&data.connection);
             }

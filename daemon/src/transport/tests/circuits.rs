@@ -331,6 +331,13 @@ async fn packets_go_through_both_relays_and_nothing_else_through_the_second() {
     let first = a.peers.links.load().get(&of_b).cloned().expect("connected");
     let ways = [first.connection.via(), second(a, of_b).and_then(|link| link.connection.via())];
     assert!(ways.contains(&Some(*relay)) && ways.contains(other), "{ways:?}");
+    let shown = a.peers.paths().remove(&of_b).expect("a path");
+    assert_eq!(
+        [Some(shown.kind), shown.second.map(PathKind::Relay)],
+        ways.map(|way| way.map(PathKind::Relay))
+    );
+    let pinged = a.peers.ping(of_b, Vec::new()).await.connection.expect("connected");
+    assert_eq!((pinged.0.second, pinged.1.is_ok()), (ways[1], true));
     assert!(a.peers.send_packet(of_b, b"to b".to_vec()) && b.peers.send_packet(of_a, b"to a".to_vec()));
     for _ in 0..2 {
         assert_eq!(packet_of(b, of_a).await, b"to b");
