@@ -15,8 +15,8 @@ use gossamer_wire::{
 use thiserror::Error;
 
 use super::Key;
-use super::age::Bucket;
 use super::placement::Placement;
+use crate::bucket::Bucket;
 use crate::trust::{Sign, TrustError};
 
 /// Lease and refresh of a node that may vanish: minutes, not an hour (design section 6).
