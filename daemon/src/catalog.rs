@@ -14,9 +14,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use gossamer_core::catalog::{
-    CardContent, Catalog, CatalogEvent, HeadContent, Imports, Input, MemberLiveness, Output,
-};
+use gossamer_core::catalog::{CardContent, Catalog, CatalogEvent, Imports, Input, MemberLiveness, Output};
 use gossamer_core::dial::Source;
 use gossamer_core::membership::MemberState;
 use gossamer_core::time::Now;
@@ -242,8 +240,7 @@ impl Task {
                     self.parts.core.handle(Input::Member { node, state: liveness(state) }, now);
                 }
                 Wake::Command(Command::Standing { trust, evicted, digest }) => {
-                    let head = HeadContent { statement_digest: digest, ..HeadContent::default() };
-                    for input in [Input::Trust(*trust), Input::Evicted(evicted), Input::Head(head)] {
+                    for input in [Input::Trust(*trust), Input::Evicted(evicted), Input::Statements(digest)] {
                         self.parts.core.handle(input, now);
                     }
                     self.projection.note_all(&self.parts.core, now);

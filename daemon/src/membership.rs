@@ -3,6 +3,7 @@
 //! Owns: the membership core. Must not know: records, sockets. Driven by: packets and frames of the transport,
 //! time, and the end of the daemon, when it tells the others that this node leaves.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -99,10 +100,11 @@ impl Task {
                 self.core.handle(Input::Slept, now);
             }
             for input in batch.drain(..) {
-                if let ToMembership::Twice { node, at } = input {
-                    self.twice(node, at);
-                } else if let Some(input) = input_of(input) {
-                    self.core.handle(input, now);
+                match input {
+                    ToMembership::Twice { node, at } => self.twice(node, at),
+                    ToMembership::Astray { relay, node, times } => self.astray(relay, node, times),
+                    ToMembership::NotAstray(relays) => self.not_astray(relays),
+                    other => input_of(other).into_iter().for_each(|input| self.core.handle(input, now)),
                 }
             }
             self.core.handle_timeout(now);
@@ -183,6 +185,27 @@ impl Task {
         }
     }
 
+    /// Names a relay that says that it leads to a node, and does not.
+    fn astray(&mut self, relay: NodeId, node: NodeId, times: u32) {
+        let what = What::LeadsAstray { node, times };
+        if self.parts.events.findings().name(relay, what, self.parts.clock.wall()) {
+            let of = self.parts.index.name_of(node);
+            let cause = format!("it says that it leads to node {of}, and leads to somebody else or nowhere");
+            self.note(NodeEvent { node: relay, was: "relay", now: "astray", cause, by: None });
+        }
+    }
+
+    /// Relays lead where they say again, or are gone.
+    fn not_astray(&mut self, relays: BTreeSet<NodeId>) {
+        for relay in relays {
+            let what = What::LeadsAstray { node: relay, times: 0 };
+            if self.parts.events.findings().clear(relay, &what) {
+                let cause = "it leads where it says again, or it or the node is gone".to_owned();
+                self.note(NodeEvent { node: relay, was: "astray", now: "relay", cause, by: None });
+            }
+        }
+    }
+
     async fn changed(
         &mut self,
         node: NodeId,
@@ -258,7 +281,10 @@ fn input_of(message: ToMembership) -> Option<Input> {
         ToMembership::Frame { from, frame: Frame::MemberHash(hash) } => Input::MemberHash { from, hash },
         ToMembership::Frame { from, frame: Frame::Probe(number) } => Input::Probe { from, number },
         ToMembership::Frame { from, frame: Frame::ProbeAck(number) } => Input::ProbeAck { from, number },
-        ToMembership::Frame { .. } | ToMembership::Twice { .. } => return None,
+        ToMembership::Frame { .. }
+        | ToMembership::Twice { .. }
+        | ToMembership::Astray { .. }
+        | ToMembership::NotAstray(_) => return None,
         ToMembership::Evicted(nodes) => Input::Evicted(nodes),
         ToMembership::Members { from, members, reply, .. } => Input::Members { from, members, reply },
     })

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::limits::MAX_LABEL_BYTES;
+use crate::text::by_text;
 use crate::token::pattern_matches;
 use crate::{GroupName, IdError, Label, NameError, NodeId, NodeName};
 
@@ -121,19 +122,7 @@ impl fmt::Display for Rule {
     }
 }
 
-impl TryFrom<String> for Rule {
-    type Error = RuleError;
-
-    fn try_from(text: String) -> Result<Self, RuleError> {
-        text.parse()
-    }
-}
-
-impl From<Rule> for String {
-    fn from(rule: Rule) -> Self {
-        rule.to_string()
-    }
-}
+by_text!(Rule, RuleError);
 
 #[cfg(test)]
 mod tests {

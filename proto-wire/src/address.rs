@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::limits::{MAX_HOST_BYTES, MAX_LABEL_BYTES};
+use crate::text::by_text;
 
 /// What a lane address begins with.
 pub const LANE_SCHEME: &str = "tls://";
@@ -134,19 +135,7 @@ impl fmt::Display for LaneAddress {
     }
 }
 
-impl TryFrom<String> for LaneAddress {
-    type Error = LaneAddressError;
-
-    fn try_from(text: String) -> Result<Self, LaneAddressError> {
-        text.parse()
-    }
-}
-
-impl From<LaneAddress> for String {
-    fn from(address: LaneAddress) -> Self {
-        address.to_string()
-    }
-}
+by_text!(LaneAddress, LaneAddressError);
 
 /// Where a node is reached, as operators write and read it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -209,19 +198,7 @@ impl fmt::Display for Address {
     }
 }
 
-impl TryFrom<String> for Address {
-    type Error = AddressError;
-
-    fn try_from(text: String) -> Result<Self, AddressError> {
-        text.parse()
-    }
-}
-
-impl From<Address> for String {
-    fn from(address: Address) -> Self {
-        address.to_string()
-    }
-}
+by_text!(Address, AddressError);
 
 #[cfg(test)]
 mod tests {

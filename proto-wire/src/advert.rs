@@ -447,8 +447,6 @@ pub struct Head {
     pub lease_seconds: u32,
     /// Digest of the statements the node holds.
     pub statement_digest: [u8; 16],
-    /// Roles in use: bit 0 issuer, bit 1 relay.
-    pub roles: u8,
 }
 
 impl Head {

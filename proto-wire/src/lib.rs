@@ -24,6 +24,7 @@ mod record;
 mod routing;
 pub mod statement;
 pub mod swim;
+mod text;
 pub mod token;
 
 pub use access::{NodePattern, Rule, RuleError, Subject};

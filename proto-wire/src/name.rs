@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::NameError;
 use crate::limits::{MAX_FQDN_BYTES, MAX_FQDN_LABELS, MAX_LABEL_BYTES};
+use crate::text::by_text;
 
 /// Names no service, group or node may have: they are words of the zone's own grammar.
 const RESERVED: [&str; 2] = ["node", "direct"];
@@ -76,19 +77,7 @@ macro_rules! text_traits {
             }
         }
 
-        impl TryFrom<String> for $name {
-            type Error = NameError;
-
-            fn try_from(text: String) -> Result<Self, NameError> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> Self {
-                name.as_str().to_owned()
-            }
-        }
+        by_text!($name, NameError);
     };
 }
 

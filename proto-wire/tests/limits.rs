@@ -291,7 +291,7 @@ fn fragments_and_heads_are_limited() {
         Fragment::decode(&fragment.encode().expect("short entries"))
     });
     assert_limit("fragments of a head", MAX_FRAGMENTS.into(), |count| {
-        let head = Head { n: count as u16, lease_seconds: 1, statement_digest: [0; 16], roles: 0 };
+        let head = Head { n: count as u16, lease_seconds: 1, statement_digest: [0; 16] };
         Head::decode(&head.encode().expect("fits"))
     });
 }

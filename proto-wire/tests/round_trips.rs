@@ -331,9 +331,8 @@ proptest! {
         n in 0..=MAX_FRAGMENTS,
         lease_seconds: u32,
         statement_digest: [u8; 16],
-        roles: u8,
     ) {
-        let head = Head { n, lease_seconds, statement_digest, roles };
+        let head = Head { n, lease_seconds, statement_digest };
         prop_assert_eq!(Head::decode(&head.encode().expect("fits")), Ok(head));
     }
 

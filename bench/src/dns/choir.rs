@@ -26,7 +26,7 @@ use gossamer::metrics::Metrics;
 use gossamer::store::Store;
 use gossamer::supervise::Stage;
 use gossamer::transport::{ToCatalog, Udp};
-use gossamer_core::catalog::{HeadContent, Imports, Input, Output};
+use gossamer_core::catalog::{Imports, Input, Output};
 use gossamer_core::dial::Source;
 use gossamer_core::statements::Statements;
 use gossamer_tests::forge::Forge;
@@ -169,8 +169,7 @@ impl Choir {
     fn serve(&mut self, number: usize) -> Result<()> {
         while let Ok(command) = self.members[number].parts.commands.try_recv() {
             if let Command::Standing { trust, evicted, digest } = command {
-                let head = HeadContent { statement_digest: digest, ..HeadContent::default() };
-                for input in [Input::Trust(*trust), Input::Evicted(evicted), Input::Head(head)] {
+                for input in [Input::Trust(*trust), Input::Evicted(evicted), Input::Statements(digest)] {
                     self.members[number].parts.core.handle(input, self.clock.now());
                 }
             }

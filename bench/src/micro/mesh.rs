@@ -123,7 +123,7 @@ impl Node {
     }
 
     pub(super) fn head(&self) -> Result<Advert> {
-        let head = Head { n: 1, lease_seconds: 3_600, statement_digest: [0; 16], roles: 0 };
+        let head = Head { n: 1, lease_seconds: 3_600, statement_digest: [0; 16] };
         self.advert(Kind::Head, &head.encode()?)
     }
 }

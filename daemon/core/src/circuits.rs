@@ -3,20 +3,24 @@
 //! Owns: how many each member has open, and at which pace it opens them. Must not know: streams, connections. Driven by: the
 //! relay, at each request and at each end.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use gossamer_wire::NodeId;
+
+use crate::places::{Full, Limits, Places};
 
 /// Circuits that one member may have open: the lanes for flows that a node keeps to one peer, and some for other peers.
 pub const MAX_CIRCUITS_PER_PEER: usize = 512;
 /// Circuits that a relay splices at once, of all members.
 pub const MAX_CIRCUITS: usize = 4_096;
-/// Circuits that a member may open each second in the long run, and at once.
-const PACE: f64 = 50.0;
-const BURST: f64 = 256.0;
-/// Members whose pace is remembered without a circuit of theirs: those who asked last.
-const MAX_REMEMBERED: usize = 1_024;
+/// A member may open 50 each second in the long run, 256 at once. Each that has one open is remembered.
+const LIMITS: Limits = Limits {
+    each: MAX_CIRCUITS_PER_PEER,
+    all: MAX_CIRCUITS,
+    rate: 50.0,
+    burst: 256.0,
+    remembered: 2 * MAX_CIRCUITS,
+};
 
 /// Why there is no circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,18 +57,13 @@ impl NoCircuit {
 }
 
 /// The circuits of a relay.
-#[derive(Debug, Default)]
-pub struct Circuits {
-    openers: BTreeMap<NodeId, Opener>,
-    open: usize,
-}
-
 #[derive(Debug)]
-struct Opener {
-    open: usize,
-    /// What is left of the burst, and when that was.
-    left: f64,
-    at: Instant,
+pub struct Circuits(Places<NodeId>);
+
+impl Default for Circuits {
+    fn default() -> Self {
+        Self(Places::new(LIMITS))
+    }
 }
 
 impl Circuits {
@@ -73,55 +72,21 @@ impl Circuits {
     /// # Errors
     /// The member's fault, or too much is asked of this relay; nothing was counted but the pace.
     pub fn handle_open(&mut self, opener: NodeId, now: Instant) -> Result<(), NoCircuit> {
-        self.forget_idle(now);
-        let of = self.openers.entry(opener).or_insert(Opener { open: 0, left: BURST, at: now });
-        of.refill(now);
-        if of.left < 1.0 {
-            return Err(NoCircuit::Pace);
-        }
-        of.left -= 1.0;
-        if of.open >= MAX_CIRCUITS_PER_PEER {
-            return Err(NoCircuit::PerPeer);
-        }
-        if self.open >= MAX_CIRCUITS {
-            return Err(NoCircuit::Total);
-        }
-        of.open += 1;
-        self.open += 1;
-        Ok(())
+        self.0.take(opener, now).map_err(|full| match full {
+            Full::Each => NoCircuit::PerPeer,
+            Full::All => NoCircuit::Total,
+            Full::Pace => NoCircuit::Pace,
+        })
     }
 
     /// A circuit of the member has ended.
     pub fn handle_end(&mut self, opener: NodeId) {
-        if let Some(of) = self.openers.get_mut(&opener)
-            && of.open > 0
-        {
-            of.open -= 1;
-            self.open -= 1;
-        }
+        self.0.give_back(&opener);
     }
 
     /// Returns how many are open.
     pub const fn open(&self) -> usize {
-        self.open
-    }
-
-    /// Keeps the memory bounded: who has none open and its whole burst left is as one that never came.
-    fn forget_idle(&mut self, now: Instant) {
-        if self.openers.len() >= MAX_REMEMBERED {
-            self.openers.retain(|_, of| {
-                of.refill(now);
-                of.open > 0 || of.left < BURST
-            });
-        }
-    }
-}
-
-impl Opener {
-    fn refill(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.left = (self.left + passed * PACE).min(BURST);
-        self.at = now;
+        self.0.taken()
     }
 }
 
@@ -154,16 +119,14 @@ mod tests {
     }
 
     #[test]
-    fn all_together_have_a_bound_and_who_came_once_is_forgotten() {
-        let (mut circuits, mut now) = (Circuits::default(), Instant::now());
+    fn all_together_have_a_bound() {
+        let (mut circuits, now) = (Circuits::default(), Instant::now());
         let node = |number: usize| NodeId::from_bytes((number as u128).to_be_bytes());
         for number in 0..MAX_CIRCUITS {
             assert_eq!(circuits.handle_open(node(number), now), Ok(()));
         }
         assert_eq!(circuits.handle_open(ONE, now), Err(NoCircuit::Total));
-        (0..MAX_CIRCUITS).for_each(|number| circuits.handle_end(node(number)));
-        now += Duration::from_secs(60);
+        circuits.handle_end(node(0));
         assert_eq!(circuits.handle_open(ONE, now), Ok(()));
-        assert_eq!(circuits.openers.len(), 1);
     }
 }

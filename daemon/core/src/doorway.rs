@@ -19,6 +19,7 @@ use gossamer_wire::limits::{
     MAX_HANDSHAKES_PER_SECOND, MAX_RETRIES_PER_SECOND, RETRY_ABOVE_HALF_OPEN, RETRY_ABOVE_INITIALS,
 };
 
+use crate::bucket::Bucket;
 use crate::source::network_of;
 use book::{Known, Unfinished};
 
@@ -78,7 +79,7 @@ pub struct Doorway {
     unfinished: Unfinished,
     second: Second,
     /// Handshakes that strangers may still begin, and when that was counted.
-    allowance: Option<(f64, Instant)>,
+    allowance: Option<Bucket>,
     given_up: VecDeque<Place>,
     flood: Flood,
     noted: Option<Instant>,
@@ -169,7 +170,7 @@ impl Doorway {
         if self.open.len() >= MAX_HALF_OPEN && self.has_no_oldest(is_member, now) {
             return Answer::Ignore;
         }
-        if !is_member && !self.take_allowance(now) {
+        if !is_member && !self.allowance.get_or_insert_with(|| allowance(now)).take(now) {
             return Answer::Ignore;
         }
         if self.open.len() >= MAX_HALF_OPEN {
@@ -217,16 +218,11 @@ impl Doorway {
         }
         Some(source)
     }
+}
 
-    /// Takes one handshake of those that strangers may begin under load.
-    fn take_allowance(&mut self, now: Instant) -> bool {
-        let (left, counted) = self.allowance.unwrap_or_else(|| (f64::from(MAX_HANDSHAKES_AT_ONCE), now));
-        let grown = now.saturating_duration_since(counted).as_secs_f64() * MAX_HANDSHAKES_PER_SECOND;
-        let left = (left + grown).min(f64::from(MAX_HANDSHAKES_AT_ONCE));
-        let has_one = left >= 1.0;
-        self.allowance = Some((if has_one { left - 1.0 } else { left }, now));
-        has_one
-    }
+/// The handshakes that strangers may begin under load.
+fn allowance(now: Instant) -> Bucket {
+    Bucket::full(MAX_HANDSHAKES_PER_SECOND, f64::from(MAX_HANDSHAKES_AT_ONCE), now)
 }
 
 impl Second {

@@ -7,6 +7,8 @@
 
 pub mod access;
 pub mod admission;
+pub mod astray;
+mod bucket;
 pub mod callers;
 pub mod catalog;
 pub mod circuits;
@@ -17,6 +19,7 @@ pub mod guard;
 pub mod membership;
 pub mod orders;
 mod outputs;
+mod places;
 pub mod reach;
 pub mod relays;
 pub mod renewal;

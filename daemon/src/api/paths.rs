@@ -45,11 +45,21 @@ pub(super) async fn ping(
             "nobody here knows an address of {name}; gossamer nodes lists the nodes that are known"
         )));
     }
-    let tried = |(way, outcome): &(Way, _)| tried_row(way.to_string(), outcome);
+    let name_of = |node| api.state.index.name_of(node);
+    let tried = |(way, outcome): &(Way, _)| {
+        let words = match way {
+            Way::Relay(relay) => format!("relay {}", name_of(*relay)),
+            Way::Udp(_) | Way::Tcp(_) | Way::Tls(_) => way.to_string(),
+        };
+        tried_row(words, outcome)
+    };
     Ok(Json(PingRow {
         node: name,
         id: node.to_string(),
-        connection: pinged.connection.as_ref().map(|(path, answer)| tried_row(path.kind.to_string(), answer)),
+        connection: pinged
+            .connection
+            .as_ref()
+            .map(|(path, answer)| tried_row(path_row(path, name_of).way(), answer)),
         tried: pinged.tried.iter().map(tried).collect(),
     }))
 }
@@ -69,10 +79,11 @@ fn microseconds(time: Duration) -> u64 {
 
 /// Makes the row of a path.
 pub(super) fn path_row(path: &Path, name_of: impl Fn(NodeId) -> String) -> PathRow {
-    let Path { kind, rtt, sizes } = path;
+    let Path { kind, second, rtt, sizes } = path;
     PathRow {
         kind: kind.word().to_owned(),
-        at: kind.at(name_of),
+        at: kind.at(&name_of),
+        second: second.map(name_of),
         rtt_us: microseconds(*rtt),
         size: sizes.proven,
     }
@@ -216,7 +227,7 @@ mod tests {
 
     fn path(kind: fn(std::net::SocketAddr) -> PathKind, sizes: Sizes) -> Path {
         let at = "198.51.100.1:4677".parse().expect("address");
-        Path { kind: kind(at), rtt: Duration::from_millis(1), sizes }
+        Path { kind: kind(at), second: None, rtt: Duration::from_millis(1), sizes }
     }
 
     fn found(paths: Vec<Path>, known: usize, unanswered: u64, has_public: bool) -> Vec<String> {

@@ -308,7 +308,7 @@ impl Connections for OnePeer {
         let at = "192.0.2.7:4677".parse().expect("address");
         let rtt = Duration::from_micros(340);
         let sizes = Sizes { proven: 1_452, ..Sizes::default() };
-        [(PEER, transport::Path { kind: PathKind::Inbound(at), rtt, sizes })].into()
+        [(PEER, transport::Path { kind: PathKind::Inbound(at), second: None, rtt, sizes })].into()
     }
 
     fn ping(&self, node: NodeId, known: Vec<SocketAddr>) -> Pin<Box<dyn Future<Output = Pinged> + Send>> {

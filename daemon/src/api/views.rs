@@ -452,6 +452,18 @@ pub(super) fn named_finding(named: &Named, this: NodeId, name_of: impl Fn(NodeId
             format!("node {who} and node {other} have the same name and group, since {since}"),
             format!("let one of them join again with another --node; {who}.node names both"),
         ),
+        What::LeadsAstray { node, times } => {
+            let node = name_of(*node);
+            (
+                format!(
+                    "relay {who} says that it leads to node {node}, and leads to somebody else or nowhere, {times} times in a row; since {since}"
+                ),
+                format!(
+                    "look what runs on {who} and {node}; other relays are tried first; gossamer node evict {} puts the relay out",
+                    named.who
+                ),
+            )
+        }
         What::DeniedAddresses { first: (address, why), count } => (
             format!(
                 "node {who} advertises {count} addresses that are never dialled, such as {address}: {why}; since {since}"

@@ -147,7 +147,7 @@ mod tests {
         };
         assert_eq!(node_cells(&row), ["abcd", "-", "alive", "-", "-", "-", "-", "never", "", ""]);
         let (kind, at) = ("inbound".to_owned(), "192.0.2.1:4677".to_owned());
-        let path = Some(PathRow { kind, at, rtt_us: 340, size: 1_452 });
+        let path = Some(PathRow { kind, at, second: None, rtt_us: 340, size: 1_452 });
         let connected = node_cells(&NodeRow { path, ..row.clone() });
         assert_eq!(connected[5..7], ["inbound 192.0.2.1:4677", "0.3 ms"]);
         let claims = Claims { relay: true, ..Claims::default() };

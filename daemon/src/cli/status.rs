@@ -200,6 +200,7 @@ mod tests {
                     path: PathRow {
                         kind: "direct".to_owned(),
                         at: "192.0.2.1:4677".to_owned(),
+                        second: None,
                         rtt_us: 340,
                         size: 1_452,
                     },

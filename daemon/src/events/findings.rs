@@ -43,6 +43,13 @@ pub enum What {
         /// Its name, as certified: its card may not be here.
         name: NodeName,
     },
+    /// It says, as a relay, that it leads to a node, and leads to somebody else or nowhere.
+    LeadsAstray {
+        /// The node that was meant the last time.
+        node: NodeId,
+        /// How often in a row.
+        times: u32,
+    },
     /// Its card holds addresses that are never dialled.
     DeniedAddresses {
         /// One of them, and why.
@@ -104,7 +111,7 @@ impl Findings {
     /// Counts findings by their word.
     pub fn counts(&self) -> Vec<(&'static str, u64)> {
         let mut counts: BTreeMap<_, u64> =
-            ["denied_addresses", "false_claims", "runs_twice", "same_name", "searches"]
+            ["denied_addresses", "false_claims", "leads_astray", "runs_twice", "same_name", "searches"]
                 .map(|word| (word, 0))
                 .into();
         for named in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -128,6 +135,7 @@ impl What {
             Self::RunsTwice { .. } => "runs_twice",
             Self::SameName { .. } => "same_name",
             Self::Searches { .. } => "searches",
+            Self::LeadsAstray { .. } => "leads_astray",
             Self::DeniedAddresses { .. } => "denied_addresses",
         }
     }
@@ -154,7 +162,8 @@ mod tests {
         let of = |what, since| Named { who: node(1), what, since };
         let expected = [of(What::RunsTwice { at: None }, 50), of(What::FalseClaims { refuted: 9 }, 100)];
         assert_eq!(findings.all(), expected);
-        let counts = [("false_claims", 1), ("runs_twice", 1), ("same_name", 0), ("searches", 0)];
+        let counts =
+            [("false_claims", 1), ("leads_astray", 0), ("runs_twice", 1), ("same_name", 0), ("searches", 0)];
         let counts = [[("denied_addresses", 0)].as_slice(), &counts].concat();
         assert_eq!(findings.counts(), counts);
     }

@@ -11,6 +11,7 @@ use quinn::{ClientConfig, ConnectionError, Endpoint, Incoming};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use gossamer_core::astray::Astray;
 use gossamer_wire::frame::Purpose;
 use gossamer_wire::limits::HANDSHAKE_TIMEOUT;
 use gossamer_wire::{LaneAddress, NodeId, join};
@@ -246,6 +247,8 @@ pub(super) struct Dialled {
     pub(super) greeted: Option<Greeted>,
     /// Addresses at which somebody else answered.
     pub(super) others: Vec<SocketAddr>,
+    /// Relays that have said that they lead to the node, and did not.
+    pub(super) astray: Vec<(NodeId, Astray)>,
 }
 
 impl Dialler {
@@ -267,9 +270,13 @@ impl Dialler {
                 Some((way, Err(outcome))) => {
                     tracing::debug!(peer = %node, %way, %outcome, "dial failed");
                     self.metrics.dial_attempt_failed(outcome.word());
-                    // Who has the TCP port is another question.
-                    if let (Way::Udp(address), Outcome::WrongIdentity) = (way, outcome) {
-                        dialled.others.push(address);
+                    match (way, outcome.astray()) {
+                        // Who has the TCP port is another question.
+                        (Way::Udp(address), _) if outcome == Outcome::WrongIdentity => {
+                            dialled.others.push(address);
+                        }
+                        (Way::Relay(relay), Some(how)) => dialled.astray.push((relay, how)),
+                        _ => {}
                     }
                 }
                 None => return dialled,
@@ -311,7 +318,10 @@ impl Dialler {
             Ok(peer) if peer.node == node => Ok(connection),
             Ok(_) => {
                 connection.close(CLOSE_REFUSED.into(), b"another node was meant");
-                Err(Outcome::WrongIdentity)
+                Err(match way {
+                    Way::Relay(_) => Outcome::LedElsewhere,
+                    Way::Udp(_) | Way::Tcp(_) | Way::Tls(_) => Outcome::WrongIdentity,
+                })
             }
             // It was believed in the handshake: statements have come since.
             Err(error) => {

@@ -132,9 +132,12 @@ impl Owner {
         let reports = self.inbox.reports.clone();
         async move {
             let node = errand.node;
-            let Dialled { greeted, others } = dialler.dial(errand, to).await;
+            let Dialled { greeted, others, astray } = dialler.dial(errand, to).await;
             if !others.is_empty() {
                 let _ = reports.send(Report::MetAnother { node, addresses: others }).await;
+            }
+            if !astray.is_empty() {
+                let _ = reports.send(Report::LedAstray { node, relays: astray }).await;
             }
             let report = greeted.map_or(Report::DialFailed(errand), Report::Greeted);
             let _ = reports.send(report).await;

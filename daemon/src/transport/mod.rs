@@ -45,6 +45,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use gossamer_core::astray::Astray;
 use gossamer_core::dial::Source;
 use gossamer_core::trust::Leaf;
 use gossamer_wire::circuit::{CircuitOpen, CircuitStatus};
@@ -110,6 +111,17 @@ pub enum ToMembership {
         /// Where the other process is.
         at: SocketAddr,
     },
+    /// A relay has said that it leads to the node, and did not.
+    Astray {
+        /// The relay.
+        relay: NodeId,
+        /// Who was meant.
+        node: NodeId,
+        /// How often in a row.
+        times: u32,
+    },
+    /// Relays that have led astray, and do so no more or are gone.
+    NotAstray(BTreeSet<NodeId>),
     /// A SWIM packet.
     Packet {
         /// The verified sender.
@@ -242,6 +254,11 @@ enum Report {
     MetAnother {
         node: NodeId,
         addresses: Vec<SocketAddr>,
+    },
+    /// These relays have said that they lead to the node, and did not.
+    LedAstray {
+        node: NodeId,
+        relays: Vec<(NodeId, Astray)>,
     },
 }
 
@@ -389,9 +406,9 @@ impl Peers {
     /// Returns the path of each connected node, with the sizes of its data connection where there is one: control
     /// connections look for none.
     pub fn paths(&self) -> BTreeMap<NodeId, Path> {
-        let data = self.data.load();
+        let (data, seconds) = (self.data.load(), self.seconds.load());
         let path = |(node, link): (&NodeId, &Arc<Link>)| {
-            let mut path = Path::of(&link.connection, link.dialled);
+            let mut path = Path::of(link, seconds.get(node));
             if let Some(data) = data.get(node).filter(|data| data.connection.close_reason().is_none()) {
                 path.sizes = Sizes::of(&data.connection);
             }

@@ -265,7 +265,7 @@ impl Owner {
             };
             match input {
                 Input::Report(report) => self.handle_report(report).await,
-                Input::Command(command) => self.handle_command(command),
+                Input::Command(command) => self.handle_command(command).await,
                 Input::Timeout => {}
                 Input::Stop => break,
             }
@@ -300,6 +300,7 @@ impl Owner {
         match report {
             Report::Greeted(greeted) => {
                 self.note_addresses(&greeted);
+                self.led(&greeted).await;
                 match greeted.purpose {
                     Purpose::Control => self.add_link(greeted).await,
                     Purpose::Data => self.add_data(greeted),
@@ -310,6 +311,7 @@ impl Owner {
                 let now = clock::now().mono;
                 addresses.into_iter().for_each(|address| self.book.met_another(node, address, now));
             }
+            Report::LedAstray { node, relays } => self.led_astray(node, relays).await,
             Report::DialFailed(errand) => self.dial_failed(errand),
             Report::LinkEnded { node, stable_id } => self.remove_link(node, stable_id).await,
             Report::ToldOfTwin(at) => self.seek_twin(at),
@@ -322,7 +324,7 @@ impl Owner {
         }
     }
 
-    fn handle_command(&mut self, command: Command) {
+    async fn handle_command(&mut self, command: Command) {
         match command {
             Command::Learn { node, addresses, source } => {
                 self.book.learn(node, &addresses, source, clock::now().mono);
@@ -330,7 +332,7 @@ impl Owner {
             Command::Lanes { node, lanes } => self.learn_lanes(node, lanes),
             Command::Relays { node, relays } => self.learn_relays(node, relays),
             Command::Up(node) => self.book.set_standing(node, Standing::Live, clock::now().mono),
-            Command::Gone { node, has_left } => self.gone(node, has_left),
+            Command::Gone { node, has_left } => self.gone(node, has_left).await,
             Command::Look { node, caller } => self.look(node, caller),
             Command::Reach(node) => self.book.reach(node, clock::now().mono),
             Command::OpenData { node, caller } => self.open_data(node, caller),
@@ -356,13 +358,14 @@ impl Owner {
         }
     }
 
-    fn gone(&mut self, node: NodeId, has_left: bool) {
+    async fn gone(&mut self, node: NodeId, has_left: bool) {
         let now = clock::now().mono;
         match has_left {
             true => self.book.left(node, now),
             false => self.book.set_standing(node, Standing::Silent, now),
         }
         self.end_second(node);
+        self.forget_astray(node).await;
         let link = self.current.get(&node).map(|link| link.connection.clone());
         let data = self.pool.remove(node).into_iter().map(|data| data.connection.into());
         for connection in link.into_iter().chain(data).chain(self.lanes.remove(node)) {

@@ -5,11 +5,13 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use gossamer_wire::NodeId;
 
 use super::carrier::Connection;
+use super::link::Link;
 
 /// What carries a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +57,8 @@ impl fmt::Display for PathKind {
 pub struct Path {
     /// What carries it.
     pub kind: PathKind,
+    /// The relay of the second circuit, which SWIM's words take as well; only behind a relay (ADR 48).
+    pub second: Option<NodeId>,
     /// The smoothed round trip of the connection.
     pub rtt: Duration,
     /// Sizes of packets on it.
@@ -75,17 +79,19 @@ pub struct Sizes {
 }
 
 impl Path {
-    /// Reads the path of a connection that this node `dialled` or accepted.
-    pub(super) fn of(connection: &Connection, dialled: bool) -> Self {
+    /// Reads the path of a control connection, and of the second circuit beside it.
+    pub(super) fn of(link: &Link, second: Option<&Arc<Link>>) -> Self {
+        let connection = &link.connection;
         let at = connection.remote_address();
-        let kind = match (connection, connection.via(), dialled) {
+        let kind = match (connection, connection.via(), link.dialled) {
             (_, Some(relay), _) => PathKind::Relay(relay),
             (Connection::Lane(_), None, _) => PathKind::Lane(at),
             (Connection::Quic(_), None, true) => PathKind::Direct(at),
             (Connection::Quic(_), None, false) => PathKind::Inbound(at),
         };
         let sizes = connection.quic().map(Sizes::of).unwrap_or_default();
-        Self { kind, rtt: connection.rtt(), sizes }
+        let second = second.and_then(|second| second.connection.via());
+        Self { kind, second, rtt: connection.rtt(), sizes }
     }
 }
 

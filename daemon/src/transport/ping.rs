@@ -52,7 +52,7 @@ impl Peers {
 
     async fn ping_connection(&self, node: NodeId) -> Option<(Path, Result<Duration, Outcome>)> {
         let link = self.links.load().get(&node).cloned()?;
-        let path = Path::of(&link.connection, link.dialled);
+        let path = Path::of(&link, self.seconds.load().get(&node));
         let (number, answered) = self.pings.begin(node)?;
         let began = clock::now().mono;
         link.send_frame(&Frame::Ping(number));

@@ -9,10 +9,12 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use gossamer_core::astray::{Astray, AstrayRelays};
 use gossamer_core::relays::{Candidate, Relays};
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
 
+use super::ToMembership;
 use super::accept::{By, Errand, Whereabouts};
 use super::carrier::Connection;
 use super::hello::Greeted;
@@ -32,13 +34,16 @@ pub(super) struct Relaying {
     own: watch::Sender<Vec<NodeId>>,
     /// Those that the cards of others name.
     of: BTreeMap<NodeId, Vec<NodeId>>,
+    /// Those that have led astray.
+    astray: AstrayRelays,
 }
 
 impl Relaying {
     /// Also returns the relays to name in the card, as they change.
     pub(super) fn new(live: Live) -> (Self, watch::Receiver<Vec<NodeId>>) {
         let (own, reader) = watch::channel(Vec::new());
-        (Self { core: Relays::default(), live, own, of: BTreeMap::new() }, reader)
+        let (core, of, astray) = Default::default();
+        (Self { core, live, own, of, astray }, reader)
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
@@ -72,9 +77,11 @@ impl Owner {
         let mut relays: Vec<_> = current.into_iter().chain(named).filter(|relay| *relay != self.me).collect();
         let mut seen = std::collections::BTreeSet::new();
         relays.retain(|relay| *relay != node && seen.insert(*relay));
-        // One that is connected need not be dialled first.
-        relays
-            .sort_by_key(|relay| self.current.get(relay).is_none_or(|link| link.connection.via().is_some()));
+        // Who has led astray is tried last, and one that is connected need not be dialled first.
+        relays.sort_by_key(|relay| {
+            let is_far = self.current.get(relay).is_none_or(|link| link.connection.via().is_some());
+            (self.relaying.astray.is_astray(*relay, node), is_far)
+        });
         relays
     }
 
@@ -86,6 +93,33 @@ impl Owner {
     pub(super) fn note_reach(&mut self, greeted: &Greeted) {
         let came_in = !greeted.dialled && greeted.connection.via().is_none();
         self.relaying.core.handle_connected(greeted.peer.node, came_in, clock::now().mono);
+    }
+
+    /// Notes relays that have not led to the node although they said so, and tells who is to be named for it.
+    pub(super) async fn led_astray(&mut self, node: NodeId, relays: Vec<(NodeId, Astray)>) {
+        let now = clock::now().mono;
+        for (relay, how) in relays {
+            if let Some(times) = self.relaying.astray.handle_astray(relay, node, how, now) {
+                let _ = self.inbox.membership.send(ToMembership::Astray { relay, node, times }).await;
+            }
+        }
+    }
+
+    /// Notes that a relay has led to who was meant.
+    pub(super) async fn led(&mut self, greeted: &Greeted) {
+        if let Some(relay) = greeted.connection.via().filter(|_| greeted.dialled)
+            && self.relaying.astray.handle_led(relay, greeted.peer.node)
+        {
+            let _ = self.inbox.membership.send(ToMembership::NotAstray([relay].into())).await;
+        }
+    }
+
+    /// The node is gone, as a relay or behind others.
+    pub(super) async fn forget_astray(&mut self, node: NodeId) {
+        let cleared = self.relaying.astray.forget(node);
+        if !cleared.is_empty() {
+            let _ = self.inbox.membership.send(ToMembership::NotAstray(cleared)).await;
+        }
     }
 
     /// Chooses the relays anew when that is due, names them, and keeps the ways in from them open.

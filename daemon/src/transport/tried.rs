@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use quinn::{ConnectionError, TransportErrorCode};
 
+use gossamer_core::astray::Astray;
 use gossamer_core::reach::Denied;
 use gossamer_wire::{LaneAddress, NodeId};
 
@@ -56,6 +57,10 @@ pub enum Outcome {
     Said(String),
     /// The connection broke.
     Broken(String),
+    /// The relay says that it leads to who was meant, and leads to somebody else.
+    LedElsewhere,
+    /// The relay says that it leads to who was meant, and nobody is there who shows so.
+    LedNowhere(String),
 }
 
 impl Outcome {
@@ -84,6 +89,24 @@ impl Outcome {
         }
     }
 
+    /// Reads what is wrong behind a relay that has said that it leads to who was meant.
+    pub(crate) fn behind_relay(self) -> Self {
+        match self {
+            Self::WrongIdentity => Self::LedElsewhere,
+            Self::NoAnswer(_) | Self::Broken(_) | Self::Said(_) => Self::LedNowhere(self.to_string()),
+            other => other,
+        }
+    }
+
+    /// Returns how the relay of a circuit has led astray, if it has.
+    pub(crate) const fn astray(&self) -> Option<Astray> {
+        match self {
+            Self::LedElsewhere => Some(Astray::Elsewhere),
+            Self::LedNowhere(_) => Some(Astray::Nowhere),
+            _ => None,
+        }
+    }
+
     /// Returns its word in metrics.
     pub const fn word(&self) -> &'static str {
         match self {
@@ -96,6 +119,8 @@ impl Outcome {
             Self::Untrusted => "untrusted",
             Self::Said(_) => "said",
             Self::Broken(_) => "broken",
+            Self::LedElsewhere => "led_elsewhere",
+            Self::LedNowhere(_) => "led_nowhere",
         }
     }
 }
@@ -114,6 +139,8 @@ impl fmt::Display for Outcome {
             ),
             Self::Said(words) => write!(f, "it says: {words}"),
             Self::Broken(why) => write!(f, "the connection broke: {why}"),
+            Self::LedElsewhere => f.write_str("it says that it leads there, and leads to somebody else"),
+            Self::LedNowhere(why) => write!(f, "it says that it leads there, and leads nowhere: {why}"),
         }
     }
 }
@@ -179,6 +206,16 @@ mod tests {
         let said = quinn::ApplicationClose { error_code: 1_u32.into(), reason };
         let said = Outcome::of(&ConnectionError::ApplicationClosed(said), LIMIT);
         assert_eq!(said.to_string(), "it says: busy?[2J");
+    }
+
+    #[test]
+    fn behind_a_relay_silence_and_others_are_its_lies_and_an_old_certificate_is_not() {
+        let of = |outcome: Outcome| outcome.behind_relay().astray();
+        assert_eq!(of(Outcome::WrongIdentity), Some(Astray::Elsewhere));
+        for outcome in [Outcome::NoAnswer(LIMIT), Outcome::Broken("eof".into()), Outcome::Said("no".into())] {
+            assert_eq!(of(outcome), Some(Astray::Nowhere));
+        }
+        assert_eq!((of(Outcome::Untrusted), Outcome::WrongIdentity.astray()), (None, None));
     }
 
     #[test]

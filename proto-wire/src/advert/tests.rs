@@ -88,7 +88,7 @@ fn each_kind_has_its_own_size_limit() {
 #[test]
 fn bodies_survive_a_round_trip() {
     assert_eq!(Card::decode(&card().encode().expect("fits")), Ok(card()));
-    let head = Head { n: 3, lease_seconds: 3_600, statement_digest: [5; 16], roles: 1 };
+    let head = Head { n: 3, lease_seconds: 3_600, statement_digest: [5; 16] };
     assert_eq!(Head::decode(&head.encode().expect("fits")), Ok(head));
     let fragment = Fragment::of(&[record()]).expect("fits");
     let read = Fragment::decode(&fragment.encode().expect("fits")).expect("decodes");
@@ -119,6 +119,6 @@ fn bodies_outside_the_limits_are_refused() {
     let mut wordy = card();
     wordy.labels = vec![("k".to_owned(), "v".repeat(MAX_NODE_LABELS_BYTES))];
     assert!(Card::decode(&wordy.encode().expect("fits")).is_err());
-    let head = Head { n: MAX_FRAGMENTS + 1, lease_seconds: 1, statement_digest: [0; 16], roles: 0 };
+    let head = Head { n: MAX_FRAGMENTS + 1, lease_seconds: 1, statement_digest: [0; 16] };
     assert!(Head::decode(&head.encode().expect("fits")).is_err());
 }

@@ -53,7 +53,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "7.3-caps",
-        promise: "A member asks a relay for circuits to a node without end and reads nothing for 10 s: at most 512 are open, the rest is refused and counted by its reason, relay and node grow by less than 24 MiB, another pair's p99 through the relay stays within twice its own and 20 ms, and its next connect works",
+        promise: "A member asks a relay for circuits to a node without end and reads nothing, five times for 3 s with 2 s of calm before each: at most 512 are open, the rest is refused and counted by its reason, relay and node grow by less than 24 MiB, another pair's p99 through the relay beside it stays within twice that of the calm and 5 ms, and its next connects work",
         sabotage: "the relay's process gets a tenth of its time",
         needs: Needs::Root,
         ci: Ci::Runs,
@@ -71,8 +71,12 @@ pub(super) const ROWS: &[Row] = &[
 
 const SEEN: Duration = Duration::from_secs(20);
 const RESET: Duration = Duration::from_secs(3);
+/// Calm and attack take turns, so that what else this machine does counts for both.
+const ROUNDS: u32 = 5;
 const CALM: Duration = Duration::from_secs(2);
-const ATTACKED: Duration = Duration::from_secs(10);
+const ATTACKED: Duration = Duration::from_secs(3);
+/// What p99 beside an attack may be above twice that of the calm: the attacker runs on this machine, too.
+const FLOOR: Duration = Duration::from_millis(5);
 /// What relay and node may grow by, KiB.
 const GROWTH_KIB: u64 = 24 << 10;
 const DIRECT: Duration = Duration::from_secs(30);
@@ -101,7 +105,7 @@ pub(super) fn behind(router: &Namespace) -> Result<Namespace> {
 
 /// A mesh of an issuer, relays, and two hidden nodes, each with a service whose program is a listener.
 pub(super) struct Hidden {
-    issuer: Node,
+    pub(super) issuer: Node,
     pub(super) relays: Vec<Node>,
     pub(super) nodes: [Node; 2],
     pub(super) listeners: [TcpListener; 2],
@@ -363,40 +367,43 @@ fn caps(run: &Run) -> Result<String> {
         let target = identity_of(&b.state_dir())?.node();
         let at = SocketAddr::from((Segment::address(1), 4_677));
         let ((mut client, mut program), _) = kept("a flow to b", mesh.call(&left, SEEN))?;
-        let mut calm = exchanged(&mut client, &mut program, CALM)?;
+        let (mut calm, mut beside, mut most, mut opened, mut refused) = (Vec::new(), Vec::new(), 0, 0, 0);
         let before = [relay, b].map(memory_kib);
-        let stop = AtomicBool::new(false);
-        let (mut most, mut beside, mut grown) = (0, Vec::new(), Vec::new());
-        let (opened, refused) = std::thread::scope(|scope| -> Result<_> {
-            let asking = scope.spawn(|| outside.enter(|| open_circuits(at, &member, target, &stop))?);
-            let watched = (|| -> Result<()> {
-                if run.sabotaged {
-                    throttle(relay, &stop, scope)?;
-                }
-                let began = Instant::now();
-                while began.elapsed() < ATTACKED {
-                    beside.extend(exchanged(&mut client, &mut program, Duration::from_secs(1))?);
-                    most = most.max(metric(relay, "gossamer_circuits_open")?);
-                }
-                let (_flow, _) = kept("a flow beside it", mesh.call(&left, ANSWERED))?;
-                for (node, before) in [relay, b].into_iter().zip(before) {
-                    grown.push(memory_kib(node)?.saturating_sub(before?));
-                }
-                Ok(())
-            })();
-            stop.store(true, Ordering::Relaxed);
-            let asked = asking.join().map_err(|_| anyhow::anyhow!("the member panicked"))?;
-            watched.and(asked)
-        })?;
+        for _ in 0..ROUNDS {
+            calm.extend(exchanged(&mut client, &mut program, CALM)?);
+            let stop = AtomicBool::new(false);
+            let asked = std::thread::scope(|scope| -> Result<_> {
+                let asking = scope.spawn(|| outside.enter(|| open_circuits(at, &member, target, &stop))?);
+                let watched = (|| -> Result<()> {
+                    if run.sabotaged {
+                        throttle(relay, &stop, scope)?;
+                    }
+                    let began = Instant::now();
+                    while began.elapsed() < ATTACKED {
+                        beside.extend(exchanged(&mut client, &mut program, ATTACKED / 4)?);
+                        most = most.max(metric(relay, "gossamer_circuits_open")?);
+                    }
+                    kept("a flow beside it", mesh.call(&left, ANSWERED)).map(drop)
+                })();
+                stop.store(true, Ordering::Relaxed);
+                let asked = asking.join().map_err(|_| anyhow::anyhow!("the member panicked"))?;
+                watched.and(asked)
+            })?;
+            opened += asked.0;
+            refused += asked.1;
+        }
+        let mut grown = Vec::new();
+        for (node, before) in [relay, b].into_iter().zip(before) {
+            grown.push(memory_kib(node)?.saturating_sub(before?));
+        }
         let pace = metric(relay, "gossamer_circuits_refused_total{reason=\"pace\"}")?;
         promise!(pace > 0 && refused as u64 >= pace, "{pace} of {refused} are counted as too fast");
         promise!((1..=512).contains(&most), "{most} circuits were open");
         promise!(grown.iter().all(|grew| *grew < GROWTH_KIB), "relay and node grew by {grown:?} KiB");
         let (calm, beside) = (percentile(&mut calm, 99), percentile(&mut beside, 99));
-        // Twice, and 20 ms for what else this machine does.
-        promise!(beside <= calm * 2 + Duration::from_millis(20), "p99 was {calm:?}, is {beside:?}");
+        promise!(beside <= calm * 2 + FLOOR, "p99 is {calm:?} in the calm and {beside:?} beside it");
         Ok(format!(
-            "{opened} opened and {refused} refused, {most} open at the most; grown: relay {} KiB, node {} KiB; p99 of another pair {:.2} ms before, {:.2} ms beside it",
+            "{opened} opened and {refused} refused, {most} open at the most; grown: relay {} KiB, node {} KiB; p99 of another pair {:.2} ms in the calm, {:.2} ms beside it",
             grown[0],
             grown[1],
             calm.as_secs_f64() * 1e3,

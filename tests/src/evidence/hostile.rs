@@ -145,7 +145,7 @@ pub(super) struct Hostile(pub(super) Identity);
 impl Hostile {
     /// Returns what it sends to publish one record, as if it had just started.
     pub(super) fn publishing(&self, record: &ServiceRecord) -> Result<Frame> {
-        let head = Head { n: 1, lease_seconds: 3_600, statement_digest: [0; 16], roles: 0 };
+        let head = Head { n: 1, lease_seconds: 3_600, statement_digest: [0; 16] };
         let body = Fragment::of(std::slice::from_ref(record))?.encode()?;
         Ok(frame(&[
             self.sign((Kind::Card, 0), (1, 1), &self.card().encode()?),
@@ -177,7 +177,7 @@ impl Hostile {
     /// Returns what it sends: card and head, one of each fault, and fragments with so many records in all.
     fn frames(&self, records: usize) -> Result<Vec<Frame>> {
         let card = self.card();
-        let head = Head { n: MAX_FRAGMENTS, lease_seconds: 3_600, statement_digest: [0; 16], roles: 0 };
+        let head = Head { n: MAX_FRAGMENTS, lease_seconds: 3_600, statement_digest: [0; 16] };
         let introduction = vec![
             self.sign((Kind::Card, 0), (1, 1), &card.encode()?),
             self.sign((Kind::Records, 0), (1, 1), &fragment(&["web-1"])?),

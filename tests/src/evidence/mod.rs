@@ -9,6 +9,7 @@
 mod access;
 mod addresses;
 mod answers;
+mod astray;
 mod bad;
 mod benches;
 mod blind;
@@ -165,7 +166,7 @@ pub fn rows() -> Vec<Row> {
             ]
             .concat(),
         )
-        .chain([circuits::ROWS, relayed::ROWS, blind::ROWS].concat())
+        .chain([circuits::ROWS, relayed::ROWS, blind::ROWS, astray::ROWS].concat())
         .collect()
 }
 

@@ -1,6 +1,6 @@
 //! Ages and rates: how long ago a node was heard of, and how fast adverts may come.
 //!
-//! Owns: the arithmetic of travelling ages and the token bucket. Must not know: what is aged or counted.
+//! Owns: the arithmetic of travelling ages, and whose adverts come at which rate. Must not know: what is aged or counted.
 //! Driven by: `store`, `own`, `repair`, `accept`.
 
 use std::collections::BTreeMap;
@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use gossamer_wire::NodeId;
 use gossamer_wire::limits::{ADVERT_BURST, ADVERT_RATE, FORGET_AFTER, MAX_HELD, OFFER_UNTIL};
+
+use crate::bucket::Bucket;
 
 /// Seconds a copy had when it came, and when it came. Grows with the local clock only.
 #[derive(Clone, Copy, Debug)]
@@ -64,47 +66,6 @@ impl Patience {
         }
         let forget = Duration::from_secs(ephemeral_seconds.into()).clamp(MIN_FORGET, FORGET_AFTER);
         Self { offer: forget * 23 / 24, forget }
-    }
-}
-
-/// A token bucket.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bucket {
-    tokens: f64,
-    at: Instant,
-    rate: f64,
-    burst: f64,
-}
-
-impl Bucket {
-    /// Makes a full bucket of `burst` tokens, refilled with `rate` tokens a second.
-    pub(super) const fn full(rate: f64, burst: f64, now: Instant) -> Self {
-        Self { tokens: burst, at: now, rate, burst }
-    }
-
-    /// Takes one token; `false` when there is none.
-    pub(super) fn take(&mut self, now: Instant) -> bool {
-        let refill = now.saturating_duration_since(self.at).as_secs_f64() * self.rate;
-        self.tokens = (self.tokens + refill).min(self.burst);
-        self.at = self.at.max(now);
-        let is_there = self.tokens >= 1.0;
-        if is_there {
-            self.tokens -= 1.0;
-        }
-        is_there
-    }
-
-    /// Returns whether it is as a new one is.
-    pub(super) fn is_full(&self, now: Instant) -> bool {
-        let refill = now.saturating_duration_since(self.at).as_secs_f64() * self.rate;
-        self.tokens + refill >= self.burst
-    }
-
-    /// Returns when a token is there at the latest, reckoned from the last `take`.
-    pub(super) fn ready_at(&self) -> Instant {
-        let lack = (1.0 - self.tokens).max(0.0);
-        // A millisecond more than needed: rounding must not wake the owner before the token is there.
-        self.at + Duration::from_secs_f64(lack / self.rate) + Duration::from_millis(1)
     }
 }
 
@@ -245,18 +206,6 @@ mod tests {
         assert!(Patience::of(600).offer < 600 * SECOND);
         assert_eq!(Patience::of(1).forget, MIN_FORGET);
         assert_eq!(Patience::of(u32::MAX).forget, FORGET_AFTER);
-    }
-
-    #[test]
-    fn a_bucket_gives_its_burst_and_then_its_rate() {
-        let start = crate::catalog::tests::start();
-        let mut bucket = Bucket::full(2.0, 3.0, start);
-        let taken = |bucket: &mut Bucket, now| (0..10).filter(|_| bucket.take(now)).count();
-        assert_eq!(taken(&mut bucket, start), 3);
-        assert!(bucket.ready_at() > start && bucket.ready_at() < start + SECOND);
-        assert!(bucket.clone().take(bucket.ready_at()));
-        assert_eq!(taken(&mut bucket, start + SECOND), 2);
-        assert_eq!(taken(&mut bucket, start + 100 * SECOND), 3);
     }
 
     fn node(number: u32) -> NodeId {

@@ -51,7 +51,7 @@ use crate::trust::{Leaf, Sign, TrustBundle};
 
 pub use fuzz::fuzz;
 pub use import::{Import, ImportError, Imports};
-pub use own::{CardContent, CardError, HeadContent};
+pub use own::{CardContent, CardError};
 pub use receive::Refusal;
 pub use view::{InstanceState, InstanceView, Nearness, NodeView, ServiceView, Waiting};
 
@@ -93,8 +93,8 @@ pub enum Input {
     Publish(Vec<ServiceRecord>),
     /// Own card; published when it differs. Comes before anything can be published.
     Card(CardContent),
-    /// What own heads say; a head is published at once when it differs.
-    Head(HeadContent),
+    /// Digest of the statements this node holds, for its heads; one is published at once when it differs.
+    Statements([u8; 16]),
     /// Own imports changed.
     Imports(Imports),
     /// Roots or issuers changed: everything held and stored is judged again.
@@ -362,7 +362,7 @@ impl Catalog {
         match input {
             Input::Publish(records) => self.publisher.set_records(records),
             Input::Card(card) => self.set_card(card, now),
-            Input::Head(head) => self.publisher.set_head(head, now.mono),
+            Input::Statements(digest) => self.publisher.set_statements(digest, now.mono),
             Input::Imports(imports) => {
                 self.config.imports = imports;
                 self.changed_services.extend(self.store.services().cloned());

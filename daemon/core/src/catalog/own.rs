@@ -15,8 +15,8 @@ use gossamer_wire::{
 use thiserror::Error;
 
 use super::Key;
-use super::age::Bucket;
 use super::placement::Placement;
+use crate::bucket::Bucket;
 use crate::trust::{Sign, TrustError};
 
 /// Lease and refresh of a node that may vanish: minutes, not an hour (design section 6).
@@ -45,15 +45,6 @@ pub struct CardContent {
     pub lanes: Vec<LaneAddress>,
 }
 
-/// What the own heads say beside fragment count and lease.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HeadContent {
-    /// Digest of the statements this node holds.
-    pub statement_digest: [u8; 16],
-    /// Roles in use: bit 0 issuer, bit 1 relay.
-    pub roles: u8,
-}
-
 pub(super) struct Publisher {
     mesh: MeshId,
     node: NodeId,
@@ -63,7 +54,7 @@ pub(super) struct Publisher {
     ephemeral: bool,
     card: Option<CardContent>,
     card_is_due: bool,
-    head: HeadContent,
+    statement_digest: [u8; 16],
     head_due: Option<Instant>,
     placement: Placement,
     /// The latest complete set that is not placed yet.
@@ -92,7 +83,7 @@ impl Publisher {
             ephemeral: false,
             card: None,
             card_is_due: false,
-            head: HeadContent::default(),
+            statement_digest: [0; 16],
             head_due: None,
             placement: Placement::default(),
             wanted: None,
@@ -124,12 +115,12 @@ impl Publisher {
         }
     }
 
-    /// Takes what heads say from the next one on.
-    pub(super) fn set_head(&mut self, head: HeadContent, now: Instant) {
-        if self.head != head && self.has_records {
+    /// Takes the digest that heads have from the next one on.
+    pub(super) fn set_statements(&mut self, digest: [u8; 16], now: Instant) {
+        if self.statement_digest != digest && self.has_records {
             self.head_due = Some(now);
         }
-        self.head = head;
+        self.statement_digest = digest;
     }
 
     /// Starts another epoch: everything is due again.
@@ -223,8 +214,7 @@ impl Publisher {
         Head {
             n: self.placement.count(),
             lease_seconds: u32::try_from(lease.as_secs()).unwrap_or(u32::MAX),
-            statement_digest: self.head.statement_digest,
-            roles: self.head.roles,
+            statement_digest: self.statement_digest,
         }
     }
 
@@ -348,10 +338,10 @@ mod tests {
         let now = start();
         let mut publisher = ready(now);
         publisher.set_card(CardContent::default(), true);
-        publisher.set_head(HeadContent { statement_digest: [9; 16], roles: 2 }, start());
+        publisher.set_statements([9; 16], start());
         let adverts = all(&mut publisher, now);
         let head = Head::decode(adverts[2].body()).expect("own");
-        assert_eq!((head.lease_seconds, head.statement_digest, head.roles), (360, [9; 16], 2));
+        assert_eq!((head.lease_seconds, head.statement_digest), (360, [9; 16]));
         assert_eq!(publisher.deadline(), Some(now + EPHEMERAL_REFRESH));
     }
 

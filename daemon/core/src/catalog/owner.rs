@@ -184,8 +184,7 @@ impl Owner {
             Content::Unread => match id.slot.kind {
                 // What cannot be read ends no fragment by its number and starts no lease.
                 Kind::Head => {
-                    let head =
-                        Head { n: MAX_FRAGMENTS, lease_seconds: 0, statement_digest: [0; 16], roles: 0 };
+                    let head = Head { n: MAX_FRAGMENTS, lease_seconds: 0, statement_digest: [0; 16] };
                     self.put_head(stored, head, now);
                 }
                 Kind::Records => {

@@ -186,7 +186,7 @@ mod tests {
         assert!(
             matches!(owner.judge(&fragment), Verdict::Take(Content::Records(Ok(list))) if list.len() == 1)
         );
-        let head = Head { n: 1, lease_seconds: 9, statement_digest: [0; 16], roles: 0 };
+        let head = Head { n: 1, lease_seconds: 9, statement_digest: [0; 16] };
         let advert = owner.own(Kind::Head, &head.encode().expect("fits"));
         assert!(matches!(owner.judge(&advert), Verdict::Take(Content::Head(read)) if read == head));
     }

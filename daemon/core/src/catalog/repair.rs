@@ -19,10 +19,10 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom as _;
 
 use super::Catalog;
-use super::age::Bucket;
 use super::meet::Meetings;
 use super::store::HashView;
 use super::tree::{self, Interval};
+use crate::bucket::Bucket;
 use crate::time::Now;
 
 /// How often the root hash goes to one peer, jittered by a quarter.

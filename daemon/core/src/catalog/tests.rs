@@ -153,7 +153,7 @@ fn old_fragments_count_ten_seconds_after_a_newer_head_at_the_most() {
     net.publish(0, &["orders"]);
     net.run();
     net.cut(0, 1);
-    let head = Head { n: 1, lease_seconds: 3_600, statement_digest: [0; 16], roles: 0 };
+    let head = Head { n: 1, lease_seconds: 3_600, statement_digest: [0; 16] };
     let newer = net.forge(0, Kind::Head, 0, (2, 1), &head.encode().expect("fits"));
     net.give(0, 1, 0, newer.bytes());
     assert_eq!(net.usable(1, "orders"), [0]);

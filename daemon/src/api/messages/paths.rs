@@ -13,6 +13,9 @@ pub struct PathRow {
     pub kind: String,
     /// Where the other end is, or the name of the relay.
     pub at: String,
+    /// The name of the second relay, which what keeps track of who lives goes through as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second: Option<String>,
     /// Smoothed round trip, microseconds.
     pub rtt_us: u64,
     /// Bytes of UDP payload that are proven to arrive.
@@ -28,7 +31,8 @@ impl fmt::Display for PathRow {
 impl PathRow {
     /// Returns what carries it, in words.
     pub fn way(&self) -> String {
-        format!("{} {}", self.kind, self.at)
+        let second = self.second.as_ref().map(|second| format!(" and {second}")).unwrap_or_default();
+        format!("{} {}{second}", self.kind, self.at)
     }
 
     /// Returns the round trip in words.
@@ -70,7 +74,8 @@ pub struct PingRow {
 pub struct TriedRow {
     /// The path of a connection, as `direct 192.0.2.1:4677`, or an address, as `udp 192.0.2.1:4677`.
     pub way: String,
-    /// `ok`, `no_answer`, `refused`, `no_route`, `wrong_identity`, `untrusted`, `said` or `broken`.
+    /// `ok`, `no_answer`, `refused`, `no_route`, `wrong_identity`, `untrusted`, `said`, `broken`, `led_elsewhere` or
+    /// `led_nowhere`.
     pub word: String,
     /// The round trip, microseconds.
     pub rtt_us: Option<u64>,
@@ -87,10 +92,14 @@ mod tests {
         let row = |rtt_us| PathRow {
             kind: "direct".to_owned(),
             at: "192.0.2.1:4677".to_owned(),
+            second: None,
             rtt_us,
             size: 1_452,
         };
         assert_eq!(row(340).to_string(), "direct 192.0.2.1:4677, 0.3 ms");
         assert_eq!(row(84_600).to_string(), "direct 192.0.2.1:4677, 85 ms");
+        let (kind, at, second) = ("relay".to_owned(), "vm-r".to_owned(), Some("vm-s".to_owned()));
+        let relayed = PathRow { kind, at, second, ..row(340) };
+        assert_eq!(relayed.to_string(), "relay vm-r and vm-s, 0.3 ms");
     }
 }

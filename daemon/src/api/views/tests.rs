@@ -289,6 +289,13 @@ fn a_finding_about_a_node_says_who_what_since_when_and_what_to_do() {
     assert!(
         named(other, What::RunsTwice { at: None }).text.starts_with("the identity of node vm-b runs twice")
     );
+    let relay = named(other, What::LeadsAstray { node: this, times: 3 });
+    assert!(
+        relay.text.starts_with("relay vm-b says that it leads to node vm-a, and leads"),
+        "{}",
+        relay.text
+    );
+    assert!(relay.fix.contains(&format!("gossamer node evict {other}")), "{}", relay.fix);
     let twins = named(other, What::SameName { other: this });
     assert!(
         twins.text.contains(&format!("vm-b and node {this}")) && twins.fix.contains("--node"),

@@ -81,16 +81,19 @@ impl LaneDialler {
         relay: NodeId,
         opener: Opener,
     ) -> Result<Lane, Outcome> {
+        let mut has_led = false;
         let dialled = async {
             let stream = self.peers.open_circuit(relay, node).await?;
+            has_led = true;
             let at = Place { remote: stream.remote, via: Some(relay), is_ingress: false };
             let (socket, watched, pump) = Socket::of_circuit(stream);
             self.stage.spawn_short("circuit", pump.run());
             let name = server_name(Some(node), self.mesh);
             shake_hands((socket, watched), at, &name, Arc::clone(&self.config), opener).await
         };
-        let dialled = timeout(LANE_WITHIN, dialled).await;
-        let (lane, driver) = dialled.map_err(|_| Outcome::NoAnswer(LANE_WITHIN))??;
+        let dialled = timeout(LANE_WITHIN, dialled).await.unwrap_or(Err(Outcome::NoAnswer(LANE_WITHIN)));
+        let (lane, driver) =
+            dialled.map_err(|outcome| if has_led { outcome.behind_relay() } else { outcome })?;
         self.start(driver);
         Ok(lane)
     }

@@ -464,7 +464,7 @@ fn r19_invented_owners_of_one_giver_silence_nobody() {
 #[test]
 fn a_head_cannot_claim_a_longer_lease_than_allowed() {
     let mut net = Net::mesh(&["west"; 2]);
-    let head = Head { n: 0, lease_seconds: u32::MAX, statement_digest: [0; 16], roles: 0 };
+    let head = Head { n: 0, lease_seconds: u32::MAX, statement_digest: [0; 16] };
     let advert = net.forge(0, Kind::Head, 0, (1, 99), &head.encode().expect("fits"));
     net.give(0, 1, 0, advert.bytes());
     assert_eq!(net.nodes[1].catalog.node(net.id(0), net.now).expect("known").lease_left, LEASE);

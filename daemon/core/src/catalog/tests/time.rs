@@ -66,7 +66,7 @@ fn r13_a_head_without_a_lease_is_refused_and_one_with_a_short_lease_asked_for_ev
         let mut net = Net::mesh(&["west"; 3]);
         net.cut(0, 1);
         net.cut(0, 2);
-        let head = Head { n: 0, lease_seconds, statement_digest: [0; 16], roles: 0 };
+        let head = Head { n: 0, lease_seconds, statement_digest: [0; 16] };
         let advert = net.forge(0, Kind::Head, 0, (1, 99), &head.encode().expect("fits"));
         net.give(0, 1, 0, advert.bytes());
         assert_eq!(net.counters(1).refused.get(&Refusal::Content).copied().unwrap_or(0), refused);
