@@ -151,6 +151,8 @@ pub(super) enum By {
     Lane,
     /// Circuits alone.
     Circuit,
+    /// All but UDP, which has gone silent: lanes, and circuits a little later.
+    Detours,
     /// UDP and, so much later, lanes.
     Direct(Duration),
     /// All, what is not UDP so much later.
@@ -163,21 +165,25 @@ impl By {
     }
 
     const fn has_lanes(self) -> bool {
-        matches!(self, Self::Lane | Self::Direct(_) | Self::All(_))
+        matches!(self, Self::Lane | Self::Detours | Self::Direct(_) | Self::All(_))
     }
 
     const fn has_circuits(self) -> bool {
-        matches!(self, Self::Circuit | Self::All(_))
+        matches!(self, Self::Circuit | Self::Detours | Self::All(_))
     }
 
-    /// Returns the start that UDP has.
+    /// Returns the start that the first ways have.
     const fn later(self) -> Duration {
         match self {
             Self::Direct(later) | Self::All(later) => later,
+            Self::Detours => LANES_ALONE,
             Self::Udp | Self::Lane | Self::Circuit => Duration::ZERO,
         }
     }
 }
+
+/// The start of lanes before circuits where both stand in for UDP: where TCP is open it answers within that.
+const LANES_ALONE: Duration = Duration::from_millis(500);
 
 /// Where somebody may be reached.
 #[derive(Clone, Debug, Default)]
@@ -199,7 +205,7 @@ impl From<Vec<SocketAddr>> for Whereabouts {
 }
 
 impl Whereabouts {
-    /// Returns the ways over UDP, and those that run beside them.
+    /// Returns the ways that begin, UDP where that is wanted, and those that run beside them.
     fn ways(self, by: By, has_tcp: bool) -> (Vec<Way>, Vec<Way>) {
         let Self { addresses, lanes, by_ingress, relays } = self;
         let circuits = relays.into_iter().filter(|_| has_tcp && by.has_circuits()).map(Way::Relay);
@@ -209,6 +215,9 @@ impl Whereabouts {
         // A flow need not wait again for what did not answer the last time.
         let lanes: Vec<_> =
             if by_ingress { named.chain(direct).collect() } else { direct.chain(named).collect() };
+        if by == By::Detours {
+            return (lanes, circuits.collect());
+        }
         // Where a detour was needed the last time, that was for want of anything better.
         let beside = match by.later().is_zero() {
             true => circuits.chain(lanes).collect(),

@@ -541,7 +541,7 @@ impl Owner {
             // A link lives meanwhile, or another dial.
             Errand {
                 purpose: Purpose::Control,
-                by: By::Udp | By::Direct(_) | By::Lane | By::Circuit,
+                by: By::Udp | By::Direct(_) | By::Lane | By::Circuit | By::Detours,
                 ..
             } => {}
             Errand { node, purpose: Purpose::Control, .. } => {

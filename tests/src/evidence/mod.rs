@@ -17,6 +17,7 @@ mod callers;
 mod carried;
 mod circuits;
 mod clients;
+mod closing;
 mod consent;
 mod datagrams;
 mod decoders;
@@ -165,7 +166,7 @@ pub fn rows() -> Vec<Row> {
             ]
             .concat(),
         )
-        .chain([circuits::ROWS, relayed::ROWS, blind::ROWS].concat())
+        .chain([circuits::ROWS, closing::ROWS, relayed::ROWS, blind::ROWS].concat())
         .collect()
 }
 
