@@ -31,7 +31,7 @@ use crate::catalog::Holdings;
 use crate::index::Written;
 
 pub use relays::CircuitCounts;
-use relays::JoinersLed;
+use relays::{CircuitsStalled, JoinersLed};
 pub use services::ServiceFlows;
 
 /// All counters and gauges. Counters only grow, from the start of the process.
@@ -58,6 +58,7 @@ pub struct Metrics {
     pings_ignored: Counter,
     joins: Family<Outcome, Counter>,
     joiners_led: JoinersLed,
+    circuits_stalled: CircuitsStalled,
     certificate_renewals: Family<Outcome, Counter>,
 }
 
@@ -166,6 +167,7 @@ impl Default for Metrics {
             pings_ignored: Counter::default(),
             joins: Family::default(),
             joiners_led: JoinersLed::default(),
+            circuits_stalled: CircuitsStalled::default(),
             certificate_renewals: Family::default(),
         };
         this.register();
@@ -229,6 +231,7 @@ impl Metrics {
         }
         registry.register("joins", "Join requests to this issuer by outcome", self.joins.clone());
         self.joiners_led.register(registry);
+        self.circuits_stalled.register(registry);
         let renewals = self.certificate_renewals.clone();
         registry.register("certificate_renewals", "Renewals of this node's certificate by outcome", renewals);
     }

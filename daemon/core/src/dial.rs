@@ -17,6 +17,7 @@ use crate::reach::Deny;
 mod addresses;
 mod entry;
 mod keep;
+mod stalling;
 #[cfg(test)]
 mod tests;
 mod twins;
@@ -27,6 +28,7 @@ mod ways;
 use entry::{Entry, State};
 
 pub use keep::{Keep, keep_which};
+pub use stalling::Stalling;
 pub use twins::{Twins, later_process, process_nonce};
 pub use unanswered::{Packets, Unanswered};
 pub use warm::{PairRank, WarmSet};

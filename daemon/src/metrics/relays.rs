@@ -24,6 +24,17 @@ pub struct CircuitCounts {
     pub refused: Vec<(&'static str, u64)>,
 }
 
+/// Circuits of this node on which the peer said nothing.
+#[derive(Clone, Debug, Default)]
+pub(super) struct CircuitsStalled(Counter);
+
+impl CircuitsStalled {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        let help = "Circuits of this node through relays that led nothing";
+        registry.register("circuits_stalled", help, self.0.clone());
+    }
+}
+
 /// Joiners that a relay leads to issuers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct JoinersLed {
@@ -44,6 +55,11 @@ impl Metrics {
     /// Counts what became of a joiner that this relay leads to an issuer.
     pub fn joiner_led(&self, outcome: &'static str) {
         self.joiners_led.outcomes.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Counts a circuit of this node through which the peer did not answer or went silent.
+    pub fn circuit_stalled(&self) {
+        self.circuits_stalled.0.inc();
     }
 
     /// Counts the bytes of a joiner that was led.

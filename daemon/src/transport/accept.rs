@@ -3,6 +3,7 @@
 //! Owns: nothing for long. Must not know: which connections are kept. Driven by: `owner`.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -255,12 +256,23 @@ pub(super) struct Dialled {
     pub(super) greeted: Option<Greeted>,
     /// Addresses at which somebody else answered.
     pub(super) others: Vec<SocketAddr>,
+    /// Relays through which nobody answered.
+    pub(super) stalling: Vec<NodeId>,
 }
+
+/// How long a greeting may take before another way is looked for beside it.
+fn patience(connection: &Connection) -> Duration {
+    (connection.rtt() * 4).max(GREETS_WITHIN)
+}
+
+/// The same on a path without length. A flow waits 3 s for its stream, and the next relay shall have time.
+const GREETS_WITHIN: Duration = Duration::from_millis(750);
 
 impl Dialler {
     /// Races the ways, and greets on the first connection that turns out to be the wanted node; an address may
-    /// belong to another machine here, for example where networks share their ranges. Only one connection is ever
-    /// greeted on: the other side keeps the last one it hears from.
+    /// belong to another machine here, for example where networks share their ranges. Only one connection is greeted on at a
+    /// time: the other side keeps the last one it hears from. A circuit on which no greeting comes back makes room for the next
+    /// one: its relay may lead nothing.
     pub(super) async fn dial(self, errand: Errand, to: Whereabouts) -> Dialled {
         let Errand { node, purpose, by, opener } = errand;
         let mut dialled = Dialled::default();
@@ -270,32 +282,80 @@ impl Dialler {
             async move { (way.clone(), dialler.shake_hands(node, &way, opener).await) }
         };
         let mut race = Race::new(udp, attempt).beside(beside, by.later());
-        let connection = loop {
-            match race.next().await {
-                Some((_, Ok(connection))) => break connection,
-                Some((way, Err(outcome))) => {
-                    tracing::debug!(peer = %node, %way, %outcome, "dial failed");
-                    self.metrics.dial_attempt_failed(outcome.word());
-                    // Who has the TCP port is another question.
-                    if let (Way::Udp(address), Outcome::WrongIdentity) = (way, outcome) {
-                        dialled.others.push(address);
+        let mut next = None;
+        loop {
+            let connection = match next.take() {
+                Some(connection) => connection,
+                None => match race.next().await {
+                    Some(met) => {
+                        next = self.note(node, met, &mut dialled);
+                        continue;
+                    }
+                    None => return dialled,
+                },
+            };
+            let relay = connection.via();
+            let mut greeting =
+                pin!(timeout(HANDSHAKE_TIMEOUT, self.greeter.greet(connection.clone(), purpose)));
+            let mut greeted = timeout(patience(&connection), &mut greeting).await.ok();
+            while greeted.is_none() && next.is_none() {
+                tokio::select! {
+                    biased;
+                    ended = &mut greeting => greeted = Some(ended),
+                    Some(met) = race.next(), if relay.is_some() => next = self.note(node, met, &mut dialled),
+                }
+            }
+            match greeted {
+                Some(Ok(Ok(greeted))) => {
+                    dialled.greeted = Some(greeted);
+                    break;
+                }
+                Some(Ok(Err(error))) => {
+                    tracing::debug!(peer = %node, %error, "greeting failed");
+                    // Such a word comes from the node itself.
+                    let has_said =
+                        matches!(connection.close_reason(), Some(ConnectionError::ApplicationClosed(_)));
+                    connection.close(CLOSE_REFUSED.into(), b"refused");
+                    if has_said
+                        || relay.is_none()
+                        || !matches!(error, HelloError::Connection(_) | HelloError::Stream(_))
+                    {
+                        break;
                     }
                 }
-                None => return dialled,
+                Some(Err(_)) | None => connection.close(CLOSE_REFUSED.into(), b"no hello"),
             }
-        };
+            let Some(relay) = relay else { break };
+            dialled.stalling.push(relay);
+        }
         // What is still under way need not go on.
         drop(race);
-        let greeting = self.greeter.greet(connection.clone(), purpose);
-        match timeout(HANDSHAKE_TIMEOUT, greeting).await {
-            Ok(Ok(greeted)) => dialled.greeted = Some(greeted),
-            Ok(Err(error)) => {
-                tracing::debug!(peer = %node, %error, "greeting failed");
-                connection.close(CLOSE_REFUSED.into(), b"refused");
-            }
-            Err(_) => connection.close(CLOSE_REFUSED.into(), b"no hello"),
+        if let Some(spare) = next {
+            spare.close(CLOSE_LOOKED.into(), b"another way was faster");
         }
         dialled
+    }
+
+    /// Takes note of an attempt that has ended. Returns its connection, if there is one.
+    fn note(
+        &self,
+        node: NodeId,
+        (way, met): (Way, Result<Connection, Outcome>),
+        dialled: &mut Dialled,
+    ) -> Option<Connection> {
+        let outcome = match met {
+            Ok(connection) => return Some(connection),
+            Err(outcome) => outcome,
+        };
+        tracing::debug!(peer = %node, %way, %outcome, "dial failed");
+        self.metrics.dial_attempt_failed(outcome.word());
+        match (way, outcome) {
+            // Who has the TCP port is another question.
+            (Way::Udp(address), Outcome::WrongIdentity) => dialled.others.push(address),
+            (Way::Relay(relay), Outcome::NoAnswer(_)) => dialled.stalling.push(relay),
+            _ => {}
+        }
+        None
     }
 
     /// Completes a handshake with one address and checks that the wanted node is there.

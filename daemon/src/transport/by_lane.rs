@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use quinn::ConnectionError;
 use rustls::ClientConfig;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -274,7 +275,11 @@ impl Owner {
                 () = stop.cancelled() => {}
                 () = flow_lane.run(flows) => {}
             }
-            let stable_id = lane.stable_id();
+            let (stable_id, is_silent) =
+                (lane.stable_id(), matches!(lane.close_reason(), Some(ConnectionError::TimedOut)));
+            if let Some(relay) = lane.via().filter(|_| is_silent) {
+                let _ = reports.send(Report::Stalled(relay)).await;
+            }
             let _ = reports.send(Report::LaneEnded { node, stable_id }).await;
         });
     }

@@ -13,6 +13,7 @@ use gossamer_wire::{LaneAddress, NodeId};
 
 use super::Report;
 use super::accept::{By, Dialled, Errand, Whereabouts};
+use super::carrier::Connection;
 use super::data::DataConnection;
 use super::lane::Opener;
 use super::link::{Link, is_data};
@@ -95,7 +96,25 @@ impl Owner {
     pub(super) fn place(&self, node: NodeId, addresses: Vec<SocketAddr>) -> Whereabouts {
         let lanes = self.lane_addresses.get(&node).cloned().unwrap_or_default();
         let by_ingress = self.current.get(&node).is_some_and(|link| link.connection.is_ingress());
-        Whereabouts { addresses, lanes, by_ingress, relays: self.relays_of(node) }
+        let mut relays = self.relays_of(node);
+        self.stalling.put_last(&mut relays, clock::now().mono);
+        Whereabouts { addresses, lanes, by_ingress, relays }
+    }
+
+    /// Takes note of a relay through which a node went silent.
+    pub(super) fn note_stalled(&mut self, relay: NodeId) {
+        tracing::debug!(%relay, "nobody answers through this relay; others come first for a while");
+        self.metrics.circuit_stalled();
+        self.stalling.handle_stalled(relay, clock::now().mono);
+    }
+
+    /// The same of a connection that has ended, if it was a circuit and went silent.
+    pub(super) fn note_silent(&mut self, connection: &Connection) {
+        if let Some(relay) = connection.via()
+            && matches!(connection.close_reason(), Some(quinn::ConnectionError::TimedOut))
+        {
+            self.note_stalled(relay);
+        }
     }
 
     /// Takes in what a node's card says of where only lanes reach it.
@@ -132,7 +151,10 @@ impl Owner {
         let reports = self.inbox.reports.clone();
         async move {
             let node = errand.node;
-            let Dialled { greeted, others } = dialler.dial(errand, to).await;
+            let Dialled { greeted, others, stalling } = dialler.dial(errand, to).await;
+            for relay in stalling {
+                let _ = reports.send(Report::Stalled(relay)).await;
+            }
             if !others.is_empty() {
                 let _ = reports.send(Report::MetAnother { node, addresses: others }).await;
             }

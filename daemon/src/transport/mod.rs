@@ -227,6 +227,8 @@ enum Report {
         node: NodeId,
         stable_id: usize,
     },
+    /// Somebody went silent, or never spoke, through this relay.
+    Stalled(NodeId),
     /// Nothing has come over a control connection for some time, and its peer was asked.
     UdpSilent {
         node: NodeId,

@@ -12,7 +12,7 @@ use rand::RngExt as _;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use gossamer_core::dial::{
-    Detour, DialBook, Keep, Source, Standing, Twins, Unanswered, Ways, keep_which, process_nonce,
+    Detour, DialBook, Keep, Source, Stalling, Standing, Twins, Unanswered, Ways, keep_which, process_nonce,
 };
 use gossamer_core::reach::{Deny, check_ip};
 use gossamer_core::sightings::Sightings;
@@ -138,6 +138,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         lane_addresses: BTreeMap::new(),
         lane_dialler,
         ways: Ways::default(),
+        stalling: Stalling::default(),
         unanswered: Unanswered::default(),
         certified: Certified::default(),
         judge_at: None,
@@ -213,6 +214,8 @@ pub(super) struct Owner {
     pub(super) lane_dialler: Option<LaneDialler>,
     /// By which way nodes are reached.
     pub(super) ways: Ways,
+    /// Relays that lead nothing.
+    pub(super) stalling: Stalling,
     /// Whether UDP still leads to them.
     pub(super) unanswered: Unanswered,
     pub(super) certified: Certified,
@@ -317,6 +320,7 @@ impl Owner {
             Report::DataEnded { node, stable_id } => self.pool.ended(node, stable_id),
             Report::LaneReady { lane, peer, dialled } => self.add_lane(lane, peer, dialled),
             Report::LaneEnded { node, stable_id } => self.lanes.ended(node, stable_id),
+            Report::Stalled(relay) => self.note_stalled(relay),
             Report::UdpSilent { node, stable_id } => self.leave_udp(node, stable_id),
             Report::DialBack { node, purpose } => self.dial_back(node, purpose),
         }
@@ -481,7 +485,9 @@ impl Owner {
         if !is_current {
             return;
         }
-        self.current.remove(&node);
+        if let Some(link) = self.current.remove(&node) {
+            self.note_silent(&link.connection);
+        }
         self.publish_links();
         self.relaying.core.handle_lost(node, clock::now().mono);
         self.seconds.first_lost(node);
