@@ -19,7 +19,7 @@ use super::copy::{Counts, Early, Guarded, copy};
 use super::inbound::answer_and_end;
 use super::{Relay, count};
 use crate::metrics::CircuitCounts;
-use crate::transport::FlowStream;
+use crate::transport::{FlowStream, Led};
 
 /// The circuits of this node as a relay.
 #[derive(Debug, Default)]
@@ -96,9 +96,11 @@ impl Relay {
                 self.circuits.refused(&stream.peer, NoCircuit::NoRelay);
                 drop(Guarded::new(stream));
             }
-            // Who it comes from is for TLS to say: the relay's word is worth nothing.
-            CircuitOpen::From(_) => self.parts.hops.take_circuit(stream, None),
-            CircuitOpen::Stranger(source) => self.parts.hops.take_circuit(stream, Some(source)),
+            // Who it comes from is for TLS to say: the relay's word is good for limits, no more.
+            CircuitOpen::From(opener) => self.parts.hops.take_circuit(stream, Led::Member(opener)),
+            CircuitOpen::Stranger(source) => {
+                self.parts.hops.take_circuit(stream, Led::Stranger(source));
+            }
         }
     }
 

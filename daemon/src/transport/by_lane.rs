@@ -166,7 +166,10 @@ impl Owner {
     pub(super) fn try_direct_again(&mut self) {
         let now = clock::now().mono;
         while let Some(node) = self.ways.next_try(now) {
-            let Some(link) = self.current.get(&node) else { continue };
+            let Some(link) = self.current.get(&node) else {
+                self.ways.handle_lost(node);
+                continue;
+            };
             let by = match link.connection.detour() {
                 // Only flows have left UDP: the next one tries it again.
                 None => {

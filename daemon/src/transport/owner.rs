@@ -114,6 +114,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         relays,
         arrivals: arrivals_in,
         pings: Pings::default(),
+        metrics: Arc::clone(&parts.metrics),
     };
     let (lane_dialler, arriving) = lanes_of(stage, identity, &opening, (&parts, &peers), arrivals)?;
     if let Some(tcp) = tcp {
@@ -333,6 +334,7 @@ impl Owner {
             }
             Command::Lanes { node, lanes } => self.learn_lanes(node, lanes),
             Command::Relays { node, relays } => self.learn_relays(node, relays),
+            Command::Forget(node) => self.forget(node),
             Command::Up(node) => self.book.set_standing(node, Standing::Live, clock::now().mono),
             Command::Gone { node, has_left } => self.gone(node, has_left),
             Command::Look { node, caller } => self.look(node, caller),

@@ -41,8 +41,8 @@ pub(in crate::transport) struct Arrival {
 #[derive(Debug)]
 pub(in crate::transport) enum Carried {
     Tcp(TcpStream),
-    /// A stream of the peer that relays.
-    Circuit(Box<FlowStream>),
+    /// A stream of the peer that relays, for the member that it names.
+    Circuit(Box<FlowStream>, NodeId),
     /// The same, of somebody who is no member and may do no more than join or renew.
     Stranger(Box<FlowStream>),
 }
@@ -109,7 +109,7 @@ impl LaneDoor {
                 let (socket, watched) = Socket::of_tcp(stream);
                 (socket, watched, None)
             }
-            Carried::Circuit(stream) | Carried::Stranger(stream) => {
+            Carried::Circuit(stream, _) | Carried::Stranger(stream) => {
                 let relay = stream.peer.node;
                 let (socket, watched, pump) = Socket::of_circuit(*stream);
                 self.stage.spawn_short("circuit", pump.run());

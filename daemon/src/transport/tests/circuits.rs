@@ -90,7 +90,8 @@ async fn sort(mut arrived: mpsc::Receiver<FlowStream>, peers: Peers, flows: mpsc
         let mut record = [0; gossamer_wire::circuit::CIRCUIT_BYTES];
         stream.recv.read_exact(&mut record).await.expect("a record");
         assert_eq!(record[..2], [0xff, 2]);
-        peers.take_circuit(stream, None);
+        let opener = NodeId::from_bytes(record[2..].try_into().expect("an id"));
+        peers.take_circuit(stream, Led::Member(opener));
     }
 }
 
@@ -285,7 +286,8 @@ async fn a_relay_that_leads_to_somebody_else_is_found_out_and_nothing_is_said_to
         let mut record = [0; gossamer_wire::circuit::CIRCUIT_BYTES];
         stream.recv.read_exact(&mut record).await.expect("a record");
         stream.send.write_all(&[0]).await.expect("written");
-        peers.take_circuit(stream, None);
+        let opener = NodeId::from_bytes(record[2..].try_into().expect("an id"));
+        peers.take_circuit(stream, Led::Member(opener));
     };
     let refused = || {
         a.metrics.render().contains("gossamer_dial_attempts_failed_total{reason=\"broken\"}")
