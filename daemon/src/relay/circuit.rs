@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
 use gossamer_core::circuits::{Circuits, NoCircuit};
+use gossamer_core::quiet::Quiet;
 use gossamer_core::trust::Leaf;
 use gossamer_wire::NodeId;
 use gossamer_wire::circuit::{CircuitOpen, CircuitStatus};
@@ -28,8 +29,8 @@ pub(super) struct Splicing {
     opened: AtomicU64,
     bytes: AtomicU64,
     refused: [AtomicU64; REASONS.len()],
-    /// When a refusal was logged last: who asks without end fills no log.
-    told: Mutex<Option<Instant>>,
+    /// Of whose refusals the log has told.
+    told: Mutex<Quiet<NodeId>>,
 }
 
 const REASONS: [NoCircuit; 7] = [
@@ -41,9 +42,6 @@ const REASONS: [NoCircuit; 7] = [
     NoCircuit::NotConnected,
     NoCircuit::NoRelay,
 ];
-
-/// Pause between two lines about refused circuits.
-const TELL_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Splicing {
     fn lock(&self) -> MutexGuard<'_, Circuits> {
@@ -68,9 +66,8 @@ impl Splicing {
             count(counter);
         }
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
-            *told = Some(Instant::now());
-            tracing::info!(peer = %peer.name, reason = why.word(), "circuit refused");
+        if told.names(peer.node, Instant::now().into_std()) {
+            tracing::info!(peer = %peer.name, node = %peer.node, reason = why.word(), "circuit refused");
         }
     }
 }

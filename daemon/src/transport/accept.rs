@@ -50,19 +50,17 @@ pub(super) async fn accept_lane(
     metrics: &Arc<Metrics>,
     stage: &Stage,
 ) -> Accepted {
-    let Entered { lane, driver, is_joiner } =
-        match timeout(HANDSHAKE_TIMEOUT, door.shake_hands(arrival)).await {
-            Ok(Ok(Some(entered))) => entered,
-            Ok(Ok(None)) => return Accepted::Led,
-            Ok(Err(reason)) => {
-                metrics.handshake_refused(reason);
-                return Accepted::Unfinished;
-            }
-            Err(_) => {
-                metrics.handshake_refused("lane_timeout");
-                return Accepted::Unfinished;
-            }
-        };
+    let (remote, relay) = (arrival.remote, arrival.relay());
+    let shaken = timeout(HANDSHAKE_TIMEOUT, door.shake_hands(arrival)).await;
+    let Entered { lane, driver, is_joiner } = match shaken.unwrap_or(Err("lane_timeout")) {
+        Ok(Some(entered)) => entered,
+        Ok(None) => return Accepted::Led,
+        Err(reason) => {
+            tracing::debug!(%remote, relay = ?relay, reason, "a lane is refused");
+            metrics.handshake_refused(reason);
+            return Accepted::Unfinished;
+        }
+    };
     let (stop, counted) = (stage.stopping().clone(), Arc::clone(metrics));
     stage.spawn_short("lane", async move {
         if driver.run(stop).await {
@@ -88,6 +86,7 @@ pub(super) async fn accept(incoming: Incoming, greeter: &Greeter, metrics: &Metr
             return Accepted::Unfinished;
         }
         Err(_) => {
+            tracing::debug!(%remote, "a handshake was not completed in time");
             metrics.handshake_refused("timeout");
             return Accepted::Unfinished;
         }
@@ -120,6 +119,7 @@ async fn greet(connection: Connection, greeter: &Greeter, metrics: &Metrics) -> 
             Accepted::Refused
         }
         Err(_) => {
+            tracing::debug!(%remote, "no hello came in time");
             metrics.handshake_refused("timeout");
             connection.close(CLOSE_REFUSED.into(), b"no hello");
             Accepted::Refused
@@ -284,15 +284,10 @@ impl Dialler {
         let mut race = Race::new(udp, attempt).beside(beside, by.later());
         let mut next = None;
         loop {
-            let connection = match next.take() {
-                Some(connection) => connection,
-                None => match race.next().await {
-                    Some(met) => {
-                        next = self.note(node, met, &mut dialled);
-                        continue;
-                    }
-                    None => return dialled,
-                },
+            let Some(connection) = next.take() else {
+                let Some(met) = race.next().await else { return dialled };
+                next = self.note(node, met, &mut dialled);
+                continue;
             };
             let relay = connection.via();
             let mut greeting =

@@ -97,8 +97,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     let (reports, report_queue) = mpsc::channel(INPUTS);
     let (connected, connected_reader) = watch::channel(0);
     let (links, seconds) = (Links::default(), SecondLinks::default());
-    let (twin, twin_reader) = watch::channel(None);
-    let (seen, seen_reader) = watch::channel(Vec::new());
+    let ((twin, twin_reader), (seen, seen_reader)) = (watch::channel(None), watch::channel(Vec::new()));
     let (relaying, relays) = Relaying::new(Live::clone(&parts.live));
     let (pool, lanes) = (Pool::default(), Lanes::default());
     let (arrivals_in, arrivals) = mpsc::channel(ARRIVALS);

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_rustls::{StartHandshake, TlsStream};
 use tokio_util::sync::CancellationToken;
 
-use gossamer_wire::{MeshId, NodeId, join};
+use gossamer_wire::{MeshId, NodeId, NodeName, join};
 
 use super::socket::{Socket, Watched};
 use super::stranger::Leading;
@@ -45,6 +45,16 @@ pub(in crate::transport) enum Carried {
     Circuit(Box<FlowStream>, NodeId),
     /// The same, of somebody who is no member and may do no more than join or renew.
     Stranger(Box<FlowStream>),
+}
+
+impl Arrival {
+    /// Returns the name of the relay that has led it here.
+    pub(in crate::transport) fn relay(&self) -> Option<NodeName> {
+        match &self.carried {
+            Carried::Tcp(_) => None,
+            Carried::Circuit(stream, _) | Carried::Stranger(stream) => Some(stream.peer.name.clone()),
+        }
+    }
 }
 
 /// Takes connections in.
