@@ -6,8 +6,9 @@
 mod holdings;
 mod projection;
 mod report;
+mod told;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,7 @@ use crate::{clock, identity};
 pub use holdings::Holdings;
 
 use projection::Projection;
+use told::{Has, Told};
 
 /// Commands waiting for the catalog: a whole mesh of 1,000 nodes coming up at once.
 pub const COMMANDS: usize = 1_024;
@@ -122,10 +124,8 @@ pub fn start(stage: &Stage, parts: Parts) {
     let projection = Projection::new(&parts);
     let jumps = Jumps::since(parts.clock.now());
     let pause = FIRST_SAVE;
-    let (cards, certified) = (Source::StoredCard, BTreeMap::new());
-    let (relayed, by_lane) = (BTreeSet::new(), BTreeSet::new());
-    let task =
-        Task { disk, parts, projection, jumps, save_at: None, pause, cards, certified, relayed, by_lane };
+    let (cards, told) = (Source::StoredCard, Told::default());
+    let task = Task { disk, parts, projection, jumps, save_at: None, pause, cards, told };
     stage.spawn("catalog", async move { task.run(&stop).await });
 }
 
@@ -188,12 +188,8 @@ struct Task {
     pause: Duration,
     /// Where the cards come from that the core speaks of: first from the disk.
     cards: Source,
-    /// Until when the transport was told that each node is certified: a change of a record is no news to it.
-    certified: BTreeMap<NodeId, u64>,
-    /// Nodes of which the transport was told relays.
-    relayed: BTreeSet<NodeId>,
-    /// The same of lane addresses.
-    by_lane: BTreeSet<NodeId>,
+    /// What the transport knows.
+    told: Told,
 }
 
 /// One wake-up.
@@ -305,31 +301,26 @@ impl Task {
     /// Tells the transport where a node is, and until when it is certified where that has changed.
     fn tell_transport(&mut self, node: NodeId) {
         let Parts { core, peers, .. } = &self.parts;
-        if let Some(addresses) = core.node_addresses(node) {
+        let (lanes, relays) = (core.node_lanes(node), core.node_relays(node));
+        let addresses = core.node_addresses(node);
+        let certified = core.certified_until(node);
+        let has = Has { lanes: !lanes.is_empty(), relays: !relays.is_empty(), certified };
+        let news = self.told.handle(node, addresses.is_some().then_some(has));
+        if news.lanes {
             // Before the addresses, which are dialled at once.
-            let lanes = core.node_lanes(node);
-            let had_lanes = self.by_lane.remove(&node);
-            if !lanes.is_empty() {
-                self.by_lane.insert(node);
-            }
-            if had_lanes || !lanes.is_empty() {
-                peers.learn_lanes(node, lanes.to_vec());
-            }
-            peers.learn(node, addresses.to_vec(), self.cards);
-            let relays = core.node_relays(node);
-            // Most nodes have never had any, and need no word about it.
-            let had_some = self.relayed.remove(&node);
-            if !relays.is_empty() {
-                self.relayed.insert(node);
-            }
-            if had_some || !relays.is_empty() {
-                peers.learn_relays(node, relays.to_vec());
-            }
+            peers.learn_lanes(node, lanes.to_vec());
         }
-        match core.certified_until(node) {
-            Some(until) if self.certified.insert(node, until) != Some(until) => peers.certified(node, until),
-            Some(_) => {}
-            None => drop(self.certified.remove(&node)),
+        if let Some(addresses) = addresses {
+            peers.learn(node, addresses.to_vec(), self.cards);
+        }
+        if news.relays {
+            peers.learn_relays(node, relays.to_vec());
+        }
+        if let Some(until) = news.certified {
+            peers.certified(node, until);
+        }
+        if news.is_gone {
+            peers.forget(node);
         }
     }
 

@@ -177,6 +177,9 @@ pub const MAX_HALF_OPEN: usize = 256;
 pub const MAX_HALF_OPEN_PER_SOURCE: usize = 8;
 /// The same for a source from which members have connected: many may share an address behind NAT.
 pub const MAX_HALF_OPEN_PER_MEMBER: usize = 64;
+/// Handshakes of one member under way in the circuits of one relay, whatever the load: it dials up to eight lanes at once, and
+/// two for itself. All that a relay leads is as much as [`MAX_HALF_OPEN_PER_MEMBER`].
+pub const MAX_HALF_OPEN_PER_OPENER: usize = 12;
 /// Handshakes under way from which on there is load: a source must show that it has its address.
 pub const RETRY_ABOVE_HALF_OPEN: usize = 64;
 /// First packets in a second, of sources that have not shown their address, above which there is load.

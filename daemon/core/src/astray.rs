@@ -15,6 +15,8 @@ use gossamer_wire::NodeId;
 pub const NAMED_AFTER: u32 = 3;
 /// Shortest time from the first of them to the last: a relay takes a connection for lost after 10 s at the most.
 pub const NAMED_WITHIN: Duration = Duration::from_secs(15);
+/// Longest time from one to the next: within it a relay that still leads there is dialled again.
+const IN_A_ROW: Duration = Duration::from_secs(5 * 60);
 /// Pairs of relay and node that are remembered; the one that was astray the longest ago makes room.
 const MAX_PAIRS: usize = 1_024;
 
@@ -52,6 +54,9 @@ impl AstrayRelays {
         }
         let new = Misled { times: 0, first: now, last: now, is_named: false };
         let misled = self.of.entry((relay, node)).or_insert(new);
+        if !misled.is_named && now.saturating_duration_since(misled.last) > IN_A_ROW {
+            *misled = new;
+        }
         misled.times = misled.times.saturating_add(1);
         misled.last = now;
         let is_long = now.saturating_duration_since(misled.first) >= NAMED_WITHIN;
@@ -119,7 +124,11 @@ mod tests {
         assert_eq!(relays.handle_astray(R, OTHER, Astray::Nowhere, now), None);
         assert_eq!(relays.handle_astray(R, OTHER, Astray::Nowhere, now + NAMED_WITHIN), None, "too few");
         assert!(!relays.handle_led(R, OTHER), "it was not named for this one");
-        assert_eq!(relays.handle_astray(R, OTHER, Astray::Nowhere, now + 2 * NAMED_WITHIN), None, "anew");
+        let mut later = now + 2 * NAMED_WITHIN;
+        for _ in 0..2 * NAMED_AFTER {
+            assert_eq!(relays.handle_astray(R, OTHER, Astray::Nowhere, later), None, "anew, and too seldom");
+            later += IN_A_ROW + NAMED_WITHIN;
+        }
     }
 
     #[test]

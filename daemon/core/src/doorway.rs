@@ -14,9 +14,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use gossamer_wire::NodeId;
 use gossamer_wire::limits::{
-    MAX_HALF_OPEN, MAX_HALF_OPEN_PER_MEMBER, MAX_HALF_OPEN_PER_SOURCE, MAX_HANDSHAKES_AT_ONCE,
-    MAX_HANDSHAKES_PER_SECOND, MAX_RETRIES_PER_SECOND, RETRY_ABOVE_HALF_OPEN, RETRY_ABOVE_INITIALS,
+    MAX_HALF_OPEN, MAX_HALF_OPEN_PER_MEMBER, MAX_HALF_OPEN_PER_OPENER, MAX_HALF_OPEN_PER_SOURCE,
+    MAX_HANDSHAKES_AT_ONCE, MAX_HANDSHAKES_PER_SECOND, MAX_RETRIES_PER_SECOND, RETRY_ABOVE_HALF_OPEN,
+    RETRY_ABOVE_INITIALS,
 };
 
 use crate::bucket::Bucket;
@@ -73,7 +75,7 @@ pub struct Flood {
 #[derive(Debug, Default)]
 pub struct Doorway {
     open: BTreeMap<Place, Open>,
-    of_source: BTreeMap<IpAddr, usize>,
+    of_source: BTreeMap<Source, usize>,
     next_place: u64,
     members: Known,
     unfinished: Unfinished,
@@ -85,9 +87,19 @@ pub struct Doorway {
     noted: Option<Instant>,
 }
 
+/// Whom a handshake counts for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    Network(IpAddr),
+    /// In circuits of the relay, the first, the member that it names, the second.
+    Opener(NodeId, NodeId),
+    /// All that this one leads.
+    Relay(NodeId),
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Open {
-    source: IpAddr,
+    source: Source,
     is_member: bool,
     since: Instant,
 }
@@ -109,12 +121,35 @@ impl Doorway {
         let source = network_of(source);
         let is_member = self.members.contains(source);
         if !self.is_loaded() {
-            return self.accept(source, is_member, now);
+            return self.accept(Source::Network(source), is_member, now);
         }
         let answer = match is_validated {
             false => self.second.retry(),
             true => self.judge(source, is_member, now),
         };
+        self.note(answer)
+    }
+
+    /// Judges a circuit that came in: its relay, a member, says who has opened it. One that lies in that harms those alone
+    /// who count on it. Poll as above.
+    pub fn handle_circuit(&mut self, relay: NodeId, opener: NodeId, now: Instant) -> Answer {
+        let source = Source::Opener(relay, opener);
+        let answer = if self.open_of(source) >= MAX_HALF_OPEN_PER_OPENER
+            || self.open_of(Source::Relay(relay)) >= MAX_HALF_OPEN_PER_MEMBER
+        {
+            Answer::Refuse
+        } else if self.open.len() < MAX_HALF_OPEN {
+            self.accept(source, true, now)
+        } else if self.has_no_oldest(true, now) {
+            Answer::Ignore
+        } else {
+            self.give_up_oldest(true, now);
+            self.accept(source, true, now)
+        };
+        self.note(answer)
+    }
+
+    const fn note(&mut self, answer: Answer) -> Answer {
         match answer {
             Answer::Retry => self.flood.retried += 1,
             Answer::Refuse | Answer::Ignore => self.flood.turned_away += 1,
@@ -125,7 +160,7 @@ impl Doorway {
 
     /// Takes note of the end of a handshake. Unknown places are ignored.
     pub fn handle_end(&mut self, place: Place, ending: Ending, now: Instant) {
-        let Some(source) = self.remove(place) else { return };
+        let Some(Source::Network(source)) = self.remove(place) else { return };
         match ending {
             Ending::Member => self.members.insert(source),
             Ending::Stranger => {}
@@ -161,7 +196,7 @@ impl Doorway {
     /// Judges a source that has its address.
     fn judge(&mut self, source: IpAddr, is_member: bool, now: Instant) -> Answer {
         let limit = if is_member { MAX_HALF_OPEN_PER_MEMBER } else { MAX_HALF_OPEN_PER_SOURCE };
-        if self.of_source.get(&source).is_some_and(|open| *open >= limit) {
+        if self.open_of(Source::Network(source)) >= limit {
             return Answer::Refuse;
         }
         if !is_member && self.unfinished.of(source, now) >= MAX_HALF_OPEN_PER_SOURCE {
@@ -176,14 +211,20 @@ impl Doorway {
         if self.open.len() >= MAX_HALF_OPEN {
             self.give_up_oldest(is_member, now);
         }
-        self.accept(source, is_member, now)
+        self.accept(Source::Network(source), is_member, now)
     }
 
-    fn accept(&mut self, source: IpAddr, is_member: bool, now: Instant) -> Answer {
+    fn open_of(&self, source: Source) -> usize {
+        self.of_source.get(&source).copied().unwrap_or_default()
+    }
+
+    fn accept(&mut self, source: Source, is_member: bool, now: Instant) -> Answer {
         let place = Place(self.next_place);
         self.next_place += 1;
         self.open.insert(place, Open { source, is_member, since: now });
-        *self.of_source.entry(source).or_default() += 1;
+        for counted in source.all() {
+            *self.of_source.entry(counted).or_default() += 1;
+        }
         Answer::Accept(place)
     }
 
@@ -201,19 +242,21 @@ impl Doorway {
 
     fn give_up_oldest(&mut self, for_member: bool, now: Instant) {
         let Some(place) = self.oldest(for_member, now) else { return };
-        if let Some(source) = self.remove(place) {
+        if let Some(Source::Network(source)) = self.remove(place) {
             self.unfinished.insert(source, now);
         }
         self.flood.given_up += 1;
         self.given_up.push_back(place);
     }
 
-    fn remove(&mut self, place: Place) -> Option<IpAddr> {
+    fn remove(&mut self, place: Place) -> Option<Source> {
         let Open { source, .. } = self.open.remove(&place)?;
-        if let Some(open) = self.of_source.get_mut(&source) {
-            *open -= 1;
-            if *open == 0 {
-                self.of_source.remove(&source);
+        for counted in source.all() {
+            if let Some(open) = self.of_source.get_mut(&counted) {
+                *open -= 1;
+                if *open == 0 {
+                    self.of_source.remove(&counted);
+                }
             }
         }
         Some(source)
@@ -223,6 +266,17 @@ impl Doorway {
 /// The handshakes that strangers may begin under load.
 fn allowance(now: Instant) -> Bucket {
     Bucket::full(MAX_HANDSHAKES_PER_SECOND, f64::from(MAX_HANDSHAKES_AT_ONCE), now)
+}
+
+impl Source {
+    /// Returns all that a handshake counts for.
+    fn all(self) -> impl Iterator<Item = Self> {
+        let relay = match self {
+            Self::Opener(relay, _) => Some(Self::Relay(relay)),
+            Self::Network(_) | Self::Relay(_) => None,
+        };
+        [self].into_iter().chain(relay)
+    }
 }
 
 impl Second {

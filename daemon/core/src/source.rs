@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 /// Returns what a source can choose its address within: of IPv6 the first 64 bits.
-pub(crate) fn network_of(source: IpAddr) -> IpAddr {
+pub fn network_of(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
         canonical @ IpAddr::V4(_) => canonical,

@@ -13,6 +13,7 @@ use axum::extract::{Query, State};
 use gossamer_core::membership::MemberState;
 use gossamer_core::reach::{Span, span};
 use gossamer_wire::NodeId;
+use gossamer_wire::limits::MAX_WARM_PEERS;
 use serde::Deserialize;
 
 use super::handlers::ask;
@@ -20,6 +21,7 @@ use super::members::which_by_prefix;
 use super::messages::{Finding, PathRow, PeerRow, PingRow, TriedRow};
 use super::refusal::Refusal;
 use super::{Api, ApiState};
+use crate::clock;
 use crate::index::NodeSummary;
 use crate::transport::{Outcome, Path, PathKind, Sizes, Way};
 
@@ -108,7 +110,13 @@ pub(super) struct Reach<'a> {
     /// Addresses that gave no answer to a dial since the start.
     pub(super) unanswered: u64,
     /// Where this node can be dialled as far as it knows; all private when it is behind a translator.
+    pub(super) own: Vec<IpAddr>,
+    /// Whether one of them, or a lane address, is for every network.
     pub(super) has_public: bool,
+    /// Whether this node has the role of a relay.
+    pub(super) is_relay: bool,
+    /// Members that have been alive for some time, as others say, have no connection with this node, and name no relay.
+    pub(super) apart: Vec<NodeId>,
     /// Members with the role of a relay that have not left.
     pub(super) relays: usize,
     /// Whether some of them lead to this node, as its card says.
@@ -131,13 +139,25 @@ pub(super) fn reach<'a>(
         let has_role = node.view.as_ref().is_some_and(|view| view.claims.relay);
         has_role && node.node != state.about.node && node.state != Some(MemberState::Left)
     };
+    let now = clock::wall();
+    let is_apart = |node: &&Arc<NodeSummary>| {
+        let names_none = node.view.as_ref().is_some_and(|view| view.relays.is_empty());
+        let has_lasted = node.why.as_ref().is_some_and(|why| why.since + APART_AFTER <= now);
+        let is_alone = node.node != state.about.node && !paths.contains_key(&node.node);
+        is_alone && node.state == Some(MemberState::Alive) && names_none && has_lasted
+    };
+    // In larger meshes not every pair keeps a connection.
+    let apart = nodes.iter().filter(|_| nodes.len() <= MAX_WARM_PEERS).filter(is_apart);
+    let advertised = state.about.advertised.borrow();
     let own = nodes.iter().find(|node| node.node == state.about.node).and_then(|node| node.view.as_ref());
     Reach {
         paths,
         known: nodes.iter().filter(is_known).count(),
         unanswered: state.metrics.dials_unanswered(),
-        has_public: !state.about.lanes.is_empty()
-            || state.about.advertised.borrow().iter().any(|at| is_for_all(at.ip())),
+        has_public: !state.about.lanes.is_empty() || advertised.iter().any(|at| is_for_all(at.ip())),
+        own: advertised.iter().map(|at| at.ip()).collect(),
+        is_relay: own.is_some_and(|view| view.claims.relay),
+        apart: apart.map(|node| node.node).collect(),
         relays: nodes.iter().filter(is_relay).count(),
         is_led_to: own.is_some_and(|view| !view.relays.is_empty()),
     }
@@ -149,6 +169,7 @@ pub(super) fn findings(reach: &Reach<'_>, name_of: impl Fn(NodeId) -> String) ->
     let mut findings: Vec<_> = holes.map(|(node, path)| hole(&name_of(*node), path)).collect();
     findings.extend(udp_closed(reach));
     findings.extend(only_outbound(reach));
+    findings.extend(no_way(reach, name_of));
     findings
 }
 
@@ -171,11 +192,14 @@ fn hole(name: &str, path: &Path) -> Finding {
 
 fn udp_closed(reach: &Reach<'_>) -> Option<Finding> {
     let is_lane = |path: &Path| matches!(path.kind, PathKind::Lane(_));
-    let text = if reach.paths.len() >= SEVERAL && reach.paths.values().all(is_lane) {
-        format!(
-            "UDP closed: all {} connections are lanes over TCP, for UDP is not answered",
-            reach.paths.len()
-        )
+    // What UDP does on this network, or what a relay leads, says nothing of the way out.
+    let told: Vec<_> = reach.paths.values().filter(|path| is_lane(path) || reach.leaves(path)).collect();
+    let text = if told.len() >= SEVERAL && told.iter().all(|path| is_lane(path)) {
+        let but = match reach.paths.len() - told.len() {
+            0 => String::new(),
+            other => format!(" (but {other} on this network or through relays)"),
+        };
+        format!("UDP closed: all {} connections are lanes over TCP{but}, for UDP is not answered", told.len())
     } else if reach.paths.is_empty() && reach.known >= SEVERAL && reach.unanswered >= SEVERAL as u64 {
         format!(
             "UDP closed, and TCP as well: none of {} known nodes is connected, and {} dials got no answer",
@@ -191,7 +215,19 @@ fn udp_closed(reach: &Reach<'_>) -> Option<Finding> {
 fn only_outbound(reach: &Reach<'_>) -> Option<Finding> {
     // Towards peers of its own network an address of that network is enough.
     let is_outbound = |path: &Path| matches!(path.kind, PathKind::Direct(at) if is_for_all(at.ip()));
-    let is_only = reach.paths.len() >= SEVERAL && reach.paths.values().all(is_outbound) && !reach.has_public;
+    let told: Vec<_> = reach.paths.values().filter(|path| reach.leaves(path)).collect();
+    if told.len() < SEVERAL || !told.iter().all(|path| is_outbound(path)) || reach.has_public {
+        return None;
+    }
+    if reach.is_relay {
+        return Some(Finding {
+            text: format!(
+                "hidden relay: this node has the role of a relay, but dialled all of its {} connections into other networks and has no address for these; who needs it cannot dial it",
+                told.len()
+            ),
+            fix: "forward UDP and TCP 4677 to this node and set advertise to the public address, or give the role to a member that all can dial (it joins with a token of gossamer token create --role relay)".to_owned(),
+        });
+    }
     let fix = match reach.relays {
         0 => {
             "nothing, if the other nodes can be dialled: its services are called over these connections; else give a member that all can dial the role of a relay (it joins with a token of gossamer token create --role relay), or forward UDP 4677 to this node and set advertise to the public address"
@@ -200,13 +236,50 @@ fn only_outbound(reach: &Reach<'_>) -> Option<Finding> {
             "nothing, if the other nodes can be dialled: its services are called over these connections; else forward UDP 4677 to it and set advertise to the public address"
         }
     };
-    (is_only && !reach.is_led_to).then(|| Finding {
+    (!reach.is_led_to).then(|| Finding {
         text: format!(
             "only outbound: this node dialled all of its {} connections into other networks, and has no address for these",
-            reach.paths.len()
+            told.len()
         ),
         fix: fix.to_owned(),
     })
+}
+
+fn no_way(reach: &Reach<'_>, name_of: impl Fn(NodeId) -> String) -> Option<Finding> {
+    let mut names: Vec<_> = reach.apart.iter().map(|node| name_of(*node)).collect();
+    names.sort();
+    let (count, more) = (names.len(), names.len().saturating_sub(NAMED));
+    names.truncate(NAMED);
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    (count > 0).then(|| Finding {
+        text: format!(
+            "no way: others see {}{more} alive, which this node has no connection with and which no relay leads to; neither can use the services of the other",
+            names.join(", ")
+        ),
+        fix: "open UDP 4677, or TCP 4677, between the two in at least one direction; where that cannot be, give a member that both can dial the role of a relay (it joins with a token of gossamer token create --role relay); gossamer ping NODE tries each address".to_owned(),
+    })
+}
+
+impl Reach<'_> {
+    /// Whether a path leads out of this node's networks, and not through a relay.
+    fn leaves(&self, path: &Path) -> bool {
+        match path.kind {
+            PathKind::Direct(at) | PathKind::Inbound(at) | PathKind::Lane(at) => {
+                !self.own.iter().any(|own| is_near(*own, at.ip()))
+            }
+            PathKind::Relay(_) => false,
+        }
+    }
+}
+
+/// Whether two addresses that are not for every network are probably of the same one: prefixes are not known here.
+fn is_near(own: IpAddr, ip: IpAddr) -> bool {
+    let is_same = match (own.to_canonical(), ip.to_canonical()) {
+        (IpAddr::V4(own), IpAddr::V4(ip)) => own.to_bits() >> 8 == ip.to_bits() >> 8,
+        (IpAddr::V6(own), IpAddr::V6(ip)) => own.to_bits() >> 64 == ip.to_bits() >> 64,
+        _ => false,
+    };
+    is_same && !is_for_all(ip)
 }
 
 /// Whether every network can use it.
@@ -218,6 +291,10 @@ fn is_for_all(ip: IpAddr) -> bool {
 const LEAST_OF_A_PATH: u16 = 1_232;
 /// A size counts as too large when this many packets of it were lost.
 const LOST_ENOUGH: u64 = 3;
+/// A member may be alive for so long, seconds, before its connection comes about.
+const APART_AFTER: u64 = 15;
+/// Names in one finding.
+const NAMED: usize = 5;
 /// One node or address may be down by itself.
 const SEVERAL: usize = 2;
 
@@ -230,13 +307,36 @@ mod tests {
         Path { kind: kind(at), second: None, rtt: Duration::from_millis(1), sizes }
     }
 
+    /// A node that knows little: behind a translator, with an address of its network.
+    fn of(paths: &BTreeMap<NodeId, Path>) -> Reach<'_> {
+        Reach {
+            paths,
+            known: paths.len(),
+            unanswered: 0,
+            own: vec!["192.168.9.2".parse().expect("address")],
+            has_public: false,
+            is_relay: false,
+            apart: Vec::new(),
+            relays: 0,
+            is_led_to: false,
+        }
+    }
+
+    fn near(kind: fn(std::net::SocketAddr) -> PathKind) -> Path {
+        Path { kind: kind("192.168.9.7:4677".parse().expect("address")), ..path(kind, Sizes::default()) }
+    }
+
+    fn led() -> Path {
+        Path { kind: PathKind::Relay(NodeId::from_bytes([9; 16])), ..near(PathKind::Direct) }
+    }
+
     fn found(paths: Vec<Path>, known: usize, unanswered: u64, has_public: bool) -> Vec<String> {
         let paths: BTreeMap<_, _> = paths
             .into_iter()
             .enumerate()
             .map(|(n, path)| (NodeId::from_bytes([n as u8; 16]), path))
             .collect();
-        let reach = Reach { paths: &paths, known, unanswered, has_public, relays: 0, is_led_to: false };
+        let reach = Reach { known, unanswered, has_public, ..of(&paths) };
         let words = |finding: Finding| finding.text.split([':', ',']).next().unwrap_or_default().to_owned();
         findings(&reach, |_| "vm-b".to_owned()).into_iter().map(words).collect()
     }
@@ -279,10 +379,38 @@ mod tests {
         let path = path(PathKind::Direct, Sizes::default());
         let paths = [1, 2].map(|n| (NodeId::from_bytes([n; 16]), path.clone())).into();
         let fix = |relays, is_led_to| {
-            let reach =
-                Reach { paths: &paths, known: 2, unanswered: 0, has_public: false, relays, is_led_to };
+            let reach = Reach { relays, is_led_to, ..of(&paths) };
             only_outbound(&reach).map(|finding| finding.fix.contains("--role relay"))
         };
         assert_eq!([fix(0, false), fix(1, false), fix(1, true)], [Some(true), Some(false), None]);
+    }
+
+    #[test]
+    fn relays_and_peers_of_the_own_network_hide_neither_closed_udp_nor_a_node_that_is_only_outbound() {
+        let lane = path(PathKind::Lane, Sizes::default());
+        let out = path(PathKind::Direct, Sizes::default());
+        for beside in [led(), near(PathKind::Direct), near(PathKind::Inbound)] {
+            let mixed = |path: &Path| vec![path.clone(), path.clone(), beside.clone()];
+            assert_eq!(found(mixed(&lane), 3, 0, true), ["UDP closed"], "{beside:?}");
+            assert_eq!(found(mixed(&out), 3, 0, false), ["only outbound"], "{beside:?}");
+            assert!(found(vec![lane.clone(), beside.clone()], 2, 0, true).is_empty(), "one says little");
+        }
+        assert_eq!(found(vec![near(PathKind::Lane), near(PathKind::Lane)], 2, 0, true), ["UDP closed"]);
+    }
+
+    #[test]
+    fn a_relay_that_nobody_can_dial_and_members_without_a_way_are_named_with_their_fix() {
+        let out = path(PathKind::Direct, Sizes::default());
+        let paths = [1, 2].map(|n| (NodeId::from_bytes([n; 16]), out.clone())).into();
+        let hidden = only_outbound(&Reach { is_relay: true, is_led_to: false, ..of(&paths) });
+        let hidden = hidden.expect("a finding");
+        assert!(hidden.text.starts_with("hidden relay") && hidden.fix.contains("UDP and TCP 4677"));
+        assert!(only_outbound(&Reach { is_relay: true, has_public: true, ..of(&paths) }).is_none());
+        let apart = |count| Reach { apart: vec![NodeId::from_bytes([3; 16]); count], ..of(&paths) };
+        assert!(no_way(&apart(0), |_| "vm-c".to_owned()).is_none());
+        let one = no_way(&apart(1), |_| "vm-c".to_owned()).expect("a finding");
+        assert!(one.text.contains("others see vm-c alive") && one.fix.contains("--role relay"));
+        let many = no_way(&apart(NAMED + 2), |_| "vm-c".to_owned()).expect("a finding");
+        assert!(many.text.contains("vm-c and 2 more alive"), "{}", many.text);
     }
 }

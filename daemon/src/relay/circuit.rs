@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
 use gossamer_core::circuits::{Circuits, NoCircuit};
+use gossamer_core::quiet::Quiet;
 use gossamer_core::trust::Leaf;
 use gossamer_wire::NodeId;
 use gossamer_wire::circuit::{CircuitOpen, CircuitStatus};
@@ -19,7 +20,7 @@ use super::copy::{Counts, Early, Guarded, copy};
 use super::inbound::answer_and_end;
 use super::{Relay, count};
 use crate::metrics::CircuitCounts;
-use crate::transport::FlowStream;
+use crate::transport::{FlowStream, Led};
 
 /// The circuits of this node as a relay.
 #[derive(Debug, Default)]
@@ -28,8 +29,8 @@ pub(super) struct Splicing {
     opened: AtomicU64,
     bytes: AtomicU64,
     refused: [AtomicU64; REASONS.len()],
-    /// When a refusal was logged last: who asks without end fills no log.
-    told: Mutex<Option<Instant>>,
+    /// Of whose refusals the log has told.
+    told: Mutex<Quiet<NodeId>>,
 }
 
 const REASONS: [NoCircuit; 7] = [
@@ -41,9 +42,6 @@ const REASONS: [NoCircuit; 7] = [
     NoCircuit::NotConnected,
     NoCircuit::NoRelay,
 ];
-
-/// Pause between two lines about refused circuits.
-const TELL_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Splicing {
     fn lock(&self) -> MutexGuard<'_, Circuits> {
@@ -68,9 +66,8 @@ impl Splicing {
             count(counter);
         }
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
-            *told = Some(Instant::now());
-            tracing::info!(peer = %peer.name, reason = why.word(), "circuit refused");
+        if told.names(peer.node, Instant::now().into_std()) {
+            tracing::info!(peer = %peer.name, node = %peer.node, reason = why.word(), "circuit refused");
         }
     }
 }
@@ -96,9 +93,11 @@ impl Relay {
                 self.circuits.refused(&stream.peer, NoCircuit::NoRelay);
                 drop(Guarded::new(stream));
             }
-            // Who it comes from is for TLS to say: the relay's word is worth nothing.
-            CircuitOpen::From(_) => self.parts.hops.take_circuit(stream, None),
-            CircuitOpen::Stranger(source) => self.parts.hops.take_circuit(stream, Some(source)),
+            // Who it comes from is for TLS to say: the relay's word is good for limits, no more.
+            CircuitOpen::From(opener) => self.parts.hops.take_circuit(stream, Led::Member(opener)),
+            CircuitOpen::Stranger(source) => {
+                self.parts.hops.take_circuit(stream, Led::Stranger(source));
+            }
         }
     }
 

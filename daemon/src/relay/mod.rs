@@ -33,7 +33,6 @@ mod vips;
 
 use std::fmt;
 use std::future::Future;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -60,7 +59,7 @@ use crate::index::IndexReader;
 use crate::metrics::FlowCounts;
 use crate::register::{DenyList, LocalService, Target, TargetsReader};
 use crate::supervise::Stage;
-use crate::transport::{FlowStream, OpenError, Peers};
+use crate::transport::{FlowStream, Led, OpenError, Peers};
 use access::Lines;
 use circuit::Splicing;
 use copy::{Counts, Guarded, Plain};
@@ -112,8 +111,8 @@ pub trait OpenHop: Send + Sync + fmt::Debug {
     /// Opens a stream to a node that has a connection with this one; nobody is looked for.
     fn open_kept(&self, node: NodeId) -> Opening<'_>;
 
-    /// Takes a stream that a relay has led here, from a member or from a stranger at that address.
-    fn take_circuit(&self, stream: FlowStream, stranger: Option<IpAddr>);
+    /// Takes a stream that a relay has led here.
+    fn take_circuit(&self, stream: FlowStream, from: Led);
 }
 
 /// What runs on this node; [`TargetsReader`] but for tests.
@@ -170,8 +169,8 @@ impl OpenHop for Peers {
         Box::pin(Self::open_kept(self, node))
     }
 
-    fn take_circuit(&self, stream: FlowStream, stranger: Option<IpAddr>) {
-        Self::take_circuit(self, stream, stranger);
+    fn take_circuit(&self, stream: FlowStream, from: Led) {
+        Self::take_circuit(self, stream, from);
     }
 }
 

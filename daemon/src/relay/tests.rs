@@ -396,7 +396,7 @@ impl OpenHop for Hops {
         self.open_flow(node)
     }
 
-    fn take_circuit(&self, _: FlowStream, _: Option<std::net::IpAddr>) {}
+    fn take_circuit(&self, _: FlowStream, _: crate::transport::Led) {}
 }
 
 /// Two ends of a TCP connection on loopback: the program's and ours.

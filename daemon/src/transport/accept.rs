@@ -3,6 +3,7 @@
 //! Owns: nothing for long. Must not know: which connections are kept. Driven by: `owner`.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,19 +51,17 @@ pub(super) async fn accept_lane(
     metrics: &Arc<Metrics>,
     stage: &Stage,
 ) -> Accepted {
-    let Entered { lane, driver, is_joiner } =
-        match timeout(HANDSHAKE_TIMEOUT, door.shake_hands(arrival)).await {
-            Ok(Ok(Some(entered))) => entered,
-            Ok(Ok(None)) => return Accepted::Led,
-            Ok(Err(reason)) => {
-                metrics.handshake_refused(reason);
-                return Accepted::Unfinished;
-            }
-            Err(_) => {
-                metrics.handshake_refused("lane_timeout");
-                return Accepted::Unfinished;
-            }
-        };
+    let (remote, relay) = (arrival.remote, arrival.relay());
+    let shaken = timeout(HANDSHAKE_TIMEOUT, door.shake_hands(arrival)).await;
+    let Entered { lane, driver, is_joiner } = match shaken.unwrap_or(Err("lane_timeout")) {
+        Ok(Some(entered)) => entered,
+        Ok(None) => return Accepted::Led,
+        Err(reason) => {
+            tracing::debug!(%remote, relay = ?relay, reason, "a lane is refused");
+            metrics.handshake_refused(reason);
+            return Accepted::Unfinished;
+        }
+    };
     let (stop, counted) = (stage.stopping().clone(), Arc::clone(metrics));
     stage.spawn_short("lane", async move {
         if driver.run(stop).await {
@@ -88,6 +87,7 @@ pub(super) async fn accept(incoming: Incoming, greeter: &Greeter, metrics: &Metr
             return Accepted::Unfinished;
         }
         Err(_) => {
+            tracing::debug!(%remote, "a handshake was not completed in time");
             metrics.handshake_refused("timeout");
             return Accepted::Unfinished;
         }
@@ -120,6 +120,7 @@ async fn greet(connection: Connection, greeter: &Greeter, metrics: &Metrics) -> 
             Accepted::Refused
         }
         Err(_) => {
+            tracing::debug!(%remote, "no hello came in time");
             metrics.handshake_refused("timeout");
             connection.close(CLOSE_REFUSED.into(), b"no hello");
             Accepted::Refused
@@ -152,6 +153,8 @@ pub(super) enum By {
     Lane,
     /// Circuits alone.
     Circuit,
+    /// All but UDP, which has gone silent: lanes, and circuits a little later.
+    Detours,
     /// UDP and, so much later, lanes.
     Direct(Duration),
     /// All, what is not UDP so much later.
@@ -164,21 +167,25 @@ impl By {
     }
 
     const fn has_lanes(self) -> bool {
-        matches!(self, Self::Lane | Self::Direct(_) | Self::All(_))
+        matches!(self, Self::Lane | Self::Detours | Self::Direct(_) | Self::All(_))
     }
 
     const fn has_circuits(self) -> bool {
-        matches!(self, Self::Circuit | Self::All(_))
+        matches!(self, Self::Circuit | Self::Detours | Self::All(_))
     }
 
-    /// Returns the start that UDP has.
+    /// Returns the start that the first ways have.
     const fn later(self) -> Duration {
         match self {
             Self::Direct(later) | Self::All(later) => later,
+            Self::Detours => LANES_ALONE,
             Self::Udp | Self::Lane | Self::Circuit => Duration::ZERO,
         }
     }
 }
+
+/// The start of lanes before circuits where both stand in for UDP: where TCP is open it answers within that.
+const LANES_ALONE: Duration = Duration::from_millis(500);
 
 /// Where somebody may be reached.
 #[derive(Clone, Debug, Default)]
@@ -200,7 +207,7 @@ impl From<Vec<SocketAddr>> for Whereabouts {
 }
 
 impl Whereabouts {
-    /// Returns the ways over UDP, and those that run beside them.
+    /// Returns the ways that begin, UDP where that is wanted, and those that run beside them.
     fn ways(self, by: By, has_tcp: bool) -> (Vec<Way>, Vec<Way>) {
         let Self { addresses, lanes, by_ingress, relays } = self;
         let circuits = relays.into_iter().filter(|_| has_tcp && by.has_circuits()).map(Way::Relay);
@@ -210,6 +217,9 @@ impl Whereabouts {
         // A flow need not wait again for what did not answer the last time.
         let lanes: Vec<_> =
             if by_ingress { named.chain(direct).collect() } else { direct.chain(named).collect() };
+        if by == By::Detours {
+            return (lanes, circuits.collect());
+        }
         // Where a detour was needed the last time, that was for want of anything better.
         let beside = match by.later().is_zero() {
             true => circuits.chain(lanes).collect(),
@@ -251,10 +261,19 @@ pub(super) struct Dialled {
     pub(super) astray: Vec<(NodeId, Astray)>,
 }
 
+/// How long a greeting may take before another way is looked for beside it.
+fn patience(connection: &Connection) -> Duration {
+    (connection.rtt() * 4).max(GREETS_WITHIN)
+}
+
+/// The same on a path without length. A flow waits 3 s for its stream, and the next relay shall have time.
+const GREETS_WITHIN: Duration = Duration::from_millis(750);
+
 impl Dialler {
     /// Races the ways, and greets on the first connection that turns out to be the wanted node; an address may
-    /// belong to another machine here, for example where networks share their ranges. Only one connection is ever
-    /// greeted on: the other side keeps the last one it hears from.
+    /// belong to another machine here, for example where networks share their ranges. Only one connection is greeted on at a
+    /// time: the other side keeps the last one it hears from. A circuit on which no greeting comes back makes room for the next
+    /// one: its relay may lead nothing.
     pub(super) async fn dial(self, errand: Errand, to: Whereabouts) -> Dialled {
         let Errand { node, purpose, by, opener } = errand;
         let mut dialled = Dialled::default();
@@ -264,36 +283,76 @@ impl Dialler {
             async move { (way.clone(), dialler.shake_hands(node, &way, opener).await) }
         };
         let mut race = Race::new(udp, attempt).beside(beside, by.later());
-        let connection = loop {
-            match race.next().await {
-                Some((_, Ok(connection))) => break connection,
-                Some((way, Err(outcome))) => {
-                    tracing::debug!(peer = %node, %way, %outcome, "dial failed");
-                    self.metrics.dial_attempt_failed(outcome.word());
-                    match (way, outcome.astray()) {
-                        // Who has the TCP port is another question.
-                        (Way::Udp(address), _) if outcome == Outcome::WrongIdentity => {
-                            dialled.others.push(address);
-                        }
-                        (Way::Relay(relay), Some(how)) => dialled.astray.push((relay, how)),
-                        _ => {}
+        let mut next = None;
+        loop {
+            let Some(connection) = next.take() else {
+                let Some(met) = race.next().await else { return dialled };
+                next = self.note(node, met, &mut dialled);
+                continue;
+            };
+            let relay = connection.via();
+            let mut greeting =
+                pin!(timeout(HANDSHAKE_TIMEOUT, self.greeter.greet(connection.clone(), purpose)));
+            let mut greeted = timeout(patience(&connection), &mut greeting).await.ok();
+            while greeted.is_none() && next.is_none() {
+                tokio::select! {
+                    biased;
+                    ended = &mut greeting => greeted = Some(ended),
+                    Some(met) = race.next(), if relay.is_some() => next = self.note(node, met, &mut dialled),
+                }
+            }
+            match greeted {
+                Some(Ok(Ok(greeted))) => {
+                    dialled.greeted = Some(greeted);
+                    break;
+                }
+                Some(Ok(Err(error))) => {
+                    tracing::debug!(peer = %node, %error, "greeting failed");
+                    // Such a word comes from the node itself.
+                    let has_said =
+                        matches!(connection.close_reason(), Some(ConnectionError::ApplicationClosed(_)));
+                    connection.close(CLOSE_REFUSED.into(), b"refused");
+                    if has_said
+                        || relay.is_none()
+                        || !matches!(error, HelloError::Connection(_) | HelloError::Stream(_))
+                    {
+                        break;
                     }
                 }
-                None => return dialled,
+                Some(Err(_)) | None => connection.close(CLOSE_REFUSED.into(), b"no hello"),
             }
-        };
+            let Some(relay) = relay else { break };
+            let silent = Outcome::LedNowhere("no hello came back".to_owned());
+            self.note(node, (Way::Relay(relay), Err(silent)), &mut dialled);
+        }
         // What is still under way need not go on.
         drop(race);
-        let greeting = self.greeter.greet(connection.clone(), purpose);
-        match timeout(HANDSHAKE_TIMEOUT, greeting).await {
-            Ok(Ok(greeted)) => dialled.greeted = Some(greeted),
-            Ok(Err(error)) => {
-                tracing::debug!(peer = %node, %error, "greeting failed");
-                connection.close(CLOSE_REFUSED.into(), b"refused");
-            }
-            Err(_) => connection.close(CLOSE_REFUSED.into(), b"no hello"),
+        if let Some(spare) = next {
+            spare.close(CLOSE_LOOKED.into(), b"another way was faster");
         }
         dialled
+    }
+
+    /// Takes note of an attempt that has ended. Returns its connection, if there is one.
+    fn note(
+        &self,
+        node: NodeId,
+        (way, met): (Way, Result<Connection, Outcome>),
+        dialled: &mut Dialled,
+    ) -> Option<Connection> {
+        let outcome = match met {
+            Ok(connection) => return Some(connection),
+            Err(outcome) => outcome,
+        };
+        tracing::debug!(peer = %node, %way, %outcome, "dial failed");
+        self.metrics.dial_attempt_failed(outcome.word());
+        match (way, outcome.astray()) {
+            // Who has the TCP port is another question.
+            (Way::Udp(address), _) if outcome == Outcome::WrongIdentity => dialled.others.push(address),
+            (Way::Relay(relay), Some(how)) => dialled.astray.push((relay, how)),
+            _ => {}
+        }
+        None
     }
 
     /// Completes a handshake with one address and checks that the wanted node is there.

@@ -12,13 +12,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use gossamer_core::doorway::{Answer, Doorway, Ending, Flood, Place};
+use gossamer_wire::NodeId;
 use gossamer_wire::limits::MAX_HALF_OPEN;
 
 use super::Report;
 use super::accept::{Accepted, Joiners, accept, accept_lane, hand_to_issuer};
 use super::by_lane::Arriving;
 use super::hello::Greeter;
-use super::lane::Arrival;
+use super::lane::{Arrival, Carried};
 use crate::clock;
 use crate::events::{Event, EventLog};
 use crate::metrics::Metrics;
@@ -65,6 +66,16 @@ impl Knock {
         }
     }
 
+    /// Returns the relay of a circuit, and who has opened it.
+    fn led(&self) -> Option<(NodeId, NodeId)> {
+        match self {
+            Self::Lane(Arrival { carried: Carried::Circuit(stream, opener), .. }) => {
+                Some((stream.peer.node, *opener))
+            }
+            Self::Quic(_) | Self::Lane(_) => None,
+        }
+    }
+
     /// Whether the source has shown that it has its address. Who speaks TCP has.
     fn is_validated(&self) -> bool {
         match self {
@@ -97,7 +108,10 @@ impl Acceptor {
                 }
                 Err(Note::Member(source)) => doorway.handle_member(source),
                 Ok(knock) => {
-                    let answer = doorway.handle_arrival(knock.source(), knock.is_validated(), now);
+                    let answer = match knock.led() {
+                        Some((relay, opener)) => doorway.handle_circuit(relay, opener, now),
+                        None => doorway.handle_arrival(knock.source(), knock.is_validated(), now),
+                    };
                     if let Some((place, give_up)) = self.answer(knock, answer) {
                         open.insert(place, give_up);
                     }
@@ -117,6 +131,9 @@ impl Acceptor {
 
     /// Does what the answer says. Returns the handshake that it began.
     fn answer(&self, knock: Knock, answer: Answer) -> Option<(Place, CancellationToken)> {
+        if matches!(answer, Answer::Refuse | Answer::Ignore) {
+            tracing::debug!(source = %knock.source(), circuit = ?knock.led(), "a handshake is turned away");
+        }
         let outcome = match (answer, knock) {
             (Answer::Accept(place), knock) => {
                 self.metrics.handshake_answered("accepted");

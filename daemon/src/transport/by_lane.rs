@@ -5,11 +5,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use quinn::ConnectionError;
 use rustls::ClientConfig;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
+use gossamer_core::astray::Astray;
 use gossamer_core::dial::{Detour, Packets, UDP_ALONE};
+use gossamer_core::relays::KEPT;
 use gossamer_core::trust::Leaf;
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
@@ -21,7 +24,7 @@ use super::dials::HEAD_START;
 use super::endpoint::Opening;
 use super::hello::Greeted;
 use super::lane::{Arrival, FlowLane, Lane, LaneDialler, LaneDoor, Leading, Listener, Opener, Wait};
-use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE};
+use super::link::{CLOSE_DOWN, CLOSE_DUPLICATE, Link};
 use super::owner::{Owner, Parts};
 use super::port::TcpPort;
 use super::{BindError, Peers, Report, Udp, tls};
@@ -127,32 +130,53 @@ impl Owner {
             if !self.unanswered.handle_packets(*node, packets, clock::now().mono) {
                 continue;
             }
-            let (node, stable_id, quic) = (*node, link.connection.stable_id(), quic.clone());
-            let reports = self.inbox.reports.clone();
-            self.stage.spawn_short("silence", async move {
-                if look(&quic).await == Verdict::Gone {
-                    let _ = reports.send(Report::UdpSilent { node, stable_id }).await;
-                }
-            });
+            self.ask_again(*node, quic.clone());
         }
     }
 
-    /// Dials a lane beside a control connection that is silent: UDP may have been closed, and membership must not take the
-    /// peer for dead. The lane takes over if the peer hears nothing either; without one nothing has changed.
+    /// Asks whether the control connection over UDP with a node still lives, and reports if not.
+    fn ask_again(&self, node: NodeId, quic: quinn::Connection) {
+        let reports = self.inbox.reports.clone();
+        self.stage.spawn_short("silence", async move {
+            if look(&quic).await == Verdict::Gone {
+                let _ = reports.send(Report::UdpSilent { node, stable_id: quic.stable_id() }).await;
+            }
+        });
+    }
+
+    /// Dials beside a control connection that is silent: UDP may have been closed, or a translator of addresses has
+    /// forgotten it, and membership must not take the peer for dead. A lane takes over if the peer hears nothing either, or
+    /// else a circuit; without one nothing has changed.
     pub(super) fn leave_udp(&mut self, node: NodeId, stable_id: usize) {
-        if self.current.get(&node).is_some_and(|link| link.connection.stable_id() == stable_id) {
-            tracing::debug!(peer = %node, "nothing comes over UDP; trying TCP");
-            let (purpose, opener) = (Purpose::Control, Opener::Dialler);
-            self.dial(Errand { node, purpose, by: By::Lane, opener }, self.whereabouts(node));
+        if self.current.get(&node).is_none_or(|link| link.connection.stable_id() != stable_id) {
+            return;
         }
+        let mut to = self.whereabouts(node);
+        // Who believes that others can dial it names no relay, and has a connection with each of them all the same.
+        let is_relay = |link: &Link| link.is_relay && link.connection.via().is_none();
+        let connected = self.current.iter().filter(|(other, link)| **other != node && is_relay(link));
+        let others: Vec<_> =
+            connected.map(|(relay, _)| *relay).filter(|relay| !to.relays.contains(relay)).collect();
+        to.relays.extend(others.into_iter().take(KEPT));
+        tracing::debug!(peer = %node, relays = to.relays.len(), "nothing comes over UDP; trying TCP and relays");
+        let (purpose, opener) = (Purpose::Control, Opener::Dialler);
+        self.dial(Errand { node, purpose, by: By::Detours, opener }, to);
     }
 
     /// Dials directly whom a detour leads to, from time to time: what answers replaces the detour.
     pub(super) fn try_direct_again(&mut self) {
         let now = clock::now().mono;
         while let Some(node) = self.ways.next_try(now) {
-            let by = match self.current.get(&node).and_then(|link| link.connection.detour()) {
-                None => continue,
+            let Some(link) = self.current.get(&node) else {
+                self.ways.handle_lost(node);
+                continue;
+            };
+            let by = match link.connection.detour() {
+                // Only flows have left UDP: the next one tries it again.
+                None => {
+                    self.ways.handle_udp(node);
+                    continue;
+                }
                 Some(Detour::Lane) => By::Udp,
                 Some(Detour::Circuit) => By::Direct(UDP_ALONE),
             };
@@ -211,17 +235,27 @@ impl Owner {
 
     pub(super) fn add_lane(&mut self, lane: Lane, peer: Arc<Leaf>, dialled: bool) {
         let (node, opens_here) = (peer.node, lane.opens_here());
-        // Where no control connection says so, flows do: the next one need not wait for UDP.
+        // Whether it stands in for a data connection, which UDP has not brought.
+        let is_instead = match (dialled, opens_here) {
+            (true, true) => !self.lanes.dialled(node),
+            (true, false) => {
+                self.pool.dial_back_ended(node);
+                false
+            }
+            (false, true) => !self.lanes.answered(node) && self.pool.is_wanted(node),
+            (false, false) => false,
+        };
+        let control = self.current.get(&node).map(|link| link.connection.quic().cloned());
         if let Some(detour) = Connection::Lane(lane.clone()).detour()
-            && !self.current.contains_key(&node)
+            && (is_instead || control.is_none())
         {
+            // Also where no control connection says so: the next flow need not wait for UDP.
             self.ways.handle_detour(node, detour, clock::now().mono);
         }
-        match (dialled, opens_here) {
-            (true, true) => self.lanes.dialled(node),
-            (true, false) => self.pool.dial_back_ended(node),
-            (false, true) => self.lanes.answered(node),
-            (false, false) => {}
+        if let Some(quic) = control.flatten()
+            && is_instead
+        {
+            self.ask_again(node, quic);
         }
         let flow_lane = FlowLane { lane: lane.clone(), peer };
         let (may_stay, wants_dial) = self.lanes.insert(flow_lane.clone());
@@ -245,7 +279,12 @@ impl Owner {
                 () = stop.cancelled() => {}
                 () = flow_lane.run(flows) => {}
             }
-            let stable_id = lane.stable_id();
+            let (stable_id, is_silent) =
+                (lane.stable_id(), matches!(lane.close_reason(), Some(ConnectionError::TimedOut)));
+            if let Some(relay) = lane.via().filter(|_| is_silent) {
+                let relays = vec![(relay, Astray::Nowhere)];
+                let _ = reports.send(Report::LedAstray { node, relays }).await;
+            }
             let _ = reports.send(Report::LaneEnded { node, stable_id }).await;
         });
     }
@@ -255,7 +294,7 @@ impl Owner {
         if opener == Opener::Dialled {
             return self.pool.dial_back_ended(node);
         }
-        self.lanes.dialled(node);
+        let _ = self.lanes.dialled(node);
         if self.ways.detour(node).is_none() || !self.may_dial_us(node) {
             self.lanes.give_up(node);
         }

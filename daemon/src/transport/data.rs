@@ -309,6 +309,11 @@ impl Pool {
         self.dialling.insert(node)
     }
 
+    /// Whether somebody waits for a connection to the node.
+    pub(super) fn is_wanted(&self, node: NodeId) -> bool {
+        self.waiting.get(&node).is_some_and(|waiting| waiting.iter().any(|caller| !caller.is_closed()))
+    }
+
     /// Returns who waits, for another way to the node.
     pub(super) fn take_waiting(&mut self, node: NodeId) -> Vec<Waiting> {
         self.dialling.remove(&node);

@@ -107,6 +107,16 @@ impl Owner {
         };
     }
 
+    /// The catalog has dropped the node's card. Where it was dialled is kept: it may come back from anywhere else.
+    pub(super) fn forget(&mut self, node: NodeId) {
+        self.ways.forget(node);
+        self.certified.forget(node);
+        self.learn_relays(node, Vec::new());
+        if self.lane_addresses.contains_key(&node) {
+            self.learn_lanes(node, Vec::new());
+        }
+    }
+
     pub(super) fn control(&self, node: NodeId) -> Errand {
         Errand { node, purpose: Purpose::Control, by: self.all(node), opener: Opener::Dialler }
     }

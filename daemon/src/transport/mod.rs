@@ -183,6 +183,8 @@ enum Command {
         node: NodeId,
         relays: Vec<NodeId>,
     },
+    /// Nobody has a card of the node any more.
+    Forget(NodeId),
     Up(NodeId),
     Gone {
         node: NodeId,
@@ -255,7 +257,7 @@ enum Report {
         node: NodeId,
         addresses: Vec<SocketAddr>,
     },
-    /// These relays have said that they lead to the node, and did not.
+    /// These relays have said that they lead to the node, and did not, or what they led went silent.
     LedAstray {
         node: NodeId,
         relays: Vec<(NodeId, Astray)>,
@@ -317,6 +319,16 @@ pub struct Peers {
     relays: watch::Receiver<Vec<NodeId>>,
     arrivals: mpsc::Sender<lane::Arrival>,
     pings: ping::Pings,
+    metrics: Arc<Metrics>,
+}
+
+/// Whom a relay leads here, as it says.
+#[derive(Clone, Copy, Debug)]
+pub enum Led {
+    /// A member.
+    Member(NodeId),
+    /// Somebody at this address who is none, and wants to join.
+    Stranger(IpAddr),
 }
 
 impl Peers {
@@ -348,6 +360,11 @@ impl Peers {
     /// Tells which relays have a connection with a node.
     pub fn learn_relays(&self, node: NodeId, relays: Vec<NodeId>) {
         self.command(Command::Relays { node, relays });
+    }
+
+    /// Tells that the catalog has dropped the card of a node.
+    pub fn forget(&self, node: NodeId) {
+        self.command(Command::Forget(node));
     }
 
     /// Tells that membership holds the node for up.
@@ -528,18 +545,18 @@ impl Peers {
         }
     }
 
-    /// Takes a stream that a relay has led here, from a member or from a stranger at that address. Without room it is reset.
-    pub(crate) fn take_circuit(&self, stream: FlowStream, stranger: Option<IpAddr>) {
-        let remote = stranger.map_or(stream.remote, |ip| SocketAddr::new(ip, 0));
-        let carried = match stranger {
-            None => lane::Carried::Circuit(Box::new(stream)),
-            Some(_) => lane::Carried::Stranger(Box::new(stream)),
+    /// Takes a stream that a relay has led here. Without room it is reset and counted.
+    pub(crate) fn take_circuit(&self, stream: FlowStream, from: Led) {
+        let (remote, carried) = match from {
+            Led::Member(opener) => (stream.remote, lane::Carried::Circuit(Box::new(stream), opener)),
+            Led::Stranger(ip) => (SocketAddr::new(ip, 0), lane::Carried::Stranger(Box::new(stream))),
         };
         if let Err(error) = self.arrivals.try_send(lane::Arrival { carried, remote })
-            && let lane::Carried::Circuit(mut stream) | lane::Carried::Stranger(mut stream) =
+            && let lane::Carried::Circuit(mut stream, _) | lane::Carried::Stranger(mut stream) =
                 error.into_inner().carried
         {
-            tracing::debug!(relay = %stream.peer.name, "a circuit that came in finds no room");
+            tracing::debug!(relay = %stream.peer.name, ?from, "a circuit that came in finds no room");
+            self.metrics.handshake_answered("no_room");
             let _ = stream.send.reset(quinn::VarInt::from_u32(1));
         }
     }

@@ -97,8 +97,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
     let (reports, report_queue) = mpsc::channel(INPUTS);
     let (connected, connected_reader) = watch::channel(0);
     let (links, seconds) = (Links::default(), SecondLinks::default());
-    let (twin, twin_reader) = watch::channel(None);
-    let (seen, seen_reader) = watch::channel(Vec::new());
+    let ((twin, twin_reader), (seen, seen_reader)) = (watch::channel(None), watch::channel(Vec::new()));
     let (relaying, relays) = Relaying::new(Live::clone(&parts.live));
     let (pool, lanes) = (Pool::default(), Lanes::default());
     let (arrivals_in, arrivals) = mpsc::channel(ARRIVALS);
@@ -114,6 +113,7 @@ pub fn start(stage: &Stage, identity: &Identity, parts: Parts) -> Result<(Peers,
         relays,
         arrivals: arrivals_in,
         pings: Pings::default(),
+        metrics: Arc::clone(&parts.metrics),
     };
     let (lane_dialler, arriving) = lanes_of(stage, identity, &opening, (&parts, &peers), arrivals)?;
     if let Some(tcp) = tcp {
@@ -331,6 +331,7 @@ impl Owner {
             }
             Command::Lanes { node, lanes } => self.learn_lanes(node, lanes),
             Command::Relays { node, relays } => self.learn_relays(node, relays),
+            Command::Forget(node) => self.forget(node),
             Command::Up(node) => self.book.set_standing(node, Standing::Live, clock::now().mono),
             Command::Gone { node, has_left } => self.gone(node, has_left).await,
             Command::Look { node, caller } => self.look(node, caller),
@@ -484,7 +485,9 @@ impl Owner {
         if !is_current {
             return;
         }
-        self.current.remove(&node);
+        if let Some(link) = self.current.remove(&node) {
+            self.went_silent(node, &link.connection).await;
+        }
         self.publish_links();
         self.relaying.core.handle_lost(node, clock::now().mono);
         self.seconds.first_lost(node);
@@ -544,7 +547,7 @@ impl Owner {
             // A link lives meanwhile, or another dial.
             Errand {
                 purpose: Purpose::Control,
-                by: By::Udp | By::Direct(_) | By::Lane | By::Circuit,
+                by: By::Udp | By::Direct(_) | By::Lane | By::Circuit | By::Detours,
                 ..
             } => {}
             Errand { node, purpose: Purpose::Control, .. } => {

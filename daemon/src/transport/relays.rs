@@ -105,6 +105,15 @@ impl Owner {
         }
     }
 
+    /// The same of a connection that has ended, if it was a circuit and went silent.
+    pub(super) async fn went_silent(&mut self, node: NodeId, connection: &Connection) {
+        if let Some(relay) = connection.via()
+            && matches!(connection.close_reason(), Some(quinn::ConnectionError::TimedOut))
+        {
+            self.led_astray(node, vec![(relay, Astray::Nowhere)]).await;
+        }
+    }
+
     /// Notes that a relay has led to who was meant.
     pub(super) async fn led(&mut self, greeted: &Greeted) {
         if let Some(relay) = greeted.connection.via().filter(|_| greeted.dialled)

@@ -90,7 +90,7 @@ impl Owner {
     pub(super) fn keep_seconds(&mut self) {
         let now = clock::now().mono;
         while let Some((node, first)) = self.seconds.core.next_dial(now) {
-            let mut relays = self.relays_of(node);
+            let mut relays = self.place(node, Vec::new()).relays;
             relays.retain(|relay| *relay != first);
             if relays.is_empty() {
                 self.seconds.lost(node);

@@ -33,6 +33,10 @@ impl Certified {
     pub(super) fn set(&mut self, node: NodeId, until: u64) {
         self.0.insert(node, until);
     }
+
+    pub(super) fn forget(&mut self, node: NodeId) {
+        self.0.remove(&node);
+    }
 }
 
 impl Owner {

@@ -26,6 +26,7 @@ mod canary;
 mod circuits;
 mod door;
 mod first;
+mod forgotten;
 mod hostile;
 mod lanes;
 mod led;

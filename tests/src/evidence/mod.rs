@@ -18,6 +18,7 @@ mod callers;
 mod carried;
 mod circuits;
 mod clients;
+mod closing;
 mod consent;
 mod datagrams;
 mod decoders;
@@ -166,7 +167,7 @@ pub fn rows() -> Vec<Row> {
             ]
             .concat(),
         )
-        .chain([circuits::ROWS, relayed::ROWS, blind::ROWS, astray::ROWS].concat())
+        .chain([circuits::ROWS, closing::ROWS, relayed::ROWS, blind::ROWS, astray::ROWS].concat())
         .collect()
 }
 

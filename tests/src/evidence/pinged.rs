@@ -28,7 +28,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "7.7-doctor",
-        promise: "doctor finds nothing in a mesh that is well, and names an MTU hole with its size and peer, a node that is only outbound, and closed UDP, each with its fix",
+        promise: "doctor finds nothing in a mesh that is well, and names an MTU hole with its size and peer, a node that is only outbound, a relay that nobody can dial, a member that no way leads to, and closed UDP, each with its fix",
         sabotage: "the networks are well",
         needs: Needs::Root,
         ci: Ci::Runs,
@@ -36,7 +36,7 @@ pub(super) const ROWS: &[Row] = &[
     },
 ];
 
-const SEEN: Duration = Duration::from_secs(20);
+const SEEN: Duration = Duration::from_secs(30);
 const WITHIN: Duration = Duration::from_secs(5);
 
 fn ping(run: &Run) -> Result<String> {
@@ -120,11 +120,13 @@ fn names(node: &Node, what: &str, fix: &str) -> Result<Duration> {
 fn doctor(run: &Run) -> Result<String> {
     let hole = mtu_hole(run).context("MTU hole")?;
     let outbound = only_outbound(run).context("only outbound")?;
+    let apart = no_way(run).context("no way")?;
     let closed = udp_closed(run).context("UDP closed")?;
+    let [outbound, relay] = outbound.map(|took| took.as_secs_f64());
     Ok(format!(
-        "an MTU hole named {:.1} s after 16 MiB, only outbound after {:.1} s, closed UDP after {:.1} s",
+        "an MTU hole named {:.1} s after 16 MiB, only outbound after {outbound:.1} s, a hidden relay after {relay:.1} s, a member without a way after {:.1} s, closed UDP after {:.1} s",
         hole.as_secs_f64(),
-        outbound.as_secs_f64(),
+        apart.as_secs_f64(),
         closed.as_secs_f64()
     ))
 }
@@ -155,7 +157,7 @@ fn mtu_hole(run: &Run) -> Result<Duration> {
     })
 }
 
-fn only_outbound(run: &Run) -> Result<Duration> {
+fn only_outbound(run: &Run) -> Result<[Duration; 2]> {
     let segment = Segment::new(3)?;
     publish(&segment)?;
     let [router, peers @ ..] = segment.machines() else { unreachable!("three machines were made") };
@@ -174,9 +176,35 @@ fn only_outbound(run: &Run) -> Result<Duration> {
         hidden.join(&one.token(&[])?)?;
         if run.sabotaged {
             hidden.stop()?;
-            return names(&two, "only outbound", "advertise");
+            return Ok([names(&two, "only outbound", "advertise")?; 2]);
         }
-        names(&hidden, "only outbound: this node dialled all of its 2 connections", "advertise")
+        let outbound =
+            names(&hidden, "only outbound: this node dialled all of its 2 connections", "advertise")?;
+        hidden.stop()?;
+        let mut relay = lab.node_in("relay", &inner)?;
+        relay.join(&one.token(&["--role", "relay"])?)?;
+        Ok([outbound, names(&relay, "hidden relay: this node has the role of a relay", "UDP and TCP 4677")?])
+    })
+}
+
+fn no_way(run: &Run) -> Result<Duration> {
+    let segment = Segment::new(3)?;
+    let machines = segment.machines();
+    run.scenario(|lab| {
+        let mut one = lab.node_in("one", &machines[0])?;
+        one.init("west")?;
+        let mut two = lab.node_in("two", &machines[1])?;
+        two.join(&one.token(&[])?)?;
+        if !run.sabotaged {
+            let other = Segment::address(2);
+            machines[1].nft(&format!(
+                "table ip apart {{ chain in {{ type filter hook input priority 0; ip saddr {other} drop; }}; }}"
+            ))?;
+        }
+        let mut three = lab.node_in("three", &machines[2])?;
+        three.join(&one.token(&[])?)?;
+        two.sees("three", "alive", SEEN)?;
+        names(&two, "no way: others see three alive", "--role relay")
     })
 }
 

@@ -30,14 +30,15 @@ struct Silence {
     heard: Packets,
     at: Instant,
     lasts: Duration,
-    was_said: bool,
+    /// How long it lasts when it is told of.
+    told_at: Duration,
 }
 
 impl Unanswered {
-    /// Takes the counts of a peer's connection. Returns whether its packets have been unanswered for so long that UDP may be closed, once
-    /// in each silence.
+    /// Takes the counts of a peer's connection. Returns whether its packets have been unanswered for so long that UDP may be
+    /// closed: soon, and then from time to time for as long as the silence lasts, for another way may open.
     pub fn handle_packets(&mut self, node: NodeId, packets: Packets, now: Instant) -> bool {
-        let begin = || Silence { heard: packets, at: now, lasts: Duration::ZERO, was_said: false };
+        let begin = || Silence { heard: packets, at: now, lasts: Duration::ZERO, told_at: UNANSWERED };
         let silence = self.0.entry(node).or_insert_with(begin);
         if silence.heard.received != packets.received {
             *silence = begin();
@@ -49,9 +50,11 @@ impl Unanswered {
         if packets.sent.saturating_sub(silence.heard.sent) >= ENOUGH {
             silence.lasts += passed;
         }
-        let is_new = silence.lasts >= UNANSWERED && !silence.was_said;
-        silence.was_said |= is_new;
-        is_new
+        let is_told = silence.lasts >= silence.told_at;
+        if is_told {
+            silence.told_at = silence.lasts + AGAIN;
+        }
+        is_told
     }
 
     /// Forgets the peers that are not to be kept.
@@ -63,6 +66,8 @@ impl Unanswered {
 /// Long enough to be no lost packet, and short enough for a lane to be there before membership gives a peer up, 3 s after the
 /// first probe that has failed.
 const UNANSWERED: Duration = Duration::from_secs(1);
+/// Pause before a silence is told of again.
+const AGAIN: Duration = Duration::from_secs(10);
 /// Packets without an answer that are no chance: one may be an acknowledgement, which has none, and one may be lost.
 const ENOUGH: u64 = 3;
 /// The most that passes between two counts.
@@ -89,9 +94,11 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_answers_nothing_is_told_of_once_in_each_silence() {
+    fn a_peer_that_answers_nothing_is_told_of_at_once_and_again_while_it_lasts() {
         let counts = [(9, 9), (12, 9), (14, 9), (16, 9), (18, 9), (19, 10), (23, 10), (27, 10), (31, 10)];
         assert_eq!(told(&counts), [1, 6]);
+        let counts: Vec<_> = (0..25).map(|second| (9 + second * 3, 9)).collect();
+        assert_eq!(told(&counts), [1, 11, 21]);
     }
 
     #[test]

@@ -40,20 +40,34 @@ impl Detour {
 /// Nodes that a detour leads to. The others are reached by UDP, or not at all.
 #[derive(Debug, Default)]
 pub struct Ways {
-    by: BTreeMap<NodeId, (Detour, Instant)>,
+    /// With the next try, unless the node has no connection.
+    by: BTreeMap<NodeId, (Detour, Option<Instant>)>,
     due: BTreeSet<(Instant, NodeId)>,
 }
 
 impl Ways {
     /// A detour to the node has won, while UDP had its chance.
     pub fn handle_detour(&mut self, node: NodeId, detour: Detour, now: Instant) {
-        if self.detour(node) != Some(detour) {
-            self.set(node, Some((detour, now + detour.again())));
+        let is_kept = matches!(self.by.get(&node), Some((kept, Some(_))) if *kept == detour);
+        if !is_kept {
+            self.set(node, Some((detour, Some(now + detour.again()))));
         }
     }
 
-    /// The node was reached by UDP, or is forgotten.
+    /// The node was reached by UDP.
     pub fn handle_udp(&mut self, node: NodeId) {
+        self.set(node, None);
+    }
+
+    /// The node has no connection: there is nothing to leave until the next detour to it.
+    pub fn handle_lost(&mut self, node: NodeId) {
+        if let Some(detour) = self.detour(node) {
+            self.set(node, Some((detour, None)));
+        }
+    }
+
+    /// Forgets a node.
+    pub fn forget(&mut self, node: NodeId) {
         self.set(node, None);
     }
 
@@ -61,7 +75,7 @@ impl Ways {
     pub fn next_try(&mut self, now: Instant) -> Option<NodeId> {
         let (_, node) = *self.due.first().filter(|(due, _)| *due <= now)?;
         let detour = self.detour(node)?;
-        self.set(node, Some((detour, now + detour.again())));
+        self.set(node, Some((detour, Some(now + detour.again()))));
         Some(node)
     }
 
@@ -80,13 +94,13 @@ impl Ways {
         if self.by.contains_key(&node) { Duration::ZERO } else { UDP_ALONE }
     }
 
-    fn set(&mut self, node: NodeId, by: Option<(Detour, Instant)>) {
-        if let Some((_, before)) = self.by.remove(&node) {
+    fn set(&mut self, node: NodeId, by: Option<(Detour, Option<Instant>)>) {
+        if let Some((_, Some(before))) = self.by.remove(&node) {
             self.due.remove(&(before, node));
         }
         if let Some((detour, due)) = by {
             self.by.insert(node, (detour, due));
-            self.due.insert((due, node));
+            self.due.extend(due.map(|due| (due, node)));
         }
     }
 }
@@ -106,6 +120,18 @@ mod tests {
         ways.handle_udp(NODE);
         assert_eq!(ways.head_start(NODE), UDP_ALONE);
         assert_eq!(ways.next_deadline(), None);
+    }
+
+    #[test]
+    fn who_has_no_connection_wakes_nobody_and_who_is_forgotten_leaves_nothing() {
+        let (mut ways, now) = (Ways::default(), Instant::now());
+        ways.handle_detour(NODE, Detour::Circuit, now);
+        ways.handle_lost(NODE);
+        assert_eq!((ways.next_deadline(), ways.detour(NODE)), (None, Some(Detour::Circuit)));
+        ways.handle_detour(NODE, Detour::Circuit, now);
+        assert_eq!(ways.next_deadline(), Some(now + DIRECT_AGAIN), "it is back");
+        ways.forget(NODE);
+        assert!(ways.by.is_empty() && ways.due.is_empty());
     }
 
     #[test]

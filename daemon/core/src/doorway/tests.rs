@@ -201,3 +201,36 @@ fn a_flood_is_noted_once_in_ten_seconds_and_a_start_of_many_is_none() {
     assert_eq!(doorway.next_flood(start + millis(9_999)), None);
     assert!(doorway.next_flood(start + NOTE_EVERY).is_some());
 }
+
+#[test]
+fn a_member_that_opens_circuits_without_end_leaves_room_for_others_through_the_same_relay() {
+    let (mut doorway, now) = (Doorway::default(), Instant::now());
+    let node = |number: u8| NodeId::from_bytes([number; 16]);
+    let (relay, hostile) = (node(1), node(2));
+    let mut places = Vec::new();
+    for _ in 0..MAX_HALF_OPEN_PER_OPENER {
+        let Answer::Accept(place) = doorway.handle_circuit(relay, hostile, now) else { panic!("refused") };
+        places.push(place);
+    }
+    assert_eq!(doorway.handle_circuit(relay, hostile, now), Answer::Refuse, "also without load");
+    assert!(matches!(doorway.handle_circuit(relay, node(3), now), Answer::Accept(_)));
+    assert!(matches!(doorway.handle_circuit(node(4), hostile, now), Answer::Accept(_)), "another relay");
+    doorway.handle_end(places[0], Ending::Unfinished, now);
+    assert!(matches!(doorway.handle_circuit(relay, hostile, now), Answer::Accept(_)));
+    doorway.handle_circuit(relay, node(5), now);
+    let led = (6..=255).map(|opener| doorway.handle_circuit(relay, node(opener), now));
+    let led = led.filter(|answer| matches!(answer, Answer::Accept(_))).count();
+    assert_eq!(led, MAX_HALF_OPEN_PER_MEMBER - MAX_HALF_OPEN_PER_OPENER - 2, "one relay is one source");
+    doorway.accepts(source(1), now);
+}
+
+#[test]
+fn circuits_that_have_ended_leave_nothing_behind() {
+    let (mut doorway, now) = (Doorway::default(), Instant::now());
+    for number in 0..100 {
+        let node = NodeId::from_bytes([number; 16]);
+        let Answer::Accept(place) = doorway.handle_circuit(node, node, now) else { panic!("refused") };
+        doorway.handle_end(place, Ending::Unfinished, now);
+    }
+    assert_eq!(doorway.kept(), 0);
+}

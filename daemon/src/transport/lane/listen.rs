@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_rustls::{StartHandshake, TlsStream};
 use tokio_util::sync::CancellationToken;
 
-use gossamer_wire::{MeshId, NodeId, join};
+use gossamer_wire::{MeshId, NodeId, NodeName, join};
 
 use super::socket::{Socket, Watched};
 use super::stranger::Leading;
@@ -41,10 +41,20 @@ pub(in crate::transport) struct Arrival {
 #[derive(Debug)]
 pub(in crate::transport) enum Carried {
     Tcp(TcpStream),
-    /// A stream of the peer that relays.
-    Circuit(Box<FlowStream>),
+    /// A stream of the peer that relays, for the member that it names.
+    Circuit(Box<FlowStream>, NodeId),
     /// The same, of somebody who is no member and may do no more than join or renew.
     Stranger(Box<FlowStream>),
+}
+
+impl Arrival {
+    /// Returns the name of the relay that has led it here.
+    pub(in crate::transport) fn relay(&self) -> Option<NodeName> {
+        match &self.carried {
+            Carried::Tcp(_) => None,
+            Carried::Circuit(stream, _) | Carried::Stranger(stream) => Some(stream.peer.name.clone()),
+        }
+    }
 }
 
 /// Takes connections in.
@@ -109,7 +119,7 @@ impl LaneDoor {
                 let (socket, watched) = Socket::of_tcp(stream);
                 (socket, watched, None)
             }
-            Carried::Circuit(stream) | Carried::Stranger(stream) => {
+            Carried::Circuit(stream, _) | Carried::Stranger(stream) => {
                 let relay = stream.peer.node;
                 let (socket, watched, pump) = Socket::of_circuit(*stream);
                 self.stage.spawn_short("circuit", pump.run());

@@ -146,11 +146,11 @@ impl Lanes {
         (true, wants_dial)
     }
 
-    /// A dial of this node has ended, well or not.
-    pub(in crate::transport) fn dialled(&mut self, node: NodeId) {
-        if let Some(of) = self.of.get_mut(&node) {
-            of.dials = of.dials.saturating_sub(1);
-        }
+    /// A dial of this node has ended, well or not. Returns whether it was one for a lane.
+    pub(in crate::transport) fn dialled(&mut self, node: NodeId) -> bool {
+        let Some(of) = self.of.get_mut(&node).filter(|of| of.dials > 0) else { return false };
+        of.dials -= 1;
+        true
     }
 
     /// The peer was asked to dial in the place of this node. Resolves when it has done so: the dial need not go on.
@@ -162,14 +162,14 @@ impl Lanes {
         answered
     }
 
-    /// The peer has dialled because it was asked.
-    pub(in crate::transport) fn answered(&mut self, node: NodeId) {
-        let Some(of) = self.of.get_mut(&node) else { return };
+    /// The peer has dialled. Returns whether it was asked for a lane.
+    pub(in crate::transport) fn answered(&mut self, node: NodeId) -> bool {
+        let Some(of) = self.of.get_mut(&node) else { return false };
         of.asked.retain(|asked| !asked.is_closed());
-        if let Some(asked) = of.asked.pop_front() {
-            let _ = asked.send(());
-            of.dials = of.dials.saturating_sub(1);
-        }
+        let Some(asked) = of.asked.pop_front() else { return false };
+        let _ = asked.send(());
+        of.dials = of.dials.saturating_sub(1);
+        true
     }
 
     /// Tells who waits for the node that no lane will come about.
@@ -251,9 +251,9 @@ mod tests {
         let (caller, _second) = oneshot::channel();
         assert!(!lanes.request(NODE, Wait { caller, only_lane: false }), "the first dial serves it");
         assert!(answered.try_recv().is_err(), "nothing has come");
-        lanes.answered(NODE);
+        assert!(lanes.answered(NODE));
         assert_eq!(answered.try_recv(), Ok(()));
-        lanes.answered(NODE);
+        assert!(!lanes.answered(NODE) && !lanes.dialled(NODE), "nobody wanted it");
         let (caller, _third) = oneshot::channel();
         assert!(lanes.request(NODE, Wait { caller, only_lane: false }), "no dial is under way");
     }

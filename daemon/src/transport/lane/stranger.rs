@@ -10,11 +10,12 @@ use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, split};
 use tokio::time::timeout;
 
+use gossamer_core::quiet::Quiet;
+use gossamer_core::source::network_of;
 use gossamer_core::strangers::{MAX_STRANGER_BYTES, MAX_STRANGER_TIME, NotLed, Strangers};
 use gossamer_wire::circuit::CircuitOpen;
 use gossamer_wire::{MeshId, NodeId};
@@ -35,12 +36,9 @@ pub(in crate::transport) struct Leading {
     live: Live,
     peers: Peers,
     metrics: Arc<Metrics>,
-    /// When a refusal was logged last: who asks without end fills no log.
-    told: Mutex<Option<Instant>>,
+    /// Of whose refusals the log has told.
+    told: Mutex<Quiet<IpAddr>>,
 }
-
-/// Pause between two lines about joiners that were not led.
-const TELL_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Leading {
     pub(in crate::transport) fn new(live: Live, peers: Peers, metrics: Arc<Metrics>) -> Self {
@@ -93,7 +91,7 @@ impl Leading {
                 () = async {
                     match counted {
                         Ok((counted, issuer)) => counted.splice(socket, said, issuer).await,
-                        Err(why) => leading.refuse(socket.0, why).await,
+                        Err(why) => leading.refuse(socket.0, source, why).await,
                     }
                 } => {}
             }
@@ -101,19 +99,14 @@ impl Leading {
     }
 
     /// Counts and names who is led nowhere, and tells it in the words of TLS.
-    async fn refuse(&self, mut socket: Socket, why: NotLed) {
+    async fn refuse(&self, mut socket: Socket, source: IpAddr, why: NotLed) {
         self.metrics.joiner_led(why.word());
-        let now = clock::now().mono;
-        let is_quiet = {
+        let named = {
             let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_quiet = told.is_some_and(|at| now.saturating_duration_since(at) < TELL_EVERY);
-            if !is_quiet {
-                *told = Some(now);
-            }
-            is_quiet
+            told.names(network_of(source), clock::now().mono)
         };
-        if !is_quiet {
-            tracing::info!(reason = why.word(), "a joiner was not led to an issuer");
+        if named {
+            tracing::info!(%source, reason = why.word(), "a joiner was not led to an issuer");
         }
         let _ = timeout(LAST_WORDS, async {
             socket.write_all(&alert_of(why)).await?;
@@ -155,7 +148,9 @@ impl Counted {
             stream.send.write_all(&CircuitOpen::Stranger(*source).encode()).await.ok()?;
             Some(stream)
         };
-        let Some(stream) = opened.await else { return leading.refuse(socket, NotLed::NoIssuer).await };
+        let Some(stream) = opened.await else {
+            return leading.refuse(socket, *source, NotLed::NoIssuer).await;
+        };
         leading.metrics.joiner_led("begun");
         let mut moved = [0; 2];
         let ended = pass(socket, &watched, said, stream, &mut moved).await;

@@ -43,24 +43,25 @@ pub(super) async fn relay_of(issuer: &Node) -> Node {
 
 impl Apart {
     async fn new(meddle: Meddle) -> Self {
-        Self::with_relays(meddle, 1).await
+        Self::with_relays(&[meddle]).await
     }
 
-    async fn with_relays(meddle: Meddle, relays: usize) -> Self {
+    /// The first relay comes first.
+    async fn with_relays(meddles: &[Meddle]) -> Self {
         let a = first_node();
         let (mut identity, dir) = a.member("vm-b").await;
         identity.seeds.clear();
         let mut b = start_node(identity, dir);
         let of_b = Arc::clone(&b.identity);
         let (passed, mut tasks, mut ids) = (Arc::default(), JoinSet::new(), Vec::new());
-        for _ in 0..relays {
+        for meddle in meddles {
             let mut r = relay_of(&a).await;
             let of_r = Arc::clone(&r.identity);
             b.peers.learn(of_r.node(), vec![r.address], Source::Hint);
             r.connected_to(&of_b).await;
             b.connected_to(&of_r).await;
             ids.push(of_r.node());
-            tasks.spawn(play(r, Arc::clone(&passed), meddle));
+            tasks.spawn(play(r, Arc::clone(&passed), *meddle));
         }
         // The demultiplexing of B, which the relay module does elsewhere.
         let (flows_in, flows) = mpsc::channel(64);
@@ -89,7 +90,8 @@ async fn sort(mut arrived: mpsc::Receiver<FlowStream>, peers: Peers, flows: mpsc
         let mut record = [0; gossamer_wire::circuit::CIRCUIT_BYTES];
         stream.recv.read_exact(&mut record).await.expect("a record");
         assert_eq!(record[..2], [0xff, 2]);
-        peers.take_circuit(stream, None);
+        let opener = NodeId::from_bytes(record[2..].try_into().expect("an id"));
+        peers.take_circuit(stream, Led::Member(opener));
     }
 }
 
@@ -284,7 +286,8 @@ async fn a_relay_that_leads_to_somebody_else_is_found_out_and_nothing_is_said_to
         let mut record = [0; gossamer_wire::circuit::CIRCUIT_BYTES];
         stream.recv.read_exact(&mut record).await.expect("a record");
         stream.send.write_all(&[0]).await.expect("written");
-        peers.take_circuit(stream, None);
+        let opener = NodeId::from_bytes(record[2..].try_into().expect("an id"));
+        peers.take_circuit(stream, Led::Member(opener));
     };
     let refused =
         || a.metrics.render().contains("gossamer_dial_attempts_failed_total{reason=\"led_nowhere\"}");
@@ -299,6 +302,34 @@ async fn a_relay_that_leads_to_somebody_else_is_found_out_and_nothing_is_said_to
     timeout(SOON, counted).await.expect("found out");
     assert_eq!(is_lane(&a.peers, absent.node()), None);
     assert!(r.metrics.render().contains("gossamer_handshakes_refused_total{reason=\"lane_name\"} 1"));
+}
+
+/// Leads the first message of TLS, with which the handshake ends where it was dialled, and nothing after it.
+fn stalls(before: &[u8], bytes: Vec<u8>) -> Option<Vec<u8>> {
+    Some(if before.is_empty() { bytes } else { Vec::new() })
+}
+
+#[tokio::test]
+async fn a_relay_that_stalls_after_the_handshake_makes_room_for_the_other_and_comes_last_then() {
+    let mut apart = Apart::with_relays(&[stalls, honest]).await;
+    apart.met().await;
+    let Apart { a, b, relay, other, .. } = &mut apart;
+    let of_b = b.identity.node();
+    assert_eq!(a.peers.links.load().get(&of_b).and_then(|link| link.connection.via()), *other);
+    let counted = || {
+        let page = a.metrics.render();
+        let stalled = page.lines().find_map(|line| {
+            line.strip_prefix("gossamer_dial_attempts_failed_total{reason=\"led_nowhere\"} ")
+        });
+        stalled.and_then(|count| count.parse::<u64>().ok())
+    };
+    assert!(counted() >= Some(1), "{:?} through {relay}", counted());
+    for round in 0..3 {
+        let began = tokio::time::Instant::now();
+        let near = timeout(SOON, a.peers.open_flow(of_b)).await.expect("in time").expect("opens");
+        assert_eq!(near.send.via(), *other, "{round}");
+        assert!(began.elapsed() < Duration::from_millis(700), "{round} waited {:?}", began.elapsed());
+    }
 }
 
 /// Waits for a packet of a node.
@@ -317,7 +348,7 @@ async fn packet_of(node: &mut Node, peer: NodeId) -> Vec<u8> {
 
 #[tokio::test]
 async fn packets_go_through_both_relays_and_nothing_else_through_the_second() {
-    let mut apart = Apart::with_relays(honest, 2).await;
+    let mut apart = Apart::with_relays(&[honest, honest]).await;
     apart.met().await;
     let Apart { a, b, relay, other, .. } = &mut apart;
     let (of_a, of_b) = (a.identity.node(), b.identity.node());

@@ -71,7 +71,9 @@ async fn sort(mut arrived: mpsc::Receiver<FlowStream>, peers: Peers) {
         stream.recv.read_exact(&mut record).await.expect("a record");
         let (prefix, id) = record.split_first_chunk().expect("a prefix");
         match CircuitOpen::decode(*prefix, id.try_into().expect("an id")) {
-            Ok(CircuitOpen::Stranger(source)) => peers.take_circuit(stream, Some(source)),
+            Ok(CircuitOpen::Stranger(source)) => {
+                peers.take_circuit(stream, crate::transport::Led::Stranger(source))
+            }
             other => panic!("no stranger: {other:?}"),
         }
     }
