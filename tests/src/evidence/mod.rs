@@ -53,6 +53,7 @@ mod secrets;
 mod selection;
 mod shape;
 mod simulated;
+mod sites;
 mod sizes;
 mod spiffe;
 mod steady;
@@ -165,7 +166,7 @@ pub fn rows() -> Vec<Row> {
             ]
             .concat(),
         )
-        .chain([circuits::ROWS, relayed::ROWS, blind::ROWS].concat())
+        .chain([circuits::ROWS, relayed::ROWS, sites::ROWS, blind::ROWS].concat())
         .collect()
 }
 
