@@ -94,19 +94,23 @@ impl Owner {
 
     /// Notes what a new connection says of being dialled.
     pub(super) fn note_reach(&mut self, greeted: &Greeted) {
-        let (node, source) = (greeted.peer.node, greeted.connection.remote_address().ip());
+        // In a network in memory nothing is between, and no interface tells of it.
+        let is_real = self.move_at.is_some();
+        let source = greeted.connection.remote_address().ip();
+        let is_far =
+            || span(source) == Span::Global && is_from_outside(source, &on_links(), &self.seen.borrow());
         let came = if greeted.connection.via().is_some() {
             Came::ByCircuit
         } else if greeted.dialled {
             let observed = greeted.observed.ip().to_canonical();
-            let may_lapse = may_lapse(observed, is_this_host(observed));
+            let may_lapse = is_real && may_lapse(observed, is_this_host(observed));
             Came::Out { to_relay: greeted.peer.claims.relay, may_lapse }
-        } else if span(source) == Span::Global && is_from_outside(source, &on_links(), &self.seen.borrow()) {
+        } else if !is_real || is_far() {
             Came::InFromOutside
         } else {
             Came::InFromNear
         };
-        self.relaying.core.handle_connected(node, came, clock::now().mono);
+        self.relaying.core.handle_connected(greeted.peer.node, came, clock::now().mono);
     }
 
     /// Chooses the relays anew when that is due, names them, and keeps the ways in from them open.

@@ -50,6 +50,8 @@ pub(super) const ROWS: &[Row] = &[
 const CALLED: Duration = Duration::from_secs(20);
 const ENDED: Duration = Duration::from_secs(3);
 const NEW: Duration = Duration::from_secs(1);
+/// Longer than a hidden node takes to look for its relays.
+const LOOKED: Duration = Duration::from_secs(6);
 
 /// Makes machines with a network of their own behind a router, which translates and lets nothing in, and nothing to `other`.
 fn site(router: &Namespace, other: &str, masquerade: &str, machines: u8) -> Result<Vec<Namespace>> {
@@ -100,9 +102,14 @@ impl Networks {
     }
 
     /// Plays with programs on all inner machines that send back what they read.
-    fn play(&self, run: &Run, play: impl FnOnce(Mesh<'_>) -> Result<String>) -> Result<String> {
+    fn play(
+        &self,
+        run: &Run,
+        has_role: bool,
+        play: impl FnOnce(Mesh<'_>) -> Result<String>,
+    ) -> Result<String> {
         let machines: Vec<_> = self.inner.iter().collect();
-        echoing(&machines, || run.scenario(|lab| play(kept("a mesh", Mesh::new(lab, self, run))?)))
+        echoing(&machines, || run.scenario(|lab| play(kept("a mesh", Mesh::new(lab, self, has_role))?)))
     }
 }
 
@@ -115,13 +122,12 @@ struct Mesh<'a> {
 }
 
 impl<'a> Mesh<'a> {
-    fn new(lab: &Lab, networks: &'a Networks, run: &Run) -> Result<Self> {
+    fn new(lab: &Lab, networks: &'a Networks, has_role: bool) -> Result<Self> {
         let public = networks.segment.machines();
         let (first, others) = public.split_first().context("a machine")?;
         let mut issuer = lab.node_in("issuer", first)?;
         issuer.init("west")?;
         let (mut relays, mut nodes) = (Vec::new(), Vec::new());
-        let has_role = !run.sabotaged || others.len() > 3;
         for (index, machine) in others.iter().take(others.len() - 2).enumerate() {
             let mut relay = lab.node_in(&format!("relay{index}"), machine)?;
             let role: &[&str] = if has_role { &["--role=relay"] } else { &[] };
@@ -178,7 +184,7 @@ impl<'a> Mesh<'a> {
 }
 
 fn sites(run: &Run) -> Result<String> {
-    Networks::new(1, 2, "masquerade fully-random")?.play(run, |mesh| {
+    Networks::new(1, 2, "masquerade fully-random")?.play(run, !run.sabotaged, |mesh| {
         let began = Instant::now();
         let mut longest = Duration::ZERO;
         for pair in mesh.pairs(true) {
@@ -203,7 +209,7 @@ fn sites(run: &Run) -> Result<String> {
 }
 
 fn relays_restart(run: &Run) -> Result<String> {
-    Networks::new(2, 1, "masquerade")?.play(run, |mut mesh| {
+    Networks::new(2, 1, "masquerade")?.play(run, true, |mut mesh| {
         for relay in ["relay0", "relay1"] {
             kept("both relays", mesh.named(relay, CALLED))?;
         }
@@ -215,22 +221,20 @@ fn relays_restart(run: &Run) -> Result<String> {
         if !run.sabotaged {
             mesh.relays[0].run()?;
         }
-        let leads = |from: usize| -> Result<bool> {
-            // It has a connection with the node again, and is named.
-            let relay = &mesh.relays[0];
-            Ok(relay.state_of(&mesh.nodes[from].name)?.as_deref() == Some("alive")
-                && path(relay, &mesh.nodes[from].name)?.0 != "none")
-        };
+        let mut dialled = Vec::new();
         if !run.sabotaged {
-            kept("the relay's connections", until("them", CALLED, || Ok(leads(0)? && leads(1)?)))?;
-            // What it was before may still be in the cards.
-            std::thread::sleep(Duration::from_secs(6));
+            // It has a connection with each again.
+            let relay = &mesh.relays[0];
+            let has = |node: &Node| Ok(!matches!(path(relay, &node.name)?.0.as_str(), "" | "none"));
+            let all = || mesh.nodes.iter().map(has).try_fold(true, |all, one: Result<bool>| Ok(all && one?));
+            kept("the relay's connections", until("them", CALLED, all))?;
+            // The cards may be those from before for a moment.
+            std::thread::sleep(LOOKED);
             kept("the relay in the cards", mesh.named("relay0", CALLED.saturating_sub(began.elapsed())))?;
+            for node in &mesh.nodes {
+                dialled.push(path(node, "relay0")?.0);
+            }
         }
-        let dialled_by = match run.sabotaged {
-            true => String::new(),
-            false => format!("{:?}", [0, 1].map(|node| path(&mesh.nodes[node], "relay0").unwrap_or_default().0)),
-        };
         let again = began.elapsed();
         mesh.relays[1].kill9()?;
         let began = Instant::now();
@@ -242,7 +246,7 @@ fn relays_restart(run: &Run) -> Result<String> {
         mesh.relays[1].run()?;
         kept("the other relay in the cards", mesh.named("relay1", CALLED))?;
         Ok(format!(
-            "the relay was in use {:.1} s after its death, by connections that are {dialled_by} for the nodes; calls passed {:.1} s after the other one's death",
+            "the relay was in use {:.1} s after its death, by connections that are {dialled:?} for the nodes; calls passed {:.1} s after the other one's death",
             again.as_secs_f64(),
             called.as_secs_f64()
         ))
@@ -251,7 +255,7 @@ fn relays_restart(run: &Run) -> Result<String> {
 
 fn both_flushed(run: &Run) -> Result<String> {
     let networks = Networks::new(2, 1, "masquerade random")?;
-    networks.play(run, |mesh| {
+    networks.play(run, true, |mesh| {
         for relay in ["relay0", "relay1"] {
             kept("both relays", mesh.named(relay, CALLED))?;
         }
