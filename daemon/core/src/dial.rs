@@ -57,7 +57,7 @@ pub enum Standing {
 pub struct Dial {
     /// Who must answer.
     pub node: NodeId,
-    /// Where, best first; at least one, unless there are lane addresses.
+    /// Where, best first; at least one, unless there are lane addresses or relays.
     pub addresses: Vec<SocketAddr>,
 }
 
@@ -139,7 +139,6 @@ impl DialBook {
         let deny = self.deny;
         let addresses = addresses.iter().filter_map(|address| deny.check(*address).ok());
         let first = if source == Source::Card { self.first_dial(node, now) } else { now };
-        let warm = self.warm;
         self.rest_for_news_of(node, now);
         let entry = self.entry(node);
         let was_stuck = entry.addresses.usable_from().is_some_and(|from| from > now);
@@ -147,6 +146,25 @@ impl DialBook {
             Source::Card | Source::StoredCard => entry.addresses.set_card(addresses),
             Source::Hint => addresses.for_each(|address| entry.addresses.hint(address)),
         }
+        self.follow_addresses(node, was_stuck, first);
+    }
+
+    /// Takes in whether relays lead to a node: then it can be dialled, as with [`Self::learn_lanes`]. Unless it waits for another
+    /// reason it is dialled at once.
+    pub fn learn_relays(&mut self, node: NodeId, has_relay: bool, now: Instant) {
+        if self.has_room_for(node) {
+            let entry = self.entry(node);
+            let was_stuck = entry.addresses.usable_from().is_some_and(|from| from > now);
+            entry.addresses.has_relay = has_relay;
+            self.follow_addresses(node, was_stuck, now);
+        }
+    }
+
+    /// Lets the state of a node follow its addresses: `first` is when to dial it if it has got its first ones, or if it has had
+    /// none that could be tried.
+    fn follow_addresses(&mut self, node: NodeId, was_stuck: bool, first: Instant) {
+        let warm = self.warm;
+        let Some(entry) = self.entries.get(&node) else { return };
         match (entry.state, entry.has_address()) {
             // It waits, or has to, for the time when an address that is another's here may be tried again.
             (State::Waiting(due), true) => {

@@ -193,6 +193,28 @@ pub fn span(ip: IpAddr) -> Span {
     }
 }
 
+/// The network of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnLink {
+    /// An address in it, for example the interface's.
+    pub address: IpAddr,
+    /// How many bits all its addresses have in common: 0 to 32, or 128 with IPv6; more count as that.
+    pub prefix: u8,
+}
+
+impl OnLink {
+    /// Whether it has the address.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let differ = match (self.address.to_canonical(), ip.to_canonical()) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+            (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return false,
+        };
+        let bits = if self.address.to_canonical().is_ipv4() { 32 } else { 128 };
+        differ >= u32::from(self.prefix).min(bits)
+    }
+}
+
 /// How an own address became known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {

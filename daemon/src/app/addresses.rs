@@ -65,7 +65,7 @@ async fn follow(
             Ok(()) = sources.seen.changed() => {}
             Ok(()) = sources.relays.changed() => {
                 let relays = sources.relays.borrow_and_update().clone();
-                tracing::info!(?relays, "nobody has dialled this node unasked: these relays lead to it");
+                tracing::info!(?relays, "nobody from another network has dialled this node unasked: these relays lead to it");
                 let _ = catalog.send(catalog::Command::Relays(relays)).await;
                 continue;
             }

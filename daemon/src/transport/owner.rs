@@ -198,7 +198,7 @@ pub(super) struct Owner {
     pub(super) book: DialBook,
     sightings: Sightings,
     /// Where peers agree to see this node.
-    seen: watch::Sender<Vec<SocketAddr>>,
+    pub(super) seen: watch::Sender<Vec<SocketAddr>>,
     /// The relays of this node, and of others.
     pub(super) relaying: Relaying,
     pub(super) current: BTreeMap<NodeId, Arc<Link>>,
@@ -291,6 +291,8 @@ impl Owner {
             if identity.by_lane {
                 self.ways.handle_detour(seed.node, Detour::Lane, clock::now().mono);
             }
+            // An earlier run of this node may have sent it something a moment ago.
+            self.relaying.core.handle_sent(seed.node, clock::now().mono);
             self.learn_lanes(seed.node, seed.lanes.clone());
             self.book.learn(seed.node, &seed.addresses, Source::Hint, clock::now().mono);
         }

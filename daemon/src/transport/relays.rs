@@ -3,14 +3,17 @@
 //! Owns: the choice, and what cards say of the relays of others. Must not know: streams, what circuits carry. Driven by: `owner`.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use nix::sys::socket::SockaddrStorage;
 use tokio::sync::watch;
 
 use gossamer_core::astray::{Astray, AstrayRelays};
-use gossamer_core::relays::{Candidate, Relays};
+use gossamer_core::reach::{OnLink, Span, span};
+use gossamer_core::relays::{Came, Candidate, Relays, is_from_outside, may_lapse};
 use gossamer_wire::NodeId;
 use gossamer_wire::frame::{Frame, Purpose};
 
@@ -21,6 +24,7 @@ use super::hello::Greeted;
 use super::lane::Opener;
 use super::link::Link;
 use super::owner::Owner;
+use crate::clients::is_this_host;
 use crate::clock;
 use crate::identity::Live;
 
@@ -54,11 +58,14 @@ impl Relaying {
 impl Owner {
     /// Takes in what a node's card says. Whom only relays lead to is dialled when they become known.
     pub(super) fn learn_relays(&mut self, node: NodeId, relays: Vec<NodeId>) {
+        let now = clock::now().mono;
+        self.book.learn_relays(node, !relays.is_empty(), now);
         if relays.is_empty() {
             self.relaying.of.remove(&node);
             return;
         }
-        let is_news = self.relaying.of.insert(node, relays).is_none();
+        let before = self.relaying.of.insert(node, relays.clone()).unwrap_or_default();
+        let is_news = relays.iter().any(|relay| !before.contains(relay));
         if !is_news || self.current.contains_key(&node) {
             return;
         }
@@ -67,10 +74,11 @@ impl Owner {
             let (purpose, by, opener) = (Purpose::Control, By::Circuit, Opener::Dialler);
             return self.dial(Errand { node, purpose, by, opener }, self.place(node, Vec::new()));
         }
-        self.book.reach(node, clock::now().mono);
+        self.book.reach(node, now);
     }
 
-    /// Returns the relays to try for a node: what its card says, else what leads to it now. None of them is this node.
+    /// Returns the relays to try for a node: what its card says, and what leads to it now. None of them is this node. Those that
+    /// are connected come first, the nearest of them before the others; of the rest the node's own order holds.
     pub(super) fn relays_of(&self, node: NodeId) -> Vec<NodeId> {
         let named = self.relaying.of.get(&node).cloned().unwrap_or_default();
         let current = self.current.get(&node).and_then(|link| link.connection.via());
@@ -79,8 +87,9 @@ impl Owner {
         relays.retain(|relay| *relay != node && seen.insert(*relay));
         // Who has led astray is tried last, and one that is connected need not be dialled first.
         relays.sort_by_key(|relay| {
-            let is_far = self.current.get(relay).is_none_or(|link| link.connection.via().is_some());
-            (self.relaying.astray.is_astray(*relay, node), is_far)
+            let link = self.current.get(relay).filter(|link| link.connection.via().is_none());
+            let rtt = link.map_or(Duration::MAX, |link| link.connection.rtt());
+            (self.relaying.astray.is_astray(*relay, node), rtt)
         });
         relays
     }
@@ -91,8 +100,23 @@ impl Owner {
 
     /// Notes what a new connection says of being dialled.
     pub(super) fn note_reach(&mut self, greeted: &Greeted) {
-        let came_in = !greeted.dialled && greeted.connection.via().is_none();
-        self.relaying.core.handle_connected(greeted.peer.node, came_in, clock::now().mono);
+        // In a network in memory nothing is between, and no interface tells of it.
+        let is_real = self.move_at.is_some();
+        let source = greeted.connection.remote_address().ip();
+        let is_far =
+            || span(source) == Span::Global && is_from_outside(source, &on_links(), &self.seen.borrow());
+        let came = if greeted.connection.via().is_some() {
+            Came::ByCircuit
+        } else if greeted.dialled {
+            let observed = greeted.observed.ip().to_canonical();
+            let may_lapse = is_real && may_lapse(observed, is_this_host(observed));
+            Came::Out { to_relay: greeted.peer.claims.relay, may_lapse }
+        } else if !is_real || is_far() {
+            Came::InFromOutside
+        } else {
+            Came::InFromNear
+        };
+        self.relaying.core.handle_connected(greeted.peer.node, came, clock::now().mono);
     }
 
     /// Notes relays that have not led to the node although they said so, and tells who is to be named for it.
@@ -150,18 +174,55 @@ impl Owner {
         }
         if self.relaying.core.keeps_alive(now) {
             for link in self.relaying.core.chosen().iter().filter_map(|relay| self.current.get(relay)) {
-                match link.connection {
-                    Connection::Quic(_) => drop(link.connection.send_datagram(Bytes::new())),
-                    // Its answer is nobody's.
-                    Connection::Lane(_) => drop(link.send_frame(&Frame::Ping(u64::MAX))),
-                }
+                keep_open(link);
             }
+        }
+        while let Some(node) = self.relaying.core.next_open(now) {
+            self.current.get(&node).into_iter().for_each(|link| keep_open(link));
         }
     }
 }
 
-/// A relay that this node has dialled can be dialled, at least from here.
+/// Sends what makes whatever is between remember the way.
+fn keep_open(link: &Link) {
+    match link.connection {
+        Connection::Quic(_) => drop(link.connection.send_datagram(Bytes::new())),
+        // Its answer is nobody's.
+        Connection::Lane(_) => drop(link.send_frame(&Frame::Ping(u64::MAX))),
+    }
+}
+
+/// Returns the networks that the interfaces of this machine are in.
+fn on_links() -> Vec<OnLink> {
+    let ip = |storage: Option<SockaddrStorage>| {
+        let storage = storage?;
+        let v4 = storage.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| storage.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    };
+    let all = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| {
+        let prefix = match ip(interface.netmask) {
+            Some(IpAddr::V4(mask)) => mask.to_bits().leading_ones(),
+            Some(IpAddr::V6(mask)) => mask.to_bits().leading_ones(),
+            // The address alone.
+            None => 128,
+        };
+        Some(OnLink { address: ip(interface.address)?, prefix: u8::try_from(prefix).unwrap_or(u8::MAX) })
+    });
+    all.collect()
+}
+
 fn candidate((node, link): (&NodeId, &Arc<Link>)) -> Option<Candidate> {
-    let is_one = link.is_relay && link.dialled && link.connection.via().is_none();
+    let is_one = link.is_relay && link.connection.via().is_none();
     is_one.then(|| Candidate { rtt: link.connection.rtt(), node: *node })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_networks_of_interfaces_are_read_with_their_prefixes() {
+        let loopback = OnLink { address: IpAddr::from([127, 0, 0, 1]), prefix: 8 };
+        assert!(on_links().contains(&loopback), "{:?}", on_links());
+    }
 }

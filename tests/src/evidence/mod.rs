@@ -55,6 +55,7 @@ mod secrets;
 mod selection;
 mod shape;
 mod simulated;
+mod sites;
 mod sizes;
 mod spiffe;
 mod steady;
@@ -167,7 +168,9 @@ pub fn rows() -> Vec<Row> {
             ]
             .concat(),
         )
-        .chain([circuits::ROWS, closing::ROWS, relayed::ROWS, blind::ROWS, astray::ROWS].concat())
+        .chain(
+            [circuits::ROWS, closing::ROWS, relayed::ROWS, sites::ROWS, blind::ROWS, astray::ROWS].concat(),
+        )
         .collect()
 }
 

@@ -87,39 +87,46 @@ impl Two {
 
     /// Returns what each has seen of the other: changes of state since `since` seconds.
     fn changes(&self) -> Result<Vec<String>> {
-        let mut all = Vec::new();
-        for (node, other) in [(&self.a, &self.b), (&self.b, &self.a)] {
-            let events = node.ok(&["events"])?;
-            let is_change = |line: &&str| {
-                line.contains(&format!(" {} ", other.name))
-                    && ["-> suspect", "-> down"].iter().any(|word| line.contains(word))
-            };
-            all.extend(events.lines().filter(is_change).map(str::to_owned));
-        }
-        Ok(all)
+        Ok([doubts(&self.a, "b")?, doubts(&self.b, "a")?].concat())
     }
 }
 
+/// Returns the events in which a node has taken another one for suspect or down.
+pub(super) fn doubts(node: &Node, other: &str) -> Result<Vec<String>> {
+    let events = node.ok(&["events"])?;
+    let is_doubt = |line: &&str| {
+        line.contains(&format!(" {other} "))
+            && ["-> suspect", "-> down"].iter().any(|word| line.contains(word))
+    };
+    Ok(events.lines().filter(is_doubt).map(str::to_owned).collect())
+}
+
 fn offer(server: &Node, caller: &Node, name: &str) -> Result<SocketAddr> {
-    server.ok(&["expose", &format!("{name}:{PORT}"), &format!("127.0.0.1:{PORT}")])?;
+    expose(server, name)?;
     find(caller, name)
 }
 
-/// Asks for a service, which opens its virtual address, and waits until it is usable.
-fn find(caller: &Node, name: &str) -> Result<SocketAddr> {
+/// Offers what listens on the node's machine, as `echoing` makes it do.
+pub(super) fn expose(server: &Node, name: &str) -> Result<String> {
+    server.ok(&["expose", &format!("{name}:{PORT}"), &format!("127.0.0.1:{PORT}")])
+}
+
+/// Asks for a service, which opens its virtual address, and waits until it is usable. All of them are at one port.
+pub(super) fn find(caller: &Node, name: &str) -> Result<SocketAddr> {
     let vip = caller.resolver()?.address(&format!("{name}.mesh.internal"), SEEN)?;
     until(name, SEEN, || Ok(caller.json(&["services", name])?.to_string().contains("\"usable\"")))?;
     Ok((vip, PORT).into())
 }
 
-fn echoing<T>(machines: [&Namespace; 2], play: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Lets a program on each machine send back what it reads.
+pub(super) fn echoing<T>(machines: &[&Namespace], play: impl FnOnce() -> Result<T>) -> Result<T> {
     let listen = || Target::at(([127, 0, 0, 1], PORT).into(), Manner::Echoes);
     let targets = machines.iter().map(|machine| machine.enter(listen)?).collect::<Result<Vec<_>>>()?;
     serve_all(&targets, play)
 }
 
 /// Returns the kind and the other end of the path to a node.
-fn path(node: &Node, to: &str) -> Result<(String, String)> {
+pub(super) fn path(node: &Node, to: &str) -> Result<(String, String)> {
     let nodes = node.json(&["nodes"])?;
     let row =
         nodes.as_array().into_iter().flatten().find(|row| row["name"] == to).cloned().unwrap_or_default();
@@ -142,7 +149,7 @@ fn keep_from(machine: &Namespace, chain: &str) -> Result<()> {
 fn one_sided(run: &Run) -> Result<String> {
     let segment = Segment::new(2)?;
     let [here, there] = segment.machines() else { unreachable!("two machines were made") };
-    echoing([here, there], || {
+    echoing(&[here, there], || {
         run.scenario(|lab| {
             keep_from(there, "input")?;
             let mut two = Two::new(lab.node_in("a", here)?, lab.node_in("b", there)?)?;
@@ -198,17 +205,15 @@ fn talk(at: SocketAddr, stop: &AtomicBool) -> Result<Talked> {
 }
 
 /// Lets a client of each side talk while something happens, and for so long after it. Returns how each fared, in words.
-fn talking(
-    two: &Two,
-    machines: [&Namespace; 2],
+pub(super) fn talking(
+    clients: [(&Namespace, SocketAddr); 2],
     limit: Duration,
     happen: impl FnOnce() -> Result<()>,
 ) -> Result<String> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let stop = &stop;
-        let clients = [("A's", machines[0], two.of_b), ("B's", machines[1], two.of_a)]
-            .map(|(whose, machine, at)| (whose, scope.spawn(move || machine.enter(|| talk(at, stop)))));
+        let clients = clients.map(|(machine, at)| scope.spawn(move || machine.enter(|| talk(at, stop))));
         std::thread::sleep(Duration::from_secs(1));
         let began = Instant::now();
         let happened = happen();
@@ -216,7 +221,7 @@ fn talking(
         stop.store(true, Ordering::Relaxed);
         happened?;
         let mut said = Vec::new();
-        for (whose, client) in clients {
+        for (whose, client) in ["A's", "B's"].into_iter().zip(clients) {
             let talked = client.join().map_err(|_| anyhow::anyhow!("a client panicked"))???;
             let took = talked.ended.map_or(talked.longest, |ended| ended.saturating_duration_since(began));
             let how = if talked.ended.is_some() { "ended" } else { "went on" };
@@ -227,7 +232,7 @@ fn talking(
     })
 }
 
-fn id_of(node: &Node, other: &str) -> Result<Value> {
+pub(super) fn id_of(node: &Node, other: &str) -> Result<Value> {
     let nodes = node.json(&["nodes"])?;
     let row = nodes.as_array().into_iter().flatten().find(|row| row["name"] == other).cloned();
     row.map(|row| row["id"].clone()).context("the other node")
@@ -241,13 +246,13 @@ fn rebinding(run: &Run) -> Result<String> {
     router.nft(
         "table ip home { chain out { type nat hook postrouting priority 100; oifname eth0 masquerade random; }; }",
     )?;
-    echoing([here, there], || {
+    echoing(&[here, there], || {
         run.scenario(|lab| {
             let two = Two::new(lab.node_in("a", here)?, lab.node_in("b", there)?)?;
             let before = path(&two.a, "b")?;
             promise!(before.0 == "inbound", "A names the path {before:?}");
             two.call(here, there, CALLED)?;
-            let said = talking(&two, [here, there], Duration::from_secs(3), || {
+            let said = talking([(here, two.of_b), (there, two.of_a)], Duration::from_secs(3), || {
                 // The kernel forgets what it translates to the address of an interface that goes down.
                 router.ip(&["link", "set", "eth0", "down"])?;
                 if run.sabotaged { Ok(()) } else { router.ip(&["link", "set", "eth0", "up"]) }
@@ -274,7 +279,7 @@ fn moved(run: &Run) -> Result<String> {
     let [here, there] = segment.machines() else { unreachable!("two machines were made") };
     let mut rows = Vec::new();
     for b_dialled in [true, false] {
-        let words = echoing([here, there], || {
+        let words = echoing(&[here, there], || {
             run.scenario(|lab| {
                 let mut two = Two::new(lab.node_in("a", here)?, lab.node_in("b", there)?)?;
                 if !b_dialled {
@@ -290,7 +295,7 @@ fn moved(run: &Run) -> Result<String> {
                 promise!(path(&two.a, "b")?.0 == wanted, "A names the path {:?}", path(&two.a, "b")?);
                 two.call(here, there, CALLED)?;
                 let id = id_of(&two.a, "b")?;
-                let said = talking(&two, [here, there], Duration::from_secs(3), || {
+                let said = talking([(here, two.of_b), (there, two.of_a)], Duration::from_secs(3), || {
                     there.ip(&["addr", "del", "10.77.0.11/24", "dev", "eth0"])?;
                     let new = ["addr", "add", "10.77.0.61/24", "dev", "eth0"];
                     if run.sabotaged { Ok(()) } else { there.ip(&new) }

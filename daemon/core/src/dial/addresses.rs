@@ -20,6 +20,8 @@ pub(super) struct Addresses {
     hints: Vec<SocketAddr>,
     /// Whether lane addresses lead to it as well, which somebody else keeps.
     pub(super) has_lane: bool,
+    /// Whether relays lead to it, likewise.
+    pub(super) has_relay: bool,
     /// Where a dial reached the node last.
     good: Option<SocketAddr>,
     /// Addresses at which somebody else answered, all of them among the above.
@@ -66,7 +68,7 @@ impl Addresses {
     }
 
     pub(super) const fn is_empty(&self) -> bool {
-        self.card.is_empty() && self.hints.is_empty() && !self.has_lane
+        self.card.is_empty() && self.hints.is_empty() && !self.has_detour()
     }
 
     /// Returns where to dial now, best first: where it was reached last, then the card's and the others, families in turns.
@@ -80,7 +82,12 @@ impl Addresses {
     /// Returns from when on there is something to dial; `None` when there is now, or nothing at all.
     pub(super) fn usable_from(&self) -> Option<Instant> {
         let has_good = self.all().any(|address| !self.wrong.contains_key(&address));
-        self.wrong.values().map(|wrong| wrong.until).min().filter(|_| !has_good && !self.has_lane)
+        self.wrong.values().map(|wrong| wrong.until).min().filter(|_| !has_good && !self.has_detour())
+    }
+
+    /// Whether something else leads to it than its addresses.
+    const fn has_detour(&self) -> bool {
+        self.has_lane || self.has_relay
     }
 
     fn all(&self) -> impl Iterator<Item = SocketAddr> {

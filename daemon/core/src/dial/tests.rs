@@ -526,6 +526,38 @@ fn a_node_with_a_lane_address_is_dialled_without_any_other_and_while_the_others_
 }
 
 #[test]
+fn a_node_that_relays_lead_to_is_dialled_without_an_address_and_while_its_addresses_rest() {
+    let now = start();
+    let mut book = book();
+    book.set_standing(node(1), Standing::Live, now);
+    assert_eq!(book.next_deadline(), None, "nothing leads to it");
+    book.learn_relays(node(1), true, now);
+    assert_eq!(book.next_dial(now), Some(Dial { node: node(1), addresses: Vec::new() }));
+    book.learn_relays(node(1), false, now);
+    book.failed(node(1), now);
+    assert_eq!(book.next_deadline(), None, "again nothing does");
+    // Both networks have the same addresses: the only one of its card is this node's own here.
+    let mut book = book_of_one(now);
+    book.set_standing(node(1), Standing::Live, now);
+    let only = book.next_dial(now).expect("due").addresses[0];
+    book.met_another(node(1), only, now);
+    book.failed(node(1), now);
+    assert!(book.next_deadline().expect("waits") > now + 10 * SECOND);
+    let later = now + SECOND;
+    book.learn_relays(node(1), true, later);
+    assert_eq!(book.next_dial(later), Some(Dial { node: node(1), addresses: Vec::new() }));
+    book.failed(node(1), later);
+    let again = book.next_deadline().expect("waits");
+    assert!(again < later + 5 * SECOND, "only its failures count");
+    book.learn_relays(node(1), false, later);
+    assert_eq!(book.next_deadline(), Some(now + 30 * SECOND), "as before");
+    book.reach(node(1), later);
+    book.learn_relays(node(1), true, later);
+    book.reach(node(1), later);
+    assert!(book.next_deadline().expect("waits") < again);
+}
+
+#[test]
 fn a_card_that_leaves_only_anothers_address_waits_for_it() {
     let now = start();
     let mut book = book_of_one(now);
