@@ -378,8 +378,8 @@ async fn a_joiner_that_talks_nonsense_is_counted_and_let_go() {
 async fn a_second_machine_with_the_identity_of_this_node_is_turned_away() {
     let mut a = first_node();
     let copy = Raw::new((*a.identity).clone(), tempfile::tempdir().expect("scratch"));
-    let greeted = copy.dial(a.address, Purpose::Control, 1).await;
-    assert_eq!(close_code(&greeted.connection).await, CLOSE_TWICE);
+    let connection = copy.shake_hands(a.address).await;
+    assert_eq!(copy.refused(&connection, Purpose::Control, 1).await, CLOSE_TWICE);
     assert_eq!(a.peers.connected(), 0);
     let told = a.membership.try_recv();
     assert!(matches!(told, Ok(ToMembership::Twice { node, .. }) if node == a.identity.node()), "{told:?}");

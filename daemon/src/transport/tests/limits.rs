@@ -117,8 +117,8 @@ async fn a_fifth_data_connection_is_closed() {
     for _ in 0..4 {
         data.push(greedy(&raw, a.address, Some(Purpose::Data)).await);
     }
-    let fifth = greedy(&raw, a.address, Some(Purpose::Data)).await;
-    assert_eq!(close_code(&fifth).await, CLOSE_DUPLICATE);
+    let fifth = greedy(&raw, a.address, None).await;
+    assert_eq!(raw.refused(&fifth, Purpose::Data, 1).await, CLOSE_DUPLICATE);
 }
 
 #[tokio::test]

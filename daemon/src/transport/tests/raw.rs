@@ -68,6 +68,15 @@ impl Raw {
         timeout(SOON, greeter.greet(connection.into(), purpose)).await.expect("in time").expect("greets")
     }
 
+    /// Greets on a connection that the other side closes for it, and returns its code. The answer to the hello may be seen
+    /// before that or not.
+    pub(super) async fn refused(&self, connection: &Connection, purpose: Purpose, nonce: u64) -> u32 {
+        let greeter = self.greeter(nonce);
+        let _answer =
+            timeout(SOON, greeter.greet(connection.clone().into(), purpose)).await.expect("in time");
+        close_code(connection).await
+    }
+
     /// Takes a connection that comes in, without its hello.
     pub(super) async fn accept(&self) -> Connection {
         let incoming = timeout(SOON, self.endpoints.endpoint.accept()).await.expect("in time");

@@ -25,8 +25,8 @@ async fn a_process_that_comes_back_after_another_shows_that_its_node_runs_twice(
     let _again = raw.dial(a.address, Purpose::Control, 1).await;
     assert_eq!(close_code(&second.connection).await, CLOSE_TWICE, "the later process has to go");
     assert_eq!(told_twice(&mut a).await.0, raw.identity.node());
-    let third = raw.dial(a.address, Purpose::Control, 2).await;
-    assert_eq!(close_code(&third.connection).await, CLOSE_TWICE, "as often as it comes");
+    let third = raw.shake_hands(a.address).await;
+    assert_eq!(raw.refused(&third, Purpose::Control, 2).await, CLOSE_TWICE, "as often as it comes");
 }
 
 #[tokio::test]
