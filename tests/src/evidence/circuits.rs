@@ -76,7 +76,7 @@ const ROUNDS: u32 = 5;
 const CALM: Duration = Duration::from_secs(2);
 const ATTACKED: Duration = Duration::from_secs(3);
 /// What p99 beside an attack may be above twice that of the calm: the attacker runs on this machine, too.
-const FLOOR: Duration = Duration::from_millis(5);
+pub(super) const FLOOR: Duration = Duration::from_millis(5);
 /// What relay and node may grow by, KiB.
 const GROWTH_KIB: u64 = 24 << 10;
 const DIRECT: Duration = Duration::from_secs(30);
@@ -155,7 +155,8 @@ impl Hidden {
             listeners.push(listener);
             targets.push(target);
         }
-        let vips = [offer(&nodes[1], &nodes[0], targets[1])?, offer(&nodes[0], &nodes[1], targets[0])?];
+        let [a, b] = [&nodes[0], &nodes[1]];
+        let vips = [offer(b, a, "on-b", targets[1])?, offer(a, b, "on-a", targets[0])?];
         let nodes = <[Node; 2]>::try_from(nodes).ok().context("two nodes")?;
         let listeners = <[TcpListener; 2]>::try_from(listeners).ok().context("two listeners")?;
         Ok(Self { issuer, relays, nodes, listeners, vips })
@@ -171,12 +172,11 @@ impl Hidden {
     }
 }
 
-/// Offers the service of a node by its name, and returns where the other one finds it.
-fn offer(server: &Node, caller: &Node, target: SocketAddr) -> Result<SocketAddr> {
-    let name = format!("on-{}", server.name);
+/// Offers a service of one node, and returns where the other one finds it.
+pub(super) fn offer(server: &Node, caller: &Node, name: &str, target: SocketAddr) -> Result<SocketAddr> {
     server.ok(&["expose", &format!("{name}:{PORT}"), &target.to_string()])?;
     let vip = caller.resolver()?.address(&format!("{name}.mesh.internal"), SEEN)?;
-    until(&name, SEEN, || Ok(caller.json(&["services", &name])?.to_string().contains("\"usable\"")))?;
+    until(name, SEEN, || Ok(caller.json(&["services", name])?.to_string().contains("\"usable\"")))?;
     Ok((vip, PORT).into())
 }
 
@@ -449,7 +449,7 @@ fn refused(run: &Run) -> Result<String> {
 }
 
 /// Lets a daemon run for a tenth of the time only.
-fn throttle<'scope>(
+pub(super) fn throttle<'scope>(
     node: &Node,
     stop: &'scope AtomicBool,
     scope: &'scope std::thread::Scope<'scope, '_>,
@@ -467,7 +467,11 @@ fn throttle<'scope>(
 }
 
 /// Sends a few bytes to and fro for a time, and returns how long each round took.
-fn exchanged(client: &mut TcpStream, program: &mut TcpStream, time: Duration) -> Result<Vec<Duration>> {
+pub(super) fn exchanged(
+    client: &mut TcpStream,
+    program: &mut TcpStream,
+    time: Duration,
+) -> Result<Vec<Duration>> {
     client.set_nodelay(true)?;
     program.set_nodelay(true)?;
     let (began, mut all, mut bytes) = (Instant::now(), Vec::new(), [7; 16]);

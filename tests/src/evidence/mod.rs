@@ -61,6 +61,7 @@ mod spiffe;
 mod steady;
 mod traces;
 mod trust;
+mod unread;
 mod vips;
 mod visible;
 mod vms;
@@ -169,7 +170,16 @@ pub fn rows() -> Vec<Row> {
             .concat(),
         )
         .chain(
-            [circuits::ROWS, closing::ROWS, relayed::ROWS, sites::ROWS, blind::ROWS, astray::ROWS].concat(),
+            [
+                circuits::ROWS,
+                closing::ROWS,
+                unread::ROWS,
+                relayed::ROWS,
+                sites::ROWS,
+                blind::ROWS,
+                astray::ROWS,
+            ]
+            .concat(),
         )
         .collect()
 }

@@ -58,7 +58,8 @@ const ON_THE_WAY: u64 = 24 << 20;
 /// What a daemon may grow by meanwhile, KiB: windows are a part of what is on the way.
 const GROWTH_KIB: u64 = 16 << 10;
 
-struct Stop<'a>(&'a AtomicBool);
+/// Tells threads to stop when the promise has been looked at.
+pub(super) struct Stop<'a>(pub(super) &'a AtomicBool);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
@@ -187,7 +188,7 @@ fn move_all(address: SocketAddr) -> Result<Duration> {
 }
 
 /// Sends so many bytes to each client that asks, each in a thread of its own.
-fn give<'scope>(
+pub(super) fn give<'scope>(
     scope: &'scope std::thread::Scope<'scope, '_>,
     listener: &TcpListener,
     bytes: u64,
